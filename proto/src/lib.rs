@@ -1,0 +1,14 @@
+//! What two of Berth's processes must agree on: protocol messages and names. No I/O.
+
+pub mod digest;
+pub mod id;
+pub mod image_ref;
+pub mod kind;
+pub mod stdio;
+pub mod typeurl;
+
+#[allow(missing_docs, unreachable_pub, clippy::all, rustdoc::all)]
+mod generated {
+    include!("gen/mod.rs");
+}
+pub use generated::{berth, containerd, google};

@@ -1,0 +1,1 @@
+//! Linux as safe functions.
