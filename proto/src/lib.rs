@@ -8,6 +8,7 @@ pub mod stdio;
 pub mod typeurl;
 
 #[allow(missing_docs, unreachable_pub, clippy::all, rustdoc::all)]
+#[rustfmt::skip]
 mod generated {
     include!("gen/mod.rs");
 }

@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 fn proto_files(folder: &Path, found: &mut Vec<std::path::PathBuf>) {
-    let mut entries: Vec<_> = fs::read_dir(folder).expect("read api folder").map(|e| e.expect("entry").path()).collect();
+    let mut entries: Vec<_> =
+        fs::read_dir(folder).expect("read api folder").map(|e| e.expect("entry").path()).collect();
     entries.sort();
     for path in entries {
         if path.is_dir() {
@@ -30,12 +31,15 @@ fn generated_code_is_current() {
     proto_files(&api, &mut files);
     let descriptors = protox::compile(&files, [&api]).expect("compile api/*.proto");
     let out = tempfile::tempdir().expect("temp dir");
+    let mut messages = prost_build::Config::new();
+    messages.enable_type_names();
     tonic_prost_build::configure()
         .out_dir(out.path())
         .include_file("mod.rs")
         .emit_rerun_if_changed(false)
-        // Descriptors and mounts are compared and put into sets.
-        .compile_fds(descriptors)
+        // Task has a call named Connect, which the transport's own `connect` would clash with.
+        .build_transport(false)
+        .compile_fds_with_config(descriptors, messages)
         .expect("generate");
     let fresh = read_all(out.path());
     if std::env::var_os("BERTH_REGENERATE").is_some() {
@@ -48,7 +52,10 @@ fn generated_code_is_current() {
     }
     let old = read_all(&committed);
     for (name, text) in &fresh {
-        assert!(old.get(name) == Some(text), "src/gen/{name} is stale: BERTH_REGENERATE=1 cargo test -p proto --test generated");
+        assert!(
+            old.get(name) == Some(text),
+            "src/gen/{name} is stale: BERTH_REGENERATE=1 cargo test -p proto --test generated"
+        );
     }
     assert_eq!(old.len(), fresh.len(), "src/gen holds files that nothing generates");
 }

@@ -18,8 +18,28 @@ pub struct AttachRequest {
     #[prost(bool, tag = "6")]
     pub close_stdin: bool,
 }
+impl ::prost::Name for AttachRequest {
+    const NAME: &'static str = "AttachRequest";
+    const PACKAGE: &'static str = "berth.streams.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "berth.streams.v1.AttachRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/berth.streams.v1.AttachRequest".into()
+    }
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AttachResponse {}
+impl ::prost::Name for AttachResponse {
+    const NAME: &'static str = "AttachResponse";
+    const PACKAGE: &'static str = "berth.streams.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "berth.streams.v1.AttachResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/berth.streams.v1.AttachResponse".into()
+    }
+}
 /// Generated client implementations.
 pub mod streams_client {
     #![allow(
@@ -34,17 +54,6 @@ pub mod streams_client {
     #[derive(Debug, Clone)]
     pub struct StreamsClient<T> {
         inner: tonic::client::Grpc<T>,
-    }
-    impl StreamsClient<tonic::transport::Channel> {
-        /// Attempt to create a new client by connecting to a given endpoint.
-        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
-        where
-            D: TryInto<tonic::transport::Endpoint>,
-            D::Error: Into<StdError>,
-        {
-            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
-            Ok(Self::new(conn))
-        }
     }
     impl<T> StreamsClient<T>
     where

@@ -24,6 +24,16 @@ pub struct Options {
     #[prost(string, tag = "11")]
     pub criu_work_path: ::prost::alloc::string::String,
 }
+impl ::prost::Name for Options {
+    const NAME: &'static str = "Options";
+    const PACKAGE: &'static str = "containerd.runc.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.runc.v1.Options".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.runc.v1.Options".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CheckpointOptions {
     #[prost(bool, tag = "1")]
@@ -45,8 +55,28 @@ pub struct CheckpointOptions {
     #[prost(string, tag = "9")]
     pub work_path: ::prost::alloc::string::String,
 }
+impl ::prost::Name for CheckpointOptions {
+    const NAME: &'static str = "CheckpointOptions";
+    const PACKAGE: &'static str = "containerd.runc.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.runc.v1.CheckpointOptions".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.runc.v1.CheckpointOptions".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ProcessDetails {
     #[prost(string, tag = "1")]
     pub exec_id: ::prost::alloc::string::String,
+}
+impl ::prost::Name for ProcessDetails {
+    const NAME: &'static str = "ProcessDetails";
+    const PACKAGE: &'static str = "containerd.runc.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.runc.v1.ProcessDetails".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.runc.v1.ProcessDetails".into()
+    }
 }

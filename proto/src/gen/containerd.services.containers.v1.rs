@@ -37,36 +37,116 @@ pub mod container {
         #[prost(message, optional, tag = "2")]
         pub options: ::core::option::Option<::prost_types::Any>,
     }
+    impl ::prost::Name for Runtime {
+        const NAME: &'static str = "Runtime";
+        const PACKAGE: &'static str = "containerd.services.containers.v1";
+        fn full_name() -> ::prost::alloc::string::String {
+            "containerd.services.containers.v1.Container.Runtime".into()
+        }
+        fn type_url() -> ::prost::alloc::string::String {
+            "/containerd.services.containers.v1.Container.Runtime".into()
+        }
+    }
+}
+impl ::prost::Name for Container {
+    const NAME: &'static str = "Container";
+    const PACKAGE: &'static str = "containerd.services.containers.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.containers.v1.Container".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.containers.v1.Container".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetContainerRequest {
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
 }
+impl ::prost::Name for GetContainerRequest {
+    const NAME: &'static str = "GetContainerRequest";
+    const PACKAGE: &'static str = "containerd.services.containers.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.containers.v1.GetContainerRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.containers.v1.GetContainerRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GetContainerResponse {
     #[prost(message, optional, tag = "1")]
     pub container: ::core::option::Option<Container>,
+}
+impl ::prost::Name for GetContainerResponse {
+    const NAME: &'static str = "GetContainerResponse";
+    const PACKAGE: &'static str = "containerd.services.containers.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.containers.v1.GetContainerResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.containers.v1.GetContainerResponse".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListContainersRequest {
     #[prost(string, repeated, tag = "1")]
     pub filters: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
+impl ::prost::Name for ListContainersRequest {
+    const NAME: &'static str = "ListContainersRequest";
+    const PACKAGE: &'static str = "containerd.services.containers.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.containers.v1.ListContainersRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.containers.v1.ListContainersRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListContainersResponse {
     #[prost(message, repeated, tag = "1")]
     pub containers: ::prost::alloc::vec::Vec<Container>,
+}
+impl ::prost::Name for ListContainersResponse {
+    const NAME: &'static str = "ListContainersResponse";
+    const PACKAGE: &'static str = "containerd.services.containers.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.containers.v1.ListContainersResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.containers.v1.ListContainersResponse".into()
+    }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateContainerRequest {
     #[prost(message, optional, tag = "1")]
     pub container: ::core::option::Option<Container>,
 }
+impl ::prost::Name for CreateContainerRequest {
+    const NAME: &'static str = "CreateContainerRequest";
+    const PACKAGE: &'static str = "containerd.services.containers.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.containers.v1.CreateContainerRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.containers.v1.CreateContainerRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateContainerResponse {
     #[prost(message, optional, tag = "1")]
     pub container: ::core::option::Option<Container>,
+}
+impl ::prost::Name for CreateContainerResponse {
+    const NAME: &'static str = "CreateContainerResponse";
+    const PACKAGE: &'static str = "containerd.services.containers.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.containers.v1.CreateContainerResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.containers.v1.CreateContainerResponse".into()
+    }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UpdateContainerRequest {
@@ -75,20 +155,60 @@ pub struct UpdateContainerRequest {
     #[prost(message, optional, tag = "2")]
     pub update_mask: ::core::option::Option<::prost_types::FieldMask>,
 }
+impl ::prost::Name for UpdateContainerRequest {
+    const NAME: &'static str = "UpdateContainerRequest";
+    const PACKAGE: &'static str = "containerd.services.containers.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.containers.v1.UpdateContainerRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.containers.v1.UpdateContainerRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UpdateContainerResponse {
     #[prost(message, optional, tag = "1")]
     pub container: ::core::option::Option<Container>,
+}
+impl ::prost::Name for UpdateContainerResponse {
+    const NAME: &'static str = "UpdateContainerResponse";
+    const PACKAGE: &'static str = "containerd.services.containers.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.containers.v1.UpdateContainerResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.containers.v1.UpdateContainerResponse".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteContainerRequest {
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
 }
+impl ::prost::Name for DeleteContainerRequest {
+    const NAME: &'static str = "DeleteContainerRequest";
+    const PACKAGE: &'static str = "containerd.services.containers.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.containers.v1.DeleteContainerRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.containers.v1.DeleteContainerRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListContainerMessage {
     #[prost(message, optional, tag = "1")]
     pub container: ::core::option::Option<Container>,
+}
+impl ::prost::Name for ListContainerMessage {
+    const NAME: &'static str = "ListContainerMessage";
+    const PACKAGE: &'static str = "containerd.services.containers.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.containers.v1.ListContainerMessage".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.containers.v1.ListContainerMessage".into()
+    }
 }
 /// Generated client implementations.
 pub mod containers_client {
@@ -104,17 +224,6 @@ pub mod containers_client {
     #[derive(Debug, Clone)]
     pub struct ContainersClient<T> {
         inner: tonic::client::Grpc<T>,
-    }
-    impl ContainersClient<tonic::transport::Channel> {
-        /// Attempt to create a new client by connecting to a given endpoint.
-        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
-        where
-            D: TryInto<tonic::transport::Endpoint>,
-            D::Error: Into<StdError>,
-        {
-            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
-            Ok(Self::new(conn))
-        }
     }
     impl<T> ContainersClient<T>
     where

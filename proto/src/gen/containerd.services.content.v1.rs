@@ -15,15 +15,45 @@ pub struct Info {
         ::prost::alloc::string::String,
     >,
 }
+impl ::prost::Name for Info {
+    const NAME: &'static str = "Info";
+    const PACKAGE: &'static str = "containerd.services.content.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.content.v1.Info".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.content.v1.Info".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct InfoRequest {
     #[prost(string, tag = "1")]
     pub digest: ::prost::alloc::string::String,
 }
+impl ::prost::Name for InfoRequest {
+    const NAME: &'static str = "InfoRequest";
+    const PACKAGE: &'static str = "containerd.services.content.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.content.v1.InfoRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.content.v1.InfoRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct InfoResponse {
     #[prost(message, optional, tag = "1")]
     pub info: ::core::option::Option<Info>,
+}
+impl ::prost::Name for InfoResponse {
+    const NAME: &'static str = "InfoResponse";
+    const PACKAGE: &'static str = "containerd.services.content.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.content.v1.InfoResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.content.v1.InfoResponse".into()
+    }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UpdateRequest {
@@ -32,25 +62,75 @@ pub struct UpdateRequest {
     #[prost(message, optional, tag = "2")]
     pub update_mask: ::core::option::Option<::prost_types::FieldMask>,
 }
+impl ::prost::Name for UpdateRequest {
+    const NAME: &'static str = "UpdateRequest";
+    const PACKAGE: &'static str = "containerd.services.content.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.content.v1.UpdateRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.content.v1.UpdateRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UpdateResponse {
     #[prost(message, optional, tag = "1")]
     pub info: ::core::option::Option<Info>,
+}
+impl ::prost::Name for UpdateResponse {
+    const NAME: &'static str = "UpdateResponse";
+    const PACKAGE: &'static str = "containerd.services.content.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.content.v1.UpdateResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.content.v1.UpdateResponse".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListContentRequest {
     #[prost(string, repeated, tag = "1")]
     pub filters: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
+impl ::prost::Name for ListContentRequest {
+    const NAME: &'static str = "ListContentRequest";
+    const PACKAGE: &'static str = "containerd.services.content.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.content.v1.ListContentRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.content.v1.ListContentRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListContentResponse {
     #[prost(message, repeated, tag = "1")]
     pub info: ::prost::alloc::vec::Vec<Info>,
 }
+impl ::prost::Name for ListContentResponse {
+    const NAME: &'static str = "ListContentResponse";
+    const PACKAGE: &'static str = "containerd.services.content.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.content.v1.ListContentResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.content.v1.ListContentResponse".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteContentRequest {
     #[prost(string, tag = "1")]
     pub digest: ::prost::alloc::string::String,
+}
+impl ::prost::Name for DeleteContentRequest {
+    const NAME: &'static str = "DeleteContentRequest";
+    const PACKAGE: &'static str = "containerd.services.content.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.content.v1.DeleteContentRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.content.v1.DeleteContentRequest".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReadContentRequest {
@@ -61,12 +141,32 @@ pub struct ReadContentRequest {
     #[prost(int64, tag = "3")]
     pub size: i64,
 }
+impl ::prost::Name for ReadContentRequest {
+    const NAME: &'static str = "ReadContentRequest";
+    const PACKAGE: &'static str = "containerd.services.content.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.content.v1.ReadContentRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.content.v1.ReadContentRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReadContentResponse {
     #[prost(int64, tag = "1")]
     pub offset: i64,
     #[prost(bytes = "vec", tag = "2")]
     pub data: ::prost::alloc::vec::Vec<u8>,
+}
+impl ::prost::Name for ReadContentResponse {
+    const NAME: &'static str = "ReadContentResponse";
+    const PACKAGE: &'static str = "containerd.services.content.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.content.v1.ReadContentResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.content.v1.ReadContentResponse".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Status {
@@ -83,25 +183,75 @@ pub struct Status {
     #[prost(string, tag = "6")]
     pub expected: ::prost::alloc::string::String,
 }
+impl ::prost::Name for Status {
+    const NAME: &'static str = "Status";
+    const PACKAGE: &'static str = "containerd.services.content.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.content.v1.Status".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.content.v1.Status".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StatusRequest {
     #[prost(string, tag = "1")]
     pub r#ref: ::prost::alloc::string::String,
+}
+impl ::prost::Name for StatusRequest {
+    const NAME: &'static str = "StatusRequest";
+    const PACKAGE: &'static str = "containerd.services.content.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.content.v1.StatusRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.content.v1.StatusRequest".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StatusResponse {
     #[prost(message, optional, tag = "1")]
     pub status: ::core::option::Option<Status>,
 }
+impl ::prost::Name for StatusResponse {
+    const NAME: &'static str = "StatusResponse";
+    const PACKAGE: &'static str = "containerd.services.content.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.content.v1.StatusResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.content.v1.StatusResponse".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListStatusesRequest {
     #[prost(string, repeated, tag = "1")]
     pub filters: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
+impl ::prost::Name for ListStatusesRequest {
+    const NAME: &'static str = "ListStatusesRequest";
+    const PACKAGE: &'static str = "containerd.services.content.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.content.v1.ListStatusesRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.content.v1.ListStatusesRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListStatusesResponse {
     #[prost(message, repeated, tag = "1")]
     pub statuses: ::prost::alloc::vec::Vec<Status>,
+}
+impl ::prost::Name for ListStatusesResponse {
+    const NAME: &'static str = "ListStatusesResponse";
+    const PACKAGE: &'static str = "containerd.services.content.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.content.v1.ListStatusesResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.content.v1.ListStatusesResponse".into()
+    }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WriteContentRequest {
@@ -123,6 +273,16 @@ pub struct WriteContentRequest {
         ::prost::alloc::string::String,
     >,
 }
+impl ::prost::Name for WriteContentRequest {
+    const NAME: &'static str = "WriteContentRequest";
+    const PACKAGE: &'static str = "containerd.services.content.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.content.v1.WriteContentRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.content.v1.WriteContentRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WriteContentResponse {
     #[prost(enumeration = "WriteAction", tag = "1")]
@@ -138,10 +298,30 @@ pub struct WriteContentResponse {
     #[prost(string, tag = "6")]
     pub digest: ::prost::alloc::string::String,
 }
+impl ::prost::Name for WriteContentResponse {
+    const NAME: &'static str = "WriteContentResponse";
+    const PACKAGE: &'static str = "containerd.services.content.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.content.v1.WriteContentResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.content.v1.WriteContentResponse".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AbortRequest {
     #[prost(string, tag = "1")]
     pub r#ref: ::prost::alloc::string::String,
+}
+impl ::prost::Name for AbortRequest {
+    const NAME: &'static str = "AbortRequest";
+    const PACKAGE: &'static str = "containerd.services.content.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.content.v1.AbortRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.content.v1.AbortRequest".into()
+    }
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -186,17 +366,6 @@ pub mod content_client {
     #[derive(Debug, Clone)]
     pub struct ContentClient<T> {
         inner: tonic::client::Grpc<T>,
-    }
-    impl ContentClient<tonic::transport::Channel> {
-        /// Attempt to create a new client by connecting to a given endpoint.
-        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
-        where
-            D: TryInto<tonic::transport::Endpoint>,
-            D::Error: Into<StdError>,
-        {
-            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
-            Ok(Self::new(conn))
-        }
     }
     impl<T> ContentClient<T>
     where

@@ -11,10 +11,30 @@ pub struct ApplyRequest {
         ::prost_types::Any,
     >,
 }
+impl ::prost::Name for ApplyRequest {
+    const NAME: &'static str = "ApplyRequest";
+    const PACKAGE: &'static str = "containerd.services.diff.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.diff.v1.ApplyRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.diff.v1.ApplyRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ApplyResponse {
     #[prost(message, optional, tag = "1")]
     pub applied: ::core::option::Option<super::super::super::types::Descriptor>,
+}
+impl ::prost::Name for ApplyResponse {
+    const NAME: &'static str = "ApplyResponse";
+    const PACKAGE: &'static str = "containerd.services.diff.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.diff.v1.ApplyResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.diff.v1.ApplyResponse".into()
+    }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct DiffRequest {
@@ -32,10 +52,30 @@ pub struct DiffRequest {
         ::prost::alloc::string::String,
     >,
 }
+impl ::prost::Name for DiffRequest {
+    const NAME: &'static str = "DiffRequest";
+    const PACKAGE: &'static str = "containerd.services.diff.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.diff.v1.DiffRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.diff.v1.DiffRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct DiffResponse {
     #[prost(message, optional, tag = "3")]
     pub diff: ::core::option::Option<super::super::super::types::Descriptor>,
+}
+impl ::prost::Name for DiffResponse {
+    const NAME: &'static str = "DiffResponse";
+    const PACKAGE: &'static str = "containerd.services.diff.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.diff.v1.DiffResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.diff.v1.DiffResponse".into()
+    }
 }
 /// Generated client implementations.
 pub mod diff_client {
@@ -51,17 +91,6 @@ pub mod diff_client {
     #[derive(Debug, Clone)]
     pub struct DiffClient<T> {
         inner: tonic::client::Grpc<T>,
-    }
-    impl DiffClient<tonic::transport::Channel> {
-        /// Attempt to create a new client by connecting to a given endpoint.
-        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
-        where
-            D: TryInto<tonic::transport::Endpoint>,
-            D::Error: Into<StdError>,
-        {
-            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
-            Ok(Self::new(conn))
-        }
     }
     impl<T> DiffClient<T>
     where

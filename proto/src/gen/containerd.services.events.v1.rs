@@ -6,15 +6,45 @@ pub struct PublishRequest {
     #[prost(message, optional, tag = "2")]
     pub event: ::core::option::Option<::prost_types::Any>,
 }
+impl ::prost::Name for PublishRequest {
+    const NAME: &'static str = "PublishRequest";
+    const PACKAGE: &'static str = "containerd.services.events.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.events.v1.PublishRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.events.v1.PublishRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ForwardRequest {
     #[prost(message, optional, tag = "1")]
     pub envelope: ::core::option::Option<Envelope>,
 }
+impl ::prost::Name for ForwardRequest {
+    const NAME: &'static str = "ForwardRequest";
+    const PACKAGE: &'static str = "containerd.services.events.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.events.v1.ForwardRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.events.v1.ForwardRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SubscribeRequest {
     #[prost(string, repeated, tag = "1")]
     pub filters: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+impl ::prost::Name for SubscribeRequest {
+    const NAME: &'static str = "SubscribeRequest";
+    const PACKAGE: &'static str = "containerd.services.events.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.events.v1.SubscribeRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.events.v1.SubscribeRequest".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Envelope {
@@ -26,6 +56,16 @@ pub struct Envelope {
     pub topic: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "4")]
     pub event: ::core::option::Option<::prost_types::Any>,
+}
+impl ::prost::Name for Envelope {
+    const NAME: &'static str = "Envelope";
+    const PACKAGE: &'static str = "containerd.services.events.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.events.v1.Envelope".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.events.v1.Envelope".into()
+    }
 }
 /// Generated client implementations.
 pub mod events_client {
@@ -41,17 +81,6 @@ pub mod events_client {
     #[derive(Debug, Clone)]
     pub struct EventsClient<T> {
         inner: tonic::client::Grpc<T>,
-    }
-    impl EventsClient<tonic::transport::Channel> {
-        /// Attempt to create a new client by connecting to a given endpoint.
-        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
-        where
-            D: TryInto<tonic::transport::Endpoint>,
-            D::Error: Into<StdError>,
-        {
-            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
-            Ok(Self::new(conn))
-        }
     }
     impl<T> EventsClient<T>
     where

@@ -9,6 +9,16 @@ pub struct ImageCreate {
         ::prost::alloc::string::String,
     >,
 }
+impl ::prost::Name for ImageCreate {
+    const NAME: &'static str = "ImageCreate";
+    const PACKAGE: &'static str = "containerd.services.images.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.images.v1.ImageCreate".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.images.v1.ImageCreate".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ImageUpdate {
     #[prost(string, tag = "1")]
@@ -19,10 +29,30 @@ pub struct ImageUpdate {
         ::prost::alloc::string::String,
     >,
 }
+impl ::prost::Name for ImageUpdate {
+    const NAME: &'static str = "ImageUpdate";
+    const PACKAGE: &'static str = "containerd.services.images.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.images.v1.ImageUpdate".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.images.v1.ImageUpdate".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ImageDelete {
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
+}
+impl ::prost::Name for ImageDelete {
+    const NAME: &'static str = "ImageDelete";
+    const PACKAGE: &'static str = "containerd.services.images.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.images.v1.ImageDelete".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.images.v1.ImageDelete".into()
+    }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Image {
@@ -40,25 +70,75 @@ pub struct Image {
     #[prost(message, optional, tag = "8")]
     pub updated_at: ::core::option::Option<::prost_types::Timestamp>,
 }
+impl ::prost::Name for Image {
+    const NAME: &'static str = "Image";
+    const PACKAGE: &'static str = "containerd.services.images.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.images.v1.Image".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.images.v1.Image".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetImageRequest {
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
+}
+impl ::prost::Name for GetImageRequest {
+    const NAME: &'static str = "GetImageRequest";
+    const PACKAGE: &'static str = "containerd.services.images.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.images.v1.GetImageRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.images.v1.GetImageRequest".into()
+    }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GetImageResponse {
     #[prost(message, optional, tag = "1")]
     pub image: ::core::option::Option<Image>,
 }
+impl ::prost::Name for GetImageResponse {
+    const NAME: &'static str = "GetImageResponse";
+    const PACKAGE: &'static str = "containerd.services.images.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.images.v1.GetImageResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.images.v1.GetImageResponse".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateImageRequest {
     #[prost(message, optional, tag = "1")]
     pub image: ::core::option::Option<Image>,
 }
+impl ::prost::Name for CreateImageRequest {
+    const NAME: &'static str = "CreateImageRequest";
+    const PACKAGE: &'static str = "containerd.services.images.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.images.v1.CreateImageRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.images.v1.CreateImageRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateImageResponse {
     #[prost(message, optional, tag = "1")]
     pub image: ::core::option::Option<Image>,
+}
+impl ::prost::Name for CreateImageResponse {
+    const NAME: &'static str = "CreateImageResponse";
+    const PACKAGE: &'static str = "containerd.services.images.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.images.v1.CreateImageResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.images.v1.CreateImageResponse".into()
+    }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UpdateImageRequest {
@@ -67,20 +147,60 @@ pub struct UpdateImageRequest {
     #[prost(message, optional, tag = "2")]
     pub update_mask: ::core::option::Option<::prost_types::FieldMask>,
 }
+impl ::prost::Name for UpdateImageRequest {
+    const NAME: &'static str = "UpdateImageRequest";
+    const PACKAGE: &'static str = "containerd.services.images.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.images.v1.UpdateImageRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.images.v1.UpdateImageRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UpdateImageResponse {
     #[prost(message, optional, tag = "1")]
     pub image: ::core::option::Option<Image>,
+}
+impl ::prost::Name for UpdateImageResponse {
+    const NAME: &'static str = "UpdateImageResponse";
+    const PACKAGE: &'static str = "containerd.services.images.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.images.v1.UpdateImageResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.images.v1.UpdateImageResponse".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListImagesRequest {
     #[prost(string, repeated, tag = "1")]
     pub filters: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
+impl ::prost::Name for ListImagesRequest {
+    const NAME: &'static str = "ListImagesRequest";
+    const PACKAGE: &'static str = "containerd.services.images.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.images.v1.ListImagesRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.images.v1.ListImagesRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListImagesResponse {
     #[prost(message, repeated, tag = "1")]
     pub images: ::prost::alloc::vec::Vec<Image>,
+}
+impl ::prost::Name for ListImagesResponse {
+    const NAME: &'static str = "ListImagesResponse";
+    const PACKAGE: &'static str = "containerd.services.images.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.images.v1.ListImagesResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.images.v1.ListImagesResponse".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteImageRequest {
@@ -88,6 +208,16 @@ pub struct DeleteImageRequest {
     pub name: ::prost::alloc::string::String,
     #[prost(bool, tag = "2")]
     pub sync: bool,
+}
+impl ::prost::Name for DeleteImageRequest {
+    const NAME: &'static str = "DeleteImageRequest";
+    const PACKAGE: &'static str = "containerd.services.images.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.images.v1.DeleteImageRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.images.v1.DeleteImageRequest".into()
+    }
 }
 /// Generated client implementations.
 pub mod images_client {
@@ -103,17 +233,6 @@ pub mod images_client {
     #[derive(Debug, Clone)]
     pub struct ImagesClient<T> {
         inner: tonic::client::Grpc<T>,
-    }
-    impl ImagesClient<tonic::transport::Channel> {
-        /// Attempt to create a new client by connecting to a given endpoint.
-        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
-        where
-            D: TryInto<tonic::transport::Endpoint>,
-            D::Error: Into<StdError>,
-        {
-            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
-            Ok(Self::new(conn))
-        }
     }
     impl<T> ImagesClient<T>
     where

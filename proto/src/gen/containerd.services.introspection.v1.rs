@@ -21,15 +21,45 @@ pub struct Plugin {
         super::super::super::super::google::rpc::Status,
     >,
 }
+impl ::prost::Name for Plugin {
+    const NAME: &'static str = "Plugin";
+    const PACKAGE: &'static str = "containerd.services.introspection.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.introspection.v1.Plugin".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.introspection.v1.Plugin".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PluginsRequest {
     #[prost(string, repeated, tag = "1")]
     pub filters: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
+impl ::prost::Name for PluginsRequest {
+    const NAME: &'static str = "PluginsRequest";
+    const PACKAGE: &'static str = "containerd.services.introspection.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.introspection.v1.PluginsRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.introspection.v1.PluginsRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PluginsResponse {
     #[prost(message, repeated, tag = "1")]
     pub plugins: ::prost::alloc::vec::Vec<Plugin>,
+}
+impl ::prost::Name for PluginsResponse {
+    const NAME: &'static str = "PluginsResponse";
+    const PACKAGE: &'static str = "containerd.services.introspection.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.introspection.v1.PluginsResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.introspection.v1.PluginsResponse".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ServerResponse {
@@ -39,6 +69,16 @@ pub struct ServerResponse {
     pub pid: u64,
     #[prost(uint64, tag = "3")]
     pub pidns: u64,
+}
+impl ::prost::Name for ServerResponse {
+    const NAME: &'static str = "ServerResponse";
+    const PACKAGE: &'static str = "containerd.services.introspection.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.introspection.v1.ServerResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.introspection.v1.ServerResponse".into()
+    }
 }
 /// Generated client implementations.
 pub mod introspection_client {
@@ -54,17 +94,6 @@ pub mod introspection_client {
     #[derive(Debug, Clone)]
     pub struct IntrospectionClient<T> {
         inner: tonic::client::Grpc<T>,
-    }
-    impl IntrospectionClient<tonic::transport::Channel> {
-        /// Attempt to create a new client by connecting to a given endpoint.
-        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
-        where
-            D: TryInto<tonic::transport::Endpoint>,
-            D::Error: Into<StdError>,
-        {
-            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
-            Ok(Self::new(conn))
-        }
     }
     impl<T> IntrospectionClient<T>
     where

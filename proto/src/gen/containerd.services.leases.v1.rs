@@ -11,6 +11,16 @@ pub struct Lease {
         ::prost::alloc::string::String,
     >,
 }
+impl ::prost::Name for Lease {
+    const NAME: &'static str = "Lease";
+    const PACKAGE: &'static str = "containerd.services.leases.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.leases.v1.Lease".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.leases.v1.Lease".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateRequest {
     #[prost(string, tag = "1")]
@@ -21,10 +31,30 @@ pub struct CreateRequest {
         ::prost::alloc::string::String,
     >,
 }
+impl ::prost::Name for CreateRequest {
+    const NAME: &'static str = "CreateRequest";
+    const PACKAGE: &'static str = "containerd.services.leases.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.leases.v1.CreateRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.leases.v1.CreateRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateResponse {
     #[prost(message, optional, tag = "1")]
     pub lease: ::core::option::Option<Lease>,
+}
+impl ::prost::Name for CreateResponse {
+    const NAME: &'static str = "CreateResponse";
+    const PACKAGE: &'static str = "containerd.services.leases.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.leases.v1.CreateResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.leases.v1.CreateResponse".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteRequest {
@@ -33,15 +63,45 @@ pub struct DeleteRequest {
     #[prost(bool, tag = "2")]
     pub sync: bool,
 }
+impl ::prost::Name for DeleteRequest {
+    const NAME: &'static str = "DeleteRequest";
+    const PACKAGE: &'static str = "containerd.services.leases.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.leases.v1.DeleteRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.leases.v1.DeleteRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListRequest {
     #[prost(string, repeated, tag = "1")]
     pub filters: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
+impl ::prost::Name for ListRequest {
+    const NAME: &'static str = "ListRequest";
+    const PACKAGE: &'static str = "containerd.services.leases.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.leases.v1.ListRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.leases.v1.ListRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListResponse {
     #[prost(message, repeated, tag = "1")]
     pub leases: ::prost::alloc::vec::Vec<Lease>,
+}
+impl ::prost::Name for ListResponse {
+    const NAME: &'static str = "ListResponse";
+    const PACKAGE: &'static str = "containerd.services.leases.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.leases.v1.ListResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.leases.v1.ListResponse".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Resource {
@@ -50,12 +110,32 @@ pub struct Resource {
     #[prost(string, tag = "2")]
     pub r#type: ::prost::alloc::string::String,
 }
+impl ::prost::Name for Resource {
+    const NAME: &'static str = "Resource";
+    const PACKAGE: &'static str = "containerd.services.leases.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.leases.v1.Resource".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.leases.v1.Resource".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AddResourceRequest {
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "2")]
     pub resource: ::core::option::Option<Resource>,
+}
+impl ::prost::Name for AddResourceRequest {
+    const NAME: &'static str = "AddResourceRequest";
+    const PACKAGE: &'static str = "containerd.services.leases.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.leases.v1.AddResourceRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.leases.v1.AddResourceRequest".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteResourceRequest {
@@ -64,15 +144,45 @@ pub struct DeleteResourceRequest {
     #[prost(message, optional, tag = "2")]
     pub resource: ::core::option::Option<Resource>,
 }
+impl ::prost::Name for DeleteResourceRequest {
+    const NAME: &'static str = "DeleteResourceRequest";
+    const PACKAGE: &'static str = "containerd.services.leases.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.leases.v1.DeleteResourceRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.leases.v1.DeleteResourceRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListResourcesRequest {
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
 }
+impl ::prost::Name for ListResourcesRequest {
+    const NAME: &'static str = "ListResourcesRequest";
+    const PACKAGE: &'static str = "containerd.services.leases.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.leases.v1.ListResourcesRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.leases.v1.ListResourcesRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListResourcesResponse {
     #[prost(message, repeated, tag = "1")]
     pub resources: ::prost::alloc::vec::Vec<Resource>,
+}
+impl ::prost::Name for ListResourcesResponse {
+    const NAME: &'static str = "ListResourcesResponse";
+    const PACKAGE: &'static str = "containerd.services.leases.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.leases.v1.ListResourcesResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.leases.v1.ListResourcesResponse".into()
+    }
 }
 /// Generated client implementations.
 pub mod leases_client {
@@ -88,17 +198,6 @@ pub mod leases_client {
     #[derive(Debug, Clone)]
     pub struct LeasesClient<T> {
         inner: tonic::client::Grpc<T>,
-    }
-    impl LeasesClient<tonic::transport::Channel> {
-        /// Attempt to create a new client by connecting to a given endpoint.
-        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
-        where
-            D: TryInto<tonic::transport::Endpoint>,
-            D::Error: Into<StdError>,
-        {
-            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
-            Ok(Self::new(conn))
-        }
     }
     impl<T> LeasesClient<T>
     where

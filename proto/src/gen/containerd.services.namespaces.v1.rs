@@ -9,35 +9,105 @@ pub struct Namespace {
         ::prost::alloc::string::String,
     >,
 }
+impl ::prost::Name for Namespace {
+    const NAME: &'static str = "Namespace";
+    const PACKAGE: &'static str = "containerd.services.namespaces.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.namespaces.v1.Namespace".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.namespaces.v1.Namespace".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetNamespaceRequest {
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
+}
+impl ::prost::Name for GetNamespaceRequest {
+    const NAME: &'static str = "GetNamespaceRequest";
+    const PACKAGE: &'static str = "containerd.services.namespaces.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.namespaces.v1.GetNamespaceRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.namespaces.v1.GetNamespaceRequest".into()
+    }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GetNamespaceResponse {
     #[prost(message, optional, tag = "1")]
     pub namespace: ::core::option::Option<Namespace>,
 }
+impl ::prost::Name for GetNamespaceResponse {
+    const NAME: &'static str = "GetNamespaceResponse";
+    const PACKAGE: &'static str = "containerd.services.namespaces.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.namespaces.v1.GetNamespaceResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.namespaces.v1.GetNamespaceResponse".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListNamespacesRequest {
     #[prost(string, tag = "1")]
     pub filter: ::prost::alloc::string::String,
+}
+impl ::prost::Name for ListNamespacesRequest {
+    const NAME: &'static str = "ListNamespacesRequest";
+    const PACKAGE: &'static str = "containerd.services.namespaces.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.namespaces.v1.ListNamespacesRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.namespaces.v1.ListNamespacesRequest".into()
+    }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListNamespacesResponse {
     #[prost(message, repeated, tag = "1")]
     pub namespaces: ::prost::alloc::vec::Vec<Namespace>,
 }
+impl ::prost::Name for ListNamespacesResponse {
+    const NAME: &'static str = "ListNamespacesResponse";
+    const PACKAGE: &'static str = "containerd.services.namespaces.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.namespaces.v1.ListNamespacesResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.namespaces.v1.ListNamespacesResponse".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateNamespaceRequest {
     #[prost(message, optional, tag = "1")]
     pub namespace: ::core::option::Option<Namespace>,
 }
+impl ::prost::Name for CreateNamespaceRequest {
+    const NAME: &'static str = "CreateNamespaceRequest";
+    const PACKAGE: &'static str = "containerd.services.namespaces.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.namespaces.v1.CreateNamespaceRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.namespaces.v1.CreateNamespaceRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateNamespaceResponse {
     #[prost(message, optional, tag = "1")]
     pub namespace: ::core::option::Option<Namespace>,
+}
+impl ::prost::Name for CreateNamespaceResponse {
+    const NAME: &'static str = "CreateNamespaceResponse";
+    const PACKAGE: &'static str = "containerd.services.namespaces.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.namespaces.v1.CreateNamespaceResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.namespaces.v1.CreateNamespaceResponse".into()
+    }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UpdateNamespaceRequest {
@@ -46,15 +116,45 @@ pub struct UpdateNamespaceRequest {
     #[prost(message, optional, tag = "2")]
     pub update_mask: ::core::option::Option<::prost_types::FieldMask>,
 }
+impl ::prost::Name for UpdateNamespaceRequest {
+    const NAME: &'static str = "UpdateNamespaceRequest";
+    const PACKAGE: &'static str = "containerd.services.namespaces.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.namespaces.v1.UpdateNamespaceRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.namespaces.v1.UpdateNamespaceRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UpdateNamespaceResponse {
     #[prost(message, optional, tag = "1")]
     pub namespace: ::core::option::Option<Namespace>,
 }
+impl ::prost::Name for UpdateNamespaceResponse {
+    const NAME: &'static str = "UpdateNamespaceResponse";
+    const PACKAGE: &'static str = "containerd.services.namespaces.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.namespaces.v1.UpdateNamespaceResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.namespaces.v1.UpdateNamespaceResponse".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteNamespaceRequest {
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
+}
+impl ::prost::Name for DeleteNamespaceRequest {
+    const NAME: &'static str = "DeleteNamespaceRequest";
+    const PACKAGE: &'static str = "containerd.services.namespaces.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.namespaces.v1.DeleteNamespaceRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.namespaces.v1.DeleteNamespaceRequest".into()
+    }
 }
 /// Generated client implementations.
 pub mod namespaces_client {
@@ -70,17 +170,6 @@ pub mod namespaces_client {
     #[derive(Debug, Clone)]
     pub struct NamespacesClient<T> {
         inner: tonic::client::Grpc<T>,
-    }
-    impl NamespacesClient<tonic::transport::Channel> {
-        /// Attempt to create a new client by connecting to a given endpoint.
-        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
-        where
-            D: TryInto<tonic::transport::Endpoint>,
-            D::Error: Into<StdError>,
-        {
-            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
-            Ok(Self::new(conn))
-        }
     }
     impl<T> NamespacesClient<T>
     where

@@ -13,10 +13,30 @@ pub struct PrepareSnapshotRequest {
         ::prost::alloc::string::String,
     >,
 }
+impl ::prost::Name for PrepareSnapshotRequest {
+    const NAME: &'static str = "PrepareSnapshotRequest";
+    const PACKAGE: &'static str = "containerd.services.snapshots.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.snapshots.v1.PrepareSnapshotRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.snapshots.v1.PrepareSnapshotRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PrepareSnapshotResponse {
     #[prost(message, repeated, tag = "1")]
     pub mounts: ::prost::alloc::vec::Vec<super::super::super::types::Mount>,
+}
+impl ::prost::Name for PrepareSnapshotResponse {
+    const NAME: &'static str = "PrepareSnapshotResponse";
+    const PACKAGE: &'static str = "containerd.services.snapshots.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.snapshots.v1.PrepareSnapshotResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.snapshots.v1.PrepareSnapshotResponse".into()
+    }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ViewSnapshotRequest {
@@ -32,10 +52,30 @@ pub struct ViewSnapshotRequest {
         ::prost::alloc::string::String,
     >,
 }
+impl ::prost::Name for ViewSnapshotRequest {
+    const NAME: &'static str = "ViewSnapshotRequest";
+    const PACKAGE: &'static str = "containerd.services.snapshots.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.snapshots.v1.ViewSnapshotRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.snapshots.v1.ViewSnapshotRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ViewSnapshotResponse {
     #[prost(message, repeated, tag = "1")]
     pub mounts: ::prost::alloc::vec::Vec<super::super::super::types::Mount>,
+}
+impl ::prost::Name for ViewSnapshotResponse {
+    const NAME: &'static str = "ViewSnapshotResponse";
+    const PACKAGE: &'static str = "containerd.services.snapshots.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.snapshots.v1.ViewSnapshotResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.snapshots.v1.ViewSnapshotResponse".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MountsRequest {
@@ -44,10 +84,30 @@ pub struct MountsRequest {
     #[prost(string, tag = "2")]
     pub key: ::prost::alloc::string::String,
 }
+impl ::prost::Name for MountsRequest {
+    const NAME: &'static str = "MountsRequest";
+    const PACKAGE: &'static str = "containerd.services.snapshots.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.snapshots.v1.MountsRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.snapshots.v1.MountsRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct MountsResponse {
     #[prost(message, repeated, tag = "1")]
     pub mounts: ::prost::alloc::vec::Vec<super::super::super::types::Mount>,
+}
+impl ::prost::Name for MountsResponse {
+    const NAME: &'static str = "MountsResponse";
+    const PACKAGE: &'static str = "containerd.services.snapshots.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.snapshots.v1.MountsResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.snapshots.v1.MountsResponse".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RemoveSnapshotRequest {
@@ -55,6 +115,16 @@ pub struct RemoveSnapshotRequest {
     pub snapshotter: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub key: ::prost::alloc::string::String,
+}
+impl ::prost::Name for RemoveSnapshotRequest {
+    const NAME: &'static str = "RemoveSnapshotRequest";
+    const PACKAGE: &'static str = "containerd.services.snapshots.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.snapshots.v1.RemoveSnapshotRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.snapshots.v1.RemoveSnapshotRequest".into()
+    }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CommitSnapshotRequest {
@@ -70,12 +140,32 @@ pub struct CommitSnapshotRequest {
         ::prost::alloc::string::String,
     >,
 }
+impl ::prost::Name for CommitSnapshotRequest {
+    const NAME: &'static str = "CommitSnapshotRequest";
+    const PACKAGE: &'static str = "containerd.services.snapshots.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.snapshots.v1.CommitSnapshotRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.snapshots.v1.CommitSnapshotRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StatSnapshotRequest {
     #[prost(string, tag = "1")]
     pub snapshotter: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub key: ::prost::alloc::string::String,
+}
+impl ::prost::Name for StatSnapshotRequest {
+    const NAME: &'static str = "StatSnapshotRequest";
+    const PACKAGE: &'static str = "containerd.services.snapshots.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.snapshots.v1.StatSnapshotRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.snapshots.v1.StatSnapshotRequest".into()
+    }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Info {
@@ -95,10 +185,30 @@ pub struct Info {
         ::prost::alloc::string::String,
     >,
 }
+impl ::prost::Name for Info {
+    const NAME: &'static str = "Info";
+    const PACKAGE: &'static str = "containerd.services.snapshots.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.snapshots.v1.Info".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.snapshots.v1.Info".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StatSnapshotResponse {
     #[prost(message, optional, tag = "1")]
     pub info: ::core::option::Option<Info>,
+}
+impl ::prost::Name for StatSnapshotResponse {
+    const NAME: &'static str = "StatSnapshotResponse";
+    const PACKAGE: &'static str = "containerd.services.snapshots.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.snapshots.v1.StatSnapshotResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.snapshots.v1.StatSnapshotResponse".into()
+    }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UpdateSnapshotRequest {
@@ -109,10 +219,30 @@ pub struct UpdateSnapshotRequest {
     #[prost(message, optional, tag = "3")]
     pub update_mask: ::core::option::Option<::prost_types::FieldMask>,
 }
+impl ::prost::Name for UpdateSnapshotRequest {
+    const NAME: &'static str = "UpdateSnapshotRequest";
+    const PACKAGE: &'static str = "containerd.services.snapshots.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.snapshots.v1.UpdateSnapshotRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.snapshots.v1.UpdateSnapshotRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UpdateSnapshotResponse {
     #[prost(message, optional, tag = "1")]
     pub info: ::core::option::Option<Info>,
+}
+impl ::prost::Name for UpdateSnapshotResponse {
+    const NAME: &'static str = "UpdateSnapshotResponse";
+    const PACKAGE: &'static str = "containerd.services.snapshots.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.snapshots.v1.UpdateSnapshotResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.snapshots.v1.UpdateSnapshotResponse".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListSnapshotsRequest {
@@ -121,10 +251,30 @@ pub struct ListSnapshotsRequest {
     #[prost(string, repeated, tag = "2")]
     pub filters: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
+impl ::prost::Name for ListSnapshotsRequest {
+    const NAME: &'static str = "ListSnapshotsRequest";
+    const PACKAGE: &'static str = "containerd.services.snapshots.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.snapshots.v1.ListSnapshotsRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.snapshots.v1.ListSnapshotsRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListSnapshotsResponse {
     #[prost(message, repeated, tag = "1")]
     pub info: ::prost::alloc::vec::Vec<Info>,
+}
+impl ::prost::Name for ListSnapshotsResponse {
+    const NAME: &'static str = "ListSnapshotsResponse";
+    const PACKAGE: &'static str = "containerd.services.snapshots.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.snapshots.v1.ListSnapshotsResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.snapshots.v1.ListSnapshotsResponse".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UsageRequest {
@@ -133,6 +283,16 @@ pub struct UsageRequest {
     #[prost(string, tag = "2")]
     pub key: ::prost::alloc::string::String,
 }
+impl ::prost::Name for UsageRequest {
+    const NAME: &'static str = "UsageRequest";
+    const PACKAGE: &'static str = "containerd.services.snapshots.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.snapshots.v1.UsageRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.snapshots.v1.UsageRequest".into()
+    }
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UsageResponse {
     #[prost(int64, tag = "1")]
@@ -140,10 +300,30 @@ pub struct UsageResponse {
     #[prost(int64, tag = "2")]
     pub inodes: i64,
 }
+impl ::prost::Name for UsageResponse {
+    const NAME: &'static str = "UsageResponse";
+    const PACKAGE: &'static str = "containerd.services.snapshots.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.snapshots.v1.UsageResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.snapshots.v1.UsageResponse".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CleanupRequest {
     #[prost(string, tag = "1")]
     pub snapshotter: ::prost::alloc::string::String,
+}
+impl ::prost::Name for CleanupRequest {
+    const NAME: &'static str = "CleanupRequest";
+    const PACKAGE: &'static str = "containerd.services.snapshots.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.snapshots.v1.CleanupRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.snapshots.v1.CleanupRequest".into()
+    }
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -191,17 +371,6 @@ pub mod snapshots_client {
     #[derive(Debug, Clone)]
     pub struct SnapshotsClient<T> {
         inner: tonic::client::Grpc<T>,
-    }
-    impl SnapshotsClient<tonic::transport::Channel> {
-        /// Attempt to create a new client by connecting to a given endpoint.
-        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
-        where
-            D: TryInto<tonic::transport::Endpoint>,
-            D::Error: Into<StdError>,
-        {
-            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
-            Ok(Self::new(conn))
-        }
     }
     impl<T> SnapshotsClient<T>
     where

@@ -4,6 +4,16 @@ pub struct StreamInit {
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
 }
+impl ::prost::Name for StreamInit {
+    const NAME: &'static str = "StreamInit";
+    const PACKAGE: &'static str = "containerd.services.streaming.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.streaming.v1.StreamInit".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.streaming.v1.StreamInit".into()
+    }
+}
 /// Generated client implementations.
 pub mod streaming_client {
     #![allow(
@@ -18,17 +28,6 @@ pub mod streaming_client {
     #[derive(Debug, Clone)]
     pub struct StreamingClient<T> {
         inner: tonic::client::Grpc<T>,
-    }
-    impl StreamingClient<tonic::transport::Channel> {
-        /// Attempt to create a new client by connecting to a given endpoint.
-        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
-        where
-            D: TryInto<tonic::transport::Endpoint>,
-            D::Error: Into<StdError>,
-        {
-            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
-            Ok(Self::new(conn))
-        }
     }
     impl<T> StreamingClient<T>
     where

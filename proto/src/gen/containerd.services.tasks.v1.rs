@@ -20,12 +20,32 @@ pub struct CreateTaskRequest {
     #[prost(string, tag = "10")]
     pub runtime_path: ::prost::alloc::string::String,
 }
+impl ::prost::Name for CreateTaskRequest {
+    const NAME: &'static str = "CreateTaskRequest";
+    const PACKAGE: &'static str = "containerd.services.tasks.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.tasks.v1.CreateTaskRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.tasks.v1.CreateTaskRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CreateTaskResponse {
     #[prost(string, tag = "1")]
     pub container_id: ::prost::alloc::string::String,
     #[prost(uint32, tag = "2")]
     pub pid: u32,
+}
+impl ::prost::Name for CreateTaskResponse {
+    const NAME: &'static str = "CreateTaskResponse";
+    const PACKAGE: &'static str = "containerd.services.tasks.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.tasks.v1.CreateTaskResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.tasks.v1.CreateTaskResponse".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StartRequest {
@@ -34,15 +54,45 @@ pub struct StartRequest {
     #[prost(string, tag = "2")]
     pub exec_id: ::prost::alloc::string::String,
 }
+impl ::prost::Name for StartRequest {
+    const NAME: &'static str = "StartRequest";
+    const PACKAGE: &'static str = "containerd.services.tasks.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.tasks.v1.StartRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.tasks.v1.StartRequest".into()
+    }
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StartResponse {
     #[prost(uint32, tag = "1")]
     pub pid: u32,
 }
+impl ::prost::Name for StartResponse {
+    const NAME: &'static str = "StartResponse";
+    const PACKAGE: &'static str = "containerd.services.tasks.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.tasks.v1.StartResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.tasks.v1.StartResponse".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteTaskRequest {
     #[prost(string, tag = "1")]
     pub container_id: ::prost::alloc::string::String,
+}
+impl ::prost::Name for DeleteTaskRequest {
+    const NAME: &'static str = "DeleteTaskRequest";
+    const PACKAGE: &'static str = "containerd.services.tasks.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.tasks.v1.DeleteTaskRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.tasks.v1.DeleteTaskRequest".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteResponse {
@@ -55,12 +105,32 @@ pub struct DeleteResponse {
     #[prost(message, optional, tag = "4")]
     pub exited_at: ::core::option::Option<::prost_types::Timestamp>,
 }
+impl ::prost::Name for DeleteResponse {
+    const NAME: &'static str = "DeleteResponse";
+    const PACKAGE: &'static str = "containerd.services.tasks.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.tasks.v1.DeleteResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.tasks.v1.DeleteResponse".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteProcessRequest {
     #[prost(string, tag = "1")]
     pub container_id: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub exec_id: ::prost::alloc::string::String,
+}
+impl ::prost::Name for DeleteProcessRequest {
+    const NAME: &'static str = "DeleteProcessRequest";
+    const PACKAGE: &'static str = "containerd.services.tasks.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.tasks.v1.DeleteProcessRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.tasks.v1.DeleteProcessRequest".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetRequest {
@@ -69,20 +139,60 @@ pub struct GetRequest {
     #[prost(string, tag = "2")]
     pub exec_id: ::prost::alloc::string::String,
 }
+impl ::prost::Name for GetRequest {
+    const NAME: &'static str = "GetRequest";
+    const PACKAGE: &'static str = "containerd.services.tasks.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.tasks.v1.GetRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.tasks.v1.GetRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetResponse {
     #[prost(message, optional, tag = "1")]
     pub process: ::core::option::Option<super::super::super::v1::types::Process>,
+}
+impl ::prost::Name for GetResponse {
+    const NAME: &'static str = "GetResponse";
+    const PACKAGE: &'static str = "containerd.services.tasks.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.tasks.v1.GetResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.tasks.v1.GetResponse".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListTasksRequest {
     #[prost(string, tag = "1")]
     pub filter: ::prost::alloc::string::String,
 }
+impl ::prost::Name for ListTasksRequest {
+    const NAME: &'static str = "ListTasksRequest";
+    const PACKAGE: &'static str = "containerd.services.tasks.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.tasks.v1.ListTasksRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.tasks.v1.ListTasksRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListTasksResponse {
     #[prost(message, repeated, tag = "1")]
     pub tasks: ::prost::alloc::vec::Vec<super::super::super::v1::types::Process>,
+}
+impl ::prost::Name for ListTasksResponse {
+    const NAME: &'static str = "ListTasksResponse";
+    const PACKAGE: &'static str = "containerd.services.tasks.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.tasks.v1.ListTasksResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.tasks.v1.ListTasksResponse".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct KillRequest {
@@ -94,6 +204,16 @@ pub struct KillRequest {
     pub signal: u32,
     #[prost(bool, tag = "4")]
     pub all: bool,
+}
+impl ::prost::Name for KillRequest {
+    const NAME: &'static str = "KillRequest";
+    const PACKAGE: &'static str = "containerd.services.tasks.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.tasks.v1.KillRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.tasks.v1.KillRequest".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExecProcessRequest {
@@ -112,8 +232,28 @@ pub struct ExecProcessRequest {
     #[prost(string, tag = "7")]
     pub exec_id: ::prost::alloc::string::String,
 }
+impl ::prost::Name for ExecProcessRequest {
+    const NAME: &'static str = "ExecProcessRequest";
+    const PACKAGE: &'static str = "containerd.services.tasks.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.tasks.v1.ExecProcessRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.tasks.v1.ExecProcessRequest".into()
+    }
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExecProcessResponse {}
+impl ::prost::Name for ExecProcessResponse {
+    const NAME: &'static str = "ExecProcessResponse";
+    const PACKAGE: &'static str = "containerd.services.tasks.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.tasks.v1.ExecProcessResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.tasks.v1.ExecProcessResponse".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ResizePtyRequest {
     #[prost(string, tag = "1")]
@@ -125,6 +265,16 @@ pub struct ResizePtyRequest {
     #[prost(uint32, tag = "4")]
     pub height: u32,
 }
+impl ::prost::Name for ResizePtyRequest {
+    const NAME: &'static str = "ResizePtyRequest";
+    const PACKAGE: &'static str = "containerd.services.tasks.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.tasks.v1.ResizePtyRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.tasks.v1.ResizePtyRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CloseIoRequest {
     #[prost(string, tag = "1")]
@@ -134,25 +284,75 @@ pub struct CloseIoRequest {
     #[prost(bool, tag = "3")]
     pub stdin: bool,
 }
+impl ::prost::Name for CloseIoRequest {
+    const NAME: &'static str = "CloseIORequest";
+    const PACKAGE: &'static str = "containerd.services.tasks.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.tasks.v1.CloseIORequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.tasks.v1.CloseIORequest".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PauseTaskRequest {
     #[prost(string, tag = "1")]
     pub container_id: ::prost::alloc::string::String,
+}
+impl ::prost::Name for PauseTaskRequest {
+    const NAME: &'static str = "PauseTaskRequest";
+    const PACKAGE: &'static str = "containerd.services.tasks.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.tasks.v1.PauseTaskRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.tasks.v1.PauseTaskRequest".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ResumeTaskRequest {
     #[prost(string, tag = "1")]
     pub container_id: ::prost::alloc::string::String,
 }
+impl ::prost::Name for ResumeTaskRequest {
+    const NAME: &'static str = "ResumeTaskRequest";
+    const PACKAGE: &'static str = "containerd.services.tasks.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.tasks.v1.ResumeTaskRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.tasks.v1.ResumeTaskRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListPidsRequest {
     #[prost(string, tag = "1")]
     pub container_id: ::prost::alloc::string::String,
 }
+impl ::prost::Name for ListPidsRequest {
+    const NAME: &'static str = "ListPidsRequest";
+    const PACKAGE: &'static str = "containerd.services.tasks.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.tasks.v1.ListPidsRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.tasks.v1.ListPidsRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListPidsResponse {
     #[prost(message, repeated, tag = "1")]
     pub processes: ::prost::alloc::vec::Vec<super::super::super::v1::types::ProcessInfo>,
+}
+impl ::prost::Name for ListPidsResponse {
+    const NAME: &'static str = "ListPidsResponse";
+    const PACKAGE: &'static str = "containerd.services.tasks.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.tasks.v1.ListPidsResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.tasks.v1.ListPidsResponse".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CheckpointTaskRequest {
@@ -163,10 +363,30 @@ pub struct CheckpointTaskRequest {
     #[prost(message, optional, tag = "3")]
     pub options: ::core::option::Option<::prost_types::Any>,
 }
+impl ::prost::Name for CheckpointTaskRequest {
+    const NAME: &'static str = "CheckpointTaskRequest";
+    const PACKAGE: &'static str = "containerd.services.tasks.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.tasks.v1.CheckpointTaskRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.tasks.v1.CheckpointTaskRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CheckpointTaskResponse {
     #[prost(message, repeated, tag = "1")]
     pub descriptors: ::prost::alloc::vec::Vec<super::super::super::types::Descriptor>,
+}
+impl ::prost::Name for CheckpointTaskResponse {
+    const NAME: &'static str = "CheckpointTaskResponse";
+    const PACKAGE: &'static str = "containerd.services.tasks.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.tasks.v1.CheckpointTaskResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.tasks.v1.CheckpointTaskResponse".into()
+    }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UpdateTaskRequest {
@@ -180,15 +400,45 @@ pub struct UpdateTaskRequest {
         ::prost::alloc::string::String,
     >,
 }
+impl ::prost::Name for UpdateTaskRequest {
+    const NAME: &'static str = "UpdateTaskRequest";
+    const PACKAGE: &'static str = "containerd.services.tasks.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.tasks.v1.UpdateTaskRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.tasks.v1.UpdateTaskRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MetricsRequest {
     #[prost(string, repeated, tag = "1")]
     pub filters: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
+impl ::prost::Name for MetricsRequest {
+    const NAME: &'static str = "MetricsRequest";
+    const PACKAGE: &'static str = "containerd.services.tasks.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.tasks.v1.MetricsRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.tasks.v1.MetricsRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct MetricsResponse {
     #[prost(message, repeated, tag = "1")]
     pub metrics: ::prost::alloc::vec::Vec<super::super::super::types::Metric>,
+}
+impl ::prost::Name for MetricsResponse {
+    const NAME: &'static str = "MetricsResponse";
+    const PACKAGE: &'static str = "containerd.services.tasks.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.tasks.v1.MetricsResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.tasks.v1.MetricsResponse".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WaitRequest {
@@ -197,12 +447,32 @@ pub struct WaitRequest {
     #[prost(string, tag = "2")]
     pub exec_id: ::prost::alloc::string::String,
 }
+impl ::prost::Name for WaitRequest {
+    const NAME: &'static str = "WaitRequest";
+    const PACKAGE: &'static str = "containerd.services.tasks.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.tasks.v1.WaitRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.tasks.v1.WaitRequest".into()
+    }
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WaitResponse {
     #[prost(uint32, tag = "1")]
     pub exit_status: u32,
     #[prost(message, optional, tag = "2")]
     pub exited_at: ::core::option::Option<::prost_types::Timestamp>,
+}
+impl ::prost::Name for WaitResponse {
+    const NAME: &'static str = "WaitResponse";
+    const PACKAGE: &'static str = "containerd.services.tasks.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.tasks.v1.WaitResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.tasks.v1.WaitResponse".into()
+    }
 }
 /// Generated client implementations.
 pub mod tasks_client {
@@ -218,17 +488,6 @@ pub mod tasks_client {
     #[derive(Debug, Clone)]
     pub struct TasksClient<T> {
         inner: tonic::client::Grpc<T>,
-    }
-    impl TasksClient<tonic::transport::Channel> {
-        /// Attempt to create a new client by connecting to a given endpoint.
-        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
-        where
-            D: TryInto<tonic::transport::Endpoint>,
-            D::Error: Into<StdError>,
-        {
-            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
-            Ok(Self::new(conn))
-        }
     }
     impl<T> TasksClient<T>
     where

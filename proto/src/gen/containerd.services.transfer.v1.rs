@@ -8,11 +8,31 @@ pub struct TransferRequest {
     #[prost(message, optional, tag = "3")]
     pub options: ::core::option::Option<TransferOptions>,
 }
+impl ::prost::Name for TransferRequest {
+    const NAME: &'static str = "TransferRequest";
+    const PACKAGE: &'static str = "containerd.services.transfer.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.transfer.v1.TransferRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.transfer.v1.TransferRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TransferOptions {
     /// Id of a stream (Streaming service) that receives containerd.types.transfer.Progress messages.
     #[prost(string, tag = "1")]
     pub progress_stream: ::prost::alloc::string::String,
+}
+impl ::prost::Name for TransferOptions {
+    const NAME: &'static str = "TransferOptions";
+    const PACKAGE: &'static str = "containerd.services.transfer.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.transfer.v1.TransferOptions".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.transfer.v1.TransferOptions".into()
+    }
 }
 /// Generated client implementations.
 pub mod transfer_client {
@@ -28,17 +48,6 @@ pub mod transfer_client {
     #[derive(Debug, Clone)]
     pub struct TransferClient<T> {
         inner: tonic::client::Grpc<T>,
-    }
-    impl TransferClient<tonic::transport::Channel> {
-        /// Attempt to create a new client by connecting to a given endpoint.
-        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
-        where
-            D: TryInto<tonic::transport::Endpoint>,
-            D::Error: Into<StdError>,
-        {
-            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
-            Ok(Self::new(conn))
-        }
     }
     impl<T> TransferClient<T>
     where

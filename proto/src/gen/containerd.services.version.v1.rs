@@ -6,6 +6,16 @@ pub struct VersionResponse {
     #[prost(string, tag = "2")]
     pub revision: ::prost::alloc::string::String,
 }
+impl ::prost::Name for VersionResponse {
+    const NAME: &'static str = "VersionResponse";
+    const PACKAGE: &'static str = "containerd.services.version.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.version.v1.VersionResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.version.v1.VersionResponse".into()
+    }
+}
 /// Generated client implementations.
 pub mod version_client {
     #![allow(
@@ -20,17 +30,6 @@ pub mod version_client {
     #[derive(Debug, Clone)]
     pub struct VersionClient<T> {
         inner: tonic::client::Grpc<T>,
-    }
-    impl VersionClient<tonic::transport::Channel> {
-        /// Attempt to create a new client by connecting to a given endpoint.
-        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
-        where
-            D: TryInto<tonic::transport::Endpoint>,
-            D::Error: Into<StdError>,
-        {
-            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
-            Ok(Self::new(conn))
-        }
     }
     impl<T> VersionClient<T>
     where

@@ -22,10 +22,30 @@ pub struct CreateTaskRequest {
     #[prost(message, optional, tag = "10")]
     pub options: ::core::option::Option<::prost_types::Any>,
 }
+impl ::prost::Name for CreateTaskRequest {
+    const NAME: &'static str = "CreateTaskRequest";
+    const PACKAGE: &'static str = "containerd.task.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.task.v3.CreateTaskRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.task.v3.CreateTaskRequest".into()
+    }
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CreateTaskResponse {
     #[prost(uint32, tag = "1")]
     pub pid: u32,
+}
+impl ::prost::Name for CreateTaskResponse {
+    const NAME: &'static str = "CreateTaskResponse";
+    const PACKAGE: &'static str = "containerd.task.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.task.v3.CreateTaskResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.task.v3.CreateTaskResponse".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteRequest {
@@ -33,6 +53,16 @@ pub struct DeleteRequest {
     pub id: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub exec_id: ::prost::alloc::string::String,
+}
+impl ::prost::Name for DeleteRequest {
+    const NAME: &'static str = "DeleteRequest";
+    const PACKAGE: &'static str = "containerd.task.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.task.v3.DeleteRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.task.v3.DeleteRequest".into()
+    }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteResponse {
@@ -42,6 +72,16 @@ pub struct DeleteResponse {
     pub exit_status: u32,
     #[prost(message, optional, tag = "3")]
     pub exited_at: ::core::option::Option<::prost_types::Timestamp>,
+}
+impl ::prost::Name for DeleteResponse {
+    const NAME: &'static str = "DeleteResponse";
+    const PACKAGE: &'static str = "containerd.task.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.task.v3.DeleteResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.task.v3.DeleteResponse".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExecProcessRequest {
@@ -60,8 +100,28 @@ pub struct ExecProcessRequest {
     #[prost(message, optional, tag = "7")]
     pub spec: ::core::option::Option<::prost_types::Any>,
 }
+impl ::prost::Name for ExecProcessRequest {
+    const NAME: &'static str = "ExecProcessRequest";
+    const PACKAGE: &'static str = "containerd.task.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.task.v3.ExecProcessRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.task.v3.ExecProcessRequest".into()
+    }
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExecProcessResponse {}
+impl ::prost::Name for ExecProcessResponse {
+    const NAME: &'static str = "ExecProcessResponse";
+    const PACKAGE: &'static str = "containerd.task.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.task.v3.ExecProcessResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.task.v3.ExecProcessResponse".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ResizePtyRequest {
     #[prost(string, tag = "1")]
@@ -73,12 +133,32 @@ pub struct ResizePtyRequest {
     #[prost(uint32, tag = "4")]
     pub height: u32,
 }
+impl ::prost::Name for ResizePtyRequest {
+    const NAME: &'static str = "ResizePtyRequest";
+    const PACKAGE: &'static str = "containerd.task.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.task.v3.ResizePtyRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.task.v3.ResizePtyRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StateRequest {
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub exec_id: ::prost::alloc::string::String,
+}
+impl ::prost::Name for StateRequest {
+    const NAME: &'static str = "StateRequest";
+    const PACKAGE: &'static str = "containerd.task.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.task.v3.StateRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.task.v3.StateRequest".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StateResponse {
@@ -105,6 +185,16 @@ pub struct StateResponse {
     #[prost(string, tag = "11")]
     pub exec_id: ::prost::alloc::string::String,
 }
+impl ::prost::Name for StateResponse {
+    const NAME: &'static str = "StateResponse";
+    const PACKAGE: &'static str = "containerd.task.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.task.v3.StateResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.task.v3.StateResponse".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct KillRequest {
     #[prost(string, tag = "1")]
@@ -116,6 +206,16 @@ pub struct KillRequest {
     #[prost(bool, tag = "4")]
     pub all: bool,
 }
+impl ::prost::Name for KillRequest {
+    const NAME: &'static str = "KillRequest";
+    const PACKAGE: &'static str = "containerd.task.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.task.v3.KillRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.task.v3.KillRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CloseIoRequest {
     #[prost(string, tag = "1")]
@@ -125,15 +225,45 @@ pub struct CloseIoRequest {
     #[prost(bool, tag = "3")]
     pub stdin: bool,
 }
+impl ::prost::Name for CloseIoRequest {
+    const NAME: &'static str = "CloseIORequest";
+    const PACKAGE: &'static str = "containerd.task.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.task.v3.CloseIORequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.task.v3.CloseIORequest".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PidsRequest {
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
 }
+impl ::prost::Name for PidsRequest {
+    const NAME: &'static str = "PidsRequest";
+    const PACKAGE: &'static str = "containerd.task.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.task.v3.PidsRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.task.v3.PidsRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PidsResponse {
     #[prost(message, repeated, tag = "1")]
     pub processes: ::prost::alloc::vec::Vec<super::super::v1::types::ProcessInfo>,
+}
+impl ::prost::Name for PidsResponse {
+    const NAME: &'static str = "PidsResponse";
+    const PACKAGE: &'static str = "containerd.task.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.task.v3.PidsResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.task.v3.PidsResponse".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CheckpointTaskRequest {
@@ -143,6 +273,16 @@ pub struct CheckpointTaskRequest {
     pub path: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "3")]
     pub options: ::core::option::Option<::prost_types::Any>,
+}
+impl ::prost::Name for CheckpointTaskRequest {
+    const NAME: &'static str = "CheckpointTaskRequest";
+    const PACKAGE: &'static str = "containerd.task.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.task.v3.CheckpointTaskRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.task.v3.CheckpointTaskRequest".into()
+    }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UpdateTaskRequest {
@@ -156,6 +296,16 @@ pub struct UpdateTaskRequest {
         ::prost::alloc::string::String,
     >,
 }
+impl ::prost::Name for UpdateTaskRequest {
+    const NAME: &'static str = "UpdateTaskRequest";
+    const PACKAGE: &'static str = "containerd.task.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.task.v3.UpdateTaskRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.task.v3.UpdateTaskRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StartRequest {
     #[prost(string, tag = "1")]
@@ -163,10 +313,30 @@ pub struct StartRequest {
     #[prost(string, tag = "2")]
     pub exec_id: ::prost::alloc::string::String,
 }
+impl ::prost::Name for StartRequest {
+    const NAME: &'static str = "StartRequest";
+    const PACKAGE: &'static str = "containerd.task.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.task.v3.StartRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.task.v3.StartRequest".into()
+    }
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StartResponse {
     #[prost(uint32, tag = "1")]
     pub pid: u32,
+}
+impl ::prost::Name for StartResponse {
+    const NAME: &'static str = "StartResponse";
+    const PACKAGE: &'static str = "containerd.task.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.task.v3.StartResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.task.v3.StartResponse".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WaitRequest {
@@ -175,6 +345,16 @@ pub struct WaitRequest {
     #[prost(string, tag = "2")]
     pub exec_id: ::prost::alloc::string::String,
 }
+impl ::prost::Name for WaitRequest {
+    const NAME: &'static str = "WaitRequest";
+    const PACKAGE: &'static str = "containerd.task.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.task.v3.WaitRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.task.v3.WaitRequest".into()
+    }
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WaitResponse {
     #[prost(uint32, tag = "1")]
@@ -182,20 +362,60 @@ pub struct WaitResponse {
     #[prost(message, optional, tag = "2")]
     pub exited_at: ::core::option::Option<::prost_types::Timestamp>,
 }
+impl ::prost::Name for WaitResponse {
+    const NAME: &'static str = "WaitResponse";
+    const PACKAGE: &'static str = "containerd.task.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.task.v3.WaitResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.task.v3.WaitResponse".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StatsRequest {
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
+}
+impl ::prost::Name for StatsRequest {
+    const NAME: &'static str = "StatsRequest";
+    const PACKAGE: &'static str = "containerd.task.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.task.v3.StatsRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.task.v3.StatsRequest".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StatsResponse {
     #[prost(message, optional, tag = "1")]
     pub stats: ::core::option::Option<::prost_types::Any>,
 }
+impl ::prost::Name for StatsResponse {
+    const NAME: &'static str = "StatsResponse";
+    const PACKAGE: &'static str = "containerd.task.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.task.v3.StatsResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.task.v3.StatsResponse".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ConnectRequest {
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
+}
+impl ::prost::Name for ConnectRequest {
+    const NAME: &'static str = "ConnectRequest";
+    const PACKAGE: &'static str = "containerd.task.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.task.v3.ConnectRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.task.v3.ConnectRequest".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ConnectResponse {
@@ -206,6 +426,16 @@ pub struct ConnectResponse {
     #[prost(string, tag = "3")]
     pub version: ::prost::alloc::string::String,
 }
+impl ::prost::Name for ConnectResponse {
+    const NAME: &'static str = "ConnectResponse";
+    const PACKAGE: &'static str = "containerd.task.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.task.v3.ConnectResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.task.v3.ConnectResponse".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ShutdownRequest {
     #[prost(string, tag = "1")]
@@ -213,15 +443,45 @@ pub struct ShutdownRequest {
     #[prost(bool, tag = "2")]
     pub now: bool,
 }
+impl ::prost::Name for ShutdownRequest {
+    const NAME: &'static str = "ShutdownRequest";
+    const PACKAGE: &'static str = "containerd.task.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.task.v3.ShutdownRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.task.v3.ShutdownRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PauseRequest {
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
 }
+impl ::prost::Name for PauseRequest {
+    const NAME: &'static str = "PauseRequest";
+    const PACKAGE: &'static str = "containerd.task.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.task.v3.PauseRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.task.v3.PauseRequest".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ResumeRequest {
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
+}
+impl ::prost::Name for ResumeRequest {
+    const NAME: &'static str = "ResumeRequest";
+    const PACKAGE: &'static str = "containerd.task.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.task.v3.ResumeRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.task.v3.ResumeRequest".into()
+    }
 }
 /// Generated client implementations.
 pub mod task_client {
@@ -237,17 +497,6 @@ pub mod task_client {
     #[derive(Debug, Clone)]
     pub struct TaskClient<T> {
         inner: tonic::client::Grpc<T>,
-    }
-    impl TaskClient<tonic::transport::Channel> {
-        /// Attempt to create a new client by connecting to a given endpoint.
-        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
-        where
-            D: TryInto<tonic::transport::Endpoint>,
-            D::Error: Into<StdError>,
-        {
-            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
-            Ok(Self::new(conn))
-        }
     }
     impl<T> TaskClient<T>
     where

@@ -10,6 +10,16 @@ pub struct Mount {
     #[prost(string, repeated, tag = "4")]
     pub options: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
+impl ::prost::Name for Mount {
+    const NAME: &'static str = "Mount";
+    const PACKAGE: &'static str = "containerd.types";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.types.Mount".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.types.Mount".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Descriptor {
     #[prost(string, tag = "1")]
@@ -24,6 +34,16 @@ pub struct Descriptor {
         ::prost::alloc::string::String,
     >,
 }
+impl ::prost::Name for Descriptor {
+    const NAME: &'static str = "Descriptor";
+    const PACKAGE: &'static str = "containerd.types";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.types.Descriptor".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.types.Descriptor".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Platform {
     #[prost(string, tag = "1")]
@@ -33,6 +53,16 @@ pub struct Platform {
     #[prost(string, tag = "3")]
     pub variant: ::prost::alloc::string::String,
 }
+impl ::prost::Name for Platform {
+    const NAME: &'static str = "Platform";
+    const PACKAGE: &'static str = "containerd.types";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.types.Platform".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.types.Platform".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Metric {
     #[prost(message, optional, tag = "1")]
@@ -41,4 +71,14 @@ pub struct Metric {
     pub id: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "3")]
     pub data: ::core::option::Option<::prost_types::Any>,
+}
+impl ::prost::Name for Metric {
+    const NAME: &'static str = "Metric";
+    const PACKAGE: &'static str = "containerd.types";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.types.Metric".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.types.Metric".into()
+    }
 }

@@ -25,12 +25,32 @@ pub struct ImageStore {
     #[prost(message, repeated, tag = "10")]
     pub unpacks: ::prost::alloc::vec::Vec<UnpackConfiguration>,
 }
+impl ::prost::Name for ImageStore {
+    const NAME: &'static str = "ImageStore";
+    const PACKAGE: &'static str = "containerd.types.transfer";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.types.transfer.ImageStore".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.types.transfer.ImageStore".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UnpackConfiguration {
     #[prost(message, optional, tag = "1")]
     pub platform: ::core::option::Option<super::Platform>,
     #[prost(string, tag = "2")]
     pub snapshotter: ::prost::alloc::string::String,
+}
+impl ::prost::Name for UnpackConfiguration {
+    const NAME: &'static str = "UnpackConfiguration";
+    const PACKAGE: &'static str = "containerd.types.transfer";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.types.transfer.UnpackConfiguration".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.types.transfer.UnpackConfiguration".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ImageReference {
@@ -45,6 +65,16 @@ pub struct ImageReference {
     #[prost(bool, tag = "5")]
     pub skip_named_digest: bool,
 }
+impl ::prost::Name for ImageReference {
+    const NAME: &'static str = "ImageReference";
+    const PACKAGE: &'static str = "containerd.types.transfer";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.types.transfer.ImageReference".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.types.transfer.ImageReference".into()
+    }
+}
 /// A repository in a registry, as source or destination.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct OciRegistry {
@@ -52,6 +82,16 @@ pub struct OciRegistry {
     pub reference: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "2")]
     pub resolver: ::core::option::Option<RegistryResolver>,
+}
+impl ::prost::Name for OciRegistry {
+    const NAME: &'static str = "OCIRegistry";
+    const PACKAGE: &'static str = "containerd.types.transfer";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.types.transfer.OCIRegistry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.types.transfer.OCIRegistry".into()
+    }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RegistryResolver {
@@ -74,6 +114,16 @@ pub struct RegistryResolver {
     #[prost(bool, tag = "6")]
     pub http_trace: bool,
 }
+impl ::prost::Name for RegistryResolver {
+    const NAME: &'static str = "RegistryResolver";
+    const PACKAGE: &'static str = "containerd.types.transfer";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.types.transfer.RegistryResolver".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.types.transfer.RegistryResolver".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AuthRequest {
     #[prost(string, tag = "1")]
@@ -83,6 +133,16 @@ pub struct AuthRequest {
     /// Values of the WWW-Authenticate header (RFC 9110, 11.6.1).
     #[prost(string, repeated, tag = "3")]
     pub wwwauthenticate: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+impl ::prost::Name for AuthRequest {
+    const NAME: &'static str = "AuthRequest";
+    const PACKAGE: &'static str = "containerd.types.transfer";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.types.transfer.AuthRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.types.transfer.AuthRequest".into()
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AuthResponse {
@@ -95,6 +155,16 @@ pub struct AuthResponse {
     #[prost(message, optional, tag = "4")]
     pub expire_at: ::core::option::Option<::prost_types::Timestamp>,
 }
+impl ::prost::Name for AuthResponse {
+    const NAME: &'static str = "AuthResponse";
+    const PACKAGE: &'static str = "containerd.types.transfer";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.types.transfer.AuthResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.types.transfer.AuthResponse".into()
+    }
+}
 /// An archive that the client sends: docker-archive or OCI layout, as a tar stream.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ImageImportStream {
@@ -104,6 +174,16 @@ pub struct ImageImportStream {
     pub media_type: ::prost::alloc::string::String,
     #[prost(bool, tag = "3")]
     pub force_compress: bool,
+}
+impl ::prost::Name for ImageImportStream {
+    const NAME: &'static str = "ImageImportStream";
+    const PACKAGE: &'static str = "containerd.types.transfer";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.types.transfer.ImageImportStream".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.types.transfer.ImageImportStream".into()
+    }
 }
 /// An archive that the client receives.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -121,6 +201,16 @@ pub struct ImageExportStream {
     #[prost(bool, tag = "7")]
     pub skip_non_distributable: bool,
 }
+impl ::prost::Name for ImageExportStream {
+    const NAME: &'static str = "ImageExportStream";
+    const PACKAGE: &'static str = "containerd.types.transfer";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.types.transfer.ImageExportStream".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.types.transfer.ImageExportStream".into()
+    }
+}
 /// What happened, on which object, and how far it is.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Progress {
@@ -137,17 +227,47 @@ pub struct Progress {
     #[prost(message, optional, tag = "6")]
     pub desc: ::core::option::Option<super::Descriptor>,
 }
+impl ::prost::Name for Progress {
+    const NAME: &'static str = "Progress";
+    const PACKAGE: &'static str = "containerd.types.transfer";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.types.transfer.Progress".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.types.transfer.Progress".into()
+    }
+}
 /// A piece of a binary stream.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Data {
     #[prost(bytes = "vec", tag = "1")]
     pub data: ::prost::alloc::vec::Vec<u8>,
 }
+impl ::prost::Name for Data {
+    const NAME: &'static str = "Data";
+    const PACKAGE: &'static str = "containerd.types.transfer";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.types.transfer.Data".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.types.transfer.Data".into()
+    }
+}
 /// Permission for the sender of a binary stream to send so many bytes more.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WindowUpdate {
     #[prost(int32, tag = "1")]
     pub update: i32,
+}
+impl ::prost::Name for WindowUpdate {
+    const NAME: &'static str = "WindowUpdate";
+    const PACKAGE: &'static str = "containerd.types.transfer";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.types.transfer.WindowUpdate".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.types.transfer.WindowUpdate".into()
+    }
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

@@ -22,12 +22,32 @@ pub struct Process {
     #[prost(message, optional, tag = "10")]
     pub exited_at: ::core::option::Option<::prost_types::Timestamp>,
 }
+impl ::prost::Name for Process {
+    const NAME: &'static str = "Process";
+    const PACKAGE: &'static str = "containerd.v1.types";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.v1.types.Process".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.v1.types.Process".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ProcessInfo {
     #[prost(uint32, tag = "1")]
     pub pid: u32,
     #[prost(message, optional, tag = "2")]
     pub info: ::core::option::Option<::prost_types::Any>,
+}
+impl ::prost::Name for ProcessInfo {
+    const NAME: &'static str = "ProcessInfo";
+    const PACKAGE: &'static str = "containerd.v1.types";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.v1.types.ProcessInfo".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.v1.types.ProcessInfo".into()
+    }
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
