@@ -12,4 +12,4 @@ pub mod typeurl;
 mod generated {
     include!("gen/mod.rs");
 }
-pub use generated::{berth, containerd, google};
+pub use generated::{berth, containerd, google, grpc};

@@ -104,3 +104,10 @@ pub mod google {
         include!("google.rpc.rs");
     }
 }
+pub mod grpc {
+    pub mod health {
+        pub mod v1 {
+            include!("grpc.health.v1.rs");
+        }
+    }
+}
