@@ -1,1 +1,17 @@
-//! Harness.
+//! The harness: real stacks of Berth's programs, each with roots, a bridge and a subnet of its own, so that tests run
+//! side by side; clients to drive them; and a look at what they leave behind.
+//!
+//! A failure panics with the command, its output and the logs of both daemons: these are tests' tools.
+#![allow(clippy::unwrap_used)]
+
+pub mod command;
+pub mod eventually;
+pub mod http;
+pub mod images;
+pub mod leftovers;
+pub mod programs;
+pub mod stack;
+
+pub use command::{Outcome, run, run_with};
+pub use eventually::{eventually, eventually_within};
+pub use stack::Stack;

@@ -1,0 +1,75 @@
+# The same commands for people and for CI. `make` alone lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+CARGO  ?= cargo
+HOST   := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+TARGET := $(CURDIR)/target
+BIN    := $(TARGET)/bin
+# State of the stack that `make run` starts: a folder of its own, so that it disturbs nothing else on the machine.
+STATE  ?= $(CURDIR)/state
+# The runtime suite runs on another runtime with RUNTIME=/usr/sbin/runc.
+RUNTIME ?=
+
+.PHONY: help deps deps-test build install run stop test unit integration test-runtime lint fmt doc bench clean
+
+help: ## list what can be made
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+deps: ## install what building needs (Debian packages)
+	@.ci/deps build
+
+deps-test: ## install what tests and benches need: peers, image tools (Debian packages)
+	@.ci/deps test
+
+build: deps ## build the five programs into target/bin
+	$(CARGO) build --profile small -p runtime -p shim
+	$(CARGO) build --release -p supervisor -p engine -p cli
+	@mkdir -p $(BIN)
+	@# install(1) replaces a file under a running program instead of writing into it.
+	@install -m 0755 $(TARGET)/$(HOST)/small/berth-{runtime,shim} $(TARGET)/$(HOST)/release/{berth,berth-engine,berth-supervisor} $(BIN)/
+	@ln -sf berth-shim $(BIN)/containerd-shim-berth-v1
+	@ls -l $(BIN) | awk 'NR > 1 { print $$5, $$9, $$10, $$11 }'
+
+PREFIX ?= /usr/local
+install: build ## install the programs below PREFIX (/usr/local)
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install -m 0755 $(BIN)/berth $(BIN)/berth-{engine,supervisor,shim,runtime} $(DESTDIR)$(PREFIX)/bin/
+	ln -sf berth-shim $(DESTDIR)$(PREFIX)/bin/containerd-shim-berth-v1
+
+run: build ## build, start a stack of its own, run a container in it, leave it running
+	@.ci/stack run $(BIN) $(STATE)
+
+stop: ## end the stack that `make run` left running, containers included
+	@.ci/stack stop $(BIN) $(STATE)
+
+test: deps-test build ## everything: unit and integration tests, and a look at what they left behind
+	@.ci/test
+
+unit: deps ## unit tests only; no root needed
+	$(CARGO) test --workspace --lib --bins
+
+integration: deps-test build ## the suites that drive the real programs
+	$(CARGO) test -p integration-tests
+
+test-runtime: deps-test build ## the runtime suite, on berth-runtime or on RUNTIME=/path
+	RUNTIME=$(RUNTIME) $(CARGO) test -p runtime --tests
+
+lint: deps ## rustfmt, clippy, rustdoc: no warning allowed
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --document-private-items
+
+fmt: ## format the code
+	$(CARGO) fmt --all
+
+doc: ## build the documentation of the code
+	$(CARGO) doc --workspace --no-deps --document-private-items
+
+bench: deps-test build ## Berth beside the peers that are installed, same work, same run: a table of ratios
+	$(CARGO) build --release -p integration-tests
+	$(TARGET)/$(HOST)/release/bench
+
+clean: ## remove what was built
+	$(CARGO) clean

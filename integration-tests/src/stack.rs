@@ -1,0 +1,333 @@
+//! One complete stack: supervisor and engine with roots, bridge and subnet of their own.
+
+use crate::{
+    command::{Outcome, run_with},
+    eventually, eventually_within,
+    http::Api,
+    images, leftovers,
+    programs::{bin_dir, peer, program},
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::{Value, json};
+use std::{
+    ffi::OsStr,
+    fs,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::Mutex,
+    thread,
+    time::Duration,
+};
+
+/// How a stack is started.
+#[derive(Debug, Clone, Default)]
+pub struct Setup {
+    /// Further arguments of the engine.
+    pub engine_args: Vec<String>,
+    /// A folder that already holds a data root, for stacks that start on what others left.
+    pub folder: Option<PathBuf>,
+}
+
+/// A running stack; ends itself when dropped, and then checks that nothing is left.
+#[derive(Debug)]
+pub struct Stack {
+    folder: tempfile::TempDir,
+    number: Number,
+    setup: Setup,
+    engine: Mutex<Option<Child>>,
+    supervisor: Mutex<Option<Child>>,
+}
+
+// A number that no other test process uses: it names the bridge and the subnet.
+#[derive(Debug)]
+struct Number {
+    value: u8,
+    claim: PathBuf,
+}
+
+impl Number {
+    fn claim() -> Self {
+        let folder = Path::new("/tmp/berth-test-numbers");
+        fs::create_dir_all(folder).unwrap();
+        for value in 0..250u8 {
+            let claim = folder.join(value.to_string());
+            let taken = fs::read_to_string(&claim).ok().and_then(|pid| pid.trim().parse::<i32>().ok());
+            if taken.is_some_and(|pid| kill(Pid::from_raw(pid), None).is_err()) {
+                fs::remove_file(&claim).ok();
+            }
+            let pid_file = folder.join(format!(".{}-{value}", std::process::id()));
+            fs::write(&pid_file, std::process::id().to_string()).unwrap();
+            // link(2) fails if the name exists: the claim appears with its content, or not at all.
+            let claimed = fs::hard_link(&pid_file, &claim).is_ok();
+            fs::remove_file(&pid_file).ok();
+            if claimed {
+                return Self { value, claim };
+            }
+        }
+        panic!("250 stacks are running already: see {}", folder.display());
+    }
+}
+
+impl Drop for Number {
+    fn drop(&mut self) {
+        fs::remove_file(&self.claim).ok();
+    }
+}
+
+impl Stack {
+    /// Starts supervisor and engine and waits until the engine answers.
+    pub fn start() -> Self {
+        Self::start_with(Setup::default())
+    }
+
+    /// The same, with further arguments.
+    pub fn start_with(setup: Setup) -> Self {
+        let folder = tempfile::Builder::new().prefix("berth-test-").tempdir().unwrap();
+        let stack =
+            Self { folder, number: Number::claim(), setup, engine: Mutex::new(None), supervisor: Mutex::new(None) };
+        stack.start_supervisor();
+        stack.start_engine();
+        stack
+    }
+
+    /// A stack that has the busybox image loaded.
+    pub fn with_busybox() -> Self {
+        let stack = Self::start();
+        stack.load_busybox();
+        stack
+    }
+
+    /// Loads `busybox:latest` into the stack.
+    pub fn load_busybox(&self) {
+        let archive = images::busybox_archive(self.path());
+        self.berth(["load", "-q", "-i", archive.to_str().unwrap()]).success();
+    }
+
+    /// The stack's folder; everything of it is below.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The data root.
+    pub fn data_root(&self) -> PathBuf {
+        self.path().join("data")
+    }
+
+    /// The run root.
+    pub fn run_root(&self) -> PathBuf {
+        self.path().join("run")
+    }
+
+    /// The engine's socket.
+    pub fn engine_socket(&self) -> PathBuf {
+        self.run_root().join("engine.sock")
+    }
+
+    /// The supervisor's socket.
+    pub fn supervisor_socket(&self) -> PathBuf {
+        self.run_root().join("supervisor.sock")
+    }
+
+    /// The bridge's name.
+    pub fn bridge(&self) -> String {
+        format!("bt{}", self.number.value)
+    }
+
+    /// The bridge's own address, the gateway of its containers.
+    pub fn gateway(&self) -> String {
+        format!("10.233.{}.1", self.number.value)
+    }
+
+    /// The Engine API of this stack.
+    pub fn api(&self) -> Api {
+        Api::new(self.engine_socket())
+    }
+
+    fn daemon(&self, name: &str, args: &[String]) -> Child {
+        let log =
+            fs::OpenOptions::new().create(true).append(true).open(self.path().join(format!("{name}.log"))).unwrap();
+        Command::new(program(name))
+            .arg("--data-root")
+            .arg(self.data_root())
+            .arg("--run-root")
+            .arg(self.run_root())
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            // A group of its own: a Ctrl-C in the terminal ends the test, which then ends the daemons in order.
+            .process_group(0)
+            .spawn()
+            .unwrap_or_else(|e| panic!("start {name}: {e}"))
+    }
+
+    /// Starts the supervisor and waits for its socket.
+    pub fn start_supervisor(&self) {
+        *self.supervisor.lock().unwrap() = Some(self.daemon("berth-supervisor", &[]));
+        let socket = self.supervisor_socket();
+        self.await_daemon("supervisor answers", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
+    }
+
+    /// Starts the engine and waits until it answers.
+    pub fn start_engine(&self) {
+        let mut args = vec!["--bridge".into(), self.bridge(), "--bip".into(), format!("{}/24", self.gateway())];
+        args.extend(self.setup.engine_args.iter().cloned());
+        *self.engine.lock().unwrap() = Some(self.daemon("berth-engine", &args));
+        let api = self.api();
+        self.await_daemon("engine answers", || {
+            api.open("GET", "/_ping", None, "").is_ok_and(|answer| answer.status == 200)
+        });
+    }
+
+    #[track_caller]
+    fn await_daemon(&self, what: &str, mut ready: impl FnMut() -> bool) {
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            eventually_within(Duration::from_secs(20), what, || ready().then_some(()));
+        }));
+        assert!(result.is_ok(), "{what}: no\n{}", self.logs());
+    }
+
+    /// Kills the engine with SIGKILL and reaps it.
+    pub fn kill_engine(&self) {
+        end(&self.engine, Signal::SIGKILL);
+    }
+
+    /// Kills the supervisor with SIGKILL and reaps it.
+    pub fn kill_supervisor(&self) {
+        end(&self.supervisor, Signal::SIGKILL);
+    }
+
+    /// Asks the engine to end (SIGTERM) and waits for it.
+    pub fn stop_engine(&self) {
+        end(&self.engine, Signal::SIGTERM);
+    }
+
+    /// Asks the supervisor to end (SIGTERM) and waits for it.
+    pub fn stop_supervisor(&self) {
+        end(&self.supervisor, Signal::SIGTERM);
+    }
+
+    /// The process id of the engine.
+    pub fn engine_pid(&self) -> u32 {
+        self.engine.lock().unwrap().as_ref().map(Child::id).expect("the engine is not running")
+    }
+
+    /// The process id of the supervisor.
+    pub fn supervisor_pid(&self) -> u32 {
+        self.supervisor.lock().unwrap().as_ref().map(Child::id).expect("the supervisor is not running")
+    }
+
+    /// The last lines of both daemons' logs.
+    pub fn logs(&self) -> String {
+        ["berth-engine", "berth-supervisor"]
+            .map(|name| {
+                let text = fs::read_to_string(self.path().join(format!("{name}.log"))).unwrap_or_default();
+                let lines: Vec<_> = text.lines().collect();
+                format!("--- {name}.log\n{}\n", lines[lines.len().saturating_sub(40)..].join("\n"))
+            })
+            .concat()
+    }
+
+    /// A client program, prepared to talk to this stack's engine.
+    pub fn client(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command
+            .env("DOCKER_HOST", format!("unix://{}", self.engine_socket().display()))
+            .env("DOCKER_CONFIG", self.path().join("client"))
+            .env_remove("BERTH_HOST")
+            .env_remove("DOCKER_CONTEXT");
+        command
+    }
+
+    /// Runs Berth's own client.
+    pub fn berth<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Outcome {
+        run_with(self.client(program("berth")).args(args), b"", Duration::from_secs(120))
+    }
+
+    /// Runs the real docker client.
+    pub fn docker<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Outcome {
+        run_with(self.client("docker").args(args), b"", Duration::from_secs(120))
+    }
+
+    /// Runs containerd's `ctr` on the supervisor's socket.
+    pub fn ctr<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Outcome {
+        let mut command = Command::new("ctr");
+        command.arg("-a").arg(self.supervisor_socket()).args(args);
+        run_with(&mut command, b"", Duration::from_secs(120))
+    }
+
+    /// What `inspect` says of a container.
+    #[track_caller]
+    pub fn inspect(&self, container: &str) -> Value {
+        self.api().get(&format!("/containers/{container}/json")).expect(200).json()
+    }
+
+    /// Waits until the container's `State.Status` is `status`.
+    #[track_caller]
+    pub fn await_status(&self, container: &str, status: &str) {
+        eventually(&format!("{container} is {status}"), || {
+            (self.inspect(container)["State"]["Status"] == json!(status)).then_some(())
+        });
+    }
+
+    /// Removes every container by force.
+    pub fn remove_all(&self) {
+        let api = self.api();
+        let all = api.get("/containers/json?all=1").json();
+        for container in all.as_array().into_iter().flatten() {
+            let id = container["Id"].as_str().unwrap_or_default();
+            api.delete(&format!("/containers/{id}?force=1&v=1"));
+        }
+    }
+
+    /// The folder of the programs under test.
+    pub fn bin_dir(&self) -> PathBuf {
+        bin_dir()
+    }
+}
+
+/// The real docker client, or a reason on standard error why the test is skipped.
+pub fn has_docker() -> bool {
+    let found = peer("docker").is_some();
+    if !found {
+        eprintln!("skipped: no docker client on the PATH (make deps-test)");
+    }
+    found
+}
+
+fn end(slot: &Mutex<Option<Child>>, signal: Signal) {
+    if let Some(mut child) = slot.lock().unwrap().take() {
+        kill(Pid::from_raw(child.id().cast_signed()), signal).ok();
+        child.wait().unwrap();
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        let panicking = thread::panicking();
+        if panicking {
+            eprintln!("{}", self.logs());
+        }
+        // A test may have left either daemon dead: what they minded is cleaned up through them.
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            if self.supervisor.lock().unwrap().is_none() {
+                self.start_supervisor();
+            }
+            if self.engine.lock().unwrap().is_none() {
+                self.start_engine();
+            }
+            self.remove_all();
+        }));
+        self.stop_engine();
+        self.stop_supervisor();
+        let found = leftovers::of_stack(self.path(), &self.bridge());
+        if !panicking {
+            assert!(result.is_ok(), "the stack could not be cleaned up\n{}", self.logs());
+            assert!(found.is_empty(), "left behind: {found:#?}\n{}", self.logs());
+        }
+    }
+}
