@@ -1,1 +1,23 @@
-//! Linux as safe functions.
+//! Linux as safe functions: the only crate of Berth with unsafe code.
+//!
+//! Every function returns `Result<_, Errno>` (or a module error), takes borrowed descriptors and gives back owned ones that
+//! are close-on-exec from birth. What `nix` already offers safely is not wrapped a second time.
+
+#![allow(unsafe_code, reason = "this crate is where the workspace keeps it")]
+
+pub use nix::errno::Errno;
+
+pub mod bpf;
+pub mod clone;
+pub mod creds;
+pub mod fd;
+pub mod mount;
+pub mod netlink;
+pub mod netns;
+pub mod ns;
+pub mod path;
+pub mod process;
+pub mod pty;
+mod raw;
+pub mod seccomp;
+pub mod task;
