@@ -1,0 +1,165 @@
+//! The connection and the typed clients of the services on it.
+
+use super::{SupervisorError, connect::Connector};
+use proto::{
+    berth::streams::v1::streams_client::StreamsClient,
+    containerd::services::{
+        containers::v1::containers_client::ContainersClient, content::v1::content_client::ContentClient,
+        diff::v1::diff_client::DiffClient, events::v1::events_client::EventsClient,
+        images::v1::images_client::ImagesClient, leases::v1::leases_client::LeasesClient,
+        snapshots::v1::snapshots_client::SnapshotsClient, streaming::v1::streaming_client::StreamingClient,
+        tasks::v1::tasks_client::TasksClient, transfer::v1::transfer_client::TransferClient,
+        version::v1::version_client::VersionClient,
+    },
+};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tonic::{
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Channel, Endpoint},
+};
+
+/// The namespace of the supervisor that holds everything of the engine.
+pub const NAMESPACE: &str = "berth";
+/// The snapshotter that the engine uses.
+pub const SNAPSHOTTER: &str = "overlayfs";
+/// Largest message either way; containerd's own limit.
+const MESSAGE_LIMIT: usize = 16 << 20;
+/// How long [`Client::retry`] goes on.
+const RETRY_FOR: Duration = Duration::from_secs(10);
+
+/// A channel on which every request names the namespace, and the lease if there is one.
+pub type Service = InterceptedService<Channel, Headers>;
+
+/// Adds the metadata that containerd's services expect.
+#[derive(Debug, Clone)]
+pub struct Headers {
+    lease: Option<MetadataValue<Ascii>>,
+}
+
+impl Interceptor for Headers {
+    fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {
+        let metadata = request.metadata_mut();
+        metadata.insert("containerd-namespace", MetadataValue::from_static(NAMESPACE));
+        if let Some(lease) = &self.lease {
+            metadata.insert("containerd-lease", lease.clone());
+        }
+        Ok(request)
+    }
+}
+
+/// The supervisor. Cheap to clone; all clones share one connection.
+#[derive(Debug, Clone)]
+pub struct Client {
+    channel: Channel,
+    headers: Headers,
+    socket: Arc<Path>,
+}
+
+macro_rules! accessors {
+    ($($(#[$doc:meta])* $name:ident: $client:ident;)*) => {$(
+        $(#[$doc])*
+        pub fn $name(&self) -> $client<Service> {
+            $client::new(self.service())
+                .max_decoding_message_size(MESSAGE_LIMIT)
+                .max_encoding_message_size(MESSAGE_LIMIT)
+        }
+    )*};
+}
+
+impl Client {
+    /// A client for the supervisor at `socket`. Connects when first used, so it can be made before the supervisor runs;
+    /// must be called within a tokio runtime.
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        let socket = socket.into();
+        Self::over(Connector::new(socket.clone()), socket)
+    }
+
+    pub(super) fn over(connector: Connector, socket: PathBuf) -> Self {
+        // The address only fills the :authority header; where to connect to is the connector's business.
+        let channel = Endpoint::from_static("http://localhost")
+            // Archives and blobs travel here: windows that hold a few messages, on a link without latency.
+            .initial_stream_window_size(1 << 20)
+            .initial_connection_window_size(4 << 20)
+            .connect_with_connector_lazy(connector);
+        Self { channel, headers: Headers { lease: None }, socket: socket.into() }
+    }
+
+    /// The socket this client connects to.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// The same connection, with every call made under the lease `id`: what it creates is kept while the lease exists.
+    pub fn with_lease(&self, id: &str) -> Result<Self, SupervisorError> {
+        let lease = MetadataValue::try_from(id).map_err(|_| SupervisorError::Refused {
+            kind: proto::kind::ErrorKind::InvalidArgument,
+            message: format!("lease id {id:?} cannot be sent"),
+        })?;
+        Ok(Self { headers: Headers { lease: Some(lease) }, ..self.clone() })
+    }
+
+    /// Whether somebody accepts connections on the socket right now, without waiting and without using the channel.
+    pub async fn is_listening(&self) -> bool {
+        tokio::net::UnixStream::connect(&*self.socket).await.is_ok()
+    }
+
+    /// Waits until the supervisor answers, and gives its version and revision.
+    pub async fn version(&self) -> Result<(String, String), SupervisorError> {
+        let answer = self.retry(async |client| client.version_service().version(()).await).await?;
+        Ok((answer.version, answer.revision))
+    }
+
+    /// Makes a call that may be made twice: again when the supervisor was away or went away meanwhile, for a bounded time.
+    pub async fn retry<T, F>(&self, call: F) -> Result<T, SupervisorError>
+    where
+        F: AsyncFn(&Self) -> Result<tonic::Response<T>, tonic::Status>,
+    {
+        let started = Instant::now();
+        loop {
+            match call(self).await.map_err(SupervisorError::from) {
+                Ok(answer) => return Ok(answer.into_inner()),
+                // Away has already used up the connector's patience.
+                Err(SupervisorError::Lost(_)) if started.elapsed() < RETRY_FOR => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn service(&self) -> Service {
+        InterceptedService::new(self.channel.clone(), self.headers.clone())
+    }
+
+    accessors! {
+        /// Container records.
+        containers: ContainersClient;
+        /// Running containers and their processes.
+        tasks: TasksClient;
+        /// Layers of file systems.
+        snapshots: SnapshotsClient;
+        /// Blobs by digest.
+        content: ContentClient;
+        /// Names of images.
+        images: ImagesClient;
+        /// Protection from garbage collection.
+        leases: LeasesClient;
+        /// The event bus.
+        events: EventsClient;
+        /// Pull, push, import, export.
+        transfers: TransferClient;
+        /// Side channels of transfers.
+        streaming: StreamingClient;
+        /// Applies layers, and makes them from differences.
+        diffs: DiffClient;
+        /// Attachments to the stdio of running processes; Berth's own.
+        streams: StreamsClient;
+        /// The version, as a raw service; see [`Client::version`].
+        version_service: VersionClient;
+    }
+}
