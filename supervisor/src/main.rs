@@ -1,2 +1,52 @@
-//! placeholder
-fn main() {}
+//! berth-supervisor: keeps content, images, snapshots and container records, and drives one shim per container, on
+//! containerd's API over a unix socket. `Args` -> `Config` -> `App` -> serve -> drain; see `config` and `app`.
+
+mod api;
+mod app;
+mod config;
+mod events;
+mod failure;
+mod logging;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use proto::kind::chain;
+
+use crate::{app::App, config::Args};
+
+fn main() -> ExitCode {
+    let config = match Args::parse().into_config() {
+        Ok(config) => config,
+        Err(error) => return refuse(&error),
+    };
+    if let Err(error) = logging::init(&config.log) {
+        return refuse(&error);
+    }
+    // Two workers are enough for a daemon that mostly waits, and each thread costs a stack and a malloc arena for good;
+    // blocking threads (disk, databases) end soon after their work.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(16)
+        .thread_keep_alive(std::time::Duration::from_secs(2))
+        .thread_stack_size(512 * 1024)
+        .thread_name("supervisor")
+        .enable_all()
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return refuse(&error),
+    };
+    let outcome = runtime.block_on(async { App::open(config).await?.serve().await });
+    // A blocking thread that hangs in the kernel (a dead disk) must not keep the process from ending.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => refuse(&error),
+    }
+}
+
+fn refuse(error: &dyn std::error::Error) -> ExitCode {
+    eprintln!("berth-supervisor: {}", chain(error));
+    ExitCode::FAILURE
+}

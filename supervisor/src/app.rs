@@ -1,0 +1,237 @@
+//! The whole: opens what is kept, serves, drains. Everything long-lived is made here and handed down.
+//!
+//! Order at start: folders, locks (a second supervisor is turned away before it touches anything), stores, socket, then
+//! service. Order at the end: stop accepting, tell those who wait for events, finish what is in hand, go. Shims stay.
+
+use std::{
+    io,
+    os::unix::fs::{DirBuilderExt, FileTypeExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::stat::{Mode, umask},
+};
+use proto::{
+    containerd::services::{
+        events::v1::events_server::EventsServer, introspection::v1::introspection_server::IntrospectionServer,
+        version::v1::version_server::VersionServer,
+    },
+    grpc::health::v1::health_server::HealthServer,
+};
+use tokio::{
+    net::UnixListener,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::{Server, server::Router};
+use tracing::{info, warn};
+
+use crate::{
+    api::{
+        events::EventsService,
+        health::HealthService,
+        introspection::{IdentityError, IntrospectionService},
+        limited,
+        version::{VERSION, VersionService},
+    },
+    config::Config,
+    events::EventBus,
+};
+
+/// How long requests in hand may take once we are asked to end.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Why the supervisor can't begin, or ended badly.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AppError {
+    /// A folder that we need can't be made.
+    #[error("make folder {at}")]
+    Folder {
+        /// The folder.
+        at: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// Another supervisor works on the same root.
+    #[error("another berth-supervisor is using {root} (it holds {lock}): stop it, or choose other roots")]
+    Taken {
+        /// The root.
+        root: PathBuf,
+        /// The lock file.
+        lock: PathBuf,
+    },
+    /// The lock can't be taken for another reason.
+    #[error("lock {at}")]
+    Lock {
+        /// The lock file.
+        at: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// The socket can't be made.
+    #[error("listen on {at}")]
+    Listen {
+        /// The socket.
+        at: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// Something that isn't a socket lies where ours should be.
+    #[error("listen on {at}: a file that is not a socket is there; move it away")]
+    NotASocket {
+        /// The path.
+        at: PathBuf,
+    },
+    /// Our identity.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// Signal handlers.
+    #[error("watch for signals")]
+    Signals(#[source] io::Error),
+    /// The server broke.
+    #[error("serve")]
+    Serve(#[source] tonic::transport::Error),
+}
+
+/// Tells those who wait inside the process that it is about to end.
+#[derive(Debug, Clone)]
+pub(crate) struct Draining(watch::Receiver<bool>);
+
+impl Draining {
+    /// The signal, and what sets it off.
+    pub(crate) fn new() -> (watch::Sender<bool>, Self) {
+        let (begin, begun) = watch::channel(false);
+        (begin, Self(begun))
+    }
+
+    /// Whether the end has begun.
+    pub(crate) fn has_begun(&self) -> bool {
+        *self.0.borrow()
+    }
+
+    /// Returns when the end begins.
+    pub(crate) async fn begun(mut self) {
+        // The sender lives as long as the application: its loss means that the end is over, not only begun.
+        let _ = self.0.wait_for(|begun| *begun).await;
+    }
+}
+
+/// Everything long-lived.
+pub(crate) struct App {
+    config: Config,
+    events: Arc<EventBus>,
+    introspection: IntrospectionService,
+    begin_drain: watch::Sender<bool>,
+    draining: Draining,
+    listener: UnixListener,
+    // Held until the process ends; the kernel lets go of them whatever happens.
+    _locks: [Flock<std::fs::File>; 2],
+}
+
+impl App {
+    /// Makes folders and locks, opens the stores, and binds the socket.
+    pub(crate) async fn open(config: Config) -> Result<Self, AppError> {
+        make_folder(&config.data_root, 0o711)?;
+        make_folder(&config.data(), 0o700)?;
+        make_folder(&config.run_root, 0o711)?;
+        make_folder(&config.run(), 0o711)?;
+        let locks = [
+            lock(&config.run_root, config.run_root.join("supervisor.lock"))?,
+            lock(&config.data_root, config.data().join("lock"))?,
+        ];
+        let introspection = IntrospectionService::open(&config.data())?;
+        let (begin_drain, draining) = Draining::new();
+        let events = Arc::new(EventBus::new());
+        let listener = bind(&config.socket)?;
+        Ok(Self { config, events, introspection, begin_drain, draining, listener, _locks: locks })
+    }
+
+    /// Serves until SIGTERM or SIGINT, then drains.
+    pub(crate) async fn serve(self) -> Result<(), AppError> {
+        let mut terminate = signal(SignalKind::terminate()).map_err(AppError::Signals)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(AppError::Signals)?;
+        let Self { config, events, introspection, begin_drain, draining, listener, _locks } = self;
+        let router = services(&events, introspection, &draining);
+        let stop = draining.clone().begun();
+        let mut server = tokio::spawn(router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop));
+        info!(
+            version = VERSION,
+            socket = %config.socket.display(),
+            data_root = %config.data_root.display(),
+            "supervisor serves"
+        );
+        let reason = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+            ended = &mut server => {
+                return ended.unwrap_or(Ok(())).map_err(AppError::Serve);
+            }
+        };
+        info!(reason, "supervisor drains");
+        // Gone before the last request: a client that connects now finds nobody, instead of one who won't answer.
+        if let Err(error) = std::fs::remove_file(&config.socket) {
+            warn!(%error, socket = %config.socket.display(), "socket not removed");
+        }
+        begin_drain.send_replace(true);
+        events.close();
+        match tokio::time::timeout(DRAIN, server).await {
+            Ok(ended) => ended.unwrap_or(Ok(())).map_err(AppError::Serve)?,
+            Err(_) => warn!(seconds = DRAIN.as_secs(), "requests cut off"),
+        }
+        info!("supervisor ends; shims stay");
+        Ok(())
+    }
+}
+
+/// Every service on one server; what isn't here answers UNIMPLEMENTED.
+fn services(events: &Arc<EventBus>, introspection: IntrospectionService, draining: &Draining) -> Router {
+    Server::builder()
+        .add_service(limited!(HealthServer::new(HealthService::new(draining.clone()))))
+        .add_service(limited!(VersionServer::new(VersionService)))
+        .add_service(limited!(IntrospectionServer::new(introspection)))
+        .add_service(limited!(EventsServer::new(EventsService::new(events.clone()))))
+}
+
+fn make_folder(at: &Path, mode: u32) -> Result<(), AppError> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(at)
+        .map_err(|cause| AppError::Folder { at: at.to_owned(), cause })
+}
+
+fn lock(root: &Path, at: PathBuf) -> Result<Flock<std::fs::File>, AppError> {
+    let file = std::fs::File::options().create(true).truncate(false).write(true).open(&at);
+    let file = file.map_err(|cause| AppError::Lock { at: at.clone(), cause })?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        nix::errno::Errno::EWOULDBLOCK => AppError::Taken { root: root.to_owned(), lock: at },
+        errno => AppError::Lock { at, cause: errno.into() },
+    })
+}
+
+fn bind(at: &Path) -> Result<UnixListener, AppError> {
+    let failed = |cause| AppError::Listen { at: at.to_owned(), cause };
+    if let Some(folder) = at.parent() {
+        make_folder(folder, 0o711)?;
+    }
+    match std::fs::symlink_metadata(at) {
+        // We hold the lock, so a socket there belongs to nobody who lives.
+        Ok(old) if old.file_type().is_socket() => std::fs::remove_file(at).map_err(failed)?,
+        Ok(_) => return Err(AppError::NotASocket { at: at.to_owned() }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    // The socket is the owner's alone from its first moment; a chmod afterwards would leave a gap.
+    let before = umask(Mode::from_bits_truncate(0o177));
+    let bound = UnixListener::bind(at);
+    umask(before);
+    bound.map_err(failed)
+}
