@@ -1,2 +1,45 @@
-//! placeholder
-fn main() {}
+//! `berth-engine`: serves the Docker Engine API and keeps what its users asked for. Everything that runs lives below it,
+//! in the supervisor and the shims, and goes on when this program ends.
+
+mod app;
+mod config;
+mod containers;
+mod events;
+mod http;
+mod ids;
+mod launch;
+mod time;
+
+use clap::Parser;
+use config::{Args, Config};
+use proto::kind::chain;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let config = match Config::load(Args::parse()) {
+        Ok(config) => config,
+        Err(error) => return fail(&error),
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(config.log_filter.as_str())
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error),
+    };
+    match runtime.block_on(app::run(config)) {
+        Ok(()) => {
+            // Log followers and other long streams may sit in blocking reads; nothing of theirs needs saving.
+            runtime.shutdown_background();
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(&error),
+    }
+}
+
+fn fail(error: &dyn std::error::Error) -> ExitCode {
+    eprintln!("berth-engine: {}", chain(error));
+    ExitCode::FAILURE
+}

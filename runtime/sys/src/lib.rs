@@ -21,3 +21,4 @@ pub mod pty;
 mod raw;
 pub mod seccomp;
 pub mod task;
+pub mod session;

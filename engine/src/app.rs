@@ -1,0 +1,213 @@
+//! Config -> App -> serve -> drain.
+
+use crate::{
+    config::Config,
+    events::Events,
+    http::routes,
+    launch::{self, LaunchError},
+};
+use axum::body::Body;
+use hyper_util::rt::TokioIo;
+use nix::fcntl::{Flock, FlockArg};
+use std::{
+    fs::{DirBuilder, File, OpenOptions, Permissions},
+    io,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch},
+};
+use tracing::{info, warn};
+
+/// How long requests in flight may take after SIGTERM.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Everything handlers share.
+#[derive(Debug)]
+pub struct App {
+    /// What we were told from outside.
+    pub config: Config,
+    /// What happened.
+    pub events: Events,
+}
+
+/// Why the engine does not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    #[error("make folder {path}")]
+    Folder {
+        path: PathBuf,
+        #[source]
+        cause: io::Error,
+    },
+    #[error("another berth-engine uses {0}: stop it first or choose other roots")]
+    Taken(PathBuf),
+    #[error("lock {path}")]
+    Lock {
+        path: PathBuf,
+        #[source]
+        cause: io::Error,
+    },
+    #[error("listen on {path}")]
+    Listen {
+        path: PathBuf,
+        #[source]
+        cause: io::Error,
+    },
+    #[error("listen on {0}: somebody else serves there")]
+    Served(PathBuf),
+    #[error("watch for signals")]
+    Signals(#[source] io::Error),
+    #[error(transparent)]
+    Supervisor(#[from] LaunchError),
+}
+
+/// Serves until SIGTERM or SIGINT. Containers run on.
+pub async fn run(config: Config) -> Result<(), AppError> {
+    for (path, mode) in [
+        (config.data_root.clone(), 0o711),
+        (config.run_root.clone(), 0o711),
+        (config.engine_data(), 0o711),
+        (config.engine_run(), 0o711),
+    ] {
+        make_folder(&path, mode)?;
+    }
+    let _data_lock = lock_root(&config.engine_data())?;
+    let _run_lock = lock_root(&config.engine_run())?;
+    launch::ensure_supervisor(&config).await?;
+    let mut listeners = Vec::new();
+    for path in &config.listen {
+        listeners.push(listen(path).await?);
+    }
+    let app = Arc::new(App { config, events: Events::default() });
+    let router = routes::router(app.clone());
+    let (stop, stopped) = watch::channel(false);
+    let servers: Vec<_> =
+        listeners.into_iter().map(|l| tokio::spawn(accept(l, router.clone(), stopped.clone()))).collect();
+    info!(version = env!("CARGO_PKG_VERSION"), listen = ?app.config.listen, "engine serves");
+    until_told_to_stop().await?;
+    info!("engine stops; containers run on");
+    let _ = stop.send(true);
+    for server in servers {
+        let _ = server.await;
+    }
+    for path in &app.config.listen {
+        let _ = std::fs::remove_file(path);
+    }
+    Ok(())
+}
+
+async fn until_told_to_stop() -> Result<(), AppError> {
+    let mut term = signal(SignalKind::terminate()).map_err(AppError::Signals)?;
+    let mut int = signal(SignalKind::interrupt()).map_err(AppError::Signals)?;
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    Ok(())
+}
+
+async fn accept(listener: UnixListener, router: axum::Router, mut stopped: watch::Receiver<bool>) {
+    // Every connection holds a clone of `alive`; when the last one is dropped, all have ended.
+    let (alive, mut all_ended) = mpsc::channel::<()>(1);
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of descriptors, mostly: waiting is the only cure.
+                    warn!(%error, "accept connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            },
+            _ = stopped.changed() => break,
+        };
+        tokio::spawn(connection(stream, router.clone(), stopped.clone(), alive.clone()));
+    }
+    drop(alive);
+    if tokio::time::timeout(DRAIN, all_ended.recv()).await.is_err() {
+        info!("long requests cut off");
+    }
+}
+
+async fn connection(
+    stream: UnixStream,
+    router: axum::Router,
+    mut stopped: watch::Receiver<bool>,
+    _alive: mpsc::Sender<()>,
+) {
+    let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+        routes::serve(router.clone(), request.map(Body::new))
+    });
+    let connection =
+        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        _ = stopped.changed() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "connection ended");
+    }
+}
+
+/// Makes a folder with its parents; an existing one keeps its mode.
+pub fn make_folder(path: &Path, mode: u32) -> Result<(), AppError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .map_err(|cause| AppError::Folder { path: path.to_owned(), cause })
+}
+
+fn lock_root(folder: &Path) -> Result<Flock<File>, AppError> {
+    let path = folder.join("engine.lock");
+    let lock = |cause| AppError::Lock { path: path.clone(), cause };
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(lock)?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        nix::errno::Errno::EWOULDBLOCK => AppError::Taken(folder.to_owned()),
+        other => lock(other.into()),
+    })
+}
+
+/// A socket for its owner and group `berth` (if there is such a group); what a dead engine left there goes.
+async fn listen(path: &Path) -> Result<UnixListener, AppError> {
+    let failed = |cause| AppError::Listen { path: path.to_owned(), cause };
+    if let Some(parent) = path.parent() {
+        make_folder(parent, 0o711)?;
+    }
+    if launch::listens(path).await {
+        return Err(AppError::Served(path.to_owned()));
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    // Nobody may connect between bind and chmod: born under another umask-proof name it would still be reachable, so
+    // it is bound in a state that only root can use.
+    let before = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
+    let bound = UnixListener::bind(path);
+    nix::sys::stat::umask(before);
+    let listener = bound.map_err(failed)?;
+    if let Some(gid) = group_id("berth") {
+        std::os::unix::fs::chown(path, None, Some(gid)).map_err(failed)?;
+        std::fs::set_permissions(path, Permissions::from_mode(0o660)).map_err(failed)?;
+    }
+    Ok(listener)
+}
+
+/// Looked up in the file itself: a static program has no name service switch.
+fn group_id(name: &str) -> Option<u32> {
+    let text = std::fs::read_to_string("/etc/group").ok()?;
+    let line = text.lines().find(|line| line.split(':').next() == Some(name))?;
+    line.split(':').nth(2)?.parse().ok()
+}

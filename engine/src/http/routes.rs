@@ -1,0 +1,164 @@
+//! Which path goes where. What Docker's API has and Berth lacks answers 501 by name; what nobody has answers 404.
+
+use super::{
+    error::ApiError,
+    system,
+    version::{negotiate, stamp},
+};
+use crate::app::App;
+use axum::{
+    Router,
+    body::Body,
+    http::{Method, Request, Uri},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use std::{convert::Infallible, sync::Arc};
+use tower::ServiceExt;
+
+/// All routes that are served.
+pub fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/_ping", get(system::ping).head(system::ping_head))
+        .route("/version", get(system::version))
+        .fallback(unknown)
+        .method_not_allowed_fallback(unknown)
+        .with_state(app)
+}
+
+/// One request: version, route, headers.
+pub async fn serve(router: Router, mut request: Request<Body>) -> Result<Response, Infallible> {
+    let mut response = match negotiate(&mut request) {
+        Ok(()) => router.oneshot(request).await.unwrap_or_else(|never| match never {}),
+        Err(refusal) => refusal,
+    };
+    stamp(&mut response);
+    Ok(response)
+}
+
+async fn unknown(method: Method, uri: Uri) -> Response {
+    let path = uri.path();
+    match UNBUILT.iter().find(|(m, pattern)| *m == method.as_str() && matches(pattern, path)) {
+        Some((method, pattern)) => {
+            ApiError::not_implemented(format!("{method} {pattern} is not implemented in berth yet")).into_response()
+        }
+        None => ApiError::not_found("page not found").into_response(),
+    }
+}
+
+/// `{x}` stands for one segment, `{x...}` for one or more (names of images hold slashes).
+fn matches(pattern: &str, path: &str) -> bool {
+    fn walk(pattern: &[&str], path: &[&str]) -> bool {
+        match (pattern.split_first(), path.split_first()) {
+            (None, None) => true,
+            (Some((p, rest)), Some((_, tail))) if p.ends_with("...}") => {
+                (1..=path.len()).any(|n| walk(rest, &path[n..])) && (!tail.is_empty() || !path[0].is_empty())
+            }
+            (Some((p, rest)), Some((segment, tail))) => {
+                ((p.starts_with('{') && !segment.is_empty()) || p == segment) && walk(rest, tail)
+            }
+            _ => false,
+        }
+    }
+    let split = |text: &'static str| text.split('/').collect::<Vec<_>>();
+    let _ = split;
+    walk(&pattern.split('/').collect::<Vec<_>>(), &path.split('/').collect::<Vec<_>>())
+}
+
+/// Endpoints of Docker's API 1.51 that are routed nowhere above reach the fallback, and are known by this table.
+const UNBUILT: &[(&str, &str)] = &[
+    ("GET", "/containers/{id}/changes"),
+    ("GET", "/containers/{id}/export"),
+    ("GET", "/containers/{id}/attach/ws"),
+    ("HEAD", "/containers/{id}/archive"),
+    ("GET", "/containers/{id}/archive"),
+    ("PUT", "/containers/{id}/archive"),
+    ("GET", "/containers/{id}/checkpoints"),
+    ("POST", "/containers/{id}/checkpoints"),
+    ("DELETE", "/containers/{id}/checkpoints/{checkpoint}"),
+    ("GET", "/images/search"),
+    ("GET", "/images/get"),
+    ("GET", "/images/{name...}/get"),
+    ("GET", "/images/{name...}/history"),
+    ("GET", "/images/{name...}/attestations"),
+    ("POST", "/images/{name...}/push"),
+    ("POST", "/images/prune"),
+    ("POST", "/commit"),
+    ("POST", "/build"),
+    ("POST", "/build/prune"),
+    ("POST", "/build/cancel"),
+    ("POST", "/networks/create"),
+    ("DELETE", "/networks/{id}"),
+    ("POST", "/networks/{id}/connect"),
+    ("POST", "/networks/{id}/disconnect"),
+    ("POST", "/networks/prune"),
+    ("PUT", "/volumes/{name}"),
+    ("POST", "/volumes/prune"),
+    ("GET", "/system/df"),
+    ("POST", "/auth"),
+    ("POST", "/session"),
+    ("POST", "/grpc"),
+    ("GET", "/distribution/{name...}/json"),
+    ("GET", "/plugins"),
+    ("GET", "/plugins/privileges"),
+    ("POST", "/plugins/pull"),
+    ("POST", "/plugins/create"),
+    ("GET", "/plugins/{name...}/json"),
+    ("DELETE", "/plugins/{name...}"),
+    ("POST", "/plugins/{name...}/enable"),
+    ("POST", "/plugins/{name...}/disable"),
+    ("POST", "/plugins/{name...}/upgrade"),
+    ("POST", "/plugins/{name...}/push"),
+    ("POST", "/plugins/{name...}/set"),
+    ("GET", "/swarm"),
+    ("POST", "/swarm/init"),
+    ("POST", "/swarm/join"),
+    ("POST", "/swarm/leave"),
+    ("POST", "/swarm/update"),
+    ("GET", "/swarm/unlockkey"),
+    ("POST", "/swarm/unlock"),
+    ("GET", "/nodes"),
+    ("GET", "/nodes/{id}"),
+    ("DELETE", "/nodes/{id}"),
+    ("POST", "/nodes/{id}/update"),
+    ("GET", "/services"),
+    ("POST", "/services/create"),
+    ("GET", "/services/{id}"),
+    ("DELETE", "/services/{id}"),
+    ("POST", "/services/{id}/update"),
+    ("GET", "/services/{id}/logs"),
+    ("GET", "/tasks"),
+    ("GET", "/tasks/{id}"),
+    ("GET", "/tasks/{id}/logs"),
+    ("GET", "/secrets"),
+    ("POST", "/secrets/create"),
+    ("GET", "/secrets/{id}"),
+    ("DELETE", "/secrets/{id}"),
+    ("POST", "/secrets/{id}/update"),
+    ("GET", "/configs"),
+    ("POST", "/configs/create"),
+    ("GET", "/configs/{id}"),
+    ("DELETE", "/configs/{id}"),
+    ("POST", "/configs/{id}/update"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns() {
+        let cases = [
+            ("/images/{name...}/push", "/images/a/b:1/push", true),
+            ("/images/{name...}/push", "/images/a/push", true),
+            ("/images/{name...}/push", "/images/push", false),
+            ("/images/{name...}/push", "/images//push", false),
+            ("/nodes/{id}", "/nodes/x", true),
+            ("/nodes/{id}", "/nodes/", false),
+            ("/nodes/{id}", "/nodes/x/y", false),
+        ];
+        for (pattern, path, expected) in cases {
+            assert_eq!(matches(pattern, path), expected, "{pattern} {path}");
+        }
+    }
+}
