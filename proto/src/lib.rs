@@ -12,4 +12,4 @@ pub mod typeurl;
 mod generated {
     include!("gen/mod.rs");
 }
-pub use generated::{berth, containerd, google, grpc};
+pub use generated::{berth, containerd, google, grpc, io};

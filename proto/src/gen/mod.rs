@@ -111,3 +111,15 @@ pub mod grpc {
         }
     }
 }
+pub mod io {
+    pub mod containerd {
+        pub mod cgroups {
+            pub mod v1 {
+                include!("io.containerd.cgroups.v1.rs");
+            }
+            pub mod v2 {
+                include!("io.containerd.cgroups.v2.rs");
+            }
+        }
+    }
+}
