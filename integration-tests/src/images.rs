@@ -7,7 +7,7 @@ use std::{
 };
 
 const APPLETS: &str = "sh ls cat echo sleep true false id env pwd hostname ps kill mkdir rm touch head tail wc seq nc wget httpd ip ping stat \
-    mount umount dd sync test uname printf grep sed awk tr sort date vi stty tty trap nslookup readlink ln cp mv chmod chown df du find free top yes sha256sum";
+    mount umount dd sync test uname printf grep sed awk tr sort date vi stty tty trap nslookup readlink ln cp mv chmod chown df du find free top yes sha256sum usleep setsid";
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()

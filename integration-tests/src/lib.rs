@@ -10,6 +10,7 @@ pub mod http;
 pub mod images;
 pub mod leftovers;
 pub mod programs;
+pub mod registry;
 pub mod stack;
 
 pub use command::{Outcome, run, run_with};

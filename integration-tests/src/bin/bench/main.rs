@@ -1,2 +1,22 @@
-//! bench
-fn main() {}
+//! Berth beside its peers: the same work on the same machine in the same run, medians, and their ratio.
+//!
+//! A peer that isn't installed, or doesn't start, leaves its cells empty. No figure is asserted: this prints a table.
+
+mod bundle;
+mod engines;
+mod table;
+
+use table::Table;
+
+fn main() {
+    let only: Vec<String> = std::env::args().skip(1).collect();
+    let wanted = |part: &str| only.is_empty() || only.iter().any(|o| o == part);
+    let mut table = Table::default();
+    if wanted("runtime") {
+        bundle::measure(&mut table);
+    }
+    if wanted("engine") {
+        engines::measure(&mut table);
+    }
+    table.print();
+}

@@ -1,0 +1,140 @@
+//! Engine and supervisor killed with SIGKILL while containers run on.
+
+use integration_tests::{Stack, eventually};
+use serde_json::{Value, json};
+use std::{thread, time::Duration};
+
+fn numbers(text: &str) -> Vec<u32> {
+    text.lines().map(|line| line.parse().unwrap_or_else(|_| panic!("not a number: {line:?}"))).collect()
+}
+
+fn seconds(time: &Value) -> f64 {
+    // RFC 3339 in UTC; the test only compares times of one day.
+    let text = time.as_str().unwrap();
+    let clock: Vec<f64> = text[11..].trim_end_matches('Z').split(':').map(|part| part.parse().unwrap()).collect();
+    clock[0] * 3600.0 + clock[1] * 60.0 + clock[2]
+}
+
+#[test]
+fn no_line_is_lost_when_daemons_die() {
+    let stack = Stack::with_busybox();
+    let script =
+        "i=0; while [ $i -lt 4000 ]; do i=$((i+1)); echo $i; usleep 5000 2>/dev/null || sleep 0.005; done; exit 17";
+    stack.berth(["run", "-d", "--name", "count", "busybox", "sh", "-c", script]).success();
+    let pid = stack.inspect("count")["State"]["Pid"].clone();
+    for round in 0..5 {
+        thread::sleep(Duration::from_millis(600)); // the container must get on between two kills
+        match round % 3 {
+            0 => {
+                stack.kill_engine();
+                stack.kill_supervisor();
+                stack.start_supervisor();
+                stack.start_engine();
+            }
+            1 => {
+                stack.kill_supervisor();
+                stack.start_supervisor();
+                stack.kill_engine();
+                stack.start_engine();
+            }
+            _ => {
+                stack.kill_engine();
+                stack.start_engine();
+                stack.kill_supervisor();
+                stack.start_supervisor();
+            }
+        }
+        assert_eq!(stack.inspect("count")["State"]["Pid"], pid, "round {round}: the pid changed");
+        assert_eq!(stack.inspect("count")["State"]["Status"], "running", "round {round}");
+    }
+    assert_eq!(stack.berth(["wait", "count"]).success().stdout(), "17");
+    let lines = numbers(&stack.berth(["logs", "count"]).success().stdout());
+    assert_eq!(lines, (1..=4000).collect::<Vec<_>>(), "lines are missing or doubled");
+}
+
+#[test]
+fn an_exit_while_both_are_down_is_reported_truly() {
+    let stack = Stack::with_busybox();
+    stack
+        .berth([
+            "run",
+            "-d",
+            "--name",
+            "short",
+            "busybox",
+            "sh",
+            "-c",
+            "sleep 1; echo last; date +%s > /proc/1/fd/1; exit 33",
+        ])
+        .success();
+    stack.berth(["run", "-d", "--name", "gone", "--rm", "busybox", "sh", "-c", "sleep 1"]).success();
+    stack
+        .berth(["run", "-d", "--name", "back", "--restart", "always", "busybox", "sh", "-c", "echo up; sleep 1.5"])
+        .success();
+    let pid = stack.inspect("short")["State"]["Pid"].as_u64().unwrap();
+    stack.kill_engine();
+    stack.kill_supervisor();
+    eventually("the process has ended", || {
+        (!std::path::Path::new(&format!("/proc/{pid}/root/bin")).exists()).then_some(())
+    });
+    thread::sleep(Duration::from_secs(2)); // makes a wrong finish time visible
+    stack.start_supervisor();
+    stack.start_engine();
+    stack.await_status("short", "exited");
+    let state = stack.inspect("short")["State"].clone();
+    assert_eq!(state["ExitCode"], 33);
+    let log = stack.berth(["logs", "short"]).success().stdout();
+    let (last, stamp) = log.split_once('\n').unwrap();
+    assert_eq!(last, "last");
+    let ended: f64 = stamp.parse::<f64>().unwrap() % 86_400.0;
+    assert!((seconds(&state["FinishedAt"]) - ended).abs() < 1.5, "{} against {stamp}", state["FinishedAt"]);
+    eventually("--rm is done after the restart", || {
+        (stack.api().get("/containers/gone/json").status == 404).then_some(())
+    });
+    eventually("the restart policy goes on", || {
+        (stack.berth(["logs", "back"]).stdout().matches("up").count() >= 2).then_some(())
+    });
+}
+
+#[test]
+fn a_published_port_and_exec_work_after_both_died() {
+    let stack = Stack::with_busybox();
+    let port = 21_000 + stack.gateway().split('.').nth(2).unwrap().parse::<u16>().unwrap();
+    let publish = format!("{port}:80");
+    stack
+        .berth(["run", "-d", "--name", "web", "-p", &publish, "busybox", "httpd", "-f", "-p", "80", "-h", "/www"])
+        .success();
+    let page = || {
+        integration_tests::run("curl", ["-s", "-m", "2", &format!("http://127.0.0.1:{port}/")]).stdout()
+            == "hello from berth"
+    };
+    eventually("the page comes", || page().then_some(()));
+    stack.kill_engine();
+    stack.kill_supervisor();
+    assert!(page(), "the port died with the daemons");
+    stack.start_supervisor();
+    stack.start_engine();
+    assert!(page());
+    assert_eq!(stack.berth(["exec", "web", "echo", "in"]).success().stdout(), "in");
+    stack.berth(["stop", "-t", "0", "web"]).success();
+    assert!(!page(), "the port outlives its container");
+    let free = stack.api().post("/containers/web/start", None);
+    assert_eq!(free.status, 204, "{}", free.text());
+}
+
+#[test]
+fn a_killed_shim_is_cleaned_up() {
+    let stack = Stack::with_busybox();
+    stack.berth(["run", "-d", "--name", "victim", "busybox", "sleep", "1000"]).success();
+    let pid = stack.inspect("victim")["State"]["Pid"].as_u64().unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let shim = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().to_owned();
+    integration_tests::run("kill", ["-9", &shim]).success();
+    stack.await_status("victim", "exited");
+    assert_eq!(stack.inspect("victim")["State"]["ExitCode"], json!(137));
+    eventually("the container's process is gone", || {
+        (!std::path::Path::new(&format!("/proc/{pid}")).exists()).then_some(())
+    });
+    stack.berth(["start", "victim"]).success();
+    stack.await_status("victim", "running");
+}

@@ -1,0 +1,32 @@
+//! No layer links another layer's code: they share `proto` (words) and `sys` (Linux) only.
+
+use serde_json::Value;
+use std::process::Command;
+
+#[test]
+fn programs_share_only_proto_and_sys() {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
+        .output()
+        .unwrap();
+    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let packages = metadata["packages"].as_array().unwrap();
+    assert_eq!(packages.len(), 8, "a new crate: say here what it may link");
+    for package in packages {
+        let name = package["name"].as_str().unwrap();
+        let ours = package["dependencies"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|d| d["path"].is_string())
+            .map(|d| d["name"].as_str().unwrap());
+        for dependency in ours {
+            let allowed = match name {
+                "proto" | "sys" => false,
+                "runtime" => dependency == "sys",
+                _ => matches!(dependency, "proto" | "sys"),
+            };
+            assert!(allowed, "{name} links {dependency}");
+        }
+    }
+}

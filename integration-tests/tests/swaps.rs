@@ -1,0 +1,143 @@
+//! Every seam is a published standard: each layer with a peer on its other side.
+
+use integration_tests::{
+    Stack, eventually_within, images,
+    programs::{peer_or_skip, program},
+    run, run_with,
+    stack::Setup,
+};
+use std::{
+    fs,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+#[test]
+fn engine_runs_containers_on_runc() {
+    let Some(runc) = peer_or_skip("runc") else { return };
+    let stack = Stack::start_with(Setup {
+        engine_args: vec!["--runtime".into(), runc.display().to_string()],
+        ..Setup::default()
+    });
+    stack.load_busybox();
+    let hello = stack.berth(["run", "--rm", "busybox", "sh", "-c", "echo via runc; exit 6"]).expect_code(6);
+    assert_eq!(hello.stdout(), "via runc");
+    stack.berth(["run", "-d", "--name", "box", "busybox", "sleep", "1000"]).success();
+    assert_eq!(stack.berth(["exec", "box", "echo", "in"]).success().stdout(), "in");
+    // runc, not Berth's runtime, keeps this container's state.
+    let states = run("find", [stack.run_root().join("runtime").to_str().unwrap(), "-name", "state.json"]).stdout();
+    let state = fs::read_to_string(states.lines().next().unwrap()).unwrap();
+    assert!(state.contains("\"rootless_euid\""), "this is no state of runc: {state}");
+    stack.berth(["rm", "-f", "box"]).success();
+}
+
+#[test]
+fn ctr_runs_containers_on_the_supervisor() {
+    if peer_or_skip("ctr").is_none() {
+        return;
+    }
+    let stack = Stack::start();
+    let archive = images::busybox_archive(stack.path());
+    stack.ctr(["version"]).success();
+    stack.ctr(["images", "import", archive.to_str().unwrap()]).success();
+    let listed = stack.ctr(["images", "ls", "-q"]).success().stdout();
+    assert_eq!(listed, "docker.io/library/busybox:latest");
+    let run = [
+        "run",
+        "--rm",
+        "--runtime",
+        "io.containerd.berth.v1",
+        "docker.io/library/busybox:latest",
+        "one",
+        "sh",
+        "-c",
+        "echo by ctr; exit 4",
+    ];
+    let one = stack.ctr(run);
+    assert_eq!((one.code(), one.stdout()), (4, "by ctr".into()), "{one}");
+    stack.ctr(["run", "-d", "docker.io/library/busybox:latest", "two", "sleep", "1000"]).success();
+    assert!(stack.ctr(["containers", "ls", "-q"]).success().stdout().contains("two"));
+    assert!(stack.ctr(["tasks", "ls"]).success().stdout().contains("RUNNING"));
+    assert_eq!(stack.ctr(["tasks", "exec", "--exec-id", "e", "two", "echo", "in"]).success().stdout(), "in");
+    stack.ctr(["tasks", "kill", "-s", "SIGKILL", "two"]).success();
+    eventually_within(Duration::from_secs(10), "the task has stopped", || {
+        stack.ctr(["tasks", "ls"]).stdout().contains("STOPPED").then_some(())
+    });
+    stack.ctr(["tasks", "delete", "two"]);
+    stack.ctr(["containers", "delete", "two"]).success();
+    stack.ctr(["images", "rm", "docker.io/library/busybox:latest"]).success();
+}
+
+/// Debian's dockerd with `berth-runtime` as one of its runtimes.
+#[test]
+fn dockerd_runs_containers_on_berth_runtime() {
+    if peer_or_skip("dockerd").is_none() || peer_or_skip("containerd").is_none() || peer_or_skip("docker").is_none() {
+        return;
+    }
+    let folder = tempfile::Builder::new().prefix("berth-dockerd-").tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let log = fs::File::create(at("log")).unwrap();
+    let socket = format!("unix://{}", at("docker.sock"));
+    let mut dockerd = Command::new("dockerd")
+        .args(["--data-root", &at("data"), "--exec-root", &at("exec"), "--pidfile", &at("pid"), "-H", &socket])
+        .args(["--bridge=none", "--iptables=false", "--ip6tables=false", "--add-runtime"])
+        .arg(format!("berth={}", program("berth-runtime").display()))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let docker = |args: &[&str]| {
+        run_with(
+            Command::new("docker").env("DOCKER_HOST", &socket).env("DOCKER_CONFIG", at("client")).args(args),
+            b"",
+            Duration::from_secs(60),
+        )
+    };
+    let result = std::panic::catch_unwind(|| {
+        eventually_within(Duration::from_secs(30), "dockerd answers", || {
+            (docker(&["version"]).code() == 0).then_some(())
+        });
+        let archive = images::busybox_archive(folder.path());
+        docker(&["load", "-q", "-i", archive.to_str().unwrap()]).success();
+        let run =
+            ["run", "--rm", "--runtime", "berth", "--network", "none", "busybox", "sh", "-c", "echo on berth; exit 8"];
+        let hello = docker(&run).expect_code(8);
+        assert_eq!(hello.stdout(), "on berth");
+        docker(&[
+            "run",
+            "-d",
+            "--name",
+            "box",
+            "--runtime",
+            "berth",
+            "--network",
+            "none",
+            "-m",
+            "64m",
+            "busybox",
+            "sleep",
+            "1000",
+        ])
+        .success();
+        assert_eq!(docker(&["exec", "box", "sh", "-c", "echo in; exit 0"]).success().stdout(), "in");
+        docker(&["stop", "-t", "0", "box"]).success();
+        docker(&["rm", "box"]).success();
+    });
+    let tail = fs::read_to_string(at("log")).unwrap_or_default();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(dockerd.id().cast_signed()), nix::sys::signal::Signal::SIGTERM)
+        .ok();
+    dockerd.wait().unwrap();
+    // dockerd leaves its network namespace mount behind when its roots are moved.
+    for mount in ["exec/netns/default", "data"] {
+        run("umount", ["-q", &at(mount)]);
+    }
+    let remove = ["cpu", "cpuacct", "cpuset", "memory", "pids", "devices", "freezer", "blkio", "systemd"];
+    for controller in remove {
+        fs::remove_dir(format!("/sys/fs/cgroup/{controller}/docker")).ok();
+    }
+    if let Err(panic) = result {
+        eprintln!("{}", tail.lines().rev().take(30).collect::<Vec<_>>().join("\n"));
+        std::panic::resume_unwind(panic);
+    }
+}
