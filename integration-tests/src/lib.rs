@@ -2,7 +2,6 @@
 //! side by side; clients to drive them; and a look at what they leave behind.
 //!
 //! A failure panics with the command, its output and the logs of both daemons: these are tests' tools.
-#![allow(clippy::unwrap_used)]
 
 pub mod command;
 pub mod eventually;
