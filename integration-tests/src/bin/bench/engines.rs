@@ -4,6 +4,7 @@ use crate::table::{Table, median, pss_mb, settle, timed};
 use integration_tests::{Stack, eventually, http::Api, images, programs::peer};
 use serde_json::{Value, json};
 use std::{
+    collections::BTreeSet,
     fs,
     io::Read,
     path::Path,
@@ -17,6 +18,13 @@ const MANY: usize = 100;
 struct Dockerd {
     folder: tempfile::TempDir,
     child: Child,
+    tables: BTreeSet<String>,
+}
+
+// Lines such as `table ip nat`.
+fn tables() -> BTreeSet<String> {
+    let listed = Command::new("nft").args(["list", "tables"]).output().map(|output| output.stdout).unwrap_or_default();
+    String::from_utf8_lossy(&listed).lines().map(str::to_owned).collect()
 }
 
 impl Dockerd {
@@ -25,6 +33,7 @@ impl Dockerd {
         let folder = tempfile::Builder::new().prefix("berth-bench-docker-").tempdir().ok()?;
         let at = |name: &str| folder.path().join(name).display().to_string();
         let log = fs::File::create(at("log")).ok()?;
+        let tables = tables();
         // dockerd makes docker0 by itself only under that name; a bridge that exists may have another.
         let ip = |args: &[&str]| Command::new("ip").args(args).status().is_ok_and(|s| s.success());
         ip(&["link", "add", "bench-docker0", "type", "bridge"]);
@@ -44,7 +53,7 @@ impl Dockerd {
             .stderr(log)
             .spawn()
             .ok()?;
-        let dockerd = Self { folder, child };
+        let dockerd = Self { folder, child, tables };
         let api = dockerd.api();
         for _ in 0..300 {
             if api.open("GET", "/_ping", None, "").is_ok_and(|answer| answer.status == 200) {
@@ -80,11 +89,11 @@ impl Drop for Dockerd {
         for controller in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
             fs::remove_dir(controller.path().join("docker")).ok();
         }
-        // dockerd 20.10 leaves its iptables chains behind.
-        let flush = "for t in nat filter; do iptables -t $t -S 2>/dev/null | grep -E 'DOCKER|bench-docker0' | grep '^-A' | sed s/^-A/-D/ | \
-                     while read -r r; do iptables -t $t $r; done; for c in $(iptables -t $t -S | awk '/^-N DOCKER/ {print $2}'); do iptables -t $t -F $c; iptables -t $t -X $c; done; done; \
-                     iptables -P FORWARD ACCEPT; for c in $(iptables -t filter -S | awk '/^-N DOCKER/ {print $2}'); do iptables -F $c; iptables -X $c; done";
-        Command::new("sh").args(["-c", flush]).stderr(Stdio::null()).status().ok();
+        // dockerd leaves its iptables chains behind; a table that wasn't there before goes as a whole.
+        for table in tables().difference(&self.tables) {
+            let words: Vec<&str> = table.split(' ').collect();
+            Command::new("nft").arg("delete").args(words).status().ok();
+        }
     }
 }
 

@@ -4,12 +4,18 @@
 
 mod bundle;
 mod engines;
+mod floor;
 mod table;
 
 use table::Table;
 
-fn main() {
+fn main() -> std::process::ExitCode {
     let only: Vec<String> = std::env::args().skip(1).collect();
+    if let [mode, rootfs] = only.as_slice()
+        && mode == "floor"
+    {
+        return floor::run(rootfs);
+    }
     let wanted = |part: &str| only.is_empty() || only.iter().any(|o| o == part);
     let mut table = Table::default();
     if wanted("runtime") {
@@ -19,4 +25,5 @@ fn main() {
         engines::measure(&mut table);
     }
     table.print();
+    std::process::ExitCode::SUCCESS
 }
