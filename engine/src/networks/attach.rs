@@ -1,0 +1,217 @@
+//! Attaching a container to a network and detaching it.
+//!
+//! Attaching, in order: namespace, address and host ports (reserved), link, firewall. Whatever fails, what was done is
+//! undone by dropping [`Attaching`]. Detaching goes the other way round, every step whatever the others did, and each
+//! step takes "gone already" for success.
+
+use std::fs::File;
+use std::io::Read;
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use tracing::warn;
+
+use super::endpoint::{Endpoint, EndpointAddress, EndpointRequest, NetworkKind};
+use super::error::NetworkError;
+use super::mac::Mac;
+use super::netlink::{Batch, NetlinkError, address, link, route};
+use super::netns::Namespace;
+use super::subnet::Subnet;
+use super::{Networks, locked};
+
+/// Name of a container's link, inside.
+const INSIDE_NAME: &str = "eth0";
+
+impl Networks {
+    /// Connects a container to the default bridge: a namespace of its own with lo and eth0, its address and default
+    /// route, and its published ports. All of it or nothing.
+    pub fn attach_bridge(&self, id: &str, request: &EndpointRequest) -> Result<Endpoint, NetworkError> {
+        let (mut attaching, mut namespace) = Attaching::begin(self, id, NetworkKind::Bridge)?;
+        let endpoint_name = if request.name.is_empty() { id } else { &request.name };
+        let (ip, gateway) = {
+            let mut leases = locked(&self.leases);
+            let ip = match request.ip {
+                Some(ip) => leases.ipam.reserve(ip, id).map(|()| ip),
+                None => leases.ipam.allocate(id),
+            }?;
+            attaching.endpoint.address = Some(EndpointAddress {
+                ip,
+                prefix: self.subnet.prefix(),
+                gateway: self.subnet.address(),
+                mac: request.mac.unwrap_or_else(|| Mac::of_address(ip)),
+                // Not of the container's id: when a container is started again, the kernel may still be taking
+                // its former link down.
+                host_link: format!("veth{}", &attaching.endpoint.endpoint_id[..11]),
+            });
+            attaching.endpoint.ports = leases
+                .ports
+                .acquire(id, &request.ports)
+                .map_err(|cause| NetworkError::Port { endpoint: endpoint_name.to_owned(), cause })?;
+            (ip, self.subnet.address())
+        };
+        self.connect(id, &attaching.endpoint, &mut namespace)
+            .and_then(|()| configure_inside(&mut namespace, ip, self.subnet.prefix(), gateway))
+            .map_err(|cause| NetworkError::Connect {
+                endpoint: endpoint_name.to_owned(),
+                bridge: self.config.name.clone(),
+                cause,
+            })?;
+        locked(&self.firewall)
+            .publish(ip, &attaching.endpoint.ports)
+            .map_err(|cause| NetworkError::Publish { endpoint: endpoint_name.to_owned(), cause })?;
+        Ok(attaching.finish())
+    }
+
+    /// Gives a container a namespace with lo and nothing else.
+    pub fn attach_none(&self, id: &str) -> Result<Endpoint, NetworkError> {
+        let (attaching, _) = Attaching::begin(self, id, NetworkKind::None)?;
+        Ok(attaching.finish())
+    }
+
+    /// Takes a container off its network: ports, link, namespace, address. Done already, or half, is fine. All steps
+    /// are tried; the first failure is returned, the others are logged.
+    pub fn detach(&self, id: &str, endpoint: &Endpoint) -> Result<(), NetworkError> {
+        if endpoint.network == NetworkKind::Host {
+            return Ok(());
+        }
+        let mut failures = Vec::new();
+        if let Some(address) = &endpoint.address {
+            let unpublished = locked(&self.firewall)
+                .unpublish(address.ip, &endpoint.ports)
+                .map_err(|cause| NetworkError::Unpublish { id: id.to_owned(), cause });
+            let disconnected = self.disconnect(id, &address.host_link);
+            let mut leases = locked(&self.leases);
+            if unpublished.is_ok() {
+                endpoint.ports.iter().for_each(|port| leases.ports.release(id, port));
+            }
+            // An address that a port still leads to, or a link still has, is nobody else's yet.
+            if unpublished.is_ok() && disconnected.is_ok() {
+                leases.ipam.release(address.ip, id);
+            }
+            failures.extend([unpublished, disconnected].into_iter().filter_map(Result::err));
+        }
+        failures.extend(self.unpin(id).err());
+        let mut failures = failures.into_iter();
+        let Some(first) = failures.next() else { return Ok(()) };
+        failures.for_each(|error| warn!(id, %error, "container is detached in part"));
+        Err(first)
+    }
+
+    /// Makes the veth pair, once more if the bridge was deleted behind our back.
+    fn connect(&self, id: &str, endpoint: &Endpoint, namespace: &mut Namespace) -> Result<(), NetlinkError> {
+        let Err(error) = self.create_link(id, endpoint, namespace) else { return Ok(()) };
+        match self.repair() {
+            Ok(true) => self.create_link(id, endpoint, namespace),
+            Ok(false) => Err(error),
+            Err(repairing) => {
+                warn!(error = %repairing, bridge = self.config.name, "bridge can't be repaired");
+                Err(error)
+            }
+        }
+    }
+
+    fn create_link(&self, id: &str, endpoint: &Endpoint, namespace: &Namespace) -> Result<(), NetlinkError> {
+        let Some(address) = &endpoint.address else { return Ok(()) };
+        let mut batch = Batch::new();
+        link::create_veth(
+            &mut batch,
+            &link::VethPair {
+                host_name: &address.host_link,
+                alias: &self.alias(id),
+                bridge: self.bridge_index(),
+                namespace: namespace.fd.as_fd(),
+                peer_name: INSIDE_NAME,
+                mac: address.mac,
+                mtu: self.config.mtu,
+            },
+        );
+        locked(&self.route).run(&mut batch).map(drop)
+    }
+
+    fn disconnect(&self, id: &str, host_link: &str) -> Result<(), NetworkError> {
+        let mut batch = Batch::new();
+        link::delete(&mut batch, host_link);
+        let bridge = || self.config.name.clone();
+        locked(&self.route).run(&mut batch).map(drop).map_err(|cause| NetworkError::Disconnect {
+            id: id.to_owned(),
+            bridge: bridge(),
+            cause,
+        })
+    }
+
+    pub(super) fn unpin(&self, id: &str) -> Result<(), NetworkError> {
+        Ok(sys::netns::delete(&self.pins.path(id)?)?)
+    }
+
+    /// The note on links of ours: found even when the bridge is gone.
+    pub(super) fn alias(&self, id: &str) -> String {
+        format!("{}{id}", self.alias_prefix())
+    }
+
+    pub(super) fn alias_prefix(&self) -> String {
+        format!("berth {} ", self.config.name)
+    }
+}
+
+/// Address and default route of eth0. The index is asked for: tunnel devices of some kernels come first.
+fn configure_inside(
+    namespace: &mut Namespace,
+    ip: Ipv4Addr,
+    prefix: u8,
+    gateway: Ipv4Addr,
+) -> Result<(), NetlinkError> {
+    let missing = || NetlinkError::Unanswered { step: format!("look up {INSIDE_NAME}") };
+    let index = link::find(&mut namespace.socket, INSIDE_NAME)?.ok_or_else(missing)?.index;
+    let own = Subnet::new(ip, prefix).map_err(|_| missing())?;
+    let mut batch = Batch::new();
+    address::add(&mut batch, index, own);
+    link::bring_up(&mut batch, INSIDE_NAME, None);
+    route::add_default(&mut batch, gateway);
+    namespace.socket.run(&mut batch).map(drop)
+}
+
+/// An endpoint in the making; undone when dropped before it is finished.
+struct Attaching<'a> {
+    networks: &'a Networks,
+    id: &'a str,
+    endpoint: Endpoint,
+    finished: bool,
+}
+
+impl<'a> Attaching<'a> {
+    /// Makes the namespace. A container that has one is refused here, before anything of it is touched.
+    fn begin(networks: &'a Networks, id: &'a str, network: NetworkKind) -> Result<(Self, Namespace), NetworkError> {
+        let pin = networks.pins.path(id)?;
+        let endpoint_id = random_id()?;
+        let namespace = networks.pins.create(&pin)?;
+        let network_id = networks.network_id(network).to_owned();
+        let endpoint = Endpoint { network, network_id, endpoint_id, netns: pin, address: None, ports: Vec::new() };
+        Ok((Self { networks, id, endpoint, finished: false }, namespace))
+    }
+
+    fn finish(mut self) -> Endpoint {
+        self.finished = true;
+        self.endpoint.clone()
+    }
+}
+
+impl Drop for Attaching<'_> {
+    fn drop(&mut self) {
+        if !self.finished
+            && let Err(error) = self.networks.detach(self.id, &self.endpoint)
+        {
+            warn!(id = self.id, %error, "failed attachment is undone in part");
+        }
+    }
+}
+
+/// 64 hex digits.
+fn random_id() -> Result<String, NetworkError> {
+    let source = Path::new("/dev/urandom");
+    let mut bytes = [0; 32];
+    File::open(source)
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .map_err(|cause| NetworkError::Io { what: "read", path: source.to_owned(), cause })?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}

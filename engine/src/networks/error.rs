@@ -1,0 +1,170 @@
+//! What can go wrong with networks.
+
+use std::io;
+use std::path::PathBuf;
+
+use proto::kind::ErrorKind;
+
+use super::ipam::IpamError;
+use super::netlink::NetlinkError;
+use super::ports::PortError;
+use super::subnet::{Subnet, SubnetError};
+use super::sysctl::SysctlError;
+
+/// An operation on networks that failed. Nothing of it is left behind, unless the text says so.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// The bridge's name can't be that of a link.
+    #[error("{0:?} can't be the name of a bridge: 1 to 15 letters, digits, '-', '_' or '.'")]
+    BridgeName(String),
+    /// The bridge's address can't be one.
+    #[error("bridge address")]
+    BridgeAddress(#[source] SubnetError),
+    /// The link is there, and something else.
+    #[error("link {name} exists and is a {kind}, not a bridge; choose another name for the bridge")]
+    NotABridge {
+        /// The link.
+        name: String,
+        /// Its kind.
+        kind: String,
+    },
+    /// The host can reach a part of the subnet already, by another link.
+    #[error("subnet {subnet} of bridge {bridge} overlaps {route}, which this host reaches by {link}; choose another subnet (--bip)")]
+    Overlap {
+        /// The bridge.
+        bridge: String,
+        /// The subnet asked for.
+        subnet: Subnet,
+        /// The route that is there.
+        route: Subnet,
+        /// The link of that route.
+        link: String,
+    },
+    /// Every subnet that we would choose is in use.
+    #[error("no free subnet for bridge {bridge}: each of the default ones overlaps a route of this host; choose one (--bip)")]
+    NoSubnet {
+        /// The bridge.
+        bridge: String,
+    },
+    /// The bridge couldn't be made or repaired.
+    #[error("set up bridge {name}")]
+    Bridge {
+        /// The bridge.
+        name: String,
+        /// Why.
+        #[source]
+        cause: NetlinkError,
+    },
+    /// A kernel setting couldn't be made.
+    #[error(transparent)]
+    Sysctl(#[from] SysctlError),
+    /// The firewall couldn't be set up.
+    #[error("set up the firewall of bridge {name}")]
+    Firewall {
+        /// The bridge.
+        name: String,
+        /// Why.
+        #[source]
+        cause: NetlinkError,
+    },
+    /// A namespace couldn't be made or removed.
+    #[error(transparent)]
+    Namespace(#[from] sys::netns::NetnsError),
+    /// The namespace of a container isn't there any more.
+    #[error("network namespace {} is gone", .0.display())]
+    NamespaceGone(PathBuf),
+    /// The container's id can't be the name of a file.
+    #[error("{0:?} can't be the id of a container")]
+    Id(String),
+    /// No address for the container.
+    #[error(transparent)]
+    Address(#[from] IpamError),
+    /// The container's link couldn't be made.
+    #[error("connect {endpoint} to bridge {bridge}")]
+    Connect {
+        /// The endpoint.
+        endpoint: String,
+        /// The bridge.
+        bridge: String,
+        /// Why.
+        #[source]
+        cause: NetlinkError,
+    },
+    /// A host port couldn't be had.
+    #[error("driver failed programming external connectivity on endpoint {endpoint}")]
+    Port {
+        /// The endpoint.
+        endpoint: String,
+        /// Why.
+        #[source]
+        cause: PortError,
+    },
+    /// The firewall didn't take the published ports.
+    #[error("driver failed programming external connectivity on endpoint {endpoint}")]
+    Publish {
+        /// The endpoint.
+        endpoint: String,
+        /// Why.
+        #[source]
+        cause: NetlinkError,
+    },
+    /// The published ports couldn't be taken back; they and the address stay reserved.
+    #[error("unpublish the ports of {id}")]
+    Unpublish {
+        /// The container.
+        id: String,
+        /// Why.
+        #[source]
+        cause: NetlinkError,
+    },
+    /// The container's link couldn't be removed; its address stays reserved.
+    #[error("disconnect {id} from bridge {bridge}")]
+    Disconnect {
+        /// The container.
+        id: String,
+        /// The bridge.
+        bridge: String,
+        /// Why.
+        #[source]
+        cause: NetlinkError,
+    },
+    /// A netlink socket couldn't be used.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// A file or folder couldn't be used.
+    #[error("{what} {}", path.display())]
+    Io {
+        /// The verb.
+        what: &'static str,
+        /// The object.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+}
+
+impl NetworkError {
+    /// The kind of the failure.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::BridgeName(_) | Self::BridgeAddress(_) | Self::Id(_) => ErrorKind::InvalidArgument,
+            Self::NotABridge { .. } | Self::Overlap { .. } | Self::NamespaceGone(_) => ErrorKind::FailedPrecondition,
+            Self::NoSubnet { .. } | Self::Address(IpamError::Exhausted { .. }) => ErrorKind::ResourceExhausted,
+            Self::Address(IpamError::OutOfRange { .. }) => ErrorKind::InvalidArgument,
+            Self::Address(IpamError::InUse { .. }) => ErrorKind::AlreadyExists,
+            // docker answers 500 when a port is taken, and clients look at the text; so it isn't AlreadyExists.
+            Self::Port { .. }
+            | Self::Publish { .. }
+            | Self::Bridge { .. }
+            | Self::Sysctl(_)
+            | Self::Firewall { .. }
+            | Self::Namespace(_)
+            | Self::Connect { .. }
+            | Self::Unpublish { .. }
+            | Self::Disconnect { .. }
+            | Self::Netlink(_)
+            | Self::Io { .. } => ErrorKind::Internal,
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! Which addresses of a subnet are whose. Pure: what survives a restart are the engine's records, from which it is
+//! filled again.
+//!
+//! Addresses are handed out one after the other and start over at the end of the subnet, so that an address rests as
+//! long as possible before somebody else gets it: a peer with an old entry in a cache or a connection table then
+//! finds nobody rather than the wrong one.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+
+use super::subnet::Subnet;
+
+/// Why an address can't be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IpamError {
+    /// Every address of the subnet is taken.
+    #[error("no available IPv4 addresses on subnet {subnet}")]
+    Exhausted {
+        /// The subnet.
+        subnet: Subnet,
+    },
+    /// Somebody has it.
+    #[error("address {address} is already in use by {owner}")]
+    InUse {
+        /// The address asked for.
+        address: Ipv4Addr,
+        /// Who has it.
+        owner: String,
+    },
+    /// Not an address a container can have.
+    #[error("address {address} is not one for containers in subnet {subnet}")]
+    OutOfRange {
+        /// The address asked for.
+        address: Ipv4Addr,
+        /// The subnet.
+        subnet: Subnet,
+    },
+}
+
+/// The owner of the gateway address in error texts.
+const BRIDGE: &str = "the bridge";
+
+/// The addresses of one subnet.
+#[derive(Debug)]
+pub(crate) struct Ipam {
+    subnet: Subnet,
+    owners: HashMap<Ipv4Addr, String>,
+    /// Where the search for the next address begins.
+    next: u32,
+}
+
+impl Ipam {
+    /// A subnet of which only the bridge has its address.
+    pub(crate) fn new(bridge: Subnet) -> Self {
+        let owners = HashMap::from([(bridge.address(), BRIDGE.to_owned())]);
+        Self { subnet: bridge, owners, next: bridge.network().to_bits() + 1 }
+    }
+
+    /// Takes the next free address for `owner`.
+    pub(crate) fn allocate(&mut self, owner: &str) -> Result<Ipv4Addr, IpamError> {
+        let (first, last) = self.range();
+        let free = (self.next..=last)
+            .chain(first..self.next)
+            .map(Ipv4Addr::from_bits)
+            .find(|address| !self.owners.contains_key(address))
+            .ok_or(IpamError::Exhausted { subnet: self.subnet.to_network() })?;
+        self.take(free, owner);
+        Ok(free)
+    }
+
+    /// Takes this very address for `owner`; taking one's own again is fine.
+    pub(crate) fn reserve(&mut self, address: Ipv4Addr, owner: &str) -> Result<(), IpamError> {
+        let (first, last) = self.range();
+        if !(first..=last).contains(&address.to_bits()) {
+            return Err(IpamError::OutOfRange { address, subnet: self.subnet.to_network() });
+        }
+        match self.owners.get(&address) {
+            Some(taken) if taken != owner => Err(IpamError::InUse { address, owner: taken.clone() }),
+            _ => {
+                self.take(address, owner);
+                Ok(())
+            }
+        }
+    }
+
+    /// Gives an address back, if it is `owner`'s.
+    pub(crate) fn release(&mut self, address: Ipv4Addr, owner: &str) {
+        if self.owners.get(&address).is_some_and(|taken| taken == owner) {
+            self.owners.remove(&address);
+        }
+    }
+
+    fn take(&mut self, address: Ipv4Addr, owner: &str) {
+        let (first, last) = self.range();
+        let bits = address.to_bits();
+        self.next = if bits >= last { first } else { bits + 1 };
+        self.owners.insert(address, owner.to_owned());
+    }
+
+    /// First and last address of the subnet that a host can have.
+    fn range(&self) -> (u32, u32) {
+        (self.subnet.network().to_bits() + 1, self.subnet.broadcast().to_bits() - 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn ipam(bridge: &str) -> Ipam {
+        Ipam::new(bridge.parse().expect("subnet"))
+    }
+
+    #[test]
+    fn addresses_come_in_order_and_rest_before_reuse() {
+        let mut ipam = ipam("10.0.0.1/29");
+        let take = |ipam: &mut Ipam| ipam.allocate("c").map(|address| address.octets()[3]);
+        assert_eq!(take(&mut ipam), Ok(2));
+        assert_eq!(take(&mut ipam), Ok(3));
+        ipam.release(Ipv4Addr::new(10, 0, 0, 2), "c");
+        assert_eq!([take(&mut ipam), take(&mut ipam), take(&mut ipam)], [Ok(4), Ok(5), Ok(6)]);
+        assert_eq!(take(&mut ipam), Ok(2), "the end of the subnet starts over");
+        assert_eq!(take(&mut ipam), Err(IpamError::Exhausted { subnet: "10.0.0.0/29".parse().expect("subnet") }));
+    }
+
+    #[test]
+    fn a_gateway_in_the_middle_is_left_out() {
+        let mut ipam = ipam("10.0.0.3/29");
+        let all: Vec<_> = std::iter::from_fn(|| ipam.allocate("c").ok()).map(|a| a.octets()[3]).collect();
+        assert_eq!(all, [1, 2, 4, 5, 6]);
+    }
+
+    #[test]
+    fn reserving() {
+        let mut ipam = ipam("10.0.0.1/24");
+        let at = |last| Ipv4Addr::new(10, 0, 0, last);
+        assert_eq!(ipam.reserve(at(9), "a"), Ok(()));
+        assert_eq!(ipam.reserve(at(9), "a"), Ok(()), "one's own");
+        assert_eq!(ipam.reserve(at(9), "b"), Err(IpamError::InUse { address: at(9), owner: "a".into() }));
+        assert!(matches!(ipam.reserve(at(1), "b"), Err(IpamError::InUse { .. })), "the gateway");
+        for outside in [at(0), at(255), Ipv4Addr::new(10, 0, 1, 5)] {
+            assert!(matches!(ipam.reserve(outside, "b"), Err(IpamError::OutOfRange { .. })), "{outside}");
+        }
+        ipam.release(at(9), "b");
+        assert!(ipam.reserve(at(9), "b").is_err(), "only the owner gives back");
+        ipam.release(at(9), "a");
+        assert_eq!(ipam.reserve(at(9), "b"), Ok(()));
+    }
+
+    #[derive(Debug, Clone)]
+    enum Action {
+        Allocate,
+        Reserve(u8),
+        Release(usize),
+    }
+
+    fn action() -> impl Strategy<Value = Action> {
+        prop_oneof![
+            Just(Action::Allocate),
+            any::<u8>().prop_map(Action::Reserve),
+            any::<usize>().prop_map(Action::Release)
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn no_address_is_given_twice_and_none_is_lost(
+            prefix in 26u8..=30,
+            gateway in 1u8..=2,
+            actions in proptest::collection::vec(action(), 0..200),
+        ) {
+            let bridge = Subnet::new(Ipv4Addr::new(10, 9, 8, gateway), prefix).expect("subnet");
+            let mut ipam = Ipam::new(bridge);
+            let mut held: Vec<Ipv4Addr> = Vec::new();
+            let room = (1usize << (32 - prefix)) - 3;
+            for (turn, action) in actions.into_iter().enumerate() {
+                let owner = format!("c{turn}");
+                match action {
+                    Action::Allocate => match ipam.allocate("c") {
+                        Ok(address) => {
+                            prop_assert!(!held.contains(&address) && address != bridge.address());
+                            prop_assert!(bridge.contains(address));
+                            prop_assert!(address != bridge.network() && address != bridge.broadcast());
+                            held.push(address);
+                        }
+                        Err(_) => prop_assert_eq!(held.len(), room, "only a full subnet refuses"),
+                    },
+                    Action::Reserve(last) => {
+                        let address = Ipv4Addr::new(10, 9, 8, last);
+                        if ipam.reserve(address, &owner).is_ok() {
+                            prop_assert!(!held.contains(&address));
+                            ipam.release(address, &owner);
+                        }
+                    }
+                    Action::Release(which) if !held.is_empty() => {
+                        let address = held.swap_remove(which % held.len());
+                        ipam.release(address, "c");
+                    }
+                    Action::Release(_) => {}
+                }
+                prop_assert_eq!(ipam.owners.len(), held.len() + 1);
+            }
+        }
+    }
+}

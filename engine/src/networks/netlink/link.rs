@@ -1,0 +1,179 @@
+//! Links: the bridge, the veth pairs on it, and lo.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use nix::errno::Errno;
+use nix::libc;
+
+use super::super::mac::Mac;
+use super::message::{self, Attributes, Batch};
+use super::socket::{NetlinkError, Socket};
+
+/// Length of `struct ifinfomsg`.
+const IFINFOMSG: usize = 16;
+/// `VETH_INFO_PEER`: the other end of a veth pair, within `IFLA_INFO_DATA`.
+const VETH_INFO_PEER: u16 = 1;
+/// `IFLA_INET6_ADDR_GEN_MODE`, within `IFLA_AF_SPEC`/`AF_INET6`.
+const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+/// `IN6_ADDR_GEN_MODE_NONE`: no link-local address.
+const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
+/// `RTEXT_FILTER_SKIP_STATS`: leave the counters out of the answer.
+const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
+/// lo is the first link of every namespace (`LOOPBACK_IFINDEX`).
+const LOOPBACK: u32 = 1;
+
+/// A link as far as networks need to know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    pub(crate) kind: Option<String>,
+    pub(crate) master: Option<u32>,
+    pub(crate) alias: Option<String>,
+}
+
+/// The fixed part of a link message.
+fn ifinfomsg(index: u32, flags: i32, change: i32) -> [u8; IFINFOMSG] {
+    let mut fixed = [0; IFINFOMSG];
+    fixed[4..8].copy_from_slice(&index.to_ne_bytes());
+    fixed[8..12].copy_from_slice(&flags.to_ne_bytes());
+    fixed[12..16].copy_from_slice(&change.to_ne_bytes());
+    fixed
+}
+
+/// The link with this name, if there is one.
+pub(crate) fn find(socket: &mut Socket, name: &str) -> Result<Option<Link>, NetlinkError> {
+    let mut batch = Batch::new();
+    let what = format!("look up link {name}");
+    batch
+        .push(what, libc::RTM_GETLINK, 0, &ifinfomsg(0, 0, 0), |a| {
+            a.text(libc::IFLA_IFNAME, name).u32(libc::IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
+        })
+        .tolerating(&[Errno::ENODEV]);
+    Ok(socket.run(&mut batch)?.first().and_then(|answer| parse(&answer.payload)))
+}
+
+/// All links.
+pub(crate) fn list(socket: &mut Socket) -> Result<Vec<Link>, NetlinkError> {
+    let mut batch = Batch::new();
+    batch.push("list links", libc::RTM_GETLINK, libc::NLM_F_DUMP, &ifinfomsg(0, 0, 0), |a| {
+        a.u32(libc::IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
+    });
+    Ok(socket.dump(&mut batch)?.iter().filter_map(|answer| parse(&answer.payload)).collect())
+}
+
+fn parse(payload: &[u8]) -> Option<Link> {
+    let index = message::u32_at(payload, 4)?;
+    let mut link = Link { index, name: String::new(), kind: None, master: None, alias: None };
+    for (kind, value) in message::attributes(payload, IFINFOMSG) {
+        match kind {
+            libc::IFLA_IFNAME => link.name = message::text(value),
+            libc::IFLA_MASTER => link.master = message::u32_at(value, 0),
+            libc::IFLA_IFALIAS => link.alias = Some(message::text(value)),
+            libc::IFLA_LINKINFO => {
+                link.kind = message::attributes(value, 0)
+                    .find(|(kind, _)| *kind == libc::IFLA_INFO_KIND)
+                    .map(|(_, value)| message::text(value));
+            }
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+/// Creates a bridge, down. Its MAC is set, for otherwise it would change with the ports that come and go.
+pub(crate) fn create_bridge(batch: &mut Batch, name: &str, mac: Mac, mtu: u32) {
+    let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL | libc::NLM_F_ACK;
+    batch.push(format!("create bridge {name}"), libc::RTM_NEWLINK, flags, &ifinfomsg(0, 0, 0), |a| {
+        a.text(libc::IFLA_IFNAME, name).u32(libc::IFLA_MTU, mtu).bytes(libc::IFLA_ADDRESS, &mac.octets());
+        a.nest(libc::IFLA_LINKINFO, |info| {
+            info.text(libc::IFLA_INFO_KIND, "bridge");
+        });
+    });
+}
+
+/// A veth pair to create: one end on the bridge, the other in a container.
+pub(crate) struct VethPair<'a> {
+    /// Name of the end on the host.
+    pub(crate) host_name: &'a str,
+    /// A note on the host end that says whose it is.
+    pub(crate) alias: &'a str,
+    /// Index of the bridge.
+    pub(crate) bridge: u32,
+    /// The container's namespace.
+    pub(crate) namespace: BorrowedFd<'a>,
+    /// Name of the end in the container.
+    pub(crate) peer_name: &'a str,
+    /// MAC of the end in the container.
+    pub(crate) mac: Mac,
+    /// MTU of both.
+    pub(crate) mtu: u32,
+}
+
+/// Creates a veth pair with the peer already in its namespace and under its final name; then brings the host end up.
+/// Four messages: `IFLA_IFALIAS` and `IFLA_AF_SPEC` aren't looked at while a link is created, and IPv6 has to be
+/// told to stay quiet before the link is up.
+pub(crate) fn create_veth(batch: &mut Batch, pair: &VethPair<'_>) {
+    let name = pair.host_name;
+    let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL | libc::NLM_F_ACK;
+    batch.push(format!("create veth {name}"), libc::RTM_NEWLINK, flags, &ifinfomsg(0, 0, 0), |a| {
+        a.text(libc::IFLA_IFNAME, name).u32(libc::IFLA_MTU, pair.mtu).u32(libc::IFLA_MASTER, pair.bridge);
+        a.nest(libc::IFLA_LINKINFO, |info| {
+            info.text(libc::IFLA_INFO_KIND, "veth");
+            info.nest(libc::IFLA_INFO_DATA, |data| {
+                data.nest_after(VETH_INFO_PEER, &ifinfomsg(0, 0, 0), |peer| {
+                    peer.text(libc::IFLA_IFNAME, pair.peer_name)
+                        .bytes(libc::IFLA_ADDRESS, &pair.mac.octets())
+                        .u32(libc::IFLA_MTU, pair.mtu)
+                        .bytes(libc::IFLA_NET_NS_FD, &pair.namespace.as_raw_fd().to_ne_bytes());
+                });
+            });
+        });
+    });
+    let change = |batch: &mut Batch, what: &str, flags: i32, attributes: &dyn Fn(&mut Attributes<'_>)| {
+        let fixed = ifinfomsg(0, flags, flags);
+        batch.push(format!("{what} {name}"), libc::RTM_SETLINK, libc::NLM_F_ACK, &fixed, |a| {
+            a.text(libc::IFLA_IFNAME, name);
+            attributes(a);
+        });
+    };
+    change(batch, "label", 0, &|a| {
+        a.text(libc::IFLA_IFALIAS, pair.alias);
+    });
+    change(batch, "keep IPv6 off", 0, &|a| {
+        a.nest(libc::IFLA_AF_SPEC, |families| {
+            families.nest(libc::AF_INET6 as u16, |inet6| {
+                inet6.u8(IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE);
+            });
+        });
+    });
+    // A host without IPv6 has nothing to keep off.
+    batch.tolerating(&[Errno::EAFNOSUPPORT, Errno::EOPNOTSUPP]);
+    change(batch, "bring up", libc::IFF_UP, &|_| {});
+}
+
+/// Brings a link up and, where given, puts it on a bridge.
+pub(crate) fn bring_up(batch: &mut Batch, name: &str, bridge: Option<u32>) {
+    let fixed = ifinfomsg(0, libc::IFF_UP, libc::IFF_UP);
+    batch.push(format!("bring up {name}"), libc::RTM_SETLINK, libc::NLM_F_ACK, &fixed, |a| {
+        a.text(libc::IFLA_IFNAME, name);
+        if let Some(bridge) = bridge {
+            a.u32(libc::IFLA_MASTER, bridge);
+        }
+    });
+}
+
+/// Brings lo up.
+pub(crate) fn bring_up_loopback(batch: &mut Batch) {
+    let fixed = ifinfomsg(LOOPBACK, libc::IFF_UP, libc::IFF_UP);
+    batch.push("bring up lo", libc::RTM_SETLINK, libc::NLM_F_ACK, &fixed, |_| {});
+}
+
+/// Deletes a link; gone already is fine. A veth takes its peer along.
+pub(crate) fn delete(batch: &mut Batch, name: &str) {
+    batch
+        .push(format!("delete link {name}"), libc::RTM_DELLINK, libc::NLM_F_ACK, &ifinfomsg(0, 0, 0), |a| {
+            a.text(libc::IFLA_IFNAME, name);
+        })
+        .tolerating(&[Errno::ENODEV]);
+}

@@ -1,0 +1,263 @@
+//! A netlink socket: sends a batch, collects every answer.
+//!
+//! The kernel works through a netlink message inside the `sendto` that brings it, so when the call returns all answers
+//! lie in the receive buffer already. Reading until it is empty therefore needs no timeout, no poll and no thread.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, setsockopt, socket, sockopt,
+};
+
+use super::message::{self, Batch, HEADER};
+
+/// The kernel answers dumps in pieces of at most 32 KiB.
+const RECEIVE_BUFFER: usize = 64 * 1024;
+/// Room for a batch of many published ports (a range of ten thousand is about 1 MiB). Only accounted while it is used.
+const SEND_BUFFER: usize = 8 * 1024 * 1024;
+/// `NLMSGERR_ATTR_MSG`: the text of an error, in an extended acknowledgement.
+const ERROR_TEXT: u16 = 1;
+/// How often a dump is taken again that changed while it was read.
+const DUMP_ATTEMPTS: usize = 8;
+
+/// A request that the kernel refused, or that didn't get there.
+#[derive(Debug, thiserror::Error)]
+pub enum NetlinkError {
+    /// The socket itself failed.
+    #[error("{step} on a netlink socket")]
+    Socket {
+        /// What was tried: open, send, receive.
+        step: &'static str,
+        /// What the kernel said.
+        #[source]
+        cause: Errno,
+    },
+    /// The kernel refused a step.
+    #[error("{step}")]
+    Refused {
+        /// The step, as a verb and an object.
+        step: String,
+        /// What the kernel said.
+        #[source]
+        cause: Refusal,
+    },
+    /// The kernel didn't answer a step; it always should.
+    #[error("{step}: the kernel gave no answer")]
+    Unanswered {
+        /// The step, as a verb and an object.
+        step: String,
+    },
+}
+
+impl NetlinkError {
+    /// The errno behind it, where there is one.
+    pub fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::Socket { cause, .. } => Some(*cause),
+            Self::Refused { cause, .. } => Some(cause.errno),
+            Self::Unanswered { .. } => None,
+        }
+    }
+}
+
+/// Why the kernel refused: an errno, and since Linux 4.12 often a sentence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The errno.
+    pub errno: Errno,
+    /// The kernel's sentence about it, if it gave one.
+    pub text: Option<String>,
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.text {
+            Some(text) => write!(f, "{} ({text})", self.errno),
+            None => write!(f, "{}", self.errno),
+        }
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// A message with data that came in answer to a step.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    /// The message after its header.
+    pub(crate) payload: Vec<u8>,
+}
+
+/// Which part of the kernel a socket talks to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Family {
+    /// Links, addresses, routes.
+    Route,
+    /// nftables and connection tracking.
+    Netfilter,
+}
+
+/// A netlink socket. It stays in the network namespace of the thread that opened it.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    fd: OwnedFd,
+    next_sequence: u32,
+    buffer: Vec<u8>,
+}
+
+impl Socket {
+    /// Opens a socket in the network namespace of the calling thread.
+    pub(crate) fn open(family: Family) -> Result<Self, NetlinkError> {
+        let protocol = match family {
+            Family::Route => SockProtocol::NetlinkRoute,
+            Family::Netfilter => SockProtocol::NetlinkNetFilter,
+        };
+        let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)
+            .map_err(|cause| NetlinkError::Socket { step: "open", cause })?;
+        // Both only make errors more readable; an old kernel without them works.
+        let _ = sys::netlink::extend_acknowledgements(fd.as_fd());
+        if family == Family::Netfilter {
+            let _ = setsockopt(&fd, sockopt::SndBufForce, &SEND_BUFFER);
+            let _ = setsockopt(&fd, sockopt::RcvBufForce, &SEND_BUFFER);
+        }
+        Ok(Self { fd, next_sequence: 1, buffer: Vec::new() })
+    }
+
+    /// Sends a batch and returns the data answers in order, or the first error that isn't tolerated.
+    ///
+    /// rtnetlink carries out each message for itself, so later ones may have taken effect although an earlier one
+    /// failed; nftables takes all or nothing.
+    pub(crate) fn run(&mut self, batch: &mut Batch) -> Result<Vec<Answer>, NetlinkError> {
+        self.exchange(batch).map(|(answers, _)| answers)
+    }
+
+    /// Sends a request for a list, again if the list changed while it was read.
+    pub(crate) fn dump(&mut self, batch: &mut Batch) -> Result<Vec<Answer>, NetlinkError> {
+        let mut answers = Vec::new();
+        for _ in 0..DUMP_ATTEMPTS {
+            let interrupted;
+            (answers, interrupted) = self.exchange(batch)?;
+            if !interrupted {
+                break;
+            }
+        }
+        Ok(answers)
+    }
+
+    fn exchange(&mut self, batch: &mut Batch) -> Result<(Vec<Answer>, bool), NetlinkError> {
+        if batch.is_empty() {
+            return Ok((Vec::new(), false));
+        }
+        let first = self.next_sequence;
+        self.next_sequence = first.wrapping_add(batch.steps().len() as u32);
+        let bytes = batch.number(first);
+        let sent = sendto(self.fd.as_raw_fd(), bytes, &NetlinkAddr::new(0, 0), MsgFlags::empty());
+        sent.map_err(|cause| NetlinkError::Socket { step: "send", cause })?;
+        self.collect(batch, first)
+    }
+
+    fn collect(&mut self, batch: &Batch, first: u32) -> Result<(Vec<Answer>, bool), NetlinkError> {
+        self.buffer.resize(RECEIVE_BUFFER, 0);
+        let mut outcome = Outcome::new(batch, first);
+        loop {
+            match recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_DONTWAIT) {
+                Ok(0) | Err(Errno::EAGAIN) => break,
+                Ok(length) => message::messages(&self.buffer[..length]).for_each(|received| outcome.take(&received)),
+                Err(Errno::EINTR) => {}
+                Err(cause) => return Err(NetlinkError::Socket { step: "receive", cause }),
+            }
+        }
+        // Between requests the socket holds no memory: there is one for each stack, and seldom something to say.
+        self.buffer = Vec::new();
+        outcome.finish()
+    }
+}
+
+/// What has been heard about a batch so far.
+struct Outcome<'a> {
+    batch: &'a Batch,
+    first: u32,
+    answered: Vec<bool>,
+    failure: Option<(usize, Refusal)>,
+    answers: Vec<Answer>,
+    interrupted: bool,
+}
+
+impl<'a> Outcome<'a> {
+    fn new(batch: &'a Batch, first: u32) -> Self {
+        let answered = vec![false; batch.steps().len()];
+        Self { batch, first, answered, failure: None, answers: Vec::new(), interrupted: false }
+    }
+
+    fn take(&mut self, received: &message::Received<'_>) {
+        let position = received.sequence.wrapping_sub(self.first) as usize;
+        // An answer to something that an earlier, failed exchange left behind.
+        let Some(step) = self.batch.steps().get(position) else { return };
+        self.interrupted |= i32::from(received.flags) & libc::NLM_F_DUMP_INTR != 0;
+        match i32::from(received.kind) {
+            libc::NLMSG_ERROR => {
+                self.answered[position] = true;
+                let refusal = refusal(received);
+                if let Some(refusal) = refusal.filter(|refusal| !step.tolerates(refusal.errno))
+                    && self.failure.as_ref().is_none_or(|(earlier, _)| position < *earlier)
+                {
+                    self.failure = Some((position, refusal));
+                }
+            }
+            libc::NLMSG_DONE => self.answered[position] = true,
+            _ => self.answers.push(Answer { payload: received.payload.to_vec() }),
+        }
+    }
+
+    fn finish(self) -> Result<(Vec<Answer>, bool), NetlinkError> {
+        let step = |position: usize| self.batch.steps()[position].what().to_owned();
+        if let Some((position, cause)) = self.failure {
+            return Err(NetlinkError::Refused { step: step(position), cause });
+        }
+        let silent = |position: &usize| self.batch.steps()[*position].is_acknowledged() && !self.answered[*position];
+        match (0..self.answered.len()).find(silent) {
+            Some(position) => Err(NetlinkError::Unanswered { step: step(position) }),
+            None => Ok((self.answers, self.interrupted)),
+        }
+    }
+}
+
+/// Reads an error message (`struct nlmsgerr`); `None` for an acknowledgement, which is error 0.
+fn refusal(received: &message::Received<'_>) -> Option<Refusal> {
+    let code = message::u32_at(received.payload, 0)? as i32;
+    if code == 0 {
+        return None;
+    }
+    let flags = i32::from(received.flags);
+    let text = (flags & libc::NLM_F_ACK_TLVS != 0).then(|| {
+        let request = message::u32_at(received.payload, 4).unwrap_or(0) as usize;
+        let repeated = if flags & libc::NLM_F_CAPPED != 0 { HEADER } else { request.max(HEADER) };
+        message::attributes(received.payload, 4 + repeated)
+            .find(|(kind, _)| *kind == ERROR_TEXT)
+            .map(|(_, value)| message::text(value))
+    });
+    Some(Refusal { errno: Errno::from_raw(code.saturating_neg()), text: text.flatten() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_names_the_step_and_the_errno() {
+        let mut socket = Socket::open(Family::Route).expect("socket");
+        let mut batch = Batch::new();
+        // RTM_DELLINK of a link that can't exist: its name holds a slash.
+        batch.push("delete link a/b", libc::RTM_DELLINK, libc::NLM_F_ACK, &[0; 16], |a| {
+            a.text(libc::IFLA_IFNAME, "a/b");
+        });
+        let error = socket.run(&mut batch).expect_err("no such link");
+        assert_eq!(error.errno(), Some(Errno::ENODEV));
+        assert_eq!(error.to_string(), "delete link a/b");
+
+        // The next exchange isn't confused by the former.
+        batch.tolerating(&[Errno::ENODEV]);
+        socket.run(&mut batch).expect("tolerated");
+    }
+}

@@ -1,0 +1,219 @@
+//! A rule, built expression by expression: what it matches, then what it does.
+
+use nix::libc;
+
+use super::super::netlink::Attributes;
+use super::super::subnet::Subnet;
+use super::constants::{self as c, data, expression as x, register};
+
+/// Where in the IPv4 header the source address is.
+const SOURCE_ADDRESS: u32 = 12;
+/// Where in the IPv4 header the destination address is.
+const DESTINATION_ADDRESS: u32 = 16;
+/// Where in the header of TCP, UDP and SCTP the destination port is.
+const DESTINATION_PORT: u32 = 2;
+
+/// Whether a comparison is for equality.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Is {
+    /// Equal.
+    Exactly,
+    /// Not equal.
+    Not,
+}
+
+/// A rule in the making.
+#[derive(Debug)]
+pub(super) struct Rule {
+    comment: &'static str,
+    expressions: Vec<u8>,
+}
+
+impl Rule {
+    /// A rule that matches everything and does nothing yet; the comment is shown by `nft list ruleset`.
+    pub(super) fn new(comment: &'static str) -> Self {
+        Self { comment, expressions: Vec::new() }
+    }
+
+    /// The encoded expressions.
+    pub(super) fn expressions(&self) -> &[u8] {
+        &self.expressions
+    }
+
+    /// The comment as nft encodes it.
+    pub(super) fn userdata(&self) -> Vec<u8> {
+        let mut encoded = vec![c::rule::COMMENT, self.comment.len() as u8 + 1];
+        encoded.extend_from_slice(self.comment.as_bytes());
+        encoded.push(0);
+        encoded
+    }
+
+    /// The link the packet came by.
+    pub(super) fn came_by(self, is: Is, link: &str) -> Self {
+        self.meta(libc::NFT_META_IIFNAME as u32, register::FIRST).compare(is, &padded_name(link))
+    }
+
+    /// The link the packet leaves by.
+    pub(super) fn leaves_by(self, is: Is, link: &str) -> Self {
+        self.meta(libc::NFT_META_OIFNAME as u32, register::FIRST).compare(is, &padded_name(link))
+    }
+
+    /// The source address is in this network.
+    pub(super) fn from(self, network: Subnet) -> Self {
+        self.address_in(SOURCE_ADDRESS, network)
+    }
+
+    /// The destination address is in this network.
+    pub(super) fn to(self, network: Subnet) -> Self {
+        self.address_in(DESTINATION_ADDRESS, network)
+    }
+
+    /// The destination address is one of this host's own.
+    pub(super) fn to_this_host(self) -> Self {
+        self.expression("fib", |a| {
+            a.be32(x::FIB_FLAGS, c::FIB_DESTINATION_ADDRESS)
+                .be32(x::FIB_RESULT, c::FIB_ADDRESS_TYPE)
+                .be32(x::FIB_DESTINATION, register::FIRST);
+        })
+        .compare(Is::Exactly, &u32::from(libc::RTN_LOCAL).to_ne_bytes())
+    }
+
+    /// The packet belongs to a connection that was let through before, or to one that such a connection opened.
+    pub(super) fn of_known_connection(self) -> Self {
+        self.any_bit_of(libc::NFT_CT_STATE as u32, c::CT_ESTABLISHED_OR_RELATED)
+    }
+
+    /// The packet belongs to a connection whose destination was rewritten.
+    pub(super) fn of_published_port(self) -> Self {
+        self.any_bit_of(libc::NFT_CT_STATUS as u32, c::CT_STATUS_DNAT)
+    }
+
+    /// Ends the matter for this table: the packet may pass.
+    pub(super) fn accept(self) -> Self {
+        self.verdict(c::ACCEPT, None)
+    }
+
+    /// The packet is gone.
+    pub(super) fn drop(self) -> Self {
+        self.verdict(c::DROP, None)
+    }
+
+    /// Goes on in another chain and doesn't come back.
+    pub(super) fn goto(self, chain: &str) -> Self {
+        self.verdict(libc::NFT_GOTO as u32, Some(chain))
+    }
+
+    /// Gives the packet the source address of the link it leaves by.
+    pub(super) fn masquerade(self) -> Self {
+        self.expression("masq", |_| {})
+    }
+
+    /// Rewrites the destination to what `map` has for the protocol, the destination address if `with_address`, and
+    /// the destination port; does nothing when the map hasn't.
+    pub(super) fn redirect_by(self, map: &str, with_address: bool) -> Self {
+        let mut rule = self.meta(libc::NFT_META_L4PROTO as u32, register::FIRST);
+        let network = libc::NFT_PAYLOAD_NETWORK_HEADER as u32;
+        let transport = libc::NFT_PAYLOAD_TRANSPORT_HEADER as u32;
+        if with_address {
+            rule = rule
+                .payload(network, DESTINATION_ADDRESS, 4, register::SECOND_WORD)
+                .payload(transport, DESTINATION_PORT, 2, register::THIRD_WORD);
+        } else {
+            rule = rule.payload(transport, DESTINATION_PORT, 2, register::SECOND_WORD);
+        }
+        rule.expression("lookup", |a| {
+            a.text(x::LOOKUP_SET, map)
+                .be32(x::LOOKUP_SOURCE, register::FIRST)
+                .be32(x::LOOKUP_DESTINATION, register::FIRST);
+        })
+        .expression("nat", |a| {
+            a.be32(x::NAT_TYPE, libc::NFT_NAT_DNAT as u32)
+                .be32(x::NAT_FAMILY, libc::NFPROTO_IPV4 as u32)
+                .be32(x::NAT_ADDRESS, register::FIRST)
+                .be32(x::NAT_PORT, register::SECOND_WORD);
+        })
+    }
+
+    fn address_in(self, offset: u32, network: Subnet) -> Self {
+        self.payload(libc::NFT_PAYLOAD_NETWORK_HEADER as u32, offset, 4, register::FIRST)
+            .mask(&network.mask().octets())
+            .compare(Is::Exactly, &network.network().octets())
+    }
+
+    fn any_bit_of(self, key: u32, bits: u32) -> Self {
+        self.expression("ct", |a| {
+            a.be32(x::CT_KEY, key).be32(x::CT_DESTINATION, register::FIRST);
+        })
+        .mask(&bits.to_ne_bytes())
+        .compare(Is::Not, &[0; 4])
+    }
+
+    fn meta(self, key: u32, into: u32) -> Self {
+        self.expression("meta", |a| {
+            a.be32(x::META_KEY, key).be32(x::META_DESTINATION, into);
+        })
+    }
+
+    fn payload(self, base: u32, offset: u32, length: u32, into: u32) -> Self {
+        self.expression("payload", |a| {
+            a.be32(x::PAYLOAD_DESTINATION, into)
+                .be32(x::PAYLOAD_BASE, base)
+                .be32(x::PAYLOAD_OFFSET, offset)
+                .be32(x::PAYLOAD_LENGTH, length);
+        })
+    }
+
+    fn mask(self, mask: &[u8; 4]) -> Self {
+        self.expression("bitwise", |a| {
+            a.be32(x::BITWISE_SOURCE, register::FIRST)
+                .be32(x::BITWISE_DESTINATION, register::FIRST)
+                .be32(x::BITWISE_LENGTH, 4)
+                .nest(x::BITWISE_MASK, |value| {
+                    value.bytes(data::VALUE, mask);
+                })
+                .nest(x::BITWISE_XOR, |value| {
+                    value.bytes(data::VALUE, &[0; 4]);
+                });
+        })
+    }
+
+    fn compare(self, is: Is, with: &[u8]) -> Self {
+        let operation = match is {
+            Is::Exactly => libc::NFT_CMP_EQ,
+            Is::Not => libc::NFT_CMP_NEQ,
+        };
+        self.expression("cmp", |a| {
+            a.be32(x::CMP_SOURCE, register::FIRST).be32(x::CMP_OPERATION, operation as u32).nest(x::CMP_DATA, |value| {
+                value.bytes(data::VALUE, with);
+            });
+        })
+    }
+
+    fn verdict(self, code: u32, chain: Option<&str>) -> Self {
+        self.expression("immediate", |a| {
+            a.be32(x::IMMEDIATE_DESTINATION, register::VERDICT).nest(x::IMMEDIATE_DATA, |value| {
+                value.nest(data::VERDICT, |verdict| {
+                    verdict.be32(data::VERDICT_CODE, code);
+                    if let Some(chain) = chain {
+                        verdict.text(data::VERDICT_CHAIN, chain);
+                    }
+                });
+            });
+        })
+    }
+
+    fn expression(mut self, name: &str, attributes: impl FnOnce(&mut Attributes<'_>)) -> Self {
+        Attributes::append_to(&mut self.expressions).nest(data::LIST_ELEMENT, |element| {
+            element.text(x::NAME, name).nest(x::DATA, attributes);
+        });
+        self
+    }
+}
+
+/// Names of links are compared over their whole length of 16 bytes.
+fn padded_name(link: &str) -> [u8; libc::IFNAMSIZ] {
+    let mut padded = [0; libc::IFNAMSIZ];
+    let length = link.len().min(libc::IFNAMSIZ - 1);
+    padded[..length].copy_from_slice(&link.as_bytes()[..length]);
+    padded
+}

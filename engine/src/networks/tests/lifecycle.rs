@@ -1,0 +1,189 @@
+//! Attaching and detaching, and what each leaves.
+
+use super::*;
+
+#[test]
+fn an_endpoint_is_complete_and_leaves_nothing() {
+    on_a_host(|host| {
+        let networks = host.open();
+        let before = inventory(host);
+        let endpoint = networks
+            .attach_bridge("c1", &request(&[publish(Protocol::Tcp, None, 8080, 80)]))
+            .expect("attach");
+        let address = endpoint.address.clone().expect("address");
+        assert_eq!((address.ip, address.prefix), (Ipv4Addr::new(10, 231, 1, 2), 24));
+        assert_eq!(address.gateway, Ipv4Addr::new(10, 231, 1, 1));
+        assert_eq!(address.mac.to_string(), "02:42:0a:e7:01:02");
+        assert_eq!((endpoint.endpoint_id.len(), endpoint.network_id.as_str()), (64, "b".repeat(64).as_str()));
+        assert_eq!(published(BRIDGE), ["tcp . 8080 : 10.231.1.2 . 80"]);
+
+        let (eth0, lo, routes, inet6) = within(&namespace_of(&endpoint), || {
+            (
+                run("ip", "-o addr show eth0"),
+                run("ip", "-o addr show lo"),
+                run("ip", "route"),
+                run("ip", "-6 addr show eth0"),
+            )
+        });
+        assert!(eth0.contains("inet 10.231.1.2/24 brd 10.231.1.255 scope global eth0"), "{eth0}");
+        assert!(lo.contains("127.0.0.1/8") && lo.contains("::1/128"), "{lo}");
+        assert!(routes.starts_with("default via 10.231.1.1 dev eth0"), "{routes}");
+        assert_eq!(inet6, "", "no IPv6 address, not even a link-local one");
+        let link = run("ip", &format!("-d link show {}", address.host_link));
+        assert!(link.contains("master btst0") && link.contains("alias berth btst0 c1"), "{link}");
+        assert_eq!(run("ip", &format!("-6 addr show {}", address.host_link)), "");
+
+        networks.detach("c1", &endpoint).expect("detach");
+        assert_eq!(inventory(host), before);
+        assert_eq!(published(BRIDGE), [""; 0]);
+        networks.detach("c1", &endpoint).expect("detaching twice is fine");
+        networks.destroy().expect("destroy");
+        assert_eq!(run("nft", "list ruleset"), "");
+        assert!(!run("ip", "link").contains(BRIDGE));
+        networks.destroy().expect("destroying twice is fine");
+    });
+}
+
+#[test]
+fn a_record_survives_json() {
+    on_a_host(|host| {
+        let networks = host.open();
+        let endpoint = networks
+            .attach_bridge("c1", &request(&[publish(Protocol::Udp, Some(HOST), 0, 53)]))
+            .expect("attach");
+        let text = serde_json::to_string(&endpoint).expect("encode");
+        assert_eq!(serde_json::from_str::<Endpoint>(&text).expect("decode"), endpoint);
+    });
+}
+
+#[test]
+fn none_has_lo_alone() {
+    on_a_host(|host| {
+        let networks = host.open();
+        let endpoint = networks.attach_none("c1").expect("attach");
+        let links = within(&namespace_of(&endpoint), || run("ip", "-br link"));
+        assert!(links.lines().all(|line| !line.starts_with("eth")), "{links}");
+        assert!(links.starts_with("lo ") && links.contains("LOOPBACK,UP"), "{links}");
+        networks.detach("c1", &endpoint).expect("detach");
+        assert_eq!(inventory(host), (vec![], vec![]));
+    });
+}
+
+#[test]
+fn a_failed_attachment_is_undone() {
+    on_a_host(|host| {
+        let networks = host.open();
+        let taken = networks
+            .attach_bridge("c1", &request(&[publish(Protocol::Tcp, None, 8080, 80)]))
+            .expect("attach");
+        let before = inventory(host);
+        let ports = [publish(Protocol::Tcp, None, 8081, 80), publish(Protocol::Tcp, None, 8080, 80)];
+        let error = networks.attach_bridge("c2", &request(&ports)).expect_err("8080 is taken");
+        assert_eq!(
+            proto::kind::chain(&error),
+            "driver failed programming external connectivity on endpoint web: \
+             Bind for 0.0.0.0:8080 failed: port is already allocated"
+        );
+        assert_eq!(inventory(host), before);
+        assert_eq!(published(BRIDGE), ["tcp . 8080 : 10.231.1.2 . 80"]);
+
+        // Address and port of the failed one are free again.
+        let mut again = request(&[publish(Protocol::Tcp, None, 8081, 80)]);
+        again.ip = Some(Ipv4Addr::new(10, 231, 1, 3));
+        let second = networks.attach_bridge("c2", &again).expect("attach");
+
+        // The same id twice: refused, and the one that is there isn't harmed.
+        networks.attach_bridge("c2", &request(&[])).expect_err("has a namespace");
+        assert!(sys::netns::is_pinned(&second.netns));
+        assert_eq!(published(BRIDGE).len(), 2);
+        drop(taken);
+    });
+}
+
+#[test]
+fn a_link_that_cannot_be_made_is_undone() {
+    on_a_host(|host| {
+        let networks = host.open();
+        // A bridge takes 1023 ports; a MAC that the kernel refuses is quicker.
+        let mut wrong = request(&[publish(Protocol::Tcp, None, 8080, 80)]);
+        wrong.mac = Some(serde_json::from_str("\"02:42:00:00:00:01\"").expect("mac"));
+        networks.attach_bridge("c1", &wrong).expect("a MAC of one's own");
+        let full = Networks::open(BridgeConfig { mtu: 70_000, ..config("btst1", "10.231.2.1/24") }, host.run_root());
+        let error = full.expect_err("no such MTU");
+        assert!(proto::kind::chain(&error).starts_with("set up bridge btst1: create bridge btst1: "), "{error}");
+        assert!(!run("ip", "link").contains("btst1"));
+    });
+}
+
+#[test]
+fn addresses_of_requests_are_checked() {
+    on_a_host(|host| {
+        let networks = host.open();
+        let with = |ip: [u8; 4]| EndpointRequest { ip: Some(ip.into()), ..request(&[]) };
+        networks.attach_bridge("c1", &with([10, 231, 1, 77])).expect("free");
+        for wrong in [[10, 231, 1, 77], [10, 231, 1, 1], [10, 231, 1, 0], [10, 9, 9, 9]] {
+            networks.attach_bridge("c2", &with(wrong)).expect_err("taken or not ours");
+        }
+        for wrong in ["", "..", ".x", "a/b"] {
+            assert!(matches!(networks.attach_bridge(wrong, &request(&[])), Err(NetworkError::Id(_))), "{wrong}");
+        }
+        assert_eq!(inventory(host).1.len(), 1);
+    });
+}
+
+#[test]
+fn many_at_once_from_many_threads() {
+    on_a_host(|host| {
+        let networks = host.open();
+        let endpoints: Vec<Endpoint> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4)
+                .map(|thread| {
+                    let networks = &networks;
+                    scope.spawn(move || {
+                        let attach = |turn| {
+                            let ports = [publish(Protocol::Tcp, None, 0, 80)];
+                            networks.attach_bridge(&format!("c{thread}-{turn}"), &request(&ports)).expect("attach")
+                        };
+                        (0..5).map(attach).collect::<Vec<_>>()
+                    })
+                })
+                .collect();
+            threads.into_iter().flat_map(|thread| thread.join().expect("thread")).collect()
+        });
+        let addresses: std::collections::HashSet<_> = endpoints.iter().map(address_of).collect();
+        let ports: std::collections::HashSet<_> = endpoints.iter().map(|endpoint| endpoint.ports[0].host_port).collect();
+        assert_eq!((addresses.len(), ports.len(), published(BRIDGE).len()), (20, 20, 20));
+        for endpoint in &endpoints {
+            let id = endpoint.netns.file_name().and_then(|name| name.to_str()).expect("id");
+            networks.detach(id, endpoint).expect("detach");
+        }
+        assert_eq!((inventory(host), published(BRIDGE).len()), ((vec![], vec![]), 0));
+    });
+}
+
+/// Not a test of a bound (machines differ): run with --nocapture to see the figures.
+#[test]
+fn what_it_costs() {
+    on_a_host(|host| {
+        let networks = host.open();
+        let mut costs = [Vec::new(), Vec::new(), Vec::new()];
+        for turn in 0..30 {
+            let ports = [publish(Protocol::Tcp, None, 0, 80)];
+            let start = Instant::now();
+            let endpoint = networks.attach_bridge(&format!("c{turn}"), &request(&ports)).expect("attach");
+            costs[0].push(start.elapsed());
+            serve_tcp(namespace_of(&endpoint).as_fd(), 80, "it");
+            let port = endpoint.ports[0].host_port;
+            let start_asking = Instant::now();
+            assert!(ask_tcp(SocketAddrV4::new(HOST, port), PATIENCE).is_some());
+            costs[1].push(start_asking.elapsed());
+            let start = Instant::now();
+            networks.detach(&format!("c{turn}"), &endpoint).expect("detach");
+            costs[2].push(start.elapsed());
+        }
+        for (what, times) in ["attach", "first connection", "detach"].iter().zip(&mut costs) {
+            times.sort();
+            println!("{what}: median {:?}, best {:?}, worst {:?}", times[15], times[0], times[29]);
+        }
+    });
+}
