@@ -16,8 +16,10 @@ use nix::{
     sys::stat::{Mode, umask},
 };
 use proto::{
+    berth::streams::v1::streams_server::StreamsServer,
     containerd::services::{
-        events::v1::events_server::EventsServer, introspection::v1::introspection_server::IntrospectionServer,
+        containers::v1::containers_server::ContainersServer, events::v1::events_server::EventsServer,
+        introspection::v1::introspection_server::IntrospectionServer, tasks::v1::tasks_server::TasksServer,
         version::v1::version_server::VersionServer,
     },
     grpc::health::v1::health_server::HealthServer,
@@ -33,14 +35,20 @@ use tracing::{info, warn};
 
 use crate::{
     api::{
+        containers::ContainersService,
         events::EventsService,
         health::HealthService,
         introspection::{IdentityError, IntrospectionService},
         limited,
+        streams::StreamsService,
+        tasks::TasksService,
         version::{VERSION, VersionService},
     },
     config::Config,
+    containers::Containers,
     events::EventBus,
+    store::{StoreError, Stores},
+    tasks::{TaskError, Tasks},
 };
 
 /// How long requests in hand may take once we are asked to end.
@@ -93,6 +101,12 @@ pub(crate) enum AppError {
     /// Our identity.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// Records, content, snapshots.
+    #[error("open the data root")]
+    Stores(#[from] StoreError),
+    /// Tasks of an earlier supervisor.
+    #[error("take over what runs")]
+    Adopt(#[from] TaskError),
     /// Signal handlers.
     #[error("watch for signals")]
     Signals(#[source] io::Error),
@@ -127,8 +141,7 @@ impl Draining {
 /// Everything long-lived.
 pub(crate) struct App {
     config: Config,
-    events: Arc<EventBus>,
-    introspection: IntrospectionService,
+    services: Services,
     begin_drain: watch::Sender<bool>,
     draining: Draining,
     listener: UnixListener,
@@ -150,17 +163,28 @@ impl App {
         let introspection = IntrospectionService::open(&config.data())?;
         let (begin_drain, draining) = Draining::new();
         let events = Arc::new(EventBus::new());
+        let sink = events.clone();
+        let stores = Stores::open(
+            &config.data_root,
+            Arc::new(move |namespace: &str, topic: &str, event| sink.publish_any(namespace, topic, event)),
+        )?;
+        let containers = Arc::new(Containers::new(stores.db.clone(), events.clone()));
+        let tasks = Tasks::new(&config, containers.clone(), events.clone(), draining.clone());
+        // Shims that waited for us find the socket before we look for them: their events come in meanwhile.
         let listener = bind(&config.socket)?;
-        Ok(Self { config, events, introspection, begin_drain, draining, listener, _locks: locks })
+        tasks.adopt()?;
+        let services = Services { events, introspection, containers, tasks, stores, draining: draining.clone() };
+        Ok(Self { config, services, begin_drain, draining, listener, _locks: locks })
     }
 
     /// Serves until SIGTERM or SIGINT, then drains.
     pub(crate) async fn serve(self) -> Result<(), AppError> {
         let mut terminate = signal(SignalKind::terminate()).map_err(AppError::Signals)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(AppError::Signals)?;
-        let Self { config, events, introspection, begin_drain, draining, listener, _locks } = self;
-        let router = services(&events, introspection, &draining);
-        let stop = draining.clone().begun();
+        let Self { config, services, begin_drain, draining, listener, _locks } = self;
+        let events = services.events.clone();
+        let router = services.router();
+        let stop = draining.begun();
         let mut server = tokio::spawn(router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop));
         info!(
             version = VERSION,
@@ -191,13 +215,29 @@ impl App {
     }
 }
 
-/// Every service on one server; what isn't here answers UNIMPLEMENTED.
-fn services(events: &Arc<EventBus>, introspection: IntrospectionService, draining: &Draining) -> Router {
-    Server::builder()
-        .add_service(limited!(HealthServer::new(HealthService::new(draining.clone()))))
-        .add_service(limited!(VersionServer::new(VersionService)))
-        .add_service(limited!(IntrospectionServer::new(introspection)))
-        .add_service(limited!(EventsServer::new(EventsService::new(events.clone()))))
+/// What the services at the edge stand on.
+struct Services {
+    events: Arc<EventBus>,
+    introspection: IntrospectionService,
+    containers: Arc<Containers>,
+    tasks: Arc<Tasks>,
+    stores: Arc<Stores>,
+    draining: Draining,
+}
+
+impl Services {
+    /// Every service on one server; what isn't here answers UNIMPLEMENTED.
+    fn router(self) -> Router {
+        let Self { events, introspection, containers, tasks, stores: _stores, draining } = self;
+        Server::builder()
+            .add_service(limited!(HealthServer::new(HealthService::new(draining))))
+            .add_service(limited!(VersionServer::new(VersionService)))
+            .add_service(limited!(IntrospectionServer::new(introspection)))
+            .add_service(limited!(EventsServer::new(EventsService::new(events, tasks.clone()))))
+            .add_service(limited!(ContainersServer::new(ContainersService::new(containers))))
+            .add_service(limited!(TasksServer::new(TasksService::new(tasks.clone()))))
+            .add_service(limited!(StreamsServer::new(StreamsService::new(tasks))))
+    }
 }
 
 fn make_folder(at: &Path, mode: u32) -> Result<(), AppError> {

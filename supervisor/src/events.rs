@@ -15,7 +15,15 @@ use std::{
 
 use prost::{Message, Name};
 use prost_types::Any;
-use proto::{containerd::services::events::v1::Envelope, id::NamespaceName, kind::ErrorKind, typeurl};
+use proto::{
+    containerd::{
+        events::{TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit},
+        services::events::v1::Envelope,
+    },
+    id::NamespaceName,
+    kind::ErrorKind,
+    typeurl,
+};
 use tokio::sync::mpsc;
 
 use crate::failure::Failure;
@@ -89,22 +97,17 @@ impl EventBus {
         });
     }
 
-    /// Publishes an event of somebody else, stamped now.
-    pub(crate) fn publish_any(
-        &self,
-        namespace: &NamespaceName,
-        topic: String,
-        event: Option<Any>,
-    ) -> Result<(), EventError> {
-        self.forward(Envelope {
+    /// Publishes an event of ours that is packed already, now.
+    pub(crate) fn publish_any(&self, namespace: &str, topic: &str, event: Any) {
+        self.send(Envelope {
             timestamp: Some(SystemTime::now().into()),
-            namespace: namespace.to_string(),
-            topic,
-            event,
-        })
+            namespace: namespace.to_owned(),
+            topic: topic.to_owned(),
+            event: Some(event),
+        });
     }
 
-    /// Publishes an event that a shim stamped.
+    /// Publishes an event of somebody else's, who stamped it.
     pub(crate) fn forward(&self, envelope: Envelope) -> Result<(), EventError> {
         check_topic(&envelope.topic)?;
         if envelope.event.is_none() {
@@ -185,6 +188,38 @@ impl tokio_stream::Stream for Subscription {
     }
 }
 
+/// The fields of an event that filters can ask for: `namespace`, `topic`, and from the events about tasks and containers
+/// `event.container_id`, `event.exec_id` and `event.id`.
+pub(crate) fn field(envelope: &Envelope, path: &[&str]) -> Option<String> {
+    let text = |value: String| (!value.is_empty()).then_some(value);
+    match path {
+        ["namespace"] => text(envelope.namespace.clone()),
+        ["topic"] => text(envelope.topic.clone()),
+        ["event", name] => {
+            let any = envelope.event.as_ref()?;
+            let kind = any.type_url.rsplit('/').next()?.strip_prefix("containerd.events.")?;
+            match (kind, *name) {
+                // Field 1 of every event about a task is its container; what stands second differs.
+                (kind, "container_id") if kind.starts_with("Task") => text(First::decode(&*any.value).ok()?.id),
+                ("TaskExit", "id") => text(TaskExit::decode(&*any.value).ok()?.id),
+                ("TaskDelete", "id") => text(TaskDelete::decode(&*any.value).ok()?.id),
+                ("TaskExecAdded", "exec_id") => text(TaskExecAdded::decode(&*any.value).ok()?.exec_id),
+                ("TaskExecStarted", "exec_id") => text(TaskExecStarted::decode(&*any.value).ok()?.exec_id),
+                (kind, "id") if kind.starts_with("Container") => text(First::decode(&*any.value).ok()?.id),
+                _ => None,
+            }
+        }
+        _ => None,
+    }
+}
+
+/// An event as far as all kinds of one family agree.
+#[derive(Clone, PartialEq, Message)]
+struct First {
+    #[prost(string, tag = "1")]
+    id: String,
+}
+
 // containerd's rule: a slash, then identifiers between slashes.
 fn check_topic(topic: &str) -> Result<(), EventError> {
     let good = topic.strip_prefix('/').is_some_and(|path| {
@@ -246,6 +281,29 @@ mod tests {
         }
         assert_eq!(slow.next().await, Some(Err(EventError::Slow)));
         assert_eq!(bus.lock().as_ref().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn fields_for_filters() {
+        let exit = TaskExit { container_id: "web".into(), id: "exec-1".into(), ..Default::default() };
+        let envelope = Envelope {
+            namespace: "berth".into(),
+            topic: "/tasks/exit".into(),
+            event: Some(typeurl::pack(&exit)),
+            ..Default::default()
+        };
+        for (filter, accepted) in [
+            ("topic==\"/tasks/exit\"", true),
+            ("topic~=|^/tasks/|", true),
+            ("topic~=/tasks/.*", true),
+            ("namespace==berth,event.container_id==web", true),
+            ("event.id==exec-1", true),
+            ("event.container_id==other", false),
+            ("namespace==moby", false),
+        ] {
+            let filters = crate::filters::Filters::parse(&[filter.to_owned()]).unwrap();
+            assert_eq!(filters.accept(|path| field(&envelope, path)), accepted, "{filter}");
+        }
     }
 
     #[test]

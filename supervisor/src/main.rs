@@ -4,9 +4,20 @@
 mod api;
 mod app;
 mod config;
+mod containers;
+mod content;
 mod events;
 mod failure;
+mod filters;
+mod gc;
+mod images;
+mod layers;
+mod leases;
 mod logging;
+mod namespaces;
+mod snapshots;
+mod store;
+mod tasks;
 
 use std::process::ExitCode;
 

@@ -1,6 +1,6 @@
 //! The event bus at the edge: clients publish and subscribe, shims forward.
 
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::SystemTime};
 
 use proto::containerd::services::events::v1::{
     Envelope, ForwardRequest, PublishRequest, SubscribeRequest, events_server,
@@ -8,21 +8,23 @@ use proto::containerd::services::events::v1::{
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
 
-use super::required;
+use super::{filters, required};
 use crate::{
-    events::EventBus,
+    events::{EventBus, field},
     failure::{namespace, status},
+    tasks::Tasks,
 };
 
 /// `containerd.services.events.v1.Events`.
 pub(crate) struct EventsService {
     bus: Arc<EventBus>,
+    tasks: Arc<Tasks>,
 }
 
 impl EventsService {
-    /// The edge of `bus`.
-    pub(crate) fn new(bus: Arc<EventBus>) -> Self {
-        Self { bus }
+    /// The edge of `bus`; what shims forward is shown to `tasks` first.
+    pub(crate) fn new(bus: Arc<EventBus>, tasks: Arc<Tasks>) -> Self {
+        Self { bus, tasks }
     }
 }
 
@@ -31,24 +33,26 @@ impl events_server::Events for EventsService {
     async fn publish(&self, request: Request<PublishRequest>) -> Result<Response<()>, Status> {
         let namespace = namespace(&request)?;
         let PublishRequest { topic, event } = request.into_inner();
-        self.bus.publish_any(&namespace, topic, event).map_err(status)?;
+        let timestamp = Some(SystemTime::now().into());
+        self.bus.forward(Envelope { timestamp, namespace: namespace.into(), topic, event }).map_err(status)?;
         Ok(Response::new(()))
     }
 
     async fn forward(&self, request: Request<ForwardRequest>) -> Result<Response<()>, Status> {
         let envelope = required(request.into_inner().envelope, "envelope")?;
-        self.bus.forward(envelope).map_err(status)?;
+        // Our own facts first: who hears of an exit and asks us must get the same answer.
+        if self.tasks.observe(&envelope) {
+            self.bus.forward(envelope).map_err(status)?;
+        }
         Ok(Response::new(()))
     }
 
     type SubscribeStream = Pin<Box<dyn Stream<Item = Result<Envelope, Status>> + Send>>;
 
     async fn subscribe(&self, request: Request<SubscribeRequest>) -> Result<Response<Self::SubscribeStream>, Status> {
-        let filters = request.into_inner().filters;
-        if !filters.is_empty() {
-            return Err(Status::unimplemented("event filters are not supported yet"));
-        }
-        let events = self.bus.subscribe(Box::new(|_| true)).map_err(status)?;
+        let filters = filters(&request.into_inner().filters)?;
+        let wanted = move |envelope: &Envelope| filters.accept(|path| field(envelope, path));
+        let events = self.bus.subscribe(Box::new(wanted)).map_err(status)?;
         // The stream is live when the answer's headers are out: whoever subscribes before acting misses nothing.
         let events = events.map(|event| match event {
             Ok(event) => Ok(Arc::unwrap_or_clone(event)),

@@ -8,6 +8,8 @@ use proto::containerd::{
 };
 use tonic::{Request, Response, Status};
 
+use super::filters;
+
 /// Type and id of what we have, as containerd names them.
 const PLUGINS: &[(&str, &str)] = &[
     ("io.containerd.content.v1", "content"),
@@ -111,11 +113,16 @@ fn plugins() -> Vec<Plugin> {
 #[tonic::async_trait]
 impl introspection_server::Introspection for IntrospectionService {
     async fn plugins(&self, request: Request<PluginsRequest>) -> Result<Response<PluginsResponse>, Status> {
-        let filters = request.into_inner().filters;
-        if !filters.is_empty() {
-            return Err(Status::unimplemented("plugin filters are not supported yet"));
-        }
-        Ok(Response::new(PluginsResponse { plugins: plugins() }))
+        let filters = filters(&request.into_inner().filters)?;
+        let mut plugins = plugins();
+        plugins.retain(|plugin| {
+            filters.accept(|path| match path {
+                ["type"] => Some(plugin.r#type.clone()),
+                ["id"] => Some(plugin.id.clone()),
+                _ => None,
+            })
+        });
+        Ok(Response::new(PluginsResponse { plugins }))
     }
 
     async fn server(&self, _: Request<()>) -> Result<Response<ServerResponse>, Status> {

@@ -1,0 +1,147 @@
+//! Our start: the tasks of an earlier supervisor are found by their bundles and taken over from their shims. All at once,
+//! each with deadlines: a shim that hangs delays nobody else.
+
+use std::{sync::Arc, time::Duration};
+
+use proto::kind::chain;
+use tracing::{error, info, warn};
+
+use super::{
+    Tasks,
+    bundle::{Origin, scan},
+    connection::Connection,
+    error::TaskError,
+    rules::State,
+    shims::Program,
+    task::{Phase, Task},
+};
+
+/// How long a shim's socket may take to be connected; it is there already, or nobody is.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// What a bundle says about how far its task has come.
+enum Trace {
+    /// No shim was started yet.
+    Unstarted,
+    /// A shim may have been started, but nobody knows where it listens.
+    Starting(Origin),
+    /// There is, or was, a shim.
+    Shim(Origin, String),
+    /// The shim died and was buried; the exit is recorded.
+    Buried(Origin),
+}
+
+impl Tasks {
+    /// Takes over every task there is a bundle of. They are known when this returns, and answer once their shim has.
+    pub(crate) fn adopt(self: &Arc<Self>) -> Result<(), TaskError> {
+        let found = scan(&self.folder).map_err(|cause| TaskError::Scan { at: self.folder.clone(), cause })?;
+        if !found.is_empty() {
+            info!(tasks = found.len(), "adopting tasks");
+        }
+        for (namespace, id) in found {
+            let task = Task::new(&self.folder, namespace.clone(), id.clone(), Phase::Adopting);
+            self.lock().insert((namespace, id), task.clone());
+            // Taken before anybody else can ask for it.
+            let turn = task.first_turn();
+            let tasks = self.clone();
+            tokio::spawn(async move {
+                let _turn = turn;
+                if let Err(error) = tasks.adopt_one(&task).await {
+                    error!(namespace = %task.namespace, id = %task.id, error = %chain(&error), "task not adopted");
+                    tasks.forget(&task);
+                }
+            });
+        }
+        Ok(())
+    }
+
+    async fn adopt_one(self: &Arc<Self>, task: &Arc<Task>) -> Result<(), TaskError> {
+        let trace = trace(task);
+        if let Trace::Starting(origin) | Trace::Shim(origin, _) | Trace::Buried(origin) = &trace {
+            task.facts.send_modify(|facts| facts.origin = Some(origin.clone()));
+        }
+        match trace {
+            Trace::Unstarted => self.abandon(task).await,
+            Trace::Starting(origin) => {
+                // The contract's way to find a shim that may be there: a second start prints the address of the first.
+                let program = Program { shim: origin.shim, ..self.program.clone() };
+                if let Ok(bootstrap) = program.start(&task.namespace, &task.id, task.bundle.path()).await
+                    && let Ok(connection) = Connection::open(bootstrap.address.as_ref()).await
+                {
+                    task.facts.send_modify(|facts| facts.connection = Some(connection));
+                }
+                self.abandon(task).await;
+            }
+            Trace::Buried(_) => {
+                let exit = task.bundle.exit();
+                task.facts.send_modify(|facts| {
+                    facts.pid = exit.as_ref().map_or(0, |exit| exit.pid);
+                    facts.told = true;
+                    facts.exit = exit;
+                    facts.state = State::Stopped;
+                    facts.phase = Phase::Orphan;
+                });
+            }
+            Trace::Shim(_, address) => {
+                match tokio::time::timeout(CONNECT_LIMIT, Connection::open(address.as_ref())).await {
+                    Ok(Ok(connection)) => self.take_over(task, connection).await?,
+                    Ok(Err(error)) => {
+                        info!(namespace = %task.namespace, id = %task.id, error = %chain(&error), "shim not reached");
+                        self.bury(task).await?;
+                    }
+                    Err(_) => {
+                        warn!(namespace = %task.namespace, id = %task.id, "shim does not take connections");
+                        self.bury(task).await?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn take_over(self: &Arc<Self>, task: &Arc<Task>, connection: Connection) -> Result<(), TaskError> {
+        task.facts.send_modify(|facts| facts.connection = Some(connection.clone()));
+        match task.ask_state(&connection, None).await {
+            Ok(state) => {
+                task.facts.send_modify(|facts| {
+                    super::task::note_state(facts, &state);
+                    facts.phase = Phase::Live;
+                });
+                info!(namespace = %task.namespace, id = %task.id, pid = state.pid, state = ?state.status(), "task adopted");
+                self.watch(task, connection);
+            }
+            Err(TaskError::Answer(status)) if status.code() == tonic::Code::NotFound => {
+                // Killed between the start of the shim and the creation of the container, or between the deletions of both.
+                self.abandon(task).await;
+            }
+            Err(TaskError::ShimGone { .. }) => self.bury(task).await?,
+            Err(error) => {
+                // It lives but says nothing. Its container may be well: we keep both, and ask again when we are asked.
+                warn!(namespace = %task.namespace, id = %task.id, error = %chain(&error), "task adopted without its state");
+                task.facts.send_modify(|facts| {
+                    facts.pid = task.bundle.recorded_pid().unwrap_or(0);
+                    facts.set_state(State::Running);
+                    facts.phase = Phase::Live;
+                });
+                self.watch(task, connection);
+            }
+        }
+        Ok(())
+    }
+
+    async fn abandon(&self, task: &Task) {
+        info!(namespace = %task.namespace, id = %task.id, "unfinished task undone");
+        self.undo(task).await;
+        self.forget(task);
+    }
+}
+
+fn trace(task: &Task) -> Trace {
+    let bundle = &task.bundle;
+    match (bundle.origin(), bundle.bootstrap(), bundle.exit()) {
+        (None, _, _) => Trace::Unstarted,
+        (Some(origin), Some(bootstrap), _) => Trace::Shim(origin, bootstrap.address),
+        (Some(origin), None, Some(_)) => Trace::Buried(origin),
+        (Some(origin), None, None) => Trace::Starting(origin),
+    }
+}

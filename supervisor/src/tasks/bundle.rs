@@ -1,0 +1,305 @@
+//! The folder of one task in the run root: what the shim works with, and what tells the next supervisor about it.
+//!
+//! ```text
+//! RUN/supervisor/tasks/NAMESPACE/ID/   0700
+//!   task.json        ours: the shim's program; written before it starts, so that a crash at any later point can be undone
+//!   config.json      the container's spec
+//!   rootfs/          where the shim mounts
+//!   bootstrap.json   where the shim listens; written when it runs
+//!   init.exit        written by the shim before it tells of an exit; by us when a shim died without
+//!   exec-ID.exit     the same of further processes
+//! ```
+//! The run root is a tmpfs: nothing here is meant to survive the machine, hence nothing is synced. Names appear with their
+//! whole content, by rename.
+
+use std::{
+    fs, io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
+
+use nix::mount::{MntFlags, umount2};
+use prost_types::Timestamp;
+use proto::{
+    id::{ContainerId, ExecId, NamespaceName},
+    kind::ErrorKind,
+};
+use serde::{Deserialize, Serialize};
+
+use super::shims::Bootstrap;
+use crate::failure::Failure;
+
+/// A step on a bundle failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{step} {at}")]
+pub(crate) struct BundleError {
+    step: &'static str,
+    at: PathBuf,
+    #[source]
+    cause: io::Error,
+}
+
+impl Failure for BundleError {
+    fn kind(&self) -> ErrorKind {
+        match self.cause.kind() {
+            // A file of ours that is missing is no missing object of the caller's.
+            io::ErrorKind::NotFound => ErrorKind::Internal,
+            _ => ErrorKind::of_io(&self.cause),
+        }
+    }
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Exit {
+    /// Its pid.
+    pub(crate) pid: u32,
+    /// Its exit code, or 128 and the signal.
+    pub(crate) status: u32,
+    /// When.
+    pub(crate) at: Timestamp,
+}
+
+/// What `init.exit` holds.
+#[derive(Serialize, Deserialize)]
+struct ExitRecord {
+    pid: u32,
+    exit_status: u32,
+    exited_at: String,
+}
+
+/// What must be known about a task before its shim can be asked.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub(crate) struct Origin {
+    /// The shim's program, for `delete`.
+    pub(crate) shim: PathBuf,
+    /// As the caller gave it; told again when the shim is gone.
+    pub(crate) stdin: String,
+    /// As the caller gave it.
+    pub(crate) stdout: String,
+    /// As the caller gave it.
+    pub(crate) stderr: String,
+    /// As the caller gave it.
+    pub(crate) terminal: bool,
+}
+
+/// The folder of one task.
+#[derive(Debug, Clone)]
+pub(crate) struct Bundle {
+    folder: PathBuf,
+}
+
+impl Bundle {
+    /// The bundle of `id`, which may not exist.
+    pub(crate) fn at(tasks: &Path, namespace: &NamespaceName, id: &ContainerId) -> Self {
+        Self { folder: tasks.join(namespace).join(id) }
+    }
+
+    /// The folder itself.
+    pub(crate) fn path(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Makes the folder with everything the shim needs.
+    pub(crate) fn make(&self, spec: &[u8], origin: &Origin) -> Result<(), BundleError> {
+        let folder = |at: &Path, mode: u32, recursive: bool| {
+            let made = fs::DirBuilder::new().mode(mode).recursive(recursive).create(at);
+            made.map_err(|cause| BundleError { step: "make folder", at: at.to_owned(), cause })
+        };
+        if let Some(parent) = self.folder.parent() {
+            folder(parent, 0o711, true)?;
+        }
+        folder(&self.folder, 0o700, false)?;
+        folder(&self.folder.join("rootfs"), 0o711, false)?;
+        self.write("config.json", spec)?;
+        self.write_json("task.json", origin)
+    }
+
+    /// What was noted when the task was made; `None` if that was not reached.
+    pub(crate) fn origin(&self) -> Option<Origin> {
+        self.read_json("task.json")
+    }
+
+    /// Notes where the shim listens.
+    pub(crate) fn set_bootstrap(&self, bootstrap: &Bootstrap) -> Result<(), BundleError> {
+        self.write_json("bootstrap.json", bootstrap)
+    }
+
+    /// Where the shim listens; `None` if it never said so.
+    pub(crate) fn bootstrap(&self) -> Option<Bootstrap> {
+        self.read_json("bootstrap.json")
+    }
+
+    /// The exit of the init process, if it is recorded.
+    pub(crate) fn exit(&self) -> Option<Exit> {
+        self.read_exit("init.exit")
+    }
+
+    /// The exit of another process, if it is recorded.
+    pub(crate) fn exec_exit(&self, exec: &ExecId) -> Option<Exit> {
+        self.read_exit(&format!("exec-{exec}.exit"))
+    }
+
+    /// Records the exit of the init process in place of a shim that didn't live to.
+    pub(crate) fn set_exit(&self, exit: &Exit) -> Result<(), BundleError> {
+        let exited_at = exit.at.to_string();
+        self.write_json("init.exit", &ExitRecord { pid: exit.pid, exit_status: exit.status, exited_at })
+    }
+
+    /// The pid that the runtime left, should nobody else know it.
+    pub(crate) fn recorded_pid(&self) -> Option<u32> {
+        fs::read_to_string(self.folder.join("init.pid")).ok()?.trim().parse().ok()
+    }
+
+    /// The cgroup that the spec asks for.
+    pub(crate) fn cgroup(&self) -> Option<String> {
+        let spec: serde_json::Value = self.read_json("config.json")?;
+        Some(spec.pointer("/linux/cgroupsPath")?.as_str()?.to_owned())
+    }
+
+    /// Takes every mount off the rootfs; those below go with it.
+    pub(crate) fn unmount(&self) -> Result<(), BundleError> {
+        let at = self.folder.join("rootfs");
+        loop {
+            match umount2(&at, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+                // Mounts can lie on top of each other; EINVAL says that none is left.
+                Ok(()) => {}
+                Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => return Ok(()),
+                Err(errno) => return Err(BundleError { step: "unmount", at, cause: errno.into() }),
+            }
+        }
+    }
+
+    /// Removes everything. The caller has unmounted; a rootfs that is still one is left alone, with an error: what is
+    /// mounted there is an image or a volume, and must never be deleted through here.
+    pub(crate) fn remove(&self) -> Result<(), BundleError> {
+        let rootfs = self.folder.join("rootfs");
+        let failed = |step, at: &Path, cause| BundleError { step, at: at.to_owned(), cause };
+        match fs::remove_dir(&rootfs) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                let mounts =
+                    fs::read_to_string("/proc/self/mountinfo").map_err(|e| failed("read mounts for", &rootfs, e))?;
+                if mounts_below(&mounts, &self.folder) {
+                    let busy = io::Error::from(io::ErrorKind::ResourceBusy);
+                    return Err(failed("remove, with mounts in it,", &self.folder, busy));
+                }
+            }
+            Err(error) => return Err(failed("remove", &rootfs, error)),
+        }
+        match fs::remove_dir_all(&self.folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &self.folder, error)),
+            _ => Ok(()),
+        }
+    }
+
+    fn read_exit(&self, name: &str) -> Option<Exit> {
+        let record: ExitRecord = self.read_json(name)?;
+        let at = record.exited_at.parse().ok()?;
+        Some(Exit { pid: record.pid, status: record.exit_status, at })
+    }
+
+    // What can't be read counts as not written: each file is there whole or not at all, and without it we clean up.
+    fn read_json<T: serde::de::DeserializeOwned>(&self, name: &str) -> Option<T> {
+        let bytes = fs::read(self.folder.join(name)).ok()?;
+        match serde_json::from_slice(&bytes) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                tracing::warn!(%error, file = %self.folder.join(name).display(), "file of a task is damaged, ignored");
+                None
+            }
+        }
+    }
+
+    fn write_json(&self, name: &str, value: &impl Serialize) -> Result<(), BundleError> {
+        let bytes = serde_json::to_vec(value).map_err(|cause| BundleError {
+            step: "encode",
+            at: self.folder.join(name),
+            cause: cause.into(),
+        })?;
+        self.write(name, &bytes)
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), BundleError> {
+        let (at, new) = (self.folder.join(name), self.folder.join(format!(".{name}.new")));
+        let written = fs::write(&new, bytes).and_then(|()| fs::rename(&new, &at));
+        written.map_err(|cause| BundleError { step: "write", at, cause })
+    }
+}
+
+/// Every bundle below `tasks`. Names that aren't ids are somebody else's, and left alone.
+pub(crate) fn scan(tasks: &Path) -> io::Result<Vec<(NamespaceName, ContainerId)>> {
+    let names = |folder: &Path| -> io::Result<Vec<String>> {
+        let entries = match fs::read_dir(folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    };
+    let mut found = Vec::new();
+    for namespace in names(tasks)?.into_iter().filter_map(|name| NamespaceName::new(name).ok()) {
+        let ids = names(&tasks.join(&namespace))?;
+        found.extend(ids.into_iter().filter_map(|id| Some((namespace.clone(), ContainerId::new(id).ok()?))));
+    }
+    Ok(found)
+}
+
+// proc_pid_mountinfo(5): the fifth field is the mount point, with blanks and the like as octal escapes; ids of ours hold
+// none, and a run root that does is compared escaped.
+fn mounts_below(mountinfo: &str, folder: &Path) -> bool {
+    let mut escaped = String::new();
+    for c in folder.to_string_lossy().chars() {
+        match c {
+            ' ' | '\t' | '\n' | '\\' => escaped.push_str(&format!("\\{:03o}", u32::from(c))),
+            c => escaped.push(c),
+        }
+    }
+    escaped.push('/');
+    mountinfo.lines().filter_map(|line| line.split(' ').nth(4)).any(|point| point.starts_with(&escaped))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bundle_is_made_read_and_removed() {
+        let tasks = tempfile::tempdir().unwrap();
+        let (namespace, id) = (NamespaceName::new("n").unwrap(), ContainerId::new("web").unwrap());
+        let bundle = Bundle::at(tasks.path(), &namespace, &id);
+        let origin = Origin {
+            shim: "/bin/shim".into(),
+            stdin: String::new(),
+            stdout: "/o".into(),
+            stderr: "/o".into(),
+            terminal: false,
+        };
+        bundle.make(br#"{"linux":{"cgroupsPath":"/x/web"}}"#, &origin).unwrap();
+        assert!(bundle.make(b"{}", &origin).is_err());
+        assert_eq!(bundle.origin(), Some(origin));
+        assert_eq!(bundle.cgroup().as_deref(), Some("/x/web"));
+        assert_eq!(scan(tasks.path()).unwrap(), [(namespace, id)]);
+        assert_eq!((bundle.bootstrap(), bundle.exit()), (None, None));
+        let at = "2026-11-21T00:56:31.25Z".parse().unwrap();
+        let exit = Exit { pid: 7, status: 137, at };
+        bundle.set_exit(&exit).unwrap();
+        assert_eq!(bundle.exit(), Some(exit));
+        fs::write(bundle.path().join("bootstrap.json"), "{").unwrap();
+        assert_eq!(bundle.bootstrap(), None);
+        fs::write(bundle.path().join("rootfs/left"), "").unwrap();
+        bundle.unmount().unwrap();
+        bundle.remove().unwrap();
+        bundle.remove().unwrap();
+        assert!(scan(tasks.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn mount_points_are_found_below() {
+        let info = "30 1 0:5 / /run/a\\040b/x/rootfs rw - tmpfs t rw\n31 1 0:6 / /run/xy rw - tmpfs t rw\n";
+        for (folder, found) in [("/run/a b/x", true), ("/run/x", false), ("/run", true), ("/run/a b/x/rootfs", false)] {
+            assert_eq!(mounts_below(info, Path::new(folder)), found, "{folder}");
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Looking at tasks: state, list, processes, resource use. None of it waits for a task's turn, and a list never waits for
+//! a shim: one that hangs must not hide the others.
+
+use std::{sync::Arc, time::SystemTime};
+
+use futures_util::future::join_all;
+use proto::{
+    containerd::{
+        task::v3::{PidsRequest, StatsRequest},
+        types::Metric,
+        v1::types::{Process, ProcessInfo, Status as ProcessStatus},
+    },
+    id::{ExecId, NamespaceName},
+};
+use tracing::{debug, warn};
+
+use super::{
+    Tasks,
+    error::TaskError,
+    rules::Request,
+    signal::check_exec,
+    task::{Phase, STATE_LIMIT, Task},
+};
+use crate::filters::Filters;
+
+impl Tasks {
+    /// A process as it is now.
+    pub(crate) async fn get(&self, namespace: &NamespaceName, id: &str, exec: &str) -> Result<Process, TaskError> {
+        let task = self.find(namespace, id).await?;
+        match check_exec(exec)? {
+            Some(exec) => get_exec(&task, exec).await,
+            None => {
+                // Only a shim that lives can know better than we do.
+                let ended = task.facts.borrow().exit.is_some();
+                if !ended && let Err(error) = task.refresh(None).await {
+                    match error {
+                        TaskError::ShimSilent { .. } | TaskError::ShimGone { .. } => {
+                            warn!(%namespace, id = %task.id, %error, "state answered from memory");
+                        }
+                        error => return Err(error),
+                    }
+                }
+                Ok(task.process())
+            }
+        }
+    }
+
+    /// The init process of every task, from memory.
+    pub(crate) async fn list(&self, namespace: &NamespaceName) -> Vec<Process> {
+        let tasks = self.all(namespace);
+        // Adoption has deadlines of its own; only our start makes a list wait.
+        join_all(tasks.iter().map(|task| task.reaches(|phase| phase != Phase::Adopting))).await;
+        let there = tasks.iter().filter(|task| matches!(task.phase(), Phase::Live | Phase::Orphan));
+        there.map(|task| task.process()).collect()
+    }
+
+    /// Every process of a container.
+    pub(crate) async fn pids(&self, namespace: &NamespaceName, id: &str) -> Result<Vec<ProcessInfo>, TaskError> {
+        let task = self.find(namespace, id).await?;
+        if task.connection()?.is_none() {
+            task.accept(Request::Inspect).await?;
+        }
+        let message = PidsRequest { id: task.id.to_string() };
+        let pids = task.call("Pids", message, |mut shim, request| async move { shim.pids(request).await }).await?;
+        Ok(pids.processes)
+    }
+
+    /// The resource use of the tasks that pass any of the filters (`id==web`); those that can't tell are left out.
+    pub(crate) async fn metrics(
+        &self,
+        namespace: &NamespaceName,
+        filters: &[String],
+    ) -> Result<Vec<Metric>, TaskError> {
+        let filters = Filters::parse(filters)?;
+        let wanted = |task: &Arc<Task>| {
+            filters.accept(|path| match path {
+                ["id"] => Some(task.id.to_string()),
+                ["namespace"] => Some(task.namespace.to_string()),
+                _ => None,
+            })
+        };
+        let tasks: Vec<_> = self.all(namespace).into_iter().filter(wanted).collect();
+        Ok(join_all(tasks.iter().map(|task| metric(task))).await.into_iter().flatten().collect())
+    }
+}
+
+async fn metric(task: &Task) -> Option<Metric> {
+    task.reaches(|phase| phase != Phase::Adopting).await;
+    let message = StatsRequest { id: task.id.to_string() };
+    let asked = task.call("Stats", message, |mut shim, request| async move { shim.stats(request).await });
+    match tokio::time::timeout(STATE_LIMIT, asked).await {
+        Ok(Ok(answer)) => {
+            Some(Metric { timestamp: Some(SystemTime::now().into()), id: task.id.to_string(), data: answer.stats })
+        }
+        Ok(Err(error)) => {
+            debug!(id = %task.id, error = %proto::kind::chain(&error), "no metrics");
+            None
+        }
+        Err(_) => {
+            warn!(id = %task.id, "no metrics: the shim does not answer");
+            None
+        }
+    }
+}
+
+async fn get_exec(task: &Task, exec: ExecId) -> Result<Process, TaskError> {
+    if task.connection()?.is_some() {
+        match task.refresh(Some(&exec)).await {
+            Ok(state) => {
+                return Ok(Process {
+                    container_id: task.id.to_string(),
+                    id: exec.to_string(),
+                    pid: state.pid,
+                    status: state.status,
+                    stdin: state.stdin,
+                    stdout: state.stdout,
+                    stderr: state.stderr,
+                    terminal: state.terminal,
+                    exit_status: state.exit_status,
+                    exited_at: state.exited_at,
+                });
+            }
+            Err(TaskError::ShimGone { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let known = task.facts.borrow().execs.get(&exec).and_then(|facts| facts.exit.clone());
+    let exit = known.or_else(|| task.bundle.exec_exit(&exec));
+    let exit = exit.ok_or_else(|| TaskError::ProcessNotFound { id: task.id.clone(), exec: exec.clone() })?;
+    Ok(Process {
+        container_id: task.id.to_string(),
+        id: exec.to_string(),
+        pid: exit.pid,
+        status: ProcessStatus::Stopped.into(),
+        exit_status: exit.status,
+        exited_at: Some(exit.at),
+        ..Default::default()
+    })
+}

@@ -1,0 +1,113 @@
+//! Tasks: the living side of containers. Each has a shim that minds it and outlives us; here is who may ask what of it,
+//! and what becomes of a task whose shim, or whose supervisor, died.
+//!
+//! One file per command. `task` holds one task, `rules` what is accepted when, `bundle` its folder, `shims` and
+//! `connection` the way to its shim, `adopt` our start, `bury` a shim's death.
+
+mod adopt;
+mod bundle;
+mod bury;
+mod connection;
+mod create;
+mod delete;
+mod error;
+mod exec;
+mod inspect;
+mod observe;
+mod rules;
+mod runtimes;
+mod shims;
+mod signal;
+mod start;
+mod task;
+mod wait;
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use proto::id::{ContainerId, NamespaceName};
+
+pub(crate) use self::error::TaskError;
+use self::{
+    runtimes::Runtimes,
+    shims::Program,
+    task::{Phase, Task},
+};
+use crate::{app::Draining, config::Config, containers::Containers, events::EventBus};
+
+type Key = (NamespaceName, ContainerId);
+
+/// Every task of every namespace.
+pub(crate) struct Tasks {
+    tasks: Mutex<HashMap<Key, Arc<Task>>>,
+    folder: PathBuf,
+    runtimes: Runtimes,
+    containers: Arc<Containers>,
+    events: Arc<EventBus>,
+    draining: Draining,
+    // What every shim is told; the program itself differs.
+    program: Program,
+}
+
+impl Tasks {
+    /// No tasks yet; `adopt` looks for those of an earlier supervisor.
+    pub(crate) fn new(
+        config: &Config,
+        containers: Arc<Containers>,
+        events: Arc<EventBus>,
+        draining: Draining,
+    ) -> Arc<Self> {
+        let debug = tracing::enabled!(tracing::Level::DEBUG);
+        Arc::new(Self {
+            tasks: Mutex::default(),
+            folder: config.run().join("tasks"),
+            runtimes: Runtimes::new(config.runtimes.clone()),
+            containers,
+            events,
+            draining,
+            program: Program { shim: PathBuf::new(), socket: config.socket.clone(), debug },
+        })
+    }
+
+    /// The task of a container; one that is being adopted is waited for.
+    pub(super) async fn find(&self, namespace: &NamespaceName, id: &str) -> Result<Arc<Task>, TaskError> {
+        let id = ContainerId::new(id)?;
+        let found = self.lock().get(&(namespace.clone(), id.clone())).cloned();
+        let task = found.ok_or_else(|| TaskError::NotFound(id.to_string()))?;
+        task.reaches(|phase| phase != Phase::Adopting).await;
+        match task.phase() {
+            Phase::Live | Phase::Orphan => Ok(task),
+            _ => Err(TaskError::NotFound(id.to_string())),
+        }
+    }
+
+    /// The task of a container, if there is one, without waiting.
+    pub(super) fn known(&self, namespace: &NamespaceName, id: &ContainerId) -> Option<Arc<Task>> {
+        self.lock().get(&(namespace.clone(), id.clone())).cloned()
+    }
+
+    /// Every task of a namespace, in the order of their ids.
+    pub(super) fn all(&self, namespace: &NamespaceName) -> Vec<Arc<Task>> {
+        let mut all: Vec<_> = self.lock().values().filter(|task| task.namespace == *namespace).cloned().collect();
+        all.sort_by(|a, b| a.id.cmp(&b.id));
+        all
+    }
+
+    /// Forgets a task of which nothing is left.
+    pub(super) fn forget(&self, task: &Task) {
+        task.set_phase(Phase::Ended);
+        let mut tasks = self.lock();
+        let key = (task.namespace.clone(), task.id.clone());
+        if tasks.get(&key).is_some_and(|known| std::ptr::eq(Arc::as_ptr(known), task)) {
+            tasks.remove(&key);
+        }
+    }
+
+    // Only whole insertions and removals happen under the lock, so a panic leaves nothing half done.
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Arc<Task>>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
