@@ -7,23 +7,23 @@ use proto::{
 use tonic::{Code, Request, Status};
 
 /// Metadata key that carries the namespace (containerd, `namespaces`).
-pub const NAMESPACE_HEADER: &str = "containerd-namespace";
+pub(crate) const NAMESPACE_HEADER: &str = "containerd-namespace";
 /// Metadata key that carries the lease under which resources are made (containerd, `leases`).
-pub const LEASE_HEADER: &str = "containerd-lease";
+pub(crate) const LEASE_HEADER: &str = "containerd-lease";
 
 /// An error that knows what kind of failure it is.
-pub trait Failure: std::error::Error {
+pub(crate) trait Failure: std::error::Error {
     /// The kind, from which each edge takes its code.
     fn kind(&self) -> ErrorKind;
 }
 
 /// The gRPC status of an error, with the whole chain of causes on one line.
-pub fn status(error: impl Failure) -> Status {
+pub(crate) fn status(error: impl Failure) -> Status {
     Status::new(error.kind().to_grpc(), chain(&error))
 }
 
 /// The namespace of a request; without one nothing can be looked up.
-pub fn namespace<T>(request: &Request<T>) -> Result<NamespaceName, Status> {
+pub(crate) fn namespace<T>(request: &Request<T>) -> Result<NamespaceName, Status> {
     let value = request.metadata().get(NAMESPACE_HEADER).ok_or_else(|| {
         Status::new(Code::FailedPrecondition, "namespace is required: the containerd-namespace header is missing")
     })?;
@@ -32,12 +32,12 @@ pub fn namespace<T>(request: &Request<T>) -> Result<NamespaceName, Status> {
 }
 
 /// The lease under which a request is made, if it names one.
-pub fn lease<T>(request: &Request<T>) -> Option<String> {
+pub(crate) fn lease<T>(request: &Request<T>) -> Option<String> {
     request.metadata().get(LEASE_HEADER).and_then(|value| value.to_str().ok()).map(str::to_owned)
 }
 
 /// Runs work that touches the disk on a thread where waiting is allowed.
-pub async fn blocking<T, F>(work: F) -> Result<T, Status>
+pub(crate) async fn blocking<T, F>(work: F) -> Result<T, Status>
 where
     T: Send + 'static,
     F: FnOnce() -> Result<T, Status> + Send + 'static,
