@@ -9,6 +9,7 @@ use std::io::Read;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use tracing::warn;
 
@@ -20,6 +21,9 @@ use super::netns::Namespace;
 use super::subnet::Subnet;
 use super::{Networks, locked};
 
+/// The time that the kernel gets to delete the link of a container that is gone.
+const DEPARTURE: Duration = Duration::from_secs(2);
+
 /// Name of a container's link, inside.
 const INSIDE_NAME: &str = "eth0";
 
@@ -27,6 +31,9 @@ impl Networks {
     /// Connects a container to the default bridge: a namespace of its own with lo and eth0, its address and default
     /// route, and its published ports. All of it or nothing.
     pub fn attach_bridge(&self, id: &str, request: &EndpointRequest) -> Result<Endpoint, NetworkError> {
+        if let Err(error) = self.reap(DEPARTURE) {
+            warn!(%error, "links of former containers stay");
+        }
         let (mut attaching, mut namespace) = Attaching::begin(self, id, NetworkKind::Bridge)?;
         let endpoint_name = if request.name.is_empty() { id } else { &request.name };
         let (ip, gateway) = {
@@ -52,6 +59,7 @@ impl Networks {
         };
         self.connect(id, &attaching.endpoint, &mut namespace)
             .and_then(|()| configure_inside(&mut namespace, ip, self.subnet.prefix(), gateway))
+            .and_then(|()| self.wait_for_link(&attaching.endpoint))
             .map_err(|cause| NetworkError::Connect {
                 endpoint: endpoint_name.to_owned(),
                 bridge: self.config.name.clone(),
@@ -70,7 +78,8 @@ impl Networks {
     }
 
     /// Takes a container off its network: ports, link, namespace, address. Done already, or half, is fine. All steps
-    /// are tried; the first failure is returned, the others are logged.
+    /// are tried; the first failure is returned, the others are logged. When it returns nothing reaches the container any
+    /// more; the kernel removes the namespace and its link a moment later, once the last process in it is gone.
     pub fn detach(&self, id: &str, endpoint: &Endpoint) -> Result<(), NetworkError> {
         if endpoint.network == NetworkKind::Host {
             return Ok(());
@@ -124,20 +133,37 @@ impl Networks {
                 peer_name: INSIDE_NAME,
                 mac: address.mac,
                 mtu: self.config.mtu,
+                hairpin: !endpoint.ports.is_empty(),
             },
         );
         locked(&self.route).run(&mut batch).map(drop)
     }
 
+    fn wait_for_link(&self, endpoint: &Endpoint) -> Result<(), NetlinkError> {
+        let Some(address) = &endpoint.address else { return Ok(()) };
+        link::wait_until_operational(&mut locked(&self.route), &address.host_link)
+    }
+
+    /// Cuts the container's link off the bridge. The kernel deletes it with the namespace, in the background and many at
+    /// once; should something hold the namespace, [`Networks::reap`] does.
     fn disconnect(&self, id: &str, host_link: &str) -> Result<(), NetworkError> {
+        let cut = link::cut_off(&mut locked(&self.route), host_link);
+        locked(&self.departing).push((Instant::now(), host_link.to_owned()));
+        cut.map_err(|cause| NetworkError::Disconnect { id: id.to_owned(), bridge: self.config.name.clone(), cause })
+    }
+
+    /// Deletes links that were cut off longer ago than `rest` and that the kernel hasn't deleted by itself: a process in
+    /// the namespace, or one that holds it open, outlived the container.
+    pub(super) fn reap(&self, rest: Duration) -> Result<(), NetlinkError> {
+        let mut departing = locked(&self.departing);
+        let due: Vec<String> = departing.extract_if(.., |(since, _)| since.elapsed() >= rest).map(|(_, l)| l).collect();
+        drop(departing);
+        if due.is_empty() {
+            return Ok(());
+        }
         let mut batch = Batch::new();
-        link::delete(&mut batch, host_link);
-        let bridge = || self.config.name.clone();
-        locked(&self.route).run(&mut batch).map(drop).map_err(|cause| NetworkError::Disconnect {
-            id: id.to_owned(),
-            bridge: bridge(),
-            cause,
-        })
+        due.iter().for_each(|name| link::delete(&mut batch, name));
+        locked(&self.route).run(&mut batch).map(drop)
     }
 
     pub(super) fn unpin(&self, id: &str) -> Result<(), NetworkError> {
@@ -210,8 +236,10 @@ impl Drop for Attaching<'_> {
 fn random_id() -> Result<String, NetworkError> {
     let source = Path::new("/dev/urandom");
     let mut bytes = [0; 32];
-    File::open(source)
-        .and_then(|mut file| file.read_exact(&mut bytes))
-        .map_err(|cause| NetworkError::Io { what: "read", path: source.to_owned(), cause })?;
+    File::open(source).and_then(|mut file| file.read_exact(&mut bytes)).map_err(|cause| NetworkError::Io {
+        what: "read",
+        path: source.to_owned(),
+        cause,
+    })?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }

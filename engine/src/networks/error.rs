@@ -29,7 +29,9 @@ pub enum NetworkError {
         kind: String,
     },
     /// The host can reach a part of the subnet already, by another link.
-    #[error("subnet {subnet} of bridge {bridge} overlaps {route}, which this host reaches by {link}; choose another subnet (--bip)")]
+    #[error(
+        "subnet {subnet} of bridge {bridge} overlaps {route}, which this host reaches by {link}; choose another subnet (--bip)"
+    )]
     Overlap {
         /// The bridge.
         bridge: String,
@@ -41,7 +43,9 @@ pub enum NetworkError {
         link: String,
     },
     /// Every subnet that we would choose is in use.
-    #[error("no free subnet for bridge {bridge}: each of the default ones overlaps a route of this host; choose one (--bip)")]
+    #[error(
+        "no free subnet for bridge {bridge}: each of the default ones overlaps a route of this host; choose one (--bip)"
+    )]
     NoSubnet {
         /// The bridge.
         bridge: String,

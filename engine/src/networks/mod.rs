@@ -58,6 +58,7 @@ mod sysctl;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 pub use self::config::{BridgeConfig, NetworkIds};
 pub use self::describe::NetworkDescription;
@@ -91,6 +92,8 @@ pub struct Networks {
     leases: Mutex<Leases>,
     firewall: Mutex<Firewall>,
     route: Mutex<Socket>,
+    /// Links that were cut off, and when.
+    departing: Mutex<Vec<(Instant, String)>>,
 }
 
 /// What containers have of things that are counted.
@@ -118,6 +121,7 @@ impl Networks {
             leases: Mutex::new(Leases { ipam: Ipam::new(bridge.address), ports: Ports::new() }),
             firewall: Mutex::new(firewall),
             route: Mutex::new(route),
+            departing: Mutex::new(Vec::new()),
             config,
         };
         locked(&networks.firewall).assert_rules().map_err(|cause| networks.firewall_error(cause))?;
@@ -139,6 +143,7 @@ impl Networks {
 
     /// Deletes the bridge, the firewall table and the folder of pins. Containers have to be detached before.
     pub fn destroy(&self) -> Result<(), NetworkError> {
+        self.reap(Duration::ZERO)?;
         locked(&self.firewall).delete().map_err(|cause| self.firewall_error(cause))?;
         bridge::delete(&mut locked(&self.route), &self.config.name)?;
         self.pins.remove();

@@ -29,11 +29,11 @@ impl Pins {
     /// The folder below the run root, made if it is missing.
     pub(super) fn open(run_root: &Path) -> Result<Self, NetworkError> {
         let folder = run_root.join("engine/netns");
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&folder)
-            .map_err(|cause| NetworkError::Io { what: "create", path: folder.clone(), cause })?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(|cause| NetworkError::Io {
+            what: "create",
+            path: folder.clone(),
+            cause,
+        })?;
         Ok(Self { folder })
     }
 

@@ -382,17 +382,16 @@ mod tests {
         let taken = ports.acquire("a", &[exact]).expect("free");
         let other = request(Protocol::Udp, HostPort::Exact(port));
         assert!(ports.acquire("b", &[other, exact]).is_err());
-        let got = ports.acquire("b", &[request(Protocol::Tcp, HostPort::Ephemeral), other]).expect("udp was given back");
+        let got =
+            ports.acquire("b", &[request(Protocol::Tcp, HostPort::Ephemeral), other]).expect("udp was given back");
         assert_eq!(got.iter().map(|port| port.protocol).collect::<Vec<_>>(), [Protocol::Tcp, Protocol::Udp]);
         assert_eq!(got[1].host_port, taken[0].host_port);
     }
 
     #[test]
     fn an_address_of_another_host_is_refused() {
-        let elsewhere = PortRequest {
-            host_ip: Some(Ipv4Addr::new(192, 0, 2, 1)),
-            ..request(Protocol::Tcp, HostPort::Ephemeral)
-        };
+        let elsewhere =
+            PortRequest { host_ip: Some(Ipv4Addr::new(192, 0, 2, 1)), ..request(Protocol::Tcp, HostPort::Ephemeral) };
         let error = Ports::new().acquire("a", &[elsewhere]).expect_err("not ours");
         assert!(error.to_string().ends_with("bind: cannot assign requested address"), "{error}");
     }

@@ -1,6 +1,7 @@
 //! Links: the bridge, the veth pairs on it, and lo.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc;
@@ -17,10 +18,22 @@ const VETH_INFO_PEER: u16 = 1;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 /// `IN6_ADDR_GEN_MODE_NONE`: no link-local address.
 const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
+/// Settings of a bridge's port, within `IFLA_PROTINFO` or `IFLA_INFO_SLAVE_DATA`: its state, and whether it is in hairpin
+/// mode.
+const IFLA_BRPORT_STATE: u16 = 1;
+const IFLA_BRPORT_MODE: u16 = 4;
+/// `BR_STATE_DISABLED`.
+const BR_STATE_DISABLED: u8 = 0;
 /// `RTEXT_FILTER_SKIP_STATS`: leave the counters out of the answer.
 const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
+/// `IF_OPER_UP` (RFC 2863).
+const IF_OPER_UP: u8 = 6;
 /// lo is the first link of every namespace (`LOOPBACK_IFINDEX`).
 const LOOPBACK: u32 = 1;
+
+/// Half a second altogether, after which the link is as good as it gets.
+const OPERATIONAL_ATTEMPTS: u32 = 500;
+const OPERATIONAL_PAUSE: Duration = Duration::from_millis(1);
 
 /// A link as far as networks need to know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +43,8 @@ pub(crate) struct Link {
     pub(crate) kind: Option<String>,
     pub(crate) master: Option<u32>,
     pub(crate) alias: Option<String>,
+    /// Whether packets go through (operational state up).
+    pub(crate) operational: bool,
 }
 
 /// The fixed part of a link message.
@@ -53,6 +68,19 @@ pub(crate) fn find(socket: &mut Socket, name: &str) -> Result<Option<Link>, Netl
     Ok(socket.run(&mut batch)?.first().and_then(|answer| parse(&answer.payload)))
 }
 
+/// Waits until packets go through a link whose other end has just come up. The kernel notices that in the background, and
+/// what is sent before is lost and only repeated after a second. Asking makes it notice at once (since Linux 5.16;
+/// before, this waits for it).
+pub(crate) fn wait_until_operational(socket: &mut Socket, name: &str) -> Result<(), NetlinkError> {
+    for _ in 0..OPERATIONAL_ATTEMPTS {
+        match find(socket, name)? {
+            Some(link) if !link.operational => std::thread::sleep(OPERATIONAL_PAUSE),
+            _ => break,
+        }
+    }
+    Ok(())
+}
+
 /// All links.
 pub(crate) fn list(socket: &mut Socket) -> Result<Vec<Link>, NetlinkError> {
     let mut batch = Batch::new();
@@ -64,12 +92,13 @@ pub(crate) fn list(socket: &mut Socket) -> Result<Vec<Link>, NetlinkError> {
 
 fn parse(payload: &[u8]) -> Option<Link> {
     let index = message::u32_at(payload, 4)?;
-    let mut link = Link { index, name: String::new(), kind: None, master: None, alias: None };
+    let mut link = Link { index, name: String::new(), kind: None, master: None, alias: None, operational: false };
     for (kind, value) in message::attributes(payload, IFINFOMSG) {
         match kind {
             libc::IFLA_IFNAME => link.name = message::text(value),
             libc::IFLA_MASTER => link.master = message::u32_at(value, 0),
             libc::IFLA_IFALIAS => link.alias = Some(message::text(value)),
+            libc::IFLA_OPERSTATE => link.operational = value == [IF_OPER_UP],
             libc::IFLA_LINKINFO => {
                 link.kind = message::attributes(value, 0)
                     .find(|(kind, _)| *kind == libc::IFLA_INFO_KIND)
@@ -108,10 +137,14 @@ pub(crate) struct VethPair<'a> {
     pub(crate) mac: Mac,
     /// MTU of both.
     pub(crate) mtu: u32,
+    /// Whether the container may meet itself by a port that it publishes. Where bridged packets go through the firewall
+    /// (br_netfilter), their destination is rewritten inside the bridge, which by itself sends nothing back to where it
+    /// came from.
+    pub(crate) hairpin: bool,
 }
 
 /// Creates a veth pair with the peer already in its namespace and under its final name; then brings the host end up.
-/// Four messages: `IFLA_IFALIAS` and `IFLA_AF_SPEC` aren't looked at while a link is created, and IPv6 has to be
+/// Several messages: `IFLA_IFALIAS` and `IFLA_AF_SPEC` aren't looked at while a link is created, and IPv6 has to be
 /// told to stay quiet before the link is up.
 pub(crate) fn create_veth(batch: &mut Batch, pair: &VethPair<'_>) {
     let name = pair.host_name;
@@ -149,7 +182,40 @@ pub(crate) fn create_veth(batch: &mut Batch, pair: &VethPair<'_>) {
     });
     // A host without IPv6 has nothing to keep off.
     batch.tolerating(&[Errno::EAFNOSUPPORT, Errno::EOPNOTSUPP]);
+    if pair.hairpin {
+        change_port(batch, &format!("allow hairpin on {name}"), name, IFLA_BRPORT_MODE, 1);
+    }
     change(batch, "bring up", libc::IFF_UP, &|_| {});
+}
+
+/// Cuts a link off its bridge at once: nothing goes in or out any more. Gone already, or off the bridge, is fine.
+///
+/// Deleting a link makes the caller wait some 20 ms for the rest of the kernel to let go of it; this takes 20 us.
+pub(crate) fn cut_off(socket: &mut Socket, name: &str) -> Result<(), NetlinkError> {
+    let Some(link) = find(socket, name)?.filter(|link| link.master.is_some()) else { return Ok(()) };
+    let mut fixed = ifinfomsg(link.index, 0, 0);
+    // The state can be set by the bridge's own form of the message only, which knows links by index.
+    fixed[0] = libc::AF_BRIDGE as u8;
+    let mut batch = Batch::new();
+    batch
+        .push(format!("cut off {name}"), libc::RTM_SETLINK, libc::NLM_F_ACK, &fixed, |a| {
+            a.nest(libc::IFLA_PROTINFO, |port| {
+                port.u8(IFLA_BRPORT_STATE, BR_STATE_DISABLED);
+            });
+        })
+        .tolerating(&[Errno::ENODEV, Errno::ENETDOWN, Errno::EINVAL]);
+    socket.run(&mut batch).map(drop)
+}
+
+/// Changes a setting of a link as a port of its bridge.
+fn change_port(batch: &mut Batch, what: &str, name: &str, setting: u16, value: u8) {
+    batch.push(what.to_owned(), libc::RTM_NEWLINK, libc::NLM_F_ACK, &ifinfomsg(0, 0, 0), |a| {
+        a.text(libc::IFLA_IFNAME, name).nest(libc::IFLA_LINKINFO, |info| {
+            info.text(libc::IFLA_INFO_SLAVE_KIND, "bridge").nest(libc::IFLA_INFO_SLAVE_DATA, |port| {
+                port.u8(setting, value);
+            });
+        });
+    });
 }
 
 /// Brings a link up and, where given, puts it on a bridge.

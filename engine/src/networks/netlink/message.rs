@@ -78,7 +78,12 @@ impl<'a> Attributes<'a> {
     }
 
     /// As [`Attributes::nest`], with a fixed part before the attributes (only veth's peer has that).
-    pub(crate) fn nest_after(&mut self, kind: u16, fixed: &[u8], inside: impl FnOnce(&mut Attributes<'_>)) -> &mut Self {
+    pub(crate) fn nest_after(
+        &mut self,
+        kind: u16,
+        fixed: &[u8],
+        inside: impl FnOnce(&mut Attributes<'_>),
+    ) -> &mut Self {
         let start = self.buffer.len();
         self.buffer.extend_from_slice(&[0, 0]);
         self.buffer.extend_from_slice(&kind.to_ne_bytes());

@@ -103,7 +103,6 @@ pub(crate) enum Family {
 pub(crate) struct Socket {
     fd: OwnedFd,
     next_sequence: u32,
-    buffer: Vec<u8>,
 }
 
 impl Socket {
@@ -121,7 +120,7 @@ impl Socket {
             let _ = setsockopt(&fd, sockopt::SndBufForce, &SEND_BUFFER);
             let _ = setsockopt(&fd, sockopt::RcvBufForce, &SEND_BUFFER);
         }
-        Ok(Self { fd, next_sequence: 1, buffer: Vec::new() })
+        Ok(Self { fd, next_sequence: 1 })
     }
 
     /// Sends a batch and returns the data answers in order, or the first error that isn't tolerated.
@@ -157,19 +156,18 @@ impl Socket {
         self.collect(batch, first)
     }
 
-    fn collect(&mut self, batch: &Batch, first: u32) -> Result<(Vec<Answer>, bool), NetlinkError> {
-        self.buffer.resize(RECEIVE_BUFFER, 0);
+    fn collect(&self, batch: &Batch, first: u32) -> Result<(Vec<Answer>, bool), NetlinkError> {
+        // Only while it is needed: there are two sockets for each stack, and seldom something to say.
+        let mut buffer = vec![0; RECEIVE_BUFFER];
         let mut outcome = Outcome::new(batch, first);
         loop {
-            match recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_DONTWAIT) {
+            match recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
                 Ok(0) | Err(Errno::EAGAIN) => break,
-                Ok(length) => message::messages(&self.buffer[..length]).for_each(|received| outcome.take(&received)),
+                Ok(length) => message::messages(&buffer[..length]).for_each(|received| outcome.take(&received)),
                 Err(Errno::EINTR) => {}
                 Err(cause) => return Err(NetlinkError::Socket { step: "receive", cause }),
             }
         }
-        // Between requests the socket holds no memory: there is one for each stack, and seldom something to say.
-        self.buffer = Vec::new();
         outcome.finish()
     }
 }

@@ -27,6 +27,7 @@ mod map;
 mod rule;
 mod transaction;
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use nix::errno::Errno;
@@ -120,9 +121,9 @@ impl Firewall {
             // ENOENT: no table or map. EEXIST, EBUSY: an element that leads elsewhere and that we know nothing of.
             Err(error) if matches!(error.errno(), Some(Errno::ENOENT | Errno::EEXIST | Errno::EBUSY)) => {
                 warn!(%error, table = self.table, "firewall table was changed by others and is restored");
-                let keys: Vec<Key> = new.keys().copied().collect();
+                let keys: BTreeSet<Key> = new.keys().copied().collect();
                 self.published.append(&mut new);
-                self.assert_all().inspect_err(|_| keys.iter().for_each(|key| drop(self.published.remove(key))))
+                self.assert_all().inspect_err(|_| self.published.retain(|key, _| !keys.contains(key)))
             }
             Err(error) => Err(error),
         }
@@ -133,7 +134,7 @@ impl Firewall {
         let mut gone = elements(container, ports);
         // What was published again for another container meanwhile isn't this one's to remove.
         gone.retain(|key, to| self.published.get(key).is_none_or(|now| now == to));
-        gone.keys().for_each(|key| drop(self.published.remove(key)));
+        self.published.retain(|key, _| !gone.contains_key(key));
         if gone.is_empty() {
             return Ok(());
         }

@@ -115,9 +115,12 @@ impl Rule {
         let network = libc::NFT_PAYLOAD_NETWORK_HEADER as u32;
         let transport = libc::NFT_PAYLOAD_TRANSPORT_HEADER as u32;
         if with_address {
-            rule = rule
-                .payload(network, DESTINATION_ADDRESS, 4, register::SECOND_WORD)
-                .payload(transport, DESTINATION_PORT, 2, register::THIRD_WORD);
+            rule = rule.payload(network, DESTINATION_ADDRESS, 4, register::SECOND_WORD).payload(
+                transport,
+                DESTINATION_PORT,
+                2,
+                register::THIRD_WORD,
+            );
         } else {
             rule = rule.payload(transport, DESTINATION_PORT, 2, register::SECOND_WORD);
         }
@@ -183,9 +186,12 @@ impl Rule {
             Is::Not => libc::NFT_CMP_NEQ,
         };
         self.expression("cmp", |a| {
-            a.be32(x::CMP_SOURCE, register::FIRST).be32(x::CMP_OPERATION, operation as u32).nest(x::CMP_DATA, |value| {
-                value.bytes(data::VALUE, with);
-            });
+            a.be32(x::CMP_SOURCE, register::FIRST).be32(x::CMP_OPERATION, operation as u32).nest(
+                x::CMP_DATA,
+                |value| {
+                    value.bytes(data::VALUE, with);
+                },
+            );
         })
     }
 

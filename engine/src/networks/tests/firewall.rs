@@ -57,10 +57,8 @@ table ip berth_btst0 {
 fn the_table_is_what_it_should_be() {
     on_a_host(|host| {
         let networks = host.open();
-        let ports = [
-            publish(Protocol::Tcp, None, 8080, 80),
-            publish(Protocol::Udp, Some(Ipv4Addr::LOCALHOST), 5353, 53),
-        ];
+        let ports =
+            [publish(Protocol::Tcp, None, 8080, 80), publish(Protocol::Udp, Some(Ipv4Addr::LOCALHOST), 5353, 53)];
         let endpoint = networks.attach_bridge("c1", &request(&ports)).expect("attach");
         assert_eq!(run("nft", "list ruleset").trim(), EXPECTED.trim());
         // Asserting it again, as the next engine does, changes nothing.
@@ -110,12 +108,8 @@ fn two_stacks_and_the_rules_of_others_do_not_meet() {
         let one = host.open();
         let other_root = tempfile::tempdir().expect("folder");
         let two = Networks::open(config("btst1", "10.231.2.1/24"), other_root.path()).expect("open");
-        let of_one = one
-            .attach_bridge("same", &request(&[publish(Protocol::Tcp, None, 8080, 80)]))
-            .expect("attach");
-        let of_two = two
-            .attach_bridge("same", &request(&[publish(Protocol::Tcp, None, 8081, 80)]))
-            .expect("attach");
+        let of_one = one.attach_bridge("same", &request(&[publish(Protocol::Tcp, None, 8080, 80)])).expect("attach");
+        let of_two = two.attach_bridge("same", &request(&[publish(Protocol::Tcp, None, 8081, 80)])).expect("attach");
         serve_tcp(namespace_of(&of_one).as_fd(), 80, "one");
         serve_tcp(namespace_of(&of_two).as_fd(), 80, "two");
         let ask = |port| ask_tcp(SocketAddrV4::new(HOST, port), PATIENCE);
@@ -127,9 +121,7 @@ fn two_stacks_and_the_rules_of_others_do_not_meet() {
         let straight = SocketAddrV4::new(address_of(&of_two), 80);
         assert_eq!(within(&inside, || ask_tcp(straight, SILENCE)), None);
         // A port of the other stack is a port of another process.
-        let error = two
-            .attach_bridge("x", &request(&[publish(Protocol::Tcp, None, 8080, 80)]))
-            .expect_err("taken");
+        let error = two.attach_bridge("x", &request(&[publish(Protocol::Tcp, None, 8080, 80)])).expect_err("taken");
         assert!(proto::kind::chain(&error).ends_with("address already in use"), "{error}");
         // Restarting and ending one leaves the other alone.
         drop(one);

@@ -165,7 +165,12 @@ fn within<T: Send>(namespace: &OwnedFd, work: impl FnOnce() -> T + Send) -> T {
     sys::netns::within(namespace.as_fd(), work).expect("enter")
 }
 
-/// The links, pins and published ports that there are.
+/// Waits until the kernel has removed what it removes in the background.
+fn eventually_nothing(host: &Host) {
+    eventually("no link and no pin is left", || (inventory(host) == (vec![], vec![])).then_some(()));
+}
+
+/// The links and pins that there are.
 fn inventory(host: &Host) -> (Vec<String>, Vec<PathBuf>) {
     let mut links: Vec<String> = run("ip", "-o link show type veth")
         .lines()

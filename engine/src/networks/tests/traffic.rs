@@ -6,8 +6,7 @@ const PORTS: [u16; 2] = [8080, 5353];
 
 /// A container that serves TCP on 80 and UDP on 53, published on 8080 and 5353.
 fn server(networks: &Networks, host_ip: Option<Ipv4Addr>) -> Endpoint {
-    let ports =
-        [publish(Protocol::Tcp, host_ip, PORTS[0], 80), publish(Protocol::Udp, host_ip, PORTS[1], 53)];
+    let ports = [publish(Protocol::Tcp, host_ip, PORTS[0], 80), publish(Protocol::Udp, host_ip, PORTS[1], 53)];
     let endpoint = networks.attach_bridge("server", &request(&ports)).expect("attach");
     let namespace = namespace_of(&endpoint);
     serve_tcp(namespace.as_fd(), 80, "tcp");
@@ -30,33 +29,54 @@ fn both(seen_as: &str) -> (Option<String>, Option<String>) {
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 231, 1, 1);
 
+/// Whether packets between ports of a bridge go through the firewall; on with the module br_netfilter, which dockerd
+/// and Kubernetes load.
+const BRIDGED_PACKETS: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+
 #[test]
 fn published_ports_answer_from_everywhere() {
     on_a_host(|host| {
-        let networks = host.open();
-        let server = server(&networks, None);
-        let client = networks.attach_bridge("client", &request(&[])).expect("attach");
-
-        let from_lan = within(&host.lan, || ask_both(HOST, PATIENCE));
-        assert_eq!(from_lan, both("10.231.200.2"), "other hosts are seen with their own address");
-        assert_eq!(ask_both(HOST, PATIENCE), both("10.231.200.1"), "from this host by its LAN address");
-        assert_eq!(ask_both(Ipv4Addr::LOCALHOST, PATIENCE), both("10.231.1.1"), "from this host by 127.0.0.1");
-        assert_eq!(ask_both(GATEWAY, PATIENCE), both("10.231.1.1"), "from this host by the bridge's address");
-        for through in [HOST, GATEWAY] {
-            let hairpin = within(&namespace_of(&client), || ask_both(through, PATIENCE));
-            assert_eq!(hairpin, both("10.231.1.1"), "from a neighbour by {through}");
-            let own = within(&namespace_of(&server), || ask_both(through, PATIENCE));
-            assert_eq!(own, both("10.231.1.1"), "from the container itself by {through}");
+        if Path::new(BRIDGED_PACKETS).exists() {
+            std::fs::write(BRIDGED_PACKETS, "1").expect("setting");
         }
-        let ip = address_of(&server);
-        let neighbour = within(&namespace_of(&client), || ask_tcp(at(ip, 80), PATIENCE));
-        assert_eq!(neighbour, Some("tcp 10.231.1.3".to_owned()), "neighbours meet directly");
-        assert_eq!(ask_tcp(at(ip, 80), PATIENCE), Some("tcp 10.231.1.1".to_owned()), "the host, too");
-
-        networks.detach("server", &server).expect("detach");
-        assert_eq!(ask_both(HOST, SILENCE), (None, None));
-        assert_eq!(within(&host.lan, || ask_both(HOST, SILENCE)), (None, None));
+        published_ports_answer(host);
     });
+}
+
+#[test]
+fn published_ports_answer_without_br_netfilter_too() {
+    on_a_host(|host| {
+        if Path::new(BRIDGED_PACKETS).exists() {
+            std::fs::write(BRIDGED_PACKETS, "0").expect("setting");
+        }
+        published_ports_answer(host);
+    });
+}
+
+fn published_ports_answer(host: &Host) {
+    let networks = host.open();
+    let server = server(&networks, None);
+    let client = networks.attach_bridge("client", &request(&[])).expect("attach");
+
+    let from_lan = within(&host.lan, || ask_both(HOST, PATIENCE));
+    assert_eq!(from_lan, both("10.231.200.2"), "other hosts are seen with their own address");
+    assert_eq!(ask_both(HOST, PATIENCE), both("10.231.200.1"), "from this host by its LAN address");
+    assert_eq!(ask_both(Ipv4Addr::LOCALHOST, PATIENCE), both("10.231.1.1"), "from this host by 127.0.0.1");
+    assert_eq!(ask_both(GATEWAY, PATIENCE), both("10.231.1.1"), "from this host by the bridge's address");
+    for through in [HOST, GATEWAY] {
+        let hairpin = within(&namespace_of(&client), || ask_both(through, PATIENCE));
+        assert_eq!(hairpin, both("10.231.1.1"), "from a neighbour by {through}");
+        let own = within(&namespace_of(&server), || ask_both(through, PATIENCE));
+        assert_eq!(own, both("10.231.1.1"), "from the container itself by {through}");
+    }
+    let ip = address_of(&server);
+    let neighbour = within(&namespace_of(&client), || ask_tcp(at(ip, 80), PATIENCE));
+    assert_eq!(neighbour, Some("tcp 10.231.1.3".to_owned()), "neighbours meet directly");
+    assert_eq!(ask_tcp(at(ip, 80), PATIENCE), Some("tcp 10.231.1.1".to_owned()), "the host, too");
+
+    networks.detach("server", &server).expect("detach");
+    assert_eq!(ask_both(HOST, SILENCE), (None, None));
+    assert_eq!(within(&host.lan, || ask_both(HOST, SILENCE)), (None, None));
 }
 
 #[test]
@@ -66,9 +86,8 @@ fn containers_reach_other_hosts_by_the_address_of_theirs() {
         let client = networks.attach_bridge("client", &request(&[])).expect("attach");
         serve_tcp(host.lan.as_fd(), 7000, "lan");
         serve_udp(host.lan.as_fd(), 7000, "lan");
-        let (tcp, udp) = within(&namespace_of(&client), || {
-            (ask_tcp(at(OTHER, 7000), PATIENCE), ask_udp(at(OTHER, 7000), PATIENCE))
-        });
+        let (tcp, udp) =
+            within(&namespace_of(&client), || (ask_tcp(at(OTHER, 7000), PATIENCE), ask_udp(at(OTHER, 7000), PATIENCE)));
         assert_eq!((tcp, udp), (Some("lan 10.231.200.1".to_owned()), Some("lan 10.231.200.1".to_owned())));
     });
 }
@@ -108,11 +127,7 @@ fn containers_do_not_reach_loopback_services_of_the_host() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 7001)).expect("listen");
         std::thread::spawn(move || drop(listener.accept()));
         let inside = namespace_of(&client);
-        let ask = || {
-            within(&inside, || {
-                ask_tcp(at(Ipv4Addr::LOCALHOST, 7001), SILENCE)
-            })
-        };
+        let ask = || within(&inside, || ask_tcp(at(Ipv4Addr::LOCALHOST, 7001), SILENCE));
         within(&inside, || {
             std::fs::write("/proc/sys/net/ipv4/conf/eth0/route_localnet", "1").expect("route_localnet");
             ip("addr del 127.0.0.1/8 dev lo");
