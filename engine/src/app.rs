@@ -4,7 +4,9 @@ use crate::{
     config::Config,
     events::Events,
     http::routes,
+    images::Images,
     launch::{self, LaunchError},
+    supervisor::Client,
 };
 use axum::body::Body;
 use hyper_util::rt::TokioIo;
@@ -34,6 +36,8 @@ pub struct App {
     pub config: Config,
     /// What happened.
     pub events: Events,
+    /// The images that the supervisor keeps.
+    pub images: Images,
 }
 
 /// Why the engine does not serve.
@@ -84,7 +88,8 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     for path in &config.listen {
         listeners.push(listen(path).await?);
     }
-    let app = Arc::new(App { config, events: Events::default() });
+    let images = Images::new(Client::new(&config.supervisor));
+    let app = Arc::new(App { config, events: Events::default(), images });
     let router = routes::router(app.clone());
     let (stop, stopped) = watch::channel(false);
     let servers: Vec<_> =

@@ -1,13 +1,17 @@
 //! `berth-engine`: serves the Docker Engine API and keeps what its users asked for. Everything that runs lives below it,
 //! in the supervisor and the shims, and goes on when this program ends.
 
+mod api;
 mod app;
 mod config;
 mod containers;
 mod events;
 mod http;
 mod ids;
+mod images;
 mod launch;
+mod networks;
+mod supervisor;
 mod time;
 
 use clap::Parser;

@@ -1,6 +1,7 @@
 //! The HTTP edge: decode, call the rules, encode. One file per resource.
 
 pub mod error;
+pub mod images;
 pub mod query;
 pub mod routes;
 pub mod system;

@@ -2,7 +2,7 @@
 
 use super::{
     error::ApiError,
-    system,
+    images, system,
     version::{negotiate, stamp},
 };
 use crate::app::App;
@@ -11,7 +11,7 @@ use axum::{
     body::Body,
     http::{Method, Request, Uri},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 use std::{convert::Infallible, sync::Arc};
 use tower::ServiceExt;
@@ -21,6 +21,14 @@ pub fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/_ping", get(system::ping).head(system::ping_head))
         .route("/version", get(system::version))
+        .route("/images/json", get(images::list))
+        .route("/images/create", post(images::create))
+        .route("/images/load", post(images::load))
+        .route("/images/prune", post(images::prune))
+        // More specific than the pattern below; not built.
+        .route("/images/get", get(unknown))
+        .route("/images/search", get(unknown))
+        .route("/images/{*name}", get(images::get_one).post(images::post_one).delete(images::remove))
         .fallback(unknown)
         .method_not_allowed_fallback(unknown)
         .with_state(app)
@@ -79,10 +87,8 @@ const UNBUILT: &[(&str, &str)] = &[
     ("GET", "/images/search"),
     ("GET", "/images/get"),
     ("GET", "/images/{name...}/get"),
-    ("GET", "/images/{name...}/history"),
     ("GET", "/images/{name...}/attestations"),
     ("POST", "/images/{name...}/push"),
-    ("POST", "/images/prune"),
     ("POST", "/commit"),
     ("POST", "/build"),
     ("POST", "/build/prune"),

@@ -110,18 +110,23 @@ impl Client {
 
     /// Waits until the supervisor answers, and gives its version and revision.
     pub async fn version(&self) -> Result<(String, String), SupervisorError> {
-        let answer = self.retry(async |client| client.version_service().version(()).await).await?;
+        let answer =
+            self.retry((), |client, request| async move { client.version_service().version(request).await }).await?;
         Ok((answer.version, answer.revision))
     }
 
-    /// Makes a call that may be made twice: again when the supervisor was away or went away meanwhile, for a bounded time.
-    pub async fn retry<T, F>(&self, call: F) -> Result<T, SupervisorError>
+    /// Makes a call that may be made twice: again when the supervisor went away meanwhile, for a bounded time.
+    ///
+    /// `client.retry(request, |client, request| async move { client.images().get(request).await })`
+    pub async fn retry<R, T, F, C>(&self, request: R, call: F) -> Result<T, SupervisorError>
     where
-        F: AsyncFn(&Self) -> Result<tonic::Response<T>, tonic::Status>,
+        R: Clone,
+        F: Fn(Self, R) -> C,
+        C: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     {
         let started = Instant::now();
         loop {
-            match call(self).await.map_err(SupervisorError::from) {
+            match call(self.clone(), request.clone()).await.map_err(SupervisorError::from) {
                 Ok(answer) => return Ok(answer.into_inner()),
                 // Away has already used up the connector's patience.
                 Err(SupervisorError::Lost(_)) if started.elapsed() < RETRY_FOR => {

@@ -21,7 +21,8 @@ pub async fn read(client: &Client, digest: &str, limit: usize) -> Result<Vec<u8>
         message: format!("blob {digest} is larger than {limit} bytes"),
     };
     let request = ReadContentRequest { digest: digest.to_owned(), offset: 0, size: 0 };
-    let mut stream = client.retry(async |client| client.content().read(request.clone()).await).await?;
+    let mut stream =
+        client.retry(request, |client, request| async move { client.content().read(request).await }).await?;
     let mut blob = Vec::new();
     while let Some(piece) = stream.message().await? {
         if blob.len() + piece.data.len() > limit {
@@ -35,7 +36,7 @@ pub async fn read(client: &Client, digest: &str, limit: usize) -> Result<Vec<u8>
 /// The labels of a blob; an error if there is no such blob.
 pub async fn labels(client: &Client, digest: &str) -> Result<HashMap<String, String>, SupervisorError> {
     let request = InfoRequest { digest: digest.to_owned() };
-    let answer = client.retry(async |client| client.content().info(request.clone()).await).await?;
+    let answer = client.retry(request, |client, request| async move { client.content().info(request).await }).await?;
     Ok(answer.info.map(|info| info.labels).unwrap_or_default())
 }
 
@@ -117,7 +118,11 @@ impl Writer {
         let Self { client, reference, sender, answers, .. } = self;
         // The ingest is locked while its stream lives.
         drop((sender, answers));
-        client.retry(async |client| client.content().abort(AbortRequest { r#ref: reference.clone() }).await).await
+        client
+            .retry(AbortRequest { r#ref: reference.clone() }, |client, request| async move {
+                client.content().abort(request).await
+            })
+            .await
     }
 
     async fn exchange(&mut self, request: WriteContentRequest) -> Result<String, SupervisorError> {

@@ -1,0 +1,212 @@
+//! `/images`: decode, call the rules, encode, tell the event bus.
+
+use super::{ApiError, ApiResult, ApiVersion, Query, json};
+use crate::{
+    app::App,
+    images::{
+        ImageError, ImageGroup, ImageUser, ImageUsers,
+        import::ImportRequest,
+        list::{self, ListOptions},
+        progress::{Line, Lines},
+        pull::PullRequest,
+        remove::{PruneOptions, Removed},
+        tag::new_name,
+    },
+    supervisor::transfer::Archive,
+};
+use axum::{
+    body::Body,
+    extract::{Extension, Path, RawQuery, State},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use futures_util::TryStreamExt as _;
+use proto::digest::Digest;
+use serde_json::json;
+use std::{collections::BTreeMap, sync::Arc};
+
+/// `GET /images/json`
+pub async fn list(
+    State(app): State<Arc<App>>,
+    Extension(version): Extension<ApiVersion>,
+    RawQuery(query): RawQuery,
+) -> ApiResult {
+    let query = Query::parse(query.as_deref());
+    let options = ListOptions {
+        filters: query.filters(list::FILTERS)?,
+        shared_size: query.flag("shared-size"),
+        manifests: query.flag("manifests"),
+    };
+    Ok(json(StatusCode::OK, &app.images.list(&options, version).await?))
+}
+
+/// `POST /images/create`: pull, or import with `fromSrc`.
+pub async fn create(
+    State(app): State<Arc<App>>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+    body: Body,
+) -> ApiResult {
+    let query = Query::parse(query.as_deref());
+    match query.get("fromImage") {
+        Some(image) => pull(app, image, &query, &headers).await,
+        None if query.get("fromSrc").is_some() => import(app, &query, body).await,
+        None => Err(ApiError::invalid("neither fromImage nor fromSrc is given")),
+    }
+}
+
+async fn pull(app: Arc<App>, image: &str, query: &Query, headers: &HeaderMap) -> ApiResult {
+    let auth = headers.get("X-Registry-Auth").and_then(|value| value.to_str().ok());
+    let request = PullRequest::parse(image, query.get("tag"), query.get("platform"), auth)?;
+    let pull = app.images.begin_pull(request).await?;
+    let (lines, body) = Lines::new();
+    tokio::spawn(async move {
+        if let Some(reference) = app.images.finish_pull(pull, &lines).await {
+            let name = reference.familiar();
+            if let Ok(image) = app.images.resolve(&name).await {
+                let labels = image.content.config.config.labels.clone();
+                tell(&app, "pull", &name, reference.familiar_repository(), labels);
+            }
+        }
+    });
+    Ok(progress(Body::from_stream(body)))
+}
+
+async fn import(app: Arc<App>, query: &Query, body: Body) -> ApiResult {
+    let request = ImportRequest::parse(
+        query.get("fromSrc").unwrap_or_default(),
+        query.get("repo"),
+        query.get("tag"),
+        query.get("message"),
+        query.get("platform"),
+        query.all("changes"),
+    )?;
+    // A task of its own: a client that goes away ends the body, and then what was begun is undone in order.
+    let work = tokio::spawn(async move {
+        let (name, labels) = (request.name.clone(), request.config.labels.clone());
+        let id = app.images.import(request, archive(body)).await?;
+        if let Some(name) = name {
+            tell(&app, "tag", &id.to_string(), name.familiar(), labels.clone());
+        }
+        tell(&app, "import", &id.to_string(), id.to_string(), labels);
+        Ok::<Digest, ImageError>(id)
+    });
+    let id = work.await.map_err(|e| ApiError::internal(format!("import: {e}")))??;
+    let (lines, body) = Lines::new();
+    // Room for one line is there, so this does not wait.
+    let _ = lines.write(Line::status(id.to_string())).await;
+    drop(lines);
+    Ok(progress(Body::from_stream(body)))
+}
+
+/// `POST /images/load`: always 200; failures are a line.
+pub async fn load(State(app): State<Arc<App>>, RawQuery(query): RawQuery, body: Body) -> ApiResult {
+    let quiet = Query::parse(query.as_deref()).flag("quiet");
+    let (lines, answer) = Lines::new();
+    tokio::spawn(async move {
+        for loaded in app.images.load(archive(body), quiet, &lines).await {
+            let labels = labels_of(&app, &loaded.id).await;
+            tell(&app, "load", &loaded.id.to_string(), loaded.id.to_string(), labels);
+        }
+    });
+    Ok(progress(Body::from_stream(answer)))
+}
+
+/// `GET /images/{name}/json`, `/history`, `/get`: names hold slashes, so the last segment is looked at here.
+pub async fn get_one(
+    State(app): State<Arc<App>>,
+    Extension(version): Extension<ApiVersion>,
+    Path(path): Path<String>,
+) -> ApiResult {
+    match path.rsplit_once('/') {
+        Some((name, "json")) => Ok(json(StatusCode::OK, &app.images.inspect(name, version).await?)),
+        Some((name, "history")) => Ok(json(StatusCode::OK, &app.images.history(name).await?)),
+        Some((_, action @ ("get" | "attestations"))) => Err(unbuilt("GET", action)),
+        _ => Err(ApiError::not_found("page not found")),
+    }
+}
+
+/// `POST /images/{name}/tag`, `/push`.
+pub async fn post_one(State(app): State<Arc<App>>, RawQuery(query): RawQuery, Path(path): Path<String>) -> ApiResult {
+    match path.rsplit_once('/') {
+        Some((name, "tag")) => {
+            let query = Query::parse(query.as_deref());
+            let target = new_name(query.raw("repo").unwrap_or_default(), query.get("tag"))?;
+            let image = app.images.resolve(name).await?;
+            app.images.tag(&image, &target).await?;
+            let labels = image.content.config.config.labels.clone();
+            tell(&app, "tag", &image.id.to_string(), target.familiar(), labels);
+            Ok(StatusCode::CREATED.into_response())
+        }
+        Some((_, action @ "push")) => Err(unbuilt("POST", action)),
+        _ => Err(ApiError::not_found("page not found")),
+    }
+}
+
+/// `DELETE /images/{name}`
+pub async fn remove(State(app): State<Arc<App>>, RawQuery(query): RawQuery, Path(name): Path<String>) -> ApiResult {
+    let force = Query::parse(query.as_deref()).flag("force");
+    let (group, removed) = app.images.remove(&name, force, &*app).await?;
+    tell_removed(&app, &group, &removed);
+    Ok(json(StatusCode::OK, &removed))
+}
+
+/// `POST /images/prune`
+pub async fn prune(State(app): State<Arc<App>>, RawQuery(query): RawQuery) -> ApiResult {
+    let filters = Query::parse(query.as_deref()).filters(&["dangling", "label", "label!", "until"])?;
+    let options = PruneOptions {
+        named: filters.boolean("dangling")? == Some(false),
+        until: list::until(&filters)?,
+        labels: &|labels| filters.labels(labels),
+    };
+    let (done, freed) = app.images.prune(&options, &*app).await?;
+    let mut lines = Vec::new();
+    for (group, removed) in done {
+        tell_removed(&app, &group, &removed);
+        lines.extend(removed);
+    }
+    app.events.publish("image", "prune", "", BTreeMap::from([("reclaimed".to_owned(), freed.to_string())]));
+    let lines = if lines.is_empty() { json!(null) } else { json!(lines) };
+    Ok(json(StatusCode::OK, &json!({"ImagesDeleted": lines, "SpaceReclaimed": freed})))
+}
+
+// Containers are not in `App` yet, so none uses an image.
+impl ImageUsers for App {
+    fn users_of(&self, _image: &Digest) -> Vec<ImageUser> {
+        Vec::new()
+    }
+}
+
+fn unbuilt(method: &str, action: &str) -> ApiError {
+    ApiError::not_implemented(format!("{method} /images/{{name}}/{action} is not implemented in berth yet"))
+}
+
+fn archive(body: Body) -> Archive {
+    Box::pin(body.into_data_stream().map_err(std::io::Error::other))
+}
+
+fn progress(body: Body) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+fn tell(app: &App, action: &str, id: &str, name: String, mut attributes: BTreeMap<String, String>) {
+    attributes.insert("name".into(), name);
+    app.events.publish("image", action, id, attributes);
+}
+
+fn tell_removed(app: &App, group: &ImageGroup, removed: &[Removed]) {
+    let id = group.id.to_string();
+    for one in removed {
+        match one {
+            Removed::Untagged(_) => tell(app, "untag", &id, id.clone(), group.content.config.config.labels.clone()),
+            Removed::Deleted(_) => tell(app, "delete", &id, id.clone(), BTreeMap::new()),
+        }
+    }
+}
+
+async fn labels_of(app: &App, id: &Digest) -> BTreeMap<String, String> {
+    match app.images.resolve(&id.to_string()).await {
+        Ok(image) => image.content.config.config.labels.clone(),
+        Err(_) => BTreeMap::new(),
+    }
+}

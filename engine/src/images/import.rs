@@ -1,0 +1,327 @@
+//! `docker import`: a tar of a file system becomes an image of one layer.
+//!
+//! Made of the published calls alone (content, snapshots, diff, images), under a lease, so that a failure at any step
+//! leaves nothing: the layer blob goes with the lease, the snapshot is removed.
+
+use super::{
+    ImageError, Images, changes,
+    config::{History, ImageConfig, RootFs},
+    names::dangling_name,
+    platform::Platform,
+};
+use crate::{
+    api::Config,
+    ids::random_id,
+    supervisor::{Client, SupervisorError, client::SNAPSHOTTER, content, transfer::Archive},
+    time::Timestamp,
+};
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use proto::{
+    containerd::{
+        services::{
+            content::v1 as content_api,
+            diff::v1::ApplyRequest,
+            leases::v1 as leases,
+            snapshots::v1::{CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest},
+        },
+        types,
+    },
+    digest::Digest,
+    image_ref::ImageRef,
+    kind::{ErrorKind, chain},
+};
+use serde_json::json;
+use std::collections::HashMap;
+use tracing::warn;
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+
+/// What the image is to be besides its files.
+#[derive(Debug, Clone, Default)]
+pub struct ImportRequest {
+    /// Its name, if it gets one.
+    pub name: Option<ImageRef>,
+    /// A note.
+    pub message: String,
+    /// What its config says.
+    pub config: Config,
+    /// For which platform, if not for this machine's.
+    pub platform: Option<Platform>,
+}
+
+impl ImportRequest {
+    /// Reads the arguments of `POST /images/create?fromSrc=`.
+    pub fn parse<'a>(
+        source: &str,
+        repo: Option<&str>,
+        tag: Option<&str>,
+        message: Option<&str>,
+        platform: Option<&str>,
+        changes: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Self, ImageError> {
+        if source != "-" {
+            return Err(ImageError::Unimplemented(format!(
+                "import from {source}: not implemented in berth yet, fetch it and import from standard input"
+            )));
+        }
+        let name = repo.map(|repo| super::tag::new_name(repo, tag)).transpose()?;
+        let platform = platform.map(Platform::parse).transpose().map_err(|e| ImageError::Invalid(e.to_string()))?;
+        let mut config = Config::default();
+        changes::apply(&mut config, changes).map_err(|e| ImageError::Invalid(e.to_string()))?;
+        let message = message.unwrap_or("Imported from -").to_owned();
+        Ok(Self { name, message, config, platform })
+    }
+}
+
+/// The form of a layer, seen in its first bytes.
+fn media_type(first: &[u8]) -> Result<&'static str, ImageError> {
+    let refused = |form: &str| {
+        Err(ImageError::Invalid(format!("import archive: {form} compression is not supported, use gzip, zstd or none")))
+    };
+    match first {
+        [] => Err(ImageError::Invalid("import archive: it is empty".into())),
+        [0x1f, 0x8b, ..] => Ok("application/vnd.oci.image.layer.v1.tar+gzip"),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Ok("application/vnd.oci.image.layer.v1.tar+zstd"),
+        [b'B', b'Z', b'h', ..] => refused("bzip2"),
+        [0xfd, b'7', b'z', b'X', b'Z', ..] => refused("xz"),
+        _ => Ok("application/vnd.oci.image.layer.v1.tar"),
+    }
+}
+
+impl Images {
+    /// Makes an image of an archive; gives its id.
+    pub async fn import(&self, request: ImportRequest, mut archive: Archive) -> Result<Digest, ImageError> {
+        let mut first = Bytes::new();
+        // Enough to tell the form; pieces of a chunked body may be small.
+        while first.len() < 6 {
+            match archive.next().await {
+                Some(Ok(bytes)) => first = [first, bytes].concat().into(),
+                Some(Err(error)) => return Err(ImageError::Invalid(format!("import archive: {error}"))),
+                None => break,
+            }
+        }
+        let media_type = media_type(&first)?;
+        let id = random_id().map_err(|e| ImageError::Invalid(format!("import: make an id: {e}")))?;
+        let operation = format!("berth-import-{}", &id[..16]);
+        let lease = Lease::take(&self.client, &operation).await.map_err(failed)?;
+        let whole = Box::pin(tokio_stream::once(Ok(first)).chain(archive));
+        let made = self.import_under(&lease.client, &operation, media_type, request, whole).await;
+        lease.give_back().await;
+        made
+    }
+
+    async fn import_under(
+        &self,
+        client: &Client,
+        operation: &str,
+        media_type: &str,
+        request: ImportRequest,
+        archive: Archive,
+    ) -> Result<Digest, ImageError> {
+        let layer = write_layer(client, operation, media_type, archive).await?;
+        let diff_id = unpack(client, operation, &layer).await?;
+        label(client, &layer.digest, "containerd.io/uncompressed", &diff_id.to_string()).await.map_err(failed)?;
+
+        let now = Timestamp::now();
+        let platform = request.platform.unwrap_or_else(Platform::host);
+        let config = ImageConfig {
+            created: now,
+            architecture: platform.architecture,
+            variant: platform.variant,
+            os: platform.os,
+            comment: request.message.clone(),
+            config: request.config,
+            rootfs: RootFs { diff_ids: vec![diff_id], ..RootFs::default() },
+            history: vec![History { created: now, comment: request.message, ..History::default() }],
+            ..ImageConfig::default()
+        };
+        let config = encode(&config)?;
+        let config_size = config.len();
+        // The collector follows these: record, manifest, config and layer, config to snapshot.
+        let keeps_snapshot = [(format!("containerd.io/gc.ref.snapshot.{SNAPSHOTTER}"), diff_id.to_string())];
+        let id = content::write(client, config, keeps_snapshot.into()).await.map_err(failed)?;
+        let manifest = encode(&json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": {"mediaType": CONFIG, "digest": id, "size": config_size},
+            "layers": [{"mediaType": layer.media_type, "digest": layer.digest, "size": layer.size}],
+        }))?;
+        let size = manifest.len() as i64;
+        let keeps_blobs = [
+            ("containerd.io/gc.ref.content.config".to_owned(), id.to_string()),
+            ("containerd.io/gc.ref.content.l.0".to_owned(), layer.digest.clone()),
+        ];
+        let digest = content::write(client, manifest, keeps_blobs.into()).await.map_err(failed)?.to_string();
+        let target = types::Descriptor { media_type: MANIFEST.into(), digest, size, ..types::Descriptor::default() };
+
+        let _names = self.names.lock().await;
+        match request.name {
+            None => self.put_record(&dangling_name(&target.digest), &target).await?,
+            Some(name) => {
+                let name = name.to_string();
+                let kept = self.keep_displaced(&name, &self.records().await?).await?;
+                let named = self.put_record(&name, &target).await;
+                self.settle_displaced(&name, kept).await?;
+                named?;
+            }
+        }
+        Ok(id)
+    }
+}
+
+fn failed(error: SupervisorError) -> ImageError {
+    ImageError::supervisor("import", "archive", error)
+}
+
+fn encode(value: &impl serde::Serialize) -> Result<Vec<u8>, ImageError> {
+    serde_json::to_vec(value).map_err(|e| ImageError::Invalid(format!("import: encode image: {e}")))
+}
+
+async fn write_layer(
+    client: &Client,
+    operation: &str,
+    media_type: &str,
+    archive: Archive,
+) -> Result<types::Descriptor, ImageError> {
+    let mut writer = content::Writer::open(client, operation).await.map_err(failed)?;
+    let mut size = 0;
+    let mut hasher = sha2::Sha256::default();
+    let written = async {
+        let count = |bytes: &[u8]| {
+            size += bytes.len() as i64;
+            sha2::Digest::update(&mut hasher, bytes);
+        };
+        content::copy(&mut writer, archive, count).await?;
+        let digest = Digest::from_bytes(sha2::Digest::finalize(hasher).into());
+        writer.commit(Some(digest), HashMap::new()).await
+    };
+    match written.await {
+        Ok(digest) => {
+            Ok(types::Descriptor { media_type: media_type.into(), digest, size, ..types::Descriptor::default() })
+        }
+        Err(error) => {
+            if let Err(error) = writer.abort().await {
+                warn!(error = %chain(&error), "half-written layer left to the collector");
+            }
+            Err(failed(error))
+        }
+    }
+}
+
+/// Applies the layer to a new snapshot and commits it under its chain id, which for one layer is its diff id.
+async fn unpack(client: &Client, key: &str, layer: &types::Descriptor) -> Result<Digest, ImageError> {
+    let snapshotter = SNAPSHOTTER.to_owned();
+    let prepare = PrepareSnapshotRequest {
+        snapshotter: snapshotter.clone(),
+        key: key.to_owned(),
+        ..PrepareSnapshotRequest::default()
+    };
+    let applied = async {
+        let mounts = client.snapshots().prepare(prepare).await?.into_inner().mounts;
+        let apply = ApplyRequest { diff: Some(layer.clone()), mounts, ..ApplyRequest::default() };
+        let applied = client.diffs().apply(apply).await?.into_inner().applied.unwrap_or_default();
+        let diff_id: Digest = applied
+            .digest
+            .parse()
+            .map_err(|e| SupervisorError::Protocol(format!("digest of the unpacked layer: {e}")))?;
+        let commit = CommitSnapshotRequest {
+            snapshotter: snapshotter.clone(),
+            name: diff_id.to_string(),
+            key: key.to_owned(),
+            ..CommitSnapshotRequest::default()
+        };
+        match client.snapshots().commit(commit).await.map_err(SupervisorError::from) {
+            Ok(_) => Ok((diff_id, true)),
+            // The same files as in another image: its snapshot serves both, ours goes.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok((diff_id, false)),
+            Err(error) => Err(error),
+        }
+    };
+    let applied = applied.await;
+    if !matches!(applied, Ok((_, true))) {
+        let remove = RemoveSnapshotRequest { snapshotter, key: key.to_owned() };
+        match client.snapshots().remove(remove).await.map_err(SupervisorError::from) {
+            Err(error) if !error.is_not_found() => {
+                warn!(error = %chain(&error), "snapshot left to the collector");
+            }
+            _ => {}
+        }
+    }
+    applied.map(|(diff_id, _)| diff_id).map_err(failed)
+}
+
+async fn label(client: &Client, digest: &str, key: &str, value: &str) -> Result<(), SupervisorError> {
+    let request = content_api::UpdateRequest {
+        info: Some(content_api::Info {
+            digest: digest.to_owned(),
+            labels: [(key.to_owned(), value.to_owned())].into(),
+            ..content_api::Info::default()
+        }),
+        update_mask: Some(prost_types::FieldMask { paths: vec![format!("labels.{key}")] }),
+    };
+    client.retry(request, |client, request| async move { client.content().update(request).await }).await.map(drop)
+}
+
+/// Keeps what is being made from the collector.
+struct Lease {
+    client: Client,
+    id: String,
+}
+
+impl Lease {
+    async fn take(client: &Client, id: &str) -> Result<Self, SupervisorError> {
+        // Given back when done; the expiry is for an engine that dies meanwhile.
+        let expiry = Timestamp::from_parts(Timestamp::now().seconds() + 6 * 3600, 0).to_string();
+        let request = leases::CreateRequest {
+            id: id.to_owned(),
+            labels: [("containerd.io/gc.expire".to_owned(), expiry)].into(),
+        };
+        client.leases().create(request).await?;
+        Ok(Self { client: client.with_lease(id)?, id: id.to_owned() })
+    }
+
+    async fn give_back(self) {
+        // Synchronous: after a failure nothing is left when the user reads why.
+        let request = leases::DeleteRequest { id: self.id, sync: true };
+        if let Err(error) =
+            self.client.retry(request, |client, request| async move { client.leases().delete(request).await }).await
+        {
+            warn!(error = %chain(&error), "lease left to its expiry");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forms_of_archives() {
+        let ends = |first: &[u8]| {
+            media_type(first).map(|t| t.rsplit('.').next().unwrap_or("").to_owned()).map_err(|e| e.to_string())
+        };
+        assert_eq!(ends(&[0x1f, 0x8b, 8, 0]), Ok("tar+gzip".into()));
+        assert_eq!(ends(&[0x28, 0xb5, 0x2f, 0xfd]), Ok("tar+zstd".into()));
+        assert_eq!(ends(b"./bin\0"), Ok("tar".into()));
+        assert!(ends(b"BZh91AY").unwrap_err().contains("bzip2"));
+        assert!(ends(b"\xfd7zXZ\0").unwrap_err().contains("xz"));
+        assert!(ends(b"").unwrap_err().contains("empty"));
+    }
+
+    #[test]
+    fn requests() {
+        let parse = |source: &str, repo: Option<&str>, change: &str| {
+            ImportRequest::parse(source, repo, Some("1"), None, None, [change]).map_err(|e| (e.kind(), e.to_string()))
+        };
+        let request = parse("-", Some("imp"), "CMD x").unwrap();
+        assert_eq!(request.name.map(|n| n.familiar()).as_deref(), Some("imp:1"));
+        assert_eq!(request.message, "Imported from -");
+        assert!(parse("-", None, "CMD x").unwrap().name.is_none());
+        assert_eq!(parse("http://h/x.tar", None, "").unwrap_err().0, ErrorKind::Unimplemented);
+        assert_eq!(parse("-", Some("Bb"), "").unwrap_err().0, ErrorKind::InvalidArgument);
+        let refused = (ErrorKind::InvalidArgument, "foo is not a valid change command".to_owned());
+        assert_eq!(parse("-", None, "FOO x").unwrap_err(), refused);
+    }
+}

@@ -1,0 +1,281 @@
+//! Images: what they are called, what they consist of, how they come and go. The supervisor keeps them; here are
+//! Docker's rules about them.
+//!
+//! An image is known by its id, the digest of its config. Image records in the supervisor give it names; a record under
+//! a name of its own (`names::dangling_name`) keeps one that has lost its last name, until it is deleted or pruned.
+
+pub mod changes;
+pub mod config;
+pub mod content;
+pub mod history;
+pub mod import;
+pub mod inspect;
+pub mod list;
+pub mod load;
+pub mod names;
+pub mod platform;
+pub mod progress;
+pub mod pull;
+pub mod remove;
+pub mod resolve;
+pub mod tag;
+#[cfg(test)]
+pub mod testing;
+
+pub use config::ImageConfig;
+pub use content::ImageContent;
+pub use resolve::{ImageGroup, ResolvedImage};
+
+use crate::supervisor::{Client, SupervisorError};
+use names::RecordName;
+use proto::{
+    containerd::{services::images::v1 as api, types::Descriptor},
+    digest::Digest,
+    image_ref::ImageRefError,
+    kind::ErrorKind,
+};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// Images whose parts are kept parsed.
+const CACHED: usize = 256;
+
+/// Why something with an image went wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// There is no such image; docker's words, which SDKs look for.
+    #[error("No such image: {0}")]
+    NotFound(String),
+    /// The beginning of an id fits several images.
+    #[error("multiple IDs found with provided prefix: {0}")]
+    Ambiguous(String),
+    /// Not a name.
+    #[error(transparent)]
+    Reference(#[from] ImageRefError),
+    /// Another fault in the request.
+    #[error("{0}")]
+    Invalid(String),
+    /// `scratch` is not an image.
+    #[error("'scratch' is a reserved name")]
+    Reserved,
+    /// The state of things is against it.
+    #[error("{0}")]
+    Conflict(String),
+    /// Not built yet.
+    #[error("{0}")]
+    Unimplemented(String),
+    /// The registry has no such image, or doesn't show it to this user; docker's words.
+    #[error("{0}")]
+    Registry(String),
+    /// The store holds something that is no image.
+    #[error("image {image}: its {what} cannot be used: {cause}")]
+    Corrupt {
+        /// The image's name.
+        image: String,
+        /// Which part.
+        what: String,
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// The supervisor refused or failed.
+    #[error("{operation} {object}")]
+    Supervisor {
+        /// What was tried.
+        operation: &'static str,
+        /// With what.
+        object: String,
+        /// Why not.
+        #[source]
+        cause: SupervisorError,
+    },
+}
+
+impl ImageError {
+    /// An error of the supervisor with what was tried on what.
+    pub fn supervisor(operation: &'static str, object: impl Into<String>, cause: SupervisorError) -> Self {
+        Self::Supervisor { operation, object: object.into(), cause }
+    }
+
+    /// What kind of failure this is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NotFound(_) | Self::Registry(_) => ErrorKind::NotFound,
+            Self::Ambiguous(_) | Self::Reference(_) | Self::Invalid(_) => ErrorKind::InvalidArgument,
+            Self::Reserved => ErrorKind::PermissionDenied,
+            Self::Conflict(_) => ErrorKind::FailedPrecondition,
+            Self::Unimplemented(_) => ErrorKind::Unimplemented,
+            Self::Corrupt { .. } => ErrorKind::DataLoss,
+            Self::Supervisor { cause, .. } => cause.kind(),
+        }
+    }
+}
+
+/// A container that needs an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageUser {
+    /// The container's whole id.
+    pub container_id: String,
+    /// Whether it runs.
+    pub running: bool,
+}
+
+/// Tells which containers use an image.
+pub trait ImageUsers {
+    /// The containers made from the image with this id.
+    fn users_of(&self, image: &Digest) -> Vec<ImageUser>;
+}
+
+/// The images of the engine's namespace.
+#[derive(Debug)]
+pub struct Images {
+    client: Client,
+    cache: Mutex<Cache>,
+    /// Held while names are looked at and then changed: two removals must not each see the other's name.
+    names: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct Cache {
+    by_target: HashMap<String, Arc<ImageContent>>,
+    // Oldest first: what is thrown out when there are too many.
+    order: VecDeque<String>,
+}
+
+/// A name in the supervisor and what it points to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record {
+    /// The whole name.
+    pub name: String,
+    /// What it means.
+    pub kind: RecordName,
+    /// Manifest or index.
+    pub target: Descriptor,
+    /// When the name last changed.
+    pub updated_at: crate::time::Timestamp,
+}
+
+impl From<api::Image> for Record {
+    fn from(image: api::Image) -> Self {
+        Self {
+            kind: RecordName::parse(&image.name),
+            updated_at: image.updated_at.map_or(crate::time::Timestamp::NEVER, Into::into),
+            target: image.target.unwrap_or_default(),
+            name: image.name,
+        }
+    }
+}
+
+impl Images {
+    /// The images that this supervisor keeps.
+    pub fn new(client: Client) -> Self {
+        Self { client, cache: Mutex::default(), names: tokio::sync::Mutex::default() }
+    }
+
+    /// The supervisor they are kept by.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// What a record points to, parsed.
+    pub async fn content(&self, name: &str, target: &Descriptor) -> Result<Arc<ImageContent>, ImageError> {
+        if let Some(content) = self.cache().by_target.get(&target.digest) {
+            return Ok(content.clone());
+        }
+        let (content, for_good) = content::load(&self.client, name, target).await?;
+        let content = Arc::new(content);
+        if for_good {
+            let mut cache = self.cache();
+            if cache.by_target.insert(target.digest.clone(), content.clone()).is_none() {
+                cache.order.push_back(target.digest.clone());
+            }
+            if cache.order.len() > CACHED {
+                if let Some(oldest) = cache.order.pop_front() {
+                    cache.by_target.remove(&oldest);
+                }
+            }
+        }
+        Ok(content)
+    }
+
+    fn cache(&self) -> std::sync::MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Every name.
+    pub async fn records(&self) -> Result<Vec<Record>, ImageError> {
+        let request = api::ListImagesRequest::default();
+        let answer =
+            self.client.retry(request, |client, request| async move { client.images().list(request).await }).await;
+        let images = answer.map_err(|error| ImageError::supervisor("list", "images", error))?.images;
+        Ok(images.into_iter().map(Record::from).collect())
+    }
+
+    /// One name; `None` if nothing is called so.
+    pub async fn record(&self, name: &str) -> Result<Option<Record>, ImageError> {
+        let request = api::GetImageRequest { name: name.to_owned() };
+        match self.client.retry(request, |client, request| async move { client.images().get(request).await }).await {
+            Ok(answer) => Ok(answer.image.map(Record::from)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(ImageError::supervisor("look up image", name, error)),
+        }
+    }
+
+    /// Points a name to a target, whether or not the name was there.
+    async fn put_record(&self, name: &str, target: &Descriptor) -> Result<(), ImageError> {
+        let failed = |error| ImageError::supervisor("name image", name, error);
+        let image = api::Image { name: name.to_owned(), target: Some(target.clone()), ..api::Image::default() };
+        let create = api::CreateImageRequest { image: Some(image.clone()) };
+        match self.client.retry(create, |client, request| async move { client.images().create(request).await }).await {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(failed(error)),
+        }
+        let update = api::UpdateImageRequest {
+            image: Some(image),
+            update_mask: Some(prost_types::FieldMask { paths: vec!["target".into()] }),
+        };
+        self.client
+            .retry(update, |client, request| async move { client.images().update(request).await })
+            .await
+            .map_err(failed)?;
+        Ok(())
+    }
+
+    /// Takes a name away; one that is gone already is fine.
+    async fn delete_record(&self, name: &str) -> Result<(), ImageError> {
+        // Synchronous: the space is free when the user reads "Deleted".
+        let request = api::DeleteImageRequest { name: name.to_owned(), sync: true };
+        match self.client.retry(request, |client, request| async move { client.images().delete(request).await }).await {
+            Err(error) if !error.is_not_found() => Err(ImageError::supervisor("remove image", name, error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Before a name moves to another image: keeps the one it points to, if nothing else does. Gives the name of the
+    /// record that was made for this.
+    async fn keep_displaced(&self, name: &str, records: &[Record]) -> Result<Option<Kept>, ImageError> {
+        let Some(old) = records.iter().find(|record| record.name == name) else { return Ok(None) };
+        let shared = records.iter().any(|other| other.name != name && other.target.digest == old.target.digest);
+        if shared {
+            return Ok(None);
+        }
+        let kept = Kept { record: names::dangling_name(&old.target.digest), target: old.target.digest.clone() };
+        self.put_record(&kept.record, &old.target).await?;
+        Ok(Some(kept))
+    }
+
+    /// After the name was to move: the kept record goes again if the name still points where it did.
+    async fn settle_displaced(&self, name: &str, kept: Option<Kept>) -> Result<(), ImageError> {
+        let Some(kept) = kept else { return Ok(()) };
+        let stayed = self.record(name).await?.is_some_and(|record| record.target.digest == kept.target);
+        if stayed { self.delete_record(&kept.record).await } else { Ok(()) }
+    }
+}
+
+/// An image kept while its name moves.
+struct Kept {
+    record: String,
+    target: String,
+}

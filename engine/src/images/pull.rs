@@ -1,0 +1,508 @@
+//! `docker pull`: from the request to the lines that a client shows.
+
+use super::{
+    ImageError, Images, Kept,
+    platform::Platform,
+    progress::{Gone, Line, Lines},
+};
+use crate::supervisor::{Credentials, Step, SupervisorError, Transfer, auth::Form, client::SNAPSHOTTER};
+use base64::{
+    Engine as _, alphabet,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
+use proto::{
+    containerd::types::transfer::{ImageStore, OciRegistry, Progress, RegistryResolver, UnpackConfiguration},
+    image_ref::ImageRef,
+    kind::{ErrorKind, chain},
+    typeurl,
+};
+use serde::Deserialize;
+use std::collections::HashMap;
+
+/// What is to be pulled.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PullRequest {
+    /// With a tag or digest.
+    pub reference: ImageRef,
+    /// Another platform than this machine's.
+    pub platform: Option<Platform>,
+    /// For the reference's registry.
+    pub credentials: Option<Credentials>,
+}
+
+impl PullRequest {
+    /// Reads the arguments of `POST /images/create` and the header `X-Registry-Auth`.
+    pub fn parse(
+        from_image: &str,
+        tag: Option<&str>,
+        platform: Option<&str>,
+        auth: Option<&str>,
+    ) -> Result<Self, ImageError> {
+        if from_image == "scratch" {
+            return Err(ImageError::Reserved);
+        }
+        let name: ImageRef = from_image.trim_end_matches(':').parse()?;
+        let reference = match tag {
+            Some(tag) if tag.contains(':') => {
+                name.with_digest(tag.parse().map_err(proto::image_ref::ImageRefError::from)?)
+            }
+            Some(tag) => name.with_tag(tag)?,
+            None if name.tag().is_none() && name.digest().is_none() => {
+                let name = name.familiar();
+                return Err(ImageError::Unimplemented(format!(
+                    "pull all tags of {name}: not implemented in berth yet, name one tag"
+                )));
+            }
+            None => name,
+        };
+        let platform = platform.map(Platform::parse).transpose().map_err(|e| ImageError::Invalid(e.to_string()))?;
+        Ok(Self { reference, platform, credentials: auth.and_then(decode_auth) })
+    }
+}
+
+/// The header that carries credentials: JSON in base64, in either alphabet, padded or not. What can't be read counts as
+/// none, as docker has it.
+pub fn decode_auth(header: &str) -> Option<Credentials> {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Auth {
+        username: Option<String>,
+        password: Option<String>,
+        auth: Option<String>,
+        identitytoken: Option<String>,
+        registrytoken: Option<String>,
+    }
+    let json = decode_base64(header)?;
+    let auth: Auth = serde_json::from_slice(&json).ok()?;
+    let given = |text: Option<String>| text.filter(|text| !text.is_empty());
+    let username = given(auth.username);
+    if let Some(secret) = given(auth.registrytoken) {
+        return Some(Credentials { username: String::new(), secret, form: Form::RegistryToken });
+    }
+    if let Some(secret) = given(auth.identitytoken) {
+        return Some(Credentials { username: username.unwrap_or_default(), secret, form: Form::IdentityToken });
+    }
+    match (username, given(auth.password)) {
+        (Some(username), Some(secret)) => Some(Credentials { username, secret, form: Form::Password }),
+        _ => {
+            let pair = String::from_utf8(decode_base64(&given(auth.auth)?)?).ok()?;
+            let (username, secret) = pair.split_once(':')?;
+            Some(Credentials { username: username.into(), secret: secret.into(), form: Form::Password })
+        }
+    }
+}
+
+fn decode_base64(text: &str) -> Option<Vec<u8>> {
+    const LENIENT: GeneralPurposeConfig =
+        GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+    let alphabet = if text.contains(['-', '_']) { &alphabet::URL_SAFE } else { &alphabet::STANDARD };
+    GeneralPurpose::new(alphabet, LENIENT).decode(text.trim()).ok()
+}
+
+/// A pull whose image has been found.
+pub struct Pull {
+    transfer: Transfer,
+    reference: ImageRef,
+    /// Where the name pointed before.
+    before: Option<String>,
+    kept: Option<Kept>,
+    /// Reports from the time of looking.
+    early: Vec<Step>,
+}
+
+impl Images {
+    /// Starts a pull; returns when the image was found, so that what fails before is still an error status.
+    pub async fn begin_pull(&self, request: PullRequest) -> Result<Pull, ImageError> {
+        let PullRequest { reference, platform, credentials } = request;
+        let name = reference.to_string();
+        let failed = |error| registry_error(&reference, error);
+        let records = self.records().await?;
+        let before = records.iter().find(|record| record.name == name).map(|record| record.target.digest.clone());
+        let kept = self.keep_displaced(&name, &records).await?;
+        let wanted = platform.unwrap_or_else(Platform::host).to_proto();
+        let store = ImageStore {
+            name: name.clone(),
+            platforms: vec![wanted.clone()],
+            unpacks: vec![UnpackConfiguration { platform: Some(wanted), snapshotter: SNAPSHOTTER.into() }],
+            ..ImageStore::default()
+        };
+        let source = |auth_stream| {
+            let resolver = RegistryResolver {
+                auth_stream,
+                default_scheme: scheme(reference.domain()).into(),
+                ..RegistryResolver::default()
+            };
+            typeurl::pack(&OciRegistry { reference: name.clone(), resolver: Some(resolver) })
+        };
+        let begun = async {
+            let mut transfer =
+                Transfer::pull(&self.client, &reference, credentials, store, source).await.map_err(failed)?;
+            let mut early = Vec::new();
+            loop {
+                match transfer.next().await {
+                    Some(Step::Done(Err(error))) => return Err(failed(error)),
+                    Some(step) => {
+                        let found = match &step {
+                            Step::Progress(progress) => progress.desc.is_some(),
+                            Step::Done(_) => true,
+                        };
+                        early.push(step);
+                        if found {
+                            return Ok((transfer, early));
+                        }
+                    }
+                    None => return Err(failed(SupervisorError::Protocol("transfer without result".into()))),
+                }
+            }
+        };
+        match begun.await {
+            Ok((transfer, early)) => Ok(Pull { transfer, reference, before, kept, early }),
+            Err(error) => {
+                self.settle_displaced(&name, kept).await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Goes on with a pull to its end and tells about it. Gives the reference if it succeeded.
+    pub async fn finish_pull(&self, pull: Pull, lines: &Lines) -> Option<ImageRef> {
+        let name = pull.reference.to_string();
+        let reference = pull.reference.clone();
+        let Pull { transfer, before, kept, early, .. } = pull;
+        // Whatever happens to the client, the kept record is looked after.
+        let outcome = tokio::select! {
+            outcome = self.relay_pull(&reference, transfer, early, before, lines) => outcome,
+            () = lines.gone() => Err(PullEnd::Gone),
+        };
+        let settled = self.settle_displaced(&name, kept).await;
+        match (outcome, settled) {
+            (Ok(()), Ok(())) => return Some(reference),
+            (Err(PullEnd::Failed(error)), _) | (Ok(()), Err(error)) => {
+                tracing::warn!(image = reference.familiar(), error = %chain(&error), "pull failed");
+                // Nobody listens if this fails.
+                let _ = lines.write(Line::error(chain(&error))).await;
+            }
+            (Err(PullEnd::Gone), _) => {
+                tracing::info!(image = reference.familiar(), "pull cancelled by its client");
+            }
+        }
+        None
+    }
+
+    async fn relay_pull(
+        &self,
+        reference: &ImageRef,
+        mut transfer: Transfer,
+        early: Vec<Step>,
+        before: Option<String>,
+        lines: &Lines,
+    ) -> Result<(), PullEnd> {
+        let tag = match (reference.digest(), reference.tag()) {
+            (Some(_), _) => reference.familiar(),
+            (None, tag) => tag.unwrap_or("latest").to_owned(),
+        };
+        let from = format!("Pulling from {}", reference.path());
+        lines.write(Line { id: Some(tag), ..Line::status(from) }).await?;
+        let mut board = Board::default();
+        let mut early = early.into_iter();
+        let result = loop {
+            let step = match early.next() {
+                Some(step) => Some(step),
+                None => transfer.next().await,
+            };
+            match step {
+                Some(Step::Progress(progress)) => {
+                    for line in board.update(&progress) {
+                        lines.write(line).await?;
+                    }
+                }
+                Some(Step::Done(result)) => break result,
+                None => break Err(SupervisorError::Protocol("transfer without result".into())),
+            }
+        };
+        result.map_err(|error| registry_error(reference, error))?;
+        for line in board.finish() {
+            lines.write(line).await?;
+        }
+        let name = reference.to_string();
+        let record = self.record(&name).await?.ok_or_else(|| ImageError::NotFound(reference.familiar()))?;
+        let digest = &record.target.digest;
+        lines.write(Line::status(format!("Digest: {digest}"))).await?;
+        let news =
+            if before.as_ref() == Some(digest) { "Image is up to date for" } else { "Downloaded newer image for" };
+        lines.write(Line::status(format!("Status: {news} {}", reference.familiar()))).await?;
+        Ok(())
+    }
+}
+
+enum PullEnd {
+    Failed(ImageError),
+    Gone,
+}
+
+impl From<Gone> for PullEnd {
+    fn from(_: Gone) -> Self {
+        Self::Gone
+    }
+}
+
+impl From<ImageError> for PullEnd {
+    fn from(error: ImageError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+// Registries on this machine speak plain HTTP, as docker takes for granted for 127.0.0.0/8.
+fn scheme(domain: &str) -> &'static str {
+    let host = match domain.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or(rest),
+        None => domain.split(':').next().unwrap_or(domain),
+    };
+    let local = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    if local { "http" } else { "https" }
+}
+
+/// What a failed pull is called: docker's words where SDKs look for them.
+fn registry_error(reference: &ImageRef, error: SupervisorError) -> ImageError {
+    match error.kind() {
+        ErrorKind::NotFound => {
+            ImageError::Registry(format!("manifest for {} not found: manifest unknown: {error}", reference.familiar()))
+        }
+        ErrorKind::PermissionDenied | ErrorKind::Unauthenticated => ImageError::Registry(format!(
+            "pull access denied for {}, repository does not exist or may require 'docker login': denied: {error}",
+            reference.familiar_repository()
+        )),
+        _ => ImageError::supervisor("pull", reference.familiar(), error),
+    }
+}
+
+/// Turns the supervisor's reports into docker's lines, layer by layer.
+#[derive(Debug, Default)]
+struct Board {
+    layers: HashMap<String, Stage>,
+    order: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Announced,
+    Waiting,
+    Downloading(i64),
+    Downloaded,
+    Extracting(i64),
+    Complete,
+}
+
+impl Board {
+    fn update(&mut self, progress: &Progress) -> Vec<Line> {
+        let Some(digest) = layer(progress) else { return Vec::new() };
+        let id: String = digest.trim_start_matches("sha256:").chars().take(12).collect();
+        let mut lines = Vec::new();
+        let known = self.layers.get(&digest).copied();
+        if known.is_none() {
+            self.order.push(digest.clone());
+        }
+        let (now, total) = (progress.progress, progress.total);
+        let before = known.unwrap_or(Stage::Announced);
+        let after = match progress.event.as_str() {
+            "already exists" | "exists" if known.is_none() => {
+                self.layers.insert(digest, Stage::Complete);
+                return vec![Line::of(&id, "Already exists")];
+            }
+            "waiting" => Stage::Waiting,
+            "downloading" => Stage::Downloading(now),
+            "already exists" | "exists" | "complete" | "downloaded" => Stage::Downloaded,
+            "extracting" | "unpacking" => Stage::Extracting(now),
+            "extracted" | "unpacked" => Stage::Complete,
+            _ => Stage::Announced,
+        };
+        if known.is_none() {
+            lines.push(Line::of(&id, "Pulling fs layer"));
+        }
+        // Reports may come late or twice: a layer never goes back.
+        if after > before {
+            if before < Stage::Downloaded && after >= Stage::Downloaded {
+                lines.push(Line::of(&id, "Verifying Checksum"));
+                lines.push(Line::of(&id, "Download complete"));
+            }
+            match after {
+                Stage::Waiting => lines.push(Line::of(&id, "Waiting")),
+                Stage::Downloading(now) => lines.push(Line::bar(&id, "Downloading", now, total)),
+                Stage::Extracting(now) => lines.push(Line::bar(&id, "Extracting", now, total)),
+                Stage::Complete => lines.push(Line::of(&id, "Pull complete")),
+                Stage::Announced | Stage::Downloaded => {}
+            }
+        }
+        self.layers.insert(digest, before.max(after));
+        lines
+    }
+
+    /// What remains to be said when all is done.
+    fn finish(&mut self) -> Vec<Line> {
+        let mut lines = Vec::new();
+        for digest in std::mem::take(&mut self.order) {
+            if self.layers.get(&digest) != Some(&Stage::Complete) {
+                let report = Progress { event: "extracted".into(), name: digest, ..Progress::default() };
+                lines.extend(self.update(&report));
+            }
+        }
+        lines
+    }
+}
+
+// The digest, if the report is about a layer.
+fn layer(progress: &Progress) -> Option<String> {
+    match &progress.desc {
+        Some(desc) => {
+            let layer = desc.media_type.contains("layer") || desc.media_type.contains("rootfs.diff");
+            (layer && !desc.digest.is_empty()).then(|| desc.digest.clone())
+        }
+        None => {
+            let name = progress.name.strip_prefix("layer-").unwrap_or(&progress.name);
+            name.starts_with("sha256:").then(|| name.to_owned())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use proto::containerd::types::Descriptor;
+
+    fn report(event: &str, layer: u8, progress: i64) -> Progress {
+        let desc = Descriptor {
+            media_type: "application/vnd.oci.image.layer.v1.tar+gzip".into(),
+            digest: format!("sha256:{}", char::from(b'a' + layer).to_string().repeat(64)),
+            ..Descriptor::default()
+        };
+        Progress { event: event.into(), progress, total: 100, desc: Some(desc), ..Progress::default() }
+    }
+
+    fn texts(lines: &[Line]) -> Vec<String> {
+        lines
+            .iter()
+            .map(|l| format!("{} {}", &l.id.as_deref().unwrap_or("")[..1], l.status.as_deref().unwrap_or("")))
+            .collect()
+    }
+
+    #[test]
+    fn a_pull_reads_like_dockers() {
+        let mut board = Board::default();
+        let mut lines = Vec::new();
+        for step in [
+            report("waiting", 0, 0),
+            report("already exists", 1, 0),
+            report("downloading", 0, 50),
+            report("downloading", 0, 50),
+            report("complete", 0, 100),
+            report("downloading", 0, 70),
+            report("extracting", 0, 10),
+            report("extracted", 0, 100),
+            report("complete", 2, 100),
+        ] {
+            lines.extend(board.update(&step));
+        }
+        lines.extend(board.finish());
+        let expected = [
+            "a Pulling fs layer",
+            "a Waiting",
+            "b Already exists",
+            "a Downloading",
+            "a Verifying Checksum",
+            "a Download complete",
+            "a Extracting",
+            "a Pull complete",
+            "c Pulling fs layer",
+            "c Verifying Checksum",
+            "c Download complete",
+            "c Pull complete",
+        ];
+        assert_eq!(texts(&lines), expected);
+    }
+
+    #[test]
+    fn manifests_and_configs_are_not_layers() {
+        let mut manifest = report("complete", 0, 1);
+        manifest.desc.as_mut().unwrap().media_type = "application/vnd.oci.image.manifest.v1+json".into();
+        assert!(Board::default().update(&manifest).is_empty());
+    }
+
+    #[test]
+    fn requests() {
+        let pull = |image: &str, tag: Option<&str>| {
+            PullRequest::parse(image, tag, None, None).map(|r| r.reference.to_string()).map_err(|e| e.kind())
+        };
+        const D: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        assert_eq!(pull("busybox", Some("1")), Ok("docker.io/library/busybox:1".into()));
+        assert_eq!(pull("busybox:2", None), Ok("docker.io/library/busybox:2".into()));
+        assert_eq!(pull("docker.io/library/busybox", Some(D)), Ok(format!("docker.io/library/busybox@{D}")));
+        assert_eq!(pull(&format!("a@{D}"), None), Ok(format!("docker.io/library/a@{D}")));
+        assert_eq!(pull("scratch", Some("latest")), Err(ErrorKind::PermissionDenied));
+        assert_eq!(pull("busybox", None), Err(ErrorKind::Unimplemented));
+        for (image, tag) in [("Bad", Some("1")), ("a", Some("b c")), ("a", Some("sha256:1")), ("", Some("x"))] {
+            assert_eq!(pull(image, tag), Err(ErrorKind::InvalidArgument), "{image} {tag:?}");
+        }
+    }
+
+    #[test]
+    fn auth_headers() {
+        let json = r#"{"username":"u","password":"p?>","serveraddress":"x"}"#;
+        let url = base64::engine::general_purpose::URL_SAFE.encode(json);
+        let standard = base64::engine::general_purpose::STANDARD_NO_PAD.encode(json);
+        for header in [url, standard] {
+            let found = decode_auth(&header).unwrap();
+            assert_eq!((&*found.username, &*found.secret, found.form), ("u", "p?>", Form::Password));
+        }
+        let encode = |json: &str| base64::engine::general_purpose::URL_SAFE.encode(json);
+        let token = decode_auth(&encode(r#"{"identitytoken":"t"}"#)).unwrap();
+        assert_eq!((token.form, &*token.secret), (Form::IdentityToken, "t"));
+        let pair = decode_auth(&encode(&format!(r#"{{"auth":"{}"}}"#, encode("a:b:c")))).unwrap();
+        assert_eq!((&*pair.username, &*pair.secret), ("a", "b:c"));
+        for none in ["e30=", "", "!!!", "e30", &encode(r#"{"username":"u"}"#), &encode("[]")] {
+            assert_eq!(decode_auth(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn loopback_registries_speak_http() {
+        for (domain, expected) in [
+            ("127.0.0.1:5000", "http"),
+            ("127.9.9.9", "http"),
+            ("localhost:5000", "http"),
+            ("[::1]:5000", "http"),
+            ("docker.io", "https"),
+            ("localhost.example", "https"),
+            ("10.0.0.1:5000", "https"),
+        ] {
+            assert_eq!(scheme(domain), expected, "{domain}");
+        }
+    }
+
+    proptest! {
+        // Whatever comes in whatever order: each layer is announced once and ends once.
+        #[test]
+        fn every_layer_begins_and_ends_once(steps in prop::collection::vec((0usize..7, 0u8..3, 0i64..100), 0..40)) {
+            let events = ["waiting", "downloading", "complete", "extracting", "extracted", "already exists", "odd"];
+            let mut board = Board::default();
+            let mut lines: Vec<Line> =
+                steps.iter().flat_map(|(e, layer, at)| board.update(&report(events[*e], *layer, *at))).collect();
+            lines.extend(board.finish());
+            let texts = texts(&lines);
+            let mut layers: Vec<u8> = steps.iter().map(|(_, layer, _)| *layer).collect();
+            layers.sort_unstable();
+            layers.dedup();
+            for layer in layers {
+                let id = char::from(b'a' + layer);
+                let count = |what: &str| texts.iter().filter(|t| **t == format!("{id} {what}")).count();
+                prop_assert_eq!(count("Pulling fs layer") + count("Already exists"), 1);
+                prop_assert_eq!(count("Pull complete") + count("Already exists"), 1);
+            }
+        }
+
+        #[test]
+        fn headers_never_panic(text in ".{0,80}") {
+            let _ = decode_auth(&text);
+        }
+    }
+}
