@@ -42,6 +42,7 @@ mod tests;
 mod attach;
 mod bridge;
 mod config;
+mod conntrack;
 mod describe;
 mod endpoint;
 mod error;

@@ -1,7 +1,5 @@
 //! IPv4 addresses of links.
 
-use std::net::Ipv4Addr;
-
 use nix::errno::Errno;
 use nix::libc;
 
@@ -43,18 +41,17 @@ pub(crate) fn delete(batch: &mut Batch, index: u32, address: Subnet) {
 
 /// The IPv4 addresses of a link.
 pub(crate) fn of_link(socket: &mut Socket, index: u32) -> Result<Vec<Subnet>, NetlinkError> {
+    Ok(list(socket)?.into_iter().filter(|(link, _)| *link == index).map(|(_, address)| address).collect())
+}
+
+/// All IPv4 addresses of this host, each with the index of its link.
+pub(crate) fn list(socket: &mut Socket) -> Result<Vec<(u32, Subnet)>, NetlinkError> {
     let mut batch = Batch::new();
     batch.push("list addresses", libc::RTM_GETADDR, libc::NLM_F_DUMP, &ifaddrmsg(0, 0), |_| {});
-    let answers = socket.dump(&mut batch)?;
-    Ok(answers
-        .iter()
-        .filter(|answer| message::u32_at(&answer.payload, 4) == Some(index))
-        .filter_map(|answer| {
-            let prefix = *answer.payload.get(1)?;
-            let local = message::attributes(&answer.payload, IFADDRMSG)
-                .find(|(kind, _)| *kind == libc::IFA_LOCAL)
-                .and_then(|(_, value)| message::ipv4(value));
-            Subnet::new(local.unwrap_or(Ipv4Addr::UNSPECIFIED), prefix).ok()
-        })
-        .collect())
+    Ok(socket.dump(&mut batch)?.iter().filter_map(|answer| parse(&answer.payload)).collect())
+}
+
+fn parse(payload: &[u8]) -> Option<(u32, Subnet)> {
+    let local = message::ipv4(message::attribute(payload, IFADDRMSG, libc::IFA_LOCAL)?)?;
+    Some((message::u32_at(payload, 4)?, Subnet::new(local, *payload.get(1)?).ok()?))
 }

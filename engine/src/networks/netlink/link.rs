@@ -100,9 +100,7 @@ fn parse(payload: &[u8]) -> Option<Link> {
             libc::IFLA_IFALIAS => link.alias = Some(message::text(value)),
             libc::IFLA_OPERSTATE => link.operational = value == [IF_OPER_UP],
             libc::IFLA_LINKINFO => {
-                link.kind = message::attributes(value, 0)
-                    .find(|(kind, _)| *kind == libc::IFLA_INFO_KIND)
-                    .map(|(_, value)| message::text(value));
+                link.kind = message::attribute(value, 0, libc::IFLA_INFO_KIND).map(message::text);
             }
             _ => {}
         }

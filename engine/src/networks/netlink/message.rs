@@ -231,6 +231,11 @@ pub(crate) fn attributes(payload: &[u8], offset: usize) -> impl Iterator<Item = 
     })
 }
 
+/// The value of the first attribute of this kind.
+pub(crate) fn attribute(payload: &[u8], offset: usize, kind: u16) -> Option<&[u8]> {
+    attributes(payload, offset).find(|(found, _)| *found == kind).map(|(_, value)| value)
+}
+
 /// The two bytes at `offset`, in the byte order of the machine.
 pub(crate) fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(bytes.get(offset..offset + 2)?.try_into().ok()?))

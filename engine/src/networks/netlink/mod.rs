@@ -10,6 +10,6 @@ mod message;
 pub(crate) mod route;
 mod socket;
 
-pub(crate) use message::{Attributes, Batch};
+pub(crate) use message::{Attributes, Batch, attribute, ipv4};
 pub(crate) use socket::{Family, Socket};
 pub use socket::{NetlinkError, Refusal};

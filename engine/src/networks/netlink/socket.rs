@@ -128,38 +128,40 @@ impl Socket {
     /// rtnetlink carries out each message for itself, so later ones may have taken effect although an earlier one
     /// failed; nftables takes all or nothing.
     pub(crate) fn run(&mut self, batch: &mut Batch) -> Result<Vec<Answer>, NetlinkError> {
-        self.exchange(batch).map(|(answers, _)| answers)
+        let mut answers = Vec::new();
+        self.visit(batch, |payload| answers.push(Answer { payload: payload.to_vec() }))?;
+        Ok(answers)
     }
 
     /// Sends a request for a list, again if the list changed while it was read.
     pub(crate) fn dump(&mut self, batch: &mut Batch) -> Result<Vec<Answer>, NetlinkError> {
         let mut answers = Vec::new();
         for _ in 0..DUMP_ATTEMPTS {
-            let interrupted;
-            (answers, interrupted) = self.exchange(batch)?;
-            if !interrupted {
+            answers.clear();
+            let read = self.visit(batch, |payload| answers.push(Answer { payload: payload.to_vec() }))?;
+            if read == Read::Consistent {
                 break;
             }
         }
         Ok(answers)
     }
 
-    fn exchange(&mut self, batch: &mut Batch) -> Result<(Vec<Answer>, bool), NetlinkError> {
+    /// Sends a batch and shows each data answer to `visit`, for lists that may be long.
+    pub(crate) fn visit(&mut self, batch: &mut Batch, visit: impl FnMut(&[u8])) -> Result<Read, NetlinkError> {
         if batch.is_empty() {
-            return Ok((Vec::new(), false));
+            return Ok(Read::Consistent);
         }
         let first = self.next_sequence;
         self.next_sequence = first.wrapping_add(batch.steps().len() as u32);
         let bytes = batch.number(first);
         let sent = sendto(self.fd.as_raw_fd(), bytes, &NetlinkAddr::new(0, 0), MsgFlags::empty());
         sent.map_err(|cause| NetlinkError::Socket { step: "send", cause })?;
-        self.collect(batch, first)
+        self.collect(Outcome::new(batch, first, visit))
     }
 
-    fn collect(&self, batch: &Batch, first: u32) -> Result<(Vec<Answer>, bool), NetlinkError> {
+    fn collect(&self, mut outcome: Outcome<'_, impl FnMut(&[u8])>) -> Result<Read, NetlinkError> {
         // Only while it is needed: there are two sockets for each stack, and seldom something to say.
         let mut buffer = vec![0; RECEIVE_BUFFER];
-        let mut outcome = Outcome::new(batch, first);
         loop {
             match recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
                 Ok(0) | Err(Errno::EAGAIN) => break,
@@ -172,20 +174,29 @@ impl Socket {
     }
 }
 
+/// How a list was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Read {
+    /// As it was at one moment.
+    Consistent,
+    /// While it was changed: something may be missing, or there twice.
+    Interrupted,
+}
+
 /// What has been heard about a batch so far.
-struct Outcome<'a> {
+struct Outcome<'a, V> {
     batch: &'a Batch,
     first: u32,
+    visit: V,
     answered: Vec<bool>,
     failure: Option<(usize, Refusal)>,
-    answers: Vec<Answer>,
     interrupted: bool,
 }
 
-impl<'a> Outcome<'a> {
-    fn new(batch: &'a Batch, first: u32) -> Self {
+impl<'a, V: FnMut(&[u8])> Outcome<'a, V> {
+    fn new(batch: &'a Batch, first: u32, visit: V) -> Self {
         let answered = vec![false; batch.steps().len()];
-        Self { batch, first, answered, failure: None, answers: Vec::new(), interrupted: false }
+        Self { batch, first, visit, answered, failure: None, interrupted: false }
     }
 
     fn take(&mut self, received: &message::Received<'_>) {
@@ -204,11 +215,11 @@ impl<'a> Outcome<'a> {
                 }
             }
             libc::NLMSG_DONE => self.answered[position] = true,
-            _ => self.answers.push(Answer { payload: received.payload.to_vec() }),
+            _ => (self.visit)(received.payload),
         }
     }
 
-    fn finish(self) -> Result<(Vec<Answer>, bool), NetlinkError> {
+    fn finish(self) -> Result<Read, NetlinkError> {
         let step = |position: usize| self.batch.steps()[position].what().to_owned();
         if let Some((position, cause)) = self.failure {
             return Err(NetlinkError::Refused { step: step(position), cause });
@@ -216,7 +227,8 @@ impl<'a> Outcome<'a> {
         let silent = |position: &usize| self.batch.steps()[*position].is_acknowledged() && !self.answered[*position];
         match (0..self.answered.len()).find(silent) {
             Some(position) => Err(NetlinkError::Unanswered { step: step(position) }),
-            None => Ok((self.answers, self.interrupted)),
+            None if self.interrupted => Ok(Read::Interrupted),
+            None => Ok(Read::Consistent),
         }
     }
 }
@@ -231,9 +243,7 @@ fn refusal(received: &message::Received<'_>) -> Option<Refusal> {
     let text = (flags & libc::NLM_F_ACK_TLVS != 0).then(|| {
         let request = message::u32_at(received.payload, 4).unwrap_or(0) as usize;
         let repeated = if flags & libc::NLM_F_CAPPED != 0 { HEADER } else { request.max(HEADER) };
-        message::attributes(received.payload, 4 + repeated)
-            .find(|(kind, _)| *kind == ERROR_TEXT)
-            .map(|(_, value)| message::text(value))
+        message::attribute(received.payload, 4 + repeated, ERROR_TEXT).map(message::text)
     });
     Some(Refusal { errno: Errno::from_raw(code.saturating_neg()), text: text.flatten() })
 }

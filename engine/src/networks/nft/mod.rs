@@ -32,13 +32,14 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use nix::errno::Errno;
 use nix::libc;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use self::map::{Elements, Key, Map};
 use self::rule::{Is, Rule};
 use self::transaction::{Hook, Transaction};
+use super::conntrack;
 use super::netlink::{Family, NetlinkError, Socket};
-use super::ports::PublishedPort;
+use super::ports::{Protocol, PublishedPort};
 use super::subnet::Subnet;
 
 /// Before connection tracking.
@@ -113,7 +114,7 @@ impl Firewall {
         let mut new = elements(container, ports);
         let mut transaction = Transaction::new(&self.table);
         transaction.publish(&new);
-        match transaction.commit(&mut self.socket) {
+        let published = match transaction.commit(&mut self.socket) {
             Ok(()) => {
                 self.published.append(&mut new);
                 Ok(())
@@ -126,7 +127,11 @@ impl Firewall {
                 self.assert_all().inspect_err(|_| self.published.retain(|key, _| !keys.contains(key)))
             }
             Err(error) => Err(error),
+        };
+        if published.is_ok() {
+            self.forget_flows(|socket| conntrack::forget_flows_to_host(socket, ports), ports);
         }
+        published
     }
 
     /// Takes the ports of a container back; gone already is fine.
@@ -143,7 +148,9 @@ impl Firewall {
         match transaction.commit(&mut self.socket) {
             Err(error) if error.errno() == Some(Errno::ENOENT) => self.unpublish_one_by_one(&gone),
             result => result,
-        }
+        }?;
+        self.forget_flows(|socket| conntrack::forget_flows_to_container(socket, container), ports);
+        Ok(())
     }
 
     /// Deletes the table; gone already is fine.
@@ -153,6 +160,16 @@ impl Firewall {
         match transaction.commit(&mut self.socket) {
             Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(()),
             result => result,
+        }
+    }
+
+    /// Makes UDP flows that began before a change follow it. A kernel without the interface for that only lets them run
+    /// out.
+    fn forget_flows(&mut self, forget: impl FnOnce(&mut Socket) -> Result<(), NetlinkError>, ports: &[PublishedPort]) {
+        if ports.iter().any(|port| port.protocol == Protocol::Udp)
+            && let Err(error) = forget(&mut self.socket)
+        {
+            debug!(%error, "old UDP flows stay until they time out");
         }
     }
 
@@ -202,8 +219,8 @@ fn rules(bridge: &str, subnet: Subnet) -> Vec<(&'static str, Rule)> {
     let rule = Rule::new;
     vec![
         (GUARD, rule("loopback is this host's own").came_by(Not, "lo").to(Subnet::LOOPBACK).drop()),
-        (PREROUTING, rule("published ports, from elsewhere").to_this_host().goto(PUBLISHED)),
-        (OUTPUT, rule("published ports, from this host").to_this_host().goto(PUBLISHED)),
+        (PREROUTING, rule("published ports, from elsewhere").for_this_host().goto(PUBLISHED)),
+        (OUTPUT, rule("published ports, from this host").for_this_host().goto(PUBLISHED)),
         (PUBLISHED, rule("on one address").redirect_by(Map::OnOneAddress.name(), true)),
         (PUBLISHED, rule("on all addresses").redirect_by(Map::OnAllAddresses.name(), false)),
         (FORWARD, rule("answers to containers").leaves_by(Exactly, bridge).of_known_connection().accept()),

@@ -69,7 +69,7 @@ impl Rule {
     }
 
     /// The destination address is one of this host's own.
-    pub(super) fn to_this_host(self) -> Self {
+    pub(super) fn for_this_host(self) -> Self {
         self.expression("fib", |a| {
             a.be32(x::FIB_FLAGS, c::FIB_DESTINATION_ADDRESS)
                 .be32(x::FIB_RESULT, c::FIB_ADDRESS_TYPE)

@@ -183,3 +183,28 @@ fn traffic_through_the_host_is_not_taken_for_its_own() {
         assert_eq!(answer, Some("third 10.231.201.1".to_owned()));
     });
 }
+
+#[test]
+fn udp_flows_follow_the_container_that_has_the_port() {
+    on_a_host(|host| {
+        let networks = host.open();
+        let client = within(&host.lan, || UdpSocket::bind((OTHER, 0)).expect("bind"));
+        client.set_read_timeout(Some(Duration::from_millis(50))).expect("timeout");
+        // One socket, hence one flow for the kernel, that never falls silent.
+        let ask = || {
+            let _ = client.send_to(b"?", (HOST, PORTS[1]));
+            let mut buffer = [0; 64];
+            let (length, _) = client.recv_from(&mut buffer).ok()?;
+            Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
+        };
+        assert_eq!(ask(), None, "nobody there yet");
+        for name in ["first", "second"] {
+            let ports = [publish(Protocol::Udp, None, PORTS[1], 53)];
+            let endpoint = networks.attach_bridge(name, &request(&ports)).expect("attach");
+            serve_udp(namespace_of(&endpoint).as_fd(), 53, name);
+            assert_eq!(eventually(name, ask), format!("{name} {OTHER}"));
+            networks.detach(name, &endpoint).expect("detach");
+            assert_eq!(ask(), None, "nobody there any more");
+        }
+    });
+}
