@@ -1,0 +1,191 @@
+//! `inspect`, for containers, images and networks.
+
+use super::{App, load::platform_json, require};
+use crate::args::{container, image, system};
+use crate::client::{Call, Client, ClientError, call::escape};
+use crate::exit::{Failure, Outcome};
+use crate::output::template::{Context, Template};
+use crate::output::{self, json, value::Value};
+
+/// What is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Container { size: bool },
+    Image,
+    Network { verbose: bool },
+}
+
+/// Runs `inspect`: whatever has that name.
+pub async fn any(app: &App, args: &system::InspectArgs) -> Outcome {
+    let all = [Kind::Container { size: args.size }, Kind::Image, Kind::Network { verbose: false }];
+    let kinds = match args.r#type.as_deref() {
+        None | Some("") => &all[..],
+        Some("container") => &all[..1],
+        Some("image") => &all[1..2],
+        Some("network") => &all[2..],
+        Some(known @ ("volume" | "service" | "task" | "node" | "plugin" | "secret" | "config")) => {
+            return Err(Failure::Refused(format!("inspect --type {known} is not implemented yet")));
+        }
+        Some(other) => return Err(Failure::Refused(format!("unknown type: {other:?}"))),
+    };
+    let client = app.client().await?;
+    let mut found = Found::new(args.format.as_deref())?;
+    for name in &args.names {
+        let mut result = Err(None);
+        for kind in kinds {
+            match get(&client, *kind, name).await {
+                Ok(value) => {
+                    result = Ok((*kind, value));
+                    break;
+                }
+                Err(error) if error.is_not_found() && kinds.len() > 1 => {}
+                Err(error) => {
+                    result = Err(Some(error));
+                    break;
+                }
+            }
+        }
+        match result {
+            Ok((kind, value)) => found.add(kind, value)?,
+            Err(Some(error)) => found.errors.push(error.to_string()),
+            Err(None) => found.errors.push(format!("Error: No such object: {name}")),
+        }
+    }
+    found.print()
+}
+
+/// Runs `container inspect`.
+pub async fn containers(app: &App, args: &container::InspectArgs) -> Outcome {
+    let client = app.client().await?;
+    each(&client, Kind::Container { size: args.size }, &args.containers, args.format.as_deref(), None).await
+}
+
+/// Runs `image inspect`.
+pub async fn images(app: &App, args: &image::InspectArgs) -> Outcome {
+    let client = app.client().await?;
+    require(&client, "--platform", args.platform.is_some(), 49)?;
+    let platform = args.platform.as_deref().map(|p| platform_json(p).to_string());
+    each(&client, Kind::Image, &args.images, args.format.as_deref(), platform).await
+}
+
+/// Runs `network inspect`.
+pub async fn networks(app: &App, args: &system::NetworkInspectArgs) -> Outcome {
+    let client = app.client().await?;
+    each(&client, Kind::Network { verbose: args.verbose }, &args.networks, args.format.as_deref(), None).await
+}
+
+async fn each(
+    client: &Client,
+    kind: Kind,
+    names: &[String],
+    format: Option<&str>,
+    platform: Option<String>,
+) -> Outcome {
+    let mut found = Found::new(format)?;
+    for name in names {
+        match fetch(client, kind, name, platform.as_deref()).await {
+            Ok(value) => found.add(kind, value)?,
+            Err(error) => found.errors.push(error.to_string()),
+        }
+    }
+    found.print()
+}
+
+async fn get(client: &Client, kind: Kind, name: &str) -> Result<Value, ClientError> {
+    fetch(client, kind, name, None).await
+}
+
+async fn fetch(client: &Client, kind: Kind, name: &str, platform: Option<&str>) -> Result<Value, ClientError> {
+    let call = match kind {
+        Kind::Container { size } => Call::get(format!("/containers/{}/json", escape(name, false))).switch("size", size),
+        Kind::Image => Call::get(format!("/images/{}/json", escape(name, true))).maybe("platform", platform),
+        Kind::Network { verbose } => Call::get(format!("/networks/{}", escape(name, false))).switch("verbose", verbose),
+    };
+    client.send(call).await?.value().await
+}
+
+/// What was found, and what was not.
+struct Found {
+    format: Format,
+    values: Vec<Value>,
+    text: String,
+    errors: Vec<String>,
+}
+
+enum Format {
+    /// One JSON array over several lines.
+    Array,
+    /// One JSON value per line.
+    Json,
+    /// A template per object.
+    Template(Template),
+}
+
+impl Found {
+    fn new(format: Option<&str>) -> Outcome<Self> {
+        let format = match format {
+            None | Some("") => Format::Array,
+            Some("json") => Format::Json,
+            Some(text) => Format::Template(Template::parse(text)?),
+        };
+        Ok(Self { format, values: Vec::new(), text: String::new(), errors: Vec::new() })
+    }
+
+    fn add(&mut self, kind: Kind, mut value: Value) -> Outcome {
+        match &self.format {
+            Format::Array | Format::Json => self.values.push(value),
+            Format::Template(template) => {
+                complete(kind, &mut value);
+                match template.execute(&Context { fields: value, labels: Value::Null }) {
+                    Ok(line) => {
+                        self.text.push_str(&line);
+                        self.text.push('\n');
+                    }
+                    Err(error) => self.errors.push(error.to_string()),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn print(self) -> Outcome {
+        match self.format {
+            Format::Array => output::print_line(&json::pretty(&Value::Array(self.values)))?,
+            // docker prints one array here as well.
+            Format::Json => output::print_line(&json::line(&Value::Array(self.values)))?,
+            // An empty line where nothing was found is docker's, too: scripts that count lines rely on it.
+            Format::Template(_) if self.text.is_empty() => output::print_line("")?,
+            Format::Template(_) => output::print(&self.text)?,
+        }
+        if self.errors.is_empty() { Ok(()) } else { Err(Failure::Several(self.errors)) }
+    }
+}
+
+/// Adds the fields that the engine leaves out when they are empty, so that templates can ask for them.
+fn complete(kind: Kind, value: &mut Value) {
+    if !matches!(kind, Kind::Container { .. }) {
+        return;
+    }
+    if let Some(state) = value.get_mut("State") {
+        state.add_missing("Health", Value::Null);
+    }
+    if let Some(config) = value.get_mut("Config") {
+        for (name, empty) in [
+            ("Healthcheck", Value::Null),
+            ("ExposedPorts", Value::Null),
+            ("Volumes", Value::Null),
+            ("Labels", Value::Null),
+            ("MacAddress", "".into()),
+            ("StopSignal", "".into()),
+            ("StopTimeout", Value::Null),
+            ("Shell", Value::Null),
+        ] {
+            config.add_missing(name, empty);
+        }
+    }
+    if let Some(host) = value.get_mut("HostConfig") {
+        for name in ["Mounts", "Init", "Annotations", "Sysctls", "Tmpfs", "StorageOpt"] {
+            host.add_missing(name, Value::Null);
+        }
+    }
+}
