@@ -1,2 +1,61 @@
-//! placeholder
-fn main() {}
+//! One small process per container: it owns stdio, logs and the exit status, and outlives the supervisor.
+//!
+//! It speaks containerd's shim contract over gRPC: actions `start` and `delete` on the command line, `containerd.task.v3.Task`
+//! on its socket, and beside it `berth.streams.v1.Streams` for attaching. The container itself is built by an OCI runtime,
+//! berth-runtime or any other with runc's command line.
+//!
+//! One thread, one async runtime, nothing that only a busy server needs: a thousand shims run on one machine. Transparent
+//! huge pages are not switched off here, although they cost other shims megabytes: the switch is inherited by the container,
+//! and a heap this small with a single thread never has room for a huge page.
+
+mod args;
+mod bundle;
+mod cgroup;
+mod cleanup;
+mod clock;
+mod create;
+mod desk;
+mod error;
+mod events;
+mod io;
+mod local;
+mod mounts;
+mod oci;
+mod oom;
+mod process;
+mod reaper;
+mod report;
+mod rules;
+mod server;
+mod start;
+mod stats;
+mod task;
+
+use std::{io::Write as _, process::ExitCode};
+
+use args::Action;
+use proto::kind::chain;
+
+fn main() -> ExitCode {
+    let args = match args::parse(std::env::args().skip(1)) {
+        Ok(args) => args,
+        Err(error) => return failed(2, &error),
+    };
+    if args.version || args.info {
+        let text =
+            format!("berth-shim\n  Version: {}\n  Protocol: containerd.task.v3 over gRPC\n", env!("CARGO_PKG_VERSION"));
+        // Nobody reads it: nobody misses it.
+        let _ = std::io::stdout().write_all(text.as_bytes());
+        return ExitCode::SUCCESS;
+    }
+    match args.action {
+        Some(Action::Start) => start::start(&args).map_or_else(|error| failed(1, &error), |()| ExitCode::SUCCESS),
+        Some(Action::Delete) => cleanup::delete(&args).map_or_else(|error| failed(1, &error), |()| ExitCode::SUCCESS),
+        None => failed(2, &args::ArgsError::Action(String::new())),
+    }
+}
+
+fn failed(code: u8, error: &dyn std::error::Error) -> ExitCode {
+    report::report(format_args!("{}", chain(error)));
+    ExitCode::from(code)
+}

@@ -1,0 +1,117 @@
+//! Docker's json-file format: one JSON object per line of output.
+//!
+//! `{"log":"text\n","stream":"stdout","time":"2026-11-21T00:56:31.25Z"}`. Escapes are those of docker's own writer (and of
+//! Go's encoding/json before it knew short names for them): `\n`, `\r`, `\"`, `\\`; other control characters, `<`, `>`, `&`,
+//! U+2028 and U+2029 as `\u00XX`; a byte that isn't UTF-8 as `\ufffd`.
+
+const HEX: &[u8; 16] = b"0123456789abcdef";
+
+/// Whether an ASCII byte stands for itself.
+const PLAIN: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0x20;
+    while byte < 0x80 {
+        table[byte] = !matches!(byte as u8, b'"' | b'\\' | b'<' | b'>' | b'&');
+        byte += 1;
+    }
+    table
+};
+
+/// Appends one object and its line feed. `whole` lines end with `\n` in the log, parts of a line don't.
+pub(super) fn encode(out: &mut Vec<u8>, text: &[u8], whole: bool, stream: &str, time: &str) {
+    out.extend_from_slice(b"{\"log\":\"");
+    escape(out, text);
+    out.extend_from_slice(if whole { b"\\n\",\"stream\":\"" } else { b"\",\"stream\":\"" });
+    out.extend_from_slice(stream.as_bytes());
+    out.extend_from_slice(b"\",\"time\":\"");
+    out.extend_from_slice(time.as_bytes());
+    out.extend_from_slice(b"\"}\n");
+}
+
+fn escape(out: &mut Vec<u8>, text: &[u8]) {
+    let mut rest = text;
+    loop {
+        let plain = rest.iter().position(|&byte| !PLAIN[usize::from(byte)]).unwrap_or(rest.len());
+        out.extend_from_slice(&rest[..plain]);
+        rest = &rest[plain..];
+        let Some(&byte) = rest.first() else { return };
+        if byte < 0x80 {
+            escape_ascii(out, byte);
+            rest = &rest[1..];
+        } else {
+            // Up to the next ASCII byte: short, so that a line with one umlaut isn't checked twice as a whole.
+            let end = rest.iter().position(|byte| *byte < 0x80).unwrap_or(rest.len());
+            escape_unicode(out, &rest[..end]);
+            rest = &rest[end..];
+        }
+    }
+}
+
+fn escape_ascii(out: &mut Vec<u8>, byte: u8) {
+    match byte {
+        b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
+        b'\n' => out.extend_from_slice(b"\\n"),
+        b'\r' => out.extend_from_slice(b"\\r"),
+        _ => {
+            let digits = [HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]];
+            out.extend_from_slice(b"\\u00");
+            out.extend_from_slice(&digits);
+        }
+    }
+}
+
+fn escape_unicode(out: &mut Vec<u8>, text: &[u8]) {
+    for chunk in text.utf8_chunks() {
+        let mut valid = chunk.valid();
+        while let Some(at) = valid.find(['\u{2028}', '\u{2029}']) {
+            out.extend_from_slice(&valid.as_bytes()[..at]);
+            out.extend_from_slice(if valid[at..].starts_with('\u{2028}') { b"\\u2028" } else { b"\\u2029" });
+            valid = &valid[at + '\u{2028}'.len_utf8()..];
+        }
+        out.extend_from_slice(valid.as_bytes());
+        // One per byte, as Go decodes.
+        for _ in chunk.invalid() {
+            out.extend_from_slice(b"\\ufffd");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn line(text: &[u8], whole: bool) -> String {
+        let mut out = Vec::new();
+        encode(&mut out, text, whole, "stdout", "T");
+        String::from_utf8(out).expect("a log is UTF-8")
+    }
+
+    #[test]
+    fn lines_are_dockers() {
+        for (text, whole, log) in [
+            (&b"hello"[..], true, r"hello\n"),
+            (b"", true, r"\n"),
+            (b"part", false, "part"),
+            (b"a\"b\\c", true, r#"a\"b\\c\n"#),
+            (b"\ta\rb\x00\x1b[0m\x7f", true, "\\u0009a\\rb\\u0000\\u001b[0m\x7f\\n"),
+            (b"<a href=\"x\">&</a>", true, r#"\u003ca href=\"x\"\u003e\u0026\u003c/a\u003e\n"#),
+            ("grün ☃ 🐙".as_bytes(), true, r"grün ☃ 🐙\n"),
+            ("\u{2028}x\u{2029}".as_bytes(), true, r"\u2028x\u2029\n"),
+            (b"a\xffb\xe2\x82c", true, r"a\ufffdb\ufffd\ufffdc\n"),
+        ] {
+            let expected = format!("{{\"log\":\"{log}\",\"stream\":\"stdout\",\"time\":\"T\"}}\n");
+            assert_eq!(line(text, whole), expected, "{text:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_line_is_json_and_says_the_same(text in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let json: serde_json::Value = serde_json::from_str(&line(&text, true)).unwrap();
+            if let Ok(valid) = std::str::from_utf8(&text) {
+                prop_assert_eq!(json["log"].as_str().unwrap(), format!("{valid}\n"));
+            }
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! Copies what a process writes to where it was sent from the beginning (the sink), and to whoever attached later.
+
+use std::{
+    cell::{Cell, RefCell},
+    fs::{File, OpenOptions},
+    io::{self, Write as _},
+    os::fd::OwnedFd,
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
+    rc::Rc,
+    time::Duration,
+};
+
+use proto::stdio::FifoReader;
+use tokio::sync::Notify;
+
+use super::{
+    fd::{self, Pipe},
+    logfile::{LogFile, LogSink},
+};
+use crate::report::warn_line;
+
+/// Read at once. Only held while there is something to read.
+const CHUNK: usize = 128 << 10;
+/// What a process last wrote to a terminal passes through a work queue of the kernel; that long is waited for its end.
+const TERMINAL_GRACE: Duration = Duration::from_millis(100);
+
+/// Where output goes by default.
+#[derive(Debug)]
+pub(super) enum Sink {
+    /// Nowhere.
+    Null,
+    /// To a FIFO; without a reader (EPIPE) nowhere any more.
+    Fifo(Pipe, FifoReader),
+    /// To the end of a file.
+    File(File),
+    /// To a log, line by line.
+    Log(LogSink),
+}
+
+impl Sink {
+    /// A FIFO that has been opened.
+    pub(super) fn fifo(fd: OwnedFd, reader: FifoReader) -> io::Result<Self> {
+        Ok(Self::Fifo(Pipe::writer(fd)?, reader))
+    }
+
+    /// A file, appended to.
+    pub(super) fn file(path: &Path) -> io::Result<Self> {
+        Ok(Self::File(OpenOptions::new().append(true).create(true).mode(0o644).open(path)?))
+    }
+
+    /// A log shared by the streams of a process.
+    pub(super) fn log(file: Rc<RefCell<LogFile>>, stream: &'static str) -> Self {
+        Self::Log(LogSink::new(file, stream))
+    }
+
+    async fn write(&mut self, data: &[u8]) {
+        let result = match self {
+            Self::Null => return,
+            Self::Log(log) => return log.write(data),
+            Self::Fifo(pipe, _) => pipe.write_all(data).await,
+            Self::File(file) => file.write_all(data),
+        };
+        if let Err(error) = result {
+            if error.kind() != io::ErrorKind::BrokenPipe {
+                warn_line!("output is thrown away from here on: {error}");
+            }
+            *self = Self::Null;
+        }
+    }
+}
+
+/// Where bytes come from.
+#[derive(Debug)]
+pub(super) enum Source {
+    /// A pipe of the process's own.
+    Pipe(Pipe),
+    /// The master of its terminal.
+    Terminal(Rc<Pipe>),
+}
+
+impl Source {
+    fn pipe(&self) -> &Pipe {
+        match self {
+            Self::Pipe(pipe) => pipe,
+            Self::Terminal(pipe) => pipe,
+        }
+    }
+}
+
+/// What others need to know of, and can tell to, a pump.
+#[derive(Debug, Default)]
+pub(super) struct Output {
+    attachments: RefCell<Vec<Pipe>>,
+    /// The process has been reaped: all that it wrote is in the pipe by now.
+    process_ended: Cell<bool>,
+    /// All that the process wrote is passed on.
+    settled: Cell<bool>,
+    /// Nobody writes any more.
+    source_ended: Cell<bool>,
+    /// Nobody is interested any more.
+    discard: Cell<bool>,
+    wake: Notify,
+    on_settled: Notify,
+}
+
+impl Output {
+    /// Adds a reader; it gets what is written from now on.
+    pub(super) fn join(&self, pipe: Pipe) {
+        self.attachments.borrow_mut().push(pipe);
+    }
+
+    /// Whether there is nothing to be read any more.
+    pub(super) fn has_ended(&self) -> bool {
+        self.source_ended.get() || self.settled.get()
+    }
+
+    /// The process is gone.
+    pub(super) fn process_ended(&self) {
+        self.process_ended.set(true);
+        self.wake.notify_one();
+    }
+
+    /// From now on everything is thrown away.
+    pub(super) fn discard(&self) {
+        self.discard.set(true);
+        self.attachments.borrow_mut().clear();
+        self.wake.notify_one();
+    }
+
+    /// Done when all that the process wrote is passed on.
+    pub(super) async fn settled(&self) {
+        while !self.settled.get() {
+            self.on_settled.notified().await;
+        }
+    }
+
+    fn settle(&self) {
+        self.settled.set(true);
+        // Their readers see the end now, even if a child of the process still holds the pipe.
+        self.attachments.borrow_mut().clear();
+        self.on_settled.notify_waiters();
+        self.on_settled.notify_one();
+    }
+
+    async fn pass_on(&self, data: &[u8]) {
+        if self.attachments.borrow().is_empty() {
+            return;
+        }
+        // Taken out, so that others may join while a slow one is waited for.
+        let mut present = std::mem::take(&mut *self.attachments.borrow_mut());
+        let mut kept = Vec::with_capacity(present.len());
+        for pipe in present.drain(..) {
+            // EPIPE or whatever else: it is gone.
+            if pipe.write_all(data).await.is_ok() {
+                kept.push(pipe);
+            }
+        }
+        if self.discard.get() {
+            return;
+        }
+        let mut attachments = self.attachments.borrow_mut();
+        kept.append(&mut attachments);
+        *attachments = kept;
+    }
+}
+
+/// Copies until nobody can write any more.
+pub(super) async fn pump(source: Source, mut sink: Sink, output: Rc<Output>) {
+    let mut enlarged = false;
+    let mut buffer = Vec::new();
+    let mut ended_at = None;
+    loop {
+        if output.discard.get() {
+            sink = Sink::Null;
+        }
+        if buffer.is_empty() {
+            buffer = vec![0; CHUNK];
+        }
+        // Asked before the read: what the process wrote before its end can't be missed.
+        let process_ended = output.process_ended.get();
+        let read = if process_ended && !output.settled.get() {
+            source.pipe().read_now(&mut buffer)
+        } else {
+            source.pipe().try_read(&mut buffer)
+        };
+        match read {
+            Ok(Some(0)) => break,
+            Ok(Some(count)) => {
+                sink.write(&buffer[..count]).await;
+                output.pass_on(&buffer[..count]).await;
+                // A pipe that was full: let its writer run further ahead.
+                if count >= 64 << 10 && !enlarged && matches!(source, Source::Pipe(_)) {
+                    enlarged = true;
+                    fd::enlarge(source.pipe().fd());
+                }
+                // Others have their turn too.
+                tokio::task::coop::consume_budget().await;
+                continue;
+            }
+            Ok(None) => {}
+            Err(error) => {
+                warn_line!("read output: {error}");
+                break;
+            }
+        }
+        buffer = Vec::new();
+        if let Sink::Log(log) = &mut sink {
+            log.rest();
+        }
+        let mut grace = Duration::MAX;
+        if process_ended && !output.settled.get() {
+            let since = ended_at.get_or_insert_with(std::time::Instant::now).elapsed();
+            match source {
+                Source::Terminal(_) if since < TERMINAL_GRACE => grace = TERMINAL_GRACE - since,
+                _ => {
+                    if let Sink::Log(log) = &mut sink {
+                        log.finish();
+                    }
+                    if matches!(sink, Sink::Fifo(_, FifoReader::Optional)) {
+                        sink = Sink::Null;
+                    }
+                    output.settle();
+                }
+            }
+        }
+        tokio::select! {
+            ready = source.pipe().readable() => if ready.is_err() { break },
+            () = output.wake.notified() => {}
+            () = tokio::time::sleep(grace), if grace != Duration::MAX => {}
+        }
+    }
+    if let Sink::Log(log) = &mut sink {
+        log.finish();
+        log.rest();
+    }
+    drop(sink);
+    output.source_ended.set(true);
+    output.settle();
+}

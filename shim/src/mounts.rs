@@ -1,0 +1,304 @@
+//! Mounts the root filesystem that a caller describes, and takes it away again.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    errno::Errno,
+    mount::{MntFlags, MsFlags, mount, umount2},
+};
+use proto::{containerd::types::Mount, kind::ErrorKind};
+
+/// Why the root filesystem isn't there.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MountError {
+    /// The folder to mount on couldn't be made.
+    #[error("make folder {at}")]
+    Folder {
+        /// The folder.
+        at: PathBuf,
+        /// What the system said.
+        #[source]
+        cause: io::Error,
+    },
+    /// mount(2) failed.
+    #[error("mount {what} on {at}")]
+    Mount {
+        /// Type and source.
+        what: String,
+        /// Where.
+        at: PathBuf,
+        /// What the system said.
+        #[source]
+        cause: Errno,
+    },
+    /// umount(2) failed.
+    #[error("unmount {at}")]
+    Unmount {
+        /// Where.
+        at: PathBuf,
+        /// What the system said.
+        #[source]
+        cause: Errno,
+    },
+    /// Something the shim doesn't do.
+    #[error("rootfs mount with {0} is not supported by berth-shim")]
+    Unsupported(String),
+}
+
+impl MountError {
+    /// What kind of failure it is.
+    pub(crate) fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Folder { cause, .. } => ErrorKind::of_io(cause),
+            Self::Mount { cause, .. } | Self::Unmount { cause, .. } => ErrorKind::of_io(&io::Error::from(*cause)),
+            Self::Unsupported(_) => ErrorKind::Unimplemented,
+        }
+    }
+}
+
+/// Options of a mount, told apart as mount(8) does.
+#[derive(Debug, PartialEq, Eq)]
+struct Options {
+    flags: MsFlags,
+    propagation: MsFlags,
+    data: String,
+}
+
+fn parse_options(options: &[String]) -> Options {
+    let (mut flags, mut propagation, mut data) = (MsFlags::empty(), MsFlags::empty(), Vec::new());
+    let rec = MsFlags::MS_REC;
+    for option in options {
+        let (set, clear) = match option.as_str() {
+            "" | "defaults" => continue,
+            "ro" => (MsFlags::MS_RDONLY, MsFlags::empty()),
+            "rw" => (MsFlags::empty(), MsFlags::MS_RDONLY),
+            "bind" => (MsFlags::MS_BIND, MsFlags::empty()),
+            "rbind" => (MsFlags::MS_BIND | rec, MsFlags::empty()),
+            "nosuid" => (MsFlags::MS_NOSUID, MsFlags::empty()),
+            "suid" => (MsFlags::empty(), MsFlags::MS_NOSUID),
+            "nodev" => (MsFlags::MS_NODEV, MsFlags::empty()),
+            "dev" => (MsFlags::empty(), MsFlags::MS_NODEV),
+            "noexec" => (MsFlags::MS_NOEXEC, MsFlags::empty()),
+            "exec" => (MsFlags::empty(), MsFlags::MS_NOEXEC),
+            "noatime" => (MsFlags::MS_NOATIME, MsFlags::empty()),
+            "nodiratime" => (MsFlags::MS_NODIRATIME, MsFlags::empty()),
+            "relatime" => (MsFlags::MS_RELATIME, MsFlags::empty()),
+            "strictatime" => (MsFlags::MS_STRICTATIME, MsFlags::empty()),
+            "sync" => (MsFlags::MS_SYNCHRONOUS, MsFlags::empty()),
+            "private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave" | "unbindable" | "runbindable" => {
+                let depth = if option.starts_with('r') { rec } else { MsFlags::empty() };
+                propagation = depth
+                    | match option.trim_start_matches('r') {
+                        "private" => MsFlags::MS_PRIVATE,
+                        "shared" => MsFlags::MS_SHARED,
+                        "slave" => MsFlags::MS_SLAVE,
+                        _ => MsFlags::MS_UNBINDABLE,
+                    };
+                continue;
+            }
+            other => {
+                data.push(other);
+                continue;
+            }
+        };
+        flags = (flags - clear) | set;
+    }
+    Options { flags, propagation, data: data.join(",") }
+}
+
+/// mount(2) reads at most a page of data, and an overlay of many layers has more. The layers' common folder then becomes
+/// the working directory, and the layers are named relative to it.
+fn shorten_lowerdirs(data: &str) -> Option<(PathBuf, String)> {
+    let lower = data.split(',').find_map(|option| option.strip_prefix("lowerdir="))?;
+    let layers: Vec<&str> = lower.split(':').collect();
+    let mut parents = layers.iter().map(|layer| Path::new(layer).ancestors().skip(1).collect::<BTreeSet<_>>());
+    let first = parents.next()?;
+    let common = parents.fold(first, |common, next| common.intersection(&next).copied().collect());
+    let folder = common.into_iter().max_by_key(|folder| folder.as_os_str().len())?;
+    let mut short = Vec::new();
+    for layer in &layers {
+        short.push(Path::new(layer).strip_prefix(folder).ok()?.to_str()?);
+    }
+    let (old, new) = (format!("lowerdir={lower}"), format!("lowerdir={}", short.join(":")));
+    Some((folder.to_owned(), data.replacen(&old, &new, 1)))
+}
+
+/// Most that mount(2) takes as data, less the closing NUL.
+const DATA_LIMIT: usize = 4095;
+
+fn mount_one(mount_spec: &Mount, at: &Path) -> Result<(), MountError> {
+    if !matches!(mount_spec.target.as_str(), "" | "/") {
+        return Err(MountError::Unsupported(format!("target {:?}", mount_spec.target)));
+    }
+    if mount_spec.options.iter().any(|option| option == "loop") {
+        return Err(MountError::Unsupported("option \"loop\"".to_owned()));
+    }
+    let Options { mut flags, propagation, mut data } = parse_options(&mount_spec.options);
+    let kind = mount_spec.r#type.as_str();
+    if matches!(kind, "bind" | "rbind") {
+        flags |= MsFlags::MS_BIND;
+    }
+    let failed = |cause| MountError::Mount { what: format!("{kind} {}", mount_spec.source), at: at.to_owned(), cause };
+    let bind = flags.contains(MsFlags::MS_BIND);
+    let mut folder = None;
+    if data.len() > DATA_LIMIT
+        && let Some((common, short)) = shorten_lowerdirs(&data)
+    {
+        (folder, data) = (Some(common), short);
+    }
+    if let Some(folder) = &folder {
+        // The shim has one thread and nothing runs in between, so nobody else sees this working directory.
+        nix::unistd::chdir(folder).map_err(failed)?;
+    }
+    let data = (!data.is_empty()).then_some(data.as_str());
+    let done = mount(Some(mount_spec.source.as_str()), at, Some(kind), flags, data);
+    if folder.is_some() {
+        nix::unistd::chdir("/").map_err(failed)?;
+    }
+    done.map_err(failed)?;
+    // A bind mount takes its other flags only from a second call (mount(2), MS_REMOUNT and MS_BIND).
+    if bind && !(flags - MsFlags::MS_BIND - MsFlags::MS_REC).is_empty() {
+        let none: Option<&str> = None;
+        mount(none, at, none, flags | MsFlags::MS_REMOUNT, none).map_err(failed)?;
+    }
+    if !propagation.is_empty() {
+        let none: Option<&str> = None;
+        mount(none, at, none, propagation, none).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Mounts all of `mounts` on one folder, each over the one before. After a failure none is left.
+pub(crate) fn mount_rootfs(mounts: &[Mount], at: &Path) -> Result<(), MountError> {
+    if mounts.is_empty() {
+        return Ok(());
+    }
+    match fs::create_dir(at) {
+        Err(cause) if cause.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(MountError::Folder { at: at.to_owned(), cause });
+        }
+        _ => {}
+    }
+    for mount in mounts {
+        if let Err(error) = mount_one(mount, at) {
+            // The first failure is the one to tell.
+            let _ = unmount_rootfs(at);
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// Unmounts everything on a folder; nothing there is fine.
+pub(crate) fn unmount_rootfs(at: &Path) -> Result<(), MountError> {
+    loop {
+        let result = match umount2(at, MntFlags::UMOUNT_NOFOLLOW) {
+            // Somebody still uses it: out of the tree now, gone for good when they are done.
+            Err(Errno::EBUSY) => umount2(at, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH),
+            other => other,
+        };
+        match result {
+            Ok(()) => {}
+            // Not a mount point (any more), or not there.
+            Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
+            Err(cause) => return Err(MountError::Unmount { at: at.to_owned(), cause }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(text: &str) -> Options {
+        parse_options(&text.split(',').map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn options_become_flags_and_data() {
+        let none = MsFlags::empty();
+        for (text, flags, propagation, data) in [
+            ("", none, none, ""),
+            ("ro,nosuid", MsFlags::MS_RDONLY | MsFlags::MS_NOSUID, none, ""),
+            ("ro,rw", none, none, ""),
+            ("rbind,rprivate", MsFlags::MS_BIND | MsFlags::MS_REC, MsFlags::MS_PRIVATE | MsFlags::MS_REC, ""),
+            ("shared", none, MsFlags::MS_SHARED, ""),
+            ("index=off,lowerdir=/a:/b,ro", MsFlags::MS_RDONLY, none, "index=off,lowerdir=/a:/b"),
+        ] {
+            assert_eq!(options(text), Options { flags, propagation, data: data.into() }, "{text}");
+        }
+    }
+
+    #[test]
+    fn many_layers_become_relative() {
+        let data = "index=off,lowerdir=/s/12/fs:/s/3/fs:/s/1/fs,upperdir=/s/13/fs,workdir=/s/13/work";
+        let short = "index=off,lowerdir=12/fs:3/fs:1/fs,upperdir=/s/13/fs,workdir=/s/13/work";
+        assert_eq!(shorten_lowerdirs(data), Some(("/s".into(), short.into())));
+        assert_eq!(shorten_lowerdirs("lowerdir=/s/1/fs"), Some(("/s/1".into(), "lowerdir=fs".into())));
+        assert_eq!(shorten_lowerdirs("upperdir=/x"), None);
+    }
+
+    fn overlay(layers: &Path, count: usize) -> Mount {
+        let make = |name: String| {
+            let path = layers.join(name);
+            fs::create_dir_all(&path).expect("layer");
+            path.display().to_string()
+        };
+        let lower: Vec<_> =
+            (0..count).map(|n| make(format!("a-layer-with-a-long-name-to-fill-the-page-{n}/fs"))).collect();
+        fs::write(layers.join("a-layer-with-a-long-name-to-fill-the-page-0/fs/mark"), "here").expect("file");
+        let options = vec![
+            format!("lowerdir={}", lower.join(":")),
+            format!("upperdir={}", make("upper".into())),
+            format!("workdir={}", make("work".into())),
+        ];
+        Mount { r#type: "overlay".into(), source: "overlay".into(), target: String::new(), options }
+    }
+
+    #[test]
+    fn overlays_stack_and_go_away() {
+        let folder = tempfile::tempdir().expect("folder");
+        let at = folder.path().join("rootfs");
+        // An overlay can't have its upper folder on another overlay, so the layers lie on a tmpfs.
+        let layers = folder.path().join("layers");
+        fs::create_dir(&layers).expect("folder");
+        let tmpfs = Mount { r#type: "tmpfs".into(), source: "tmpfs".into(), ..Mount::default() };
+        mount_one(&tmpfs, &layers).expect("tmpfs");
+        // More than a page of options.
+        let mount = overlay(&layers, 60);
+        let on_top = Mount {
+            r#type: "bind".into(),
+            source: at.display().to_string(),
+            options: vec!["ro".into()],
+            ..Mount::default()
+        };
+        let result = mount_rootfs(&[mount, on_top], &at);
+        let mark = fs::read_to_string(at.join("mark"));
+        let written = fs::write(at.join("new"), "x");
+        let bad = Mount { r#type: "nofs".into(), ..Mount::default() };
+        let failure = mount_rootfs(&[tmpfs.clone(), bad], &at).map_err(|error| error.kind());
+        let table = fs::read_to_string("/proc/self/mounts").expect("mounts");
+        let unmounted = unmount_rootfs(&at);
+        unmount_rootfs(&layers).expect("unmount layers");
+        result.expect("mounted");
+        assert_eq!(mark.expect("read"), "here");
+        assert_eq!(written.map_err(|e| e.kind()), Err(io::ErrorKind::ReadOnlyFilesystem));
+        assert!(failure.is_err());
+        assert!(!table.contains(&*at.to_string_lossy()), "a failed mount leaves nothing, not even what was below");
+        unmounted.expect("nothing there is fine");
+    }
+
+    #[test]
+    fn what_is_not_done_is_said() {
+        for mount in [
+            Mount { target: "sub".into(), ..Mount::default() },
+            Mount { options: vec!["loop".into()], ..Mount::default() },
+        ] {
+            assert_eq!(mount_one(&mount, Path::new("/nowhere")).unwrap_err().kind(), ErrorKind::Unimplemented);
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! Action `start`: leaves a shim running in the background and says where it listens.
+//!
+//! The socket listens before the fork, so that whoever reads the address can connect at once, and the caller waits for
+//! nothing else. The child needs no second program: it goes on where the parent stops.
+
+use std::{
+    cell::Cell,
+    fs,
+    io::{self, Write as _},
+    os::{
+        fd::AsFd,
+        unix::{
+            fs::{DirBuilderExt as _, PermissionsExt as _},
+            net::{UnixListener, UnixStream},
+        },
+    },
+    path::{Path, PathBuf},
+    rc::Rc,
+    time::Duration,
+};
+
+use nix::{
+    fcntl::{OFlag, open},
+    sys::stat::Mode,
+};
+use proto::{
+    digest::Digest,
+    id::{ContainerId, IdError, NamespaceName},
+};
+use sys::process::Fork;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch},
+    task::LocalSet,
+};
+
+use crate::{args::Args, desk, events::Events, reaper::Reaper, report::warn_line, server};
+
+/// Why no shim could be started.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    /// A flag that must be there isn't.
+    #[error("flag -{0} is missing")]
+    Missing(&'static str),
+    /// The container's or the namespace's name is none.
+    #[error(transparent)]
+    Id(#[from] IdError),
+    /// An address that is no path.
+    #[error("address {0:?} is not the absolute path of a socket")]
+    Address(String),
+    /// The socket couldn't be made.
+    #[error("listen on {socket}")]
+    Listen {
+        /// Its path.
+        socket: PathBuf,
+        /// What the system said.
+        #[source]
+        cause: io::Error,
+    },
+    /// No second process.
+    #[error("fork")]
+    Fork(#[source] io::Error),
+    /// Nobody reads the answer.
+    #[error("print the address")]
+    Print(#[source] io::Error),
+    /// The async runtime wouldn't start.
+    #[error("start serving")]
+    Serve(#[source] io::Error),
+}
+
+/// Where things lie that follow from the command line.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Places {
+    /// The supervisor's socket.
+    pub(crate) address: PathBuf,
+    /// The shim's own.
+    pub(crate) socket: PathBuf,
+    /// State of OCI runtimes, a folder per namespace.
+    pub(crate) runtime_root: PathBuf,
+}
+
+impl Places {
+    /// Works them out.
+    pub(crate) fn of(args: &Args) -> Result<Self, StartError> {
+        for (name, value) in [("namespace", &args.namespace), ("address", &args.address), ("id", &args.id)] {
+            if value.is_empty() {
+                return Err(StartError::Missing(name));
+            }
+        }
+        NamespaceName::new(args.namespace.as_str())?;
+        ContainerId::new(args.id.as_str())?;
+        let address = PathBuf::from(args.address.strip_prefix("unix://").unwrap_or(&args.address));
+        let folder = address.parent().filter(|_| address.is_absolute());
+        let folder = folder.ok_or_else(|| StartError::Address(args.address.clone()))?;
+        // Hashed, because a socket's path has 107 bytes at most.
+        let key = format!("{}/{}/{}", address.display(), args.namespace, args.id);
+        let name = &Digest::of(key.as_bytes()).hex()[..32];
+        let socket = match args.socket.as_str() {
+            "" => folder.join("s").join(name),
+            path => path.strip_prefix("unix://").unwrap_or(path).into(),
+        };
+        Ok(Self { runtime_root: folder.join("runtime"), address: address.clone(), socket })
+    }
+}
+
+/// Makes the socket. `None`: a shim lives there already.
+fn listen(socket: &Path) -> io::Result<Option<UnixListener>> {
+    if let Some(folder) = socket.parent() {
+        fs::DirBuilder::new().mode(0o700).recursive(true).create(folder)?;
+    }
+    let bind = || -> io::Result<Option<UnixListener>> {
+        let listener = UnixListener::bind(socket)?;
+        fs::set_permissions(socket, fs::Permissions::from_mode(0o600))?;
+        Ok(Some(listener))
+    };
+    match bind() {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+        other => return other,
+    }
+    match UnixStream::connect(socket) {
+        Ok(_) => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            // Left by a shim that was killed.
+            fs::remove_file(socket)?;
+            bind()
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Starts a shim; comes back in the parent when it listens, in the child when it has ended.
+///
+/// stdin isn't read: what containerd writes there (options, or BootstrapParams) is in the flags and in Create as well, and
+/// a caller that leaves it open would be waited for.
+pub(crate) fn start(args: &Args) -> Result<(), StartError> {
+    let places = Places::of(args)?;
+    let listen_failed = |cause| StartError::Listen { socket: places.socket.clone(), cause };
+    let bundle = std::env::current_dir().map_err(|cause| StartError::Listen { socket: "bundle".into(), cause })?;
+    let listener = listen(&places.socket).map_err(listen_failed)?;
+    if let Some(listener) = listener {
+        if sys::process::fork_detached().map_err(|errno| StartError::Fork(errno.into()))? == Fork::Child {
+            return serve(args, places, &bundle, listener);
+        }
+        // The child listens on.
+        drop(listener);
+    }
+    let answer = serde_json::json!({ "version": 3, "address": places.socket, "protocol": "grpc" });
+    let mut stdout = io::stdout();
+    stdout.write_all(answer.to_string().as_bytes()).and_then(|()| stdout.flush()).map_err(StartError::Print)
+}
+
+/// stderr leads to the supervisor's log, where there is one (containerd's FIFO `log`); stdin and stdout nowhere.
+fn redirect_stdio(bundle: &Path) -> Result<(), nix::Error> {
+    sys::process::null_stdio(true, true, true)?;
+    let flags = OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    if let Ok(log) = open(&bundle.join("log"), flags, Mode::empty()) {
+        sys::fd::duplicate_onto(&log, 2)?;
+    }
+    Ok(())
+}
+
+/// The kernel should take the supervisor before a shim, but a shim before what isn't a container at all; as containerd.
+fn adjust_oom_score() {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    let score = fs::read_to_string(FILE).ok().and_then(|text| text.trim().parse::<i32>().ok());
+    if let Some(score @ ..=999) = score {
+        // Refused only by odd confinement; then it stays as it is.
+        let _ = fs::write(FILE, (score + 1).to_string());
+    }
+}
+
+fn serve(args: &Args, places: Places, bundle: &Path, listener: UnixListener) -> Result<(), StartError> {
+    let system = |errno: nix::Error| StartError::Serve(errno.into());
+    redirect_stdio(bundle).map_err(system)?;
+    // What the supervisor forgot to close must not live as long as we do.
+    sys::inherited::close_all_but(listener.as_fd()).map_err(system)?;
+    sys::memory::keep_heap_small();
+    sys::process::set_child_subreaper(true).map_err(system)?;
+    adjust_oom_score();
+    listener.set_nonblocking(true).map_err(StartError::Serve)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Serve)?;
+    let served = LocalSet::new().block_on(&runtime, run(args, &places, listener));
+    // A later shim may have the path by now only if ours was gone; then it isn't ours to remove, but neither can that
+    // be told apart. The supervisor starts no second shim for a container before it has deleted the first.
+    let _ = fs::remove_file(&places.socket);
+    served.map_err(StartError::Serve)
+}
+
+/// How long a shim that ends may take to tell its last events.
+const LAST_EVENTS: Duration = Duration::from_secs(2);
+
+async fn run(args: &Args, places: &Places, listener: UnixListener) -> io::Result<()> {
+    // Handlers, not SIG_IGN: that would be inherited by the runtimes. They stay when the streams are dropped.
+    for kind in [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()] {
+        drop(signal(kind)?);
+    }
+    let children = signal(SignalKind::child())?;
+    let listener = tokio::net::UnixListener::from_std(listener)?;
+    let reaper = Rc::new(Reaper::default());
+    let events = Rc::new(Events::new(&places.address, &args.namespace));
+    tokio::task::spawn_local(reaper.clone().run(children));
+    tokio::task::spawn_local(events.clone().run());
+    let (desk, requests) = mpsc::unbounded_channel();
+    let shim = Rc::new(desk::Shim {
+        namespace: args.namespace.clone(),
+        socket: places.socket.clone(),
+        runtime_root: places.runtime_root.clone(),
+        reaper,
+        events: events.clone(),
+        desk: desk.clone(),
+        consoles: Cell::new(0),
+    });
+    let (end, ending) = watch::channel(false);
+    let server = tokio::task::spawn_local(server::serve(listener, desk, ending));
+    if args.debug {
+        warn_line!("container {} of namespace {} on {}", args.id, args.namespace, places.socket.display());
+    }
+    desk::run(shim, requests).await;
+    // Gone before the answer, so that a caller that looks finds nothing left.
+    let _ = fs::remove_file(&places.socket);
+    let _ = end.send(true);
+    let _ = server.await;
+    events.flush(LAST_EVENTS).await;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(namespace: &str, address: &str, id: &str) -> Args {
+        Args { namespace: namespace.into(), address: address.into(), id: id.into(), ..Args::default() }
+    }
+
+    #[test]
+    fn places_follow_from_the_flags() {
+        let places = Places::of(&args("berth", "/run/x/supervisor.sock", "web")).expect("places");
+        assert_eq!(places.runtime_root, Path::new("/run/x/runtime"));
+        assert_eq!(places.socket.parent(), Some(Path::new("/run/x/s")));
+        let name = places.socket.file_name().expect("name").to_str().expect("text");
+        let digest = Digest::of(b"/run/x/supervisor.sock/berth/web").hex();
+        assert_eq!(name, &digest[..32]);
+        assert_eq!(Places::of(&args("berth", "unix:///run/x/supervisor.sock", "web")).expect("places"), places);
+        let mut elsewhere = args("berth", "/run/x/supervisor.sock", "web");
+        elsewhere.socket = "unix:///tmp/s.sock".into();
+        assert_eq!(Places::of(&elsewhere).expect("places").socket, Path::new("/tmp/s.sock"));
+        for bad in [
+            args("", "/a/b", "c"),
+            args("n", "", "c"),
+            args("n", "/a/b", ""),
+            args("n", "a/b", "c"),
+            args("n", "/a/b", "../c"),
+        ] {
+            assert!(Places::of(&bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_socket_left_over_is_replaced_and_a_live_one_is_not() {
+        let folder = tempfile::tempdir().expect("folder");
+        let socket = folder.path().join("s/x");
+        let first = listen(&socket).expect("listen").expect("new");
+        assert_eq!(fs::metadata(&socket).expect("socket").permissions().mode() & 0o777, 0o600);
+        assert!(listen(&socket).expect("listen").is_none());
+        drop(first);
+        assert!(listen(&socket).expect("listen").is_some());
+    }
+}
