@@ -294,6 +294,7 @@ mod tests {
         };
         for (filter, accepted) in [
             ("topic==\"/tasks/exit\"", true),
+            ("topic==/tasks/exit", true),
             ("topic~=|^/tasks/|", true),
             ("topic~=/tasks/.*", true),
             ("namespace==berth,event.container_id==web", true),

@@ -4,7 +4,7 @@
 //! filter   = selector *( "," selector )
 //! selector = path [ ("==" | "!=" | "~=") value ]     without operator: the field is present
 //! path     = field *( "." field )                    field = word | quoted
-//! value    = quoted | anything up to a comma         quoted in "", || or //
+//! value    = quoted | anything up to a comma         quoted in ""; patterns also in || or //
 //! ```
 
 use regex_lite::Regex;
@@ -59,7 +59,11 @@ impl Filters {
     }
 
     /// Whether an object with a set of named fields and labels passes.
-    pub(crate) fn accept_labelled(&self, labels: &crate::store::Labels, field: impl Fn(&str) -> Option<String>) -> bool {
+    pub(crate) fn accept_labelled(
+        &self,
+        labels: &crate::store::Labels,
+        field: impl Fn(&str) -> Option<String>,
+    ) -> bool {
         self.accept(|path| match path {
             [single] => field(single).filter(|value| !value.is_empty()),
             ["labels", rest @ ..] => labels.get(&rest.join(".")).cloned(),
@@ -118,7 +122,7 @@ impl Parser<'_> {
         }
         self.at += 2;
         let start = self.at;
-        let value = self.value()?;
+        let value = self.value(operator == "~=")?;
         let test = match operator.as_str() {
             "==" => Test::Equal(value),
             "!=" => Test::Differs(value),
@@ -147,9 +151,20 @@ impl Parser<'_> {
         Ok(field)
     }
 
-    fn value(&mut self) -> Result<String, FilterError> {
-        if let Some(quote @ ('"' | '|' | '/')) = self.rest().chars().next() {
-            return self.quoted(quote);
+    // | and / quote patterns only, as in containerd: `topic==/tasks/exit` is a plain value. A pattern that only begins with
+    // a slash (`topic~=/tasks/.*`) is one too.
+    fn value(&mut self, pattern: bool) -> Result<String, FilterError> {
+        let start = self.at;
+        match self.rest().chars().next() {
+            Some('"') => return self.quoted('"'),
+            Some(quote @ ('|' | '/')) if pattern => {
+                let value = self.quoted(quote);
+                if value.is_ok() && (self.rest().is_empty() || self.rest().starts_with(',')) {
+                    return value;
+                }
+                self.at = start;
+            }
+            _ => {}
         }
         let length = self.rest().find([',', ' ', '\t', '\n']).unwrap_or(self.rest().len());
         let value = self.rest()[..length].to_owned();

@@ -22,7 +22,8 @@ use crate::{
     events::EventBus,
     failure::Failure,
     filters::{FilterError, Filters},
-    store::{Database, Proto, StoreError, Table},
+    gc::{Node, Roots, references},
+    store::{Database, Proto, StoreError, Table, WriteTx, labels_from},
 };
 
 /// The records by namespace and id; the collector reads them too, since a container keeps its snapshot.
@@ -167,6 +168,22 @@ impl Containers {
     }
 }
 
+/// What container records keep from the collector: their snapshots, and what their labels refer to.
+pub(crate) struct ContainerRoots;
+
+impl Roots for ContainerRoots {
+    fn roots(&self, tx: &WriteTx, namespace: &str) -> Result<Vec<Node>, StoreError> {
+        let mut kept = Vec::new();
+        for (_, record) in CONTAINERS.list(tx, namespace, "")? {
+            if record.snapshotter == "overlayfs" && !record.snapshot_key.is_empty() {
+                kept.push(Node::Snapshot(record.snapshot_key));
+            }
+            references(&labels_from(record.labels), &mut kept);
+        }
+        Ok(kept)
+    }
+}
+
 /// What a record must have. Labels without value are none: that is how clients remove them.
 fn check(id: &ContainerId, record: &mut Container) -> Result<(), ContainerError> {
     let missing = |what| ContainerError::Missing { id: id.clone(), what };
@@ -239,7 +256,8 @@ mod tests {
     #[test]
     fn incomplete_records_are_refused() {
         let (_folder, containers, namespace) = containers();
-        let spoil: [(fn(&mut Container), &str); 5] = [
+        type Spoil = fn(&mut Container);
+        let spoil: [(Spoil, &str); 5] = [
             (|c| c.id = "../x".into(), "container id"),
             (|c| c.runtime = None, "runtime name is required"),
             (|c| c.spec = None, "spec is required"),

@@ -29,7 +29,9 @@ impl Tasks {
             .detached(async move {
                 task.accept(Request::Exec).await?;
                 task.call("Exec", message, |mut shim, request| async move { shim.exec(request).await }).await?;
-                task.facts.send_modify(|facts| drop(facts.execs.insert(exec, ExecFacts::default())));
+                task.facts.send_modify(|facts| {
+                    facts.execs.insert(exec, ExecFacts::default());
+                });
                 Ok(())
             })
             .await

@@ -44,9 +44,7 @@ pub(crate) enum Request {
     Update,
     /// Forget it.
     Delete,
-    /// Size of the terminal, end of stdin.
-    Stdio,
-    /// Processes, resource use.
+    /// Processes, resource use, stdio.
     Inspect,
 }
 
@@ -113,8 +111,7 @@ pub(crate) fn accept(request: Request, state: State) -> Result<(), Refusal> {
         (Request::Kill, Stopped) => Err(Refusal::Finished),
         (Request::Exec, Paused) => Err(Refusal::Paused),
         (Request::Exec | Request::Update | Request::Inspect, Stopped) => Err(Refusal::NotRunning),
-        // A terminal may be resized, and stdin closed, before start and after the end: clients race with exits.
-        (Request::Kill | Request::Exec | Request::Update | Request::Inspect | Request::Stdio, _) => Ok(()),
+        (Request::Kill | Request::Exec | Request::Update | Request::Inspect, _) => Ok(()),
     }
 }
 
@@ -134,7 +131,6 @@ mod tests {
             (Request::Resume, [false, false, true, false]),
             (Request::Update, [true, true, true, false]),
             (Request::Delete, [true, false, false, true]),
-            (Request::Stdio, [true, true, true, true]),
             (Request::Inspect, [true, true, true, false]),
         ] {
             for (state, accepted) in [Created, Running, Paused, Stopped].into_iter().zip(row) {

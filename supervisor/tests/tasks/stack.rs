@@ -1,0 +1,399 @@
+//! A supervisor of its own for each test: real binaries, roots of its own, and a look at what is left at the end.
+
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use proto::{
+    containerd::{
+        runc::v1::Options,
+        services::{
+            containers::v1::{Container, CreateContainerRequest, container, containers_client::ContainersClient},
+            events::v1::{SubscribeRequest, events_client::EventsClient},
+            tasks::v1::{
+                CreateTaskRequest, DeleteTaskRequest, GetRequest, KillRequest, StartRequest, WaitRequest, WaitResponse,
+                tasks_client::TasksClient,
+            },
+        },
+        types::Mount,
+        v1::types::{Process, Status as State},
+    },
+    typeurl,
+};
+use serde_json::json;
+use tokio::{net::UnixStream, sync::mpsc};
+use tonic::{
+    Request, Status, Streaming,
+    transport::{Channel, Endpoint},
+};
+
+/// The namespace of the tests.
+pub(crate) const NAMESPACE: &str = "tests";
+
+/// A supervisor and its roots.
+pub(crate) struct Stack {
+    folder: tempfile::TempDir,
+    supervisor: Option<Child>,
+    channel: Option<Channel>,
+}
+
+/// A program of this build, or of where `BERTH_BIN` says.
+pub(crate) fn program(name: &str) -> PathBuf {
+    let ours = Path::new(env!("CARGO_BIN_EXE_berth-supervisor"));
+    let at = ours.with_file_name(name);
+    assert!(at.is_file(), "{} is missing: cargo build -p shim -p runtime first", at.display());
+    at
+}
+
+/// The OCI runtime under test: `BERTH_TEST_RUNTIME`, else berth-runtime.
+fn oci_runtime() -> String {
+    std::env::var("BERTH_TEST_RUNTIME").unwrap_or_else(|_| program("berth-runtime").display().to_string())
+}
+
+/// Waits until something is so; says what, if it never is.
+pub(crate) async fn eventually(what: &str, mut so: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !so() {
+        assert!(began.elapsed() < Duration::from_secs(10), "not within 10 s: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+impl Stack {
+    /// Roots with a busybox image folder, and a supervisor on them.
+    pub(crate) async fn new() -> Self {
+        program("berth-shim");
+        let folder = tempfile::Builder::new().prefix("tasks-").tempdir_in("/tmp").expect("folder");
+        let bin = folder.path().join("image/bin");
+        fs::create_dir_all(&bin).expect("image");
+        for place in ["proc", "dev", "sys", "tmp", "etc"] {
+            fs::create_dir(folder.path().join("image").join(place)).expect("place");
+        }
+        fs::copy("/usr/bin/busybox", bin.join("busybox")).expect("busybox (static) is needed");
+        for applet in ["sh", "sleep", "true", "echo", "cat", "kill"] {
+            symlink("busybox", bin.join(applet)).expect("link");
+        }
+        let mut stack = Self { folder, supervisor: None, channel: None };
+        stack.start().await;
+        stack
+    }
+
+    /// The temporary folder with everything in it.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The run root.
+    pub(crate) fn run(&self) -> PathBuf {
+        self.folder().join("r")
+    }
+
+    /// A supervisor's command line on these roots.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_berth-supervisor"));
+        command.arg("--data-root").arg(self.folder().join("d")).arg("--run-root").arg(self.run());
+        command
+    }
+
+    /// Starts a supervisor and waits until it answers.
+    pub(crate) async fn start(&mut self) {
+        let log = fs::File::options().create(true).append(true).open(self.folder().join("log")).expect("log");
+        let child = self.command().stdin(Stdio::null()).stderr(log).spawn().expect("run the supervisor");
+        self.supervisor = Some(child);
+        let socket = self.run().join("supervisor.sock");
+        let began = Instant::now();
+        let endpoint = Endpoint::from_static("http://supervisor");
+        self.channel = loop {
+            let socket = socket.clone();
+            let connector = tower::service_fn(move |_| {
+                let socket = socket.clone();
+                async move { UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) }
+            });
+            match endpoint.connect_with_connector(connector).await {
+                Ok(channel) => break Some(channel),
+                Err(error) => assert!(began.elapsed() < Duration::from_secs(10), "{error}: {}", self.log()),
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        };
+    }
+
+    /// Kills the supervisor outright.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut child) = self.supervisor.take() {
+            child.kill().expect("kill");
+            child.wait().expect("wait");
+        }
+    }
+
+    /// Asks the supervisor to end, and waits for it.
+    pub(crate) fn terminate(&mut self) -> std::process::ExitStatus {
+        let mut child = self.supervisor.take().expect("a supervisor");
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).expect("pid"));
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("SIGTERM");
+        child.wait().expect("wait")
+    }
+
+    /// What the supervisors have logged.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.folder().join("log")).unwrap_or_default()
+    }
+
+    fn channel(&self) -> Channel {
+        self.channel.clone().expect("a supervisor")
+    }
+
+    /// A client of the tasks service.
+    pub(crate) fn tasks(&self) -> TasksClient<Channel> {
+        TasksClient::new(self.channel())
+    }
+
+    /// A client of the containers service.
+    pub(crate) fn containers(&self) -> ContainersClient<Channel> {
+        ContainersClient::new(self.channel())
+    }
+
+    /// Keeps a container record whose process is `sh -c SCRIPT`.
+    pub(crate) async fn record(&self, id: &str, script: &str) {
+        self.record_with(id, script, "io.containerd.berth.v1").await.expect("record");
+    }
+
+    /// Keeps a container record with a runtime of the caller's choice.
+    pub(crate) async fn record_with(&self, id: &str, script: &str, runtime: &str) -> Result<(), Status> {
+        let options = typeurl::pack(&Options { binary_name: oci_runtime(), ..Default::default() });
+        let container = Container {
+            id: id.into(),
+            runtime: Some(container::Runtime { name: runtime.into(), options: Some(options) }),
+            spec: Some(typeurl::pack_json(typeurl::SPEC, spec(&self.cgroup(), id, script))),
+            ..Default::default()
+        };
+        self.containers().create(request(CreateContainerRequest { container: Some(container) })).await.map(drop)
+    }
+
+    /// What Create is asked for a container on the busybox image, with output into a file.
+    pub(crate) fn create_request(&self, id: &str) -> CreateTaskRequest {
+        let source = self.folder().join("image").display().to_string();
+        let options = vec!["rbind".into(), "rw".into()];
+        let output = format!("file://{}", self.folder().join(format!("{id}.out")).display());
+        CreateTaskRequest {
+            container_id: id.into(),
+            rootfs: vec![Mount { r#type: "bind".into(), source, target: String::new(), options }],
+            stdout: output.clone(),
+            stderr: output,
+            ..Default::default()
+        }
+    }
+
+    /// What a container has printed.
+    pub(crate) fn output(&self, id: &str) -> String {
+        fs::read_to_string(self.folder().join(format!("{id}.out"))).unwrap_or_default()
+    }
+
+    /// Record, create, start; answers the pid.
+    pub(crate) async fn run_task(&self, id: &str, script: &str) -> u32 {
+        self.record(id, script).await;
+        self.create(id).await;
+        self.start_task(id).await
+    }
+
+    /// Creates a task; answers the pid.
+    pub(crate) async fn create(&self, id: &str) -> u32 {
+        let created = self.tasks().create(request(self.create_request(id))).await;
+        created.unwrap_or_else(|status| panic!("create {id}: {status}\n{}", self.log())).into_inner().pid
+    }
+
+    /// Starts a task; answers the pid.
+    pub(crate) async fn start_task(&self, id: &str) -> u32 {
+        let message = StartRequest { container_id: id.into(), exec_id: String::new() };
+        let started = self.tasks().start(request(message)).await;
+        started.unwrap_or_else(|status| panic!("start {id}: {status}\n{}", self.log())).into_inner().pid
+    }
+
+    /// A task's init process.
+    pub(crate) async fn get(&self, id: &str) -> Result<Process, Status> {
+        let message = GetRequest { container_id: id.into(), exec_id: String::new() };
+        Ok(self.tasks().get(request(message)).await?.into_inner().process.expect("process"))
+    }
+
+    /// Sends a signal to a task.
+    pub(crate) async fn signal(&self, id: &str, signal: u32) -> Result<(), Status> {
+        let message = KillRequest { container_id: id.into(), exec_id: String::new(), signal, all: false };
+        self.tasks().kill(request(message)).await.map(drop)
+    }
+
+    /// Waits for a task's end.
+    pub(crate) async fn wait(&self, id: &str) -> WaitResponse {
+        let message = WaitRequest { container_id: id.into(), exec_id: String::new() };
+        let ended = tokio::time::timeout(Duration::from_secs(10), self.tasks().wait(request(message))).await;
+        ended.unwrap_or_else(|_| panic!("wait {id} hangs\n{}", self.log())).expect("wait").into_inner()
+    }
+
+    /// Deletes a task; answers its exit code.
+    pub(crate) async fn delete(&self, id: &str) -> Result<u32, Status> {
+        let message = DeleteTaskRequest { container_id: id.into() };
+        Ok(self.tasks().delete(request(message)).await?.into_inner().exit_status)
+    }
+
+    /// Kills, waits for, and deletes a task.
+    pub(crate) async fn finish(&self, id: &str) {
+        self.signal(id, 9).await.expect("kill");
+        self.wait(id).await;
+        self.delete(id).await.expect("delete");
+    }
+
+    /// Every event from now on, as topic and envelope.
+    pub(crate) async fn events(&self, filters: &[&str]) -> Events {
+        let filters = filters.iter().map(|filter| (*filter).to_owned()).collect();
+        let events = EventsClient::new(self.channel()).subscribe(request(SubscribeRequest { filters })).await;
+        Events::new(events.expect("subscribe").into_inner())
+    }
+
+    /// Pids of the shims of these roots.
+    pub(crate) fn shims(&self) -> Vec<u32> {
+        processes(|line| line.contains("berth-shim") && line.contains(&*self.folder().to_string_lossy()))
+    }
+
+    /// Fails if anything is left of any task.
+    pub(crate) async fn nothing_left(&self) {
+        let tasks = self.run().join("supervisor/tasks").join(NAMESPACE);
+        let entries = |at: &Path| fs::read_dir(at).map(|all| all.flatten().count()).unwrap_or(0);
+        eventually(&format!("no shim left\n{}", self.log()), || self.shims().is_empty()).await;
+        eventually("no bundle left", || entries(&tasks) == 0).await;
+        eventually("no shim socket left", || entries(&self.run().join("s")) == 0).await;
+        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+        let ours = self.folder().display().to_string();
+        let left: Vec<_> = mounts.lines().filter(|line| line.contains(&ours)).collect();
+        assert!(left.is_empty(), "mounts left: {left:#?}");
+        let image = format!("{ours}/");
+        let left = processes(|line| line.contains(&image) && !line.contains("berth-supervisor --data-root"));
+        assert!(left.is_empty(), "processes left: {left:?}");
+        for group in self.cgroups() {
+            assert!(entries_of_folders(&group) == 0, "cgroup left in {}", group.display());
+        }
+    }
+
+    /// The cgroup that holds the containers' ones.
+    fn cgroup(&self) -> String {
+        format!("berth-{}", self.folder().file_name().expect("name").to_string_lossy())
+    }
+
+    fn cgroups(&self) -> Vec<PathBuf> {
+        let top = Path::new("/sys/fs/cgroup");
+        let all = fs::read_dir(top).expect("cgroups").flatten().map(|entry| entry.path()).chain([top.to_owned()]);
+        all.filter(|at| !at.is_symlink()).map(|at| at.join(self.cgroup())).filter(|at| at.is_dir()).collect()
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("supervisor's log:\n{}", self.log());
+        }
+        self.kill();
+        // What a failed test leaves: only processes below this stack's own folder.
+        for pid in self.shims() {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::Signal::SIGKILL);
+        }
+        // Runtimes remove the cgroup they made, and leave its parent.
+        for group in self.cgroups() {
+            let _ = fs::remove_dir(group);
+        }
+    }
+}
+
+/// Events as they come.
+pub(crate) struct Events(mpsc::UnboundedReceiver<(String, prost_types::Any)>);
+
+impl Events {
+    fn new(mut stream: Streaming<proto::containerd::services::events::v1::Envelope>) -> Self {
+        let (send, events) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Ok(Some(envelope)) = stream.message().await {
+                if send.send((envelope.topic, envelope.event.expect("content"))).is_err() {
+                    break;
+                }
+            }
+        });
+        Self(events)
+    }
+
+    /// The next event.
+    pub(crate) async fn next(&mut self) -> (String, prost_types::Any) {
+        let next = tokio::time::timeout(Duration::from_secs(10), self.0.recv()).await;
+        next.expect("an event within 10 s").expect("stream goes on")
+    }
+
+    /// The topics of the next `count` events.
+    pub(crate) async fn topics(&mut self, count: usize) -> Vec<String> {
+        let mut topics = Vec::new();
+        for _ in 0..count {
+            topics.push(self.next().await.0);
+        }
+        topics
+    }
+}
+
+/// A message with the tests' namespace.
+pub(crate) fn request<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("containerd-namespace", NAMESPACE.parse().expect("metadata"));
+    request
+}
+
+/// Whether a state is the one expected; for messages that name both.
+pub(crate) fn assert_state(process: &Process, state: State) {
+    assert_eq!(process.status(), state, "{process:?}");
+}
+
+/// Whether a process exists and is no zombie.
+pub(crate) fn lives(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| !rest.trim_start().starts_with('Z')))
+}
+
+fn processes(wanted: impl Fn(&str) -> bool) -> Vec<u32> {
+    let all = fs::read_dir("/proc").expect("/proc").flatten();
+    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid: &u32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        lives(*pid) && wanted(&String::from_utf8_lossy(&line).replace('\0', " "))
+    })
+    .collect()
+}
+
+fn entries_of_folders(at: &Path) -> usize {
+    fs::read_dir(at).map(|all| all.flatten().filter(|entry| entry.path().is_dir()).count()).unwrap_or(0)
+}
+
+fn spec(cgroup: &str, id: &str, script: &str) -> Vec<u8> {
+    let mount = |to: &str, kind: &str, options: &[&str]| json!({"destination": to, "type": kind, "source": kind, "options": options});
+    let spec = json!({
+        "ociVersion": "1.0.2",
+        "process": {
+            "user": {"uid": 0, "gid": 0},
+            "args": ["sh", "-c", script],
+            "env": ["PATH=/bin"],
+            "cwd": "/",
+        },
+        "root": {"path": "rootfs"},
+        "hostname": id,
+        "mounts": [
+            mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
+            mount("/dev", "tmpfs", &["nosuid", "mode=755"]),
+        ],
+        "linux": {
+            "cgroupsPath": format!("/{cgroup}/{id}"),
+            "namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}, {"type": "network"}],
+        },
+    });
+    serde_json::to_vec(&spec).expect("spec")
+}
+
+/// The process of an exec that runs `sh -c SCRIPT`.
+pub(crate) fn process_spec(script: &str) -> prost_types::Any {
+    let process = json!({"user": {"uid": 0, "gid": 0}, "args": ["sh", "-c", script], "env": ["PATH=/bin"], "cwd": "/"});
+    typeurl::pack_json(typeurl::PROCESS, serde_json::to_vec(&process).expect("process"))
+}
