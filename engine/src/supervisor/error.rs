@@ -60,6 +60,14 @@ impl From<tonic::Status> for SupervisorError {
             // then with a message of theirs.
             return match status.code() {
                 tonic::Code::Unknown | tonic::Code::Internal if broken_stream(&message) => Self::Lost(message),
+                // What a server without the service or method answers.
+                tonic::Code::Unimplemented if message.is_empty() => Self::Refused {
+                    kind: ErrorKind::Unimplemented,
+                    message: "the supervisor does not have this service".into(),
+                },
+                code if message.is_empty() => {
+                    Self::Refused { kind: ErrorKind::from_grpc(code), message: code.description().into() }
+                }
                 code => Self::Refused { kind: ErrorKind::from_grpc(code), message },
             };
         };
