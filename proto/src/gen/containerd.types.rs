@@ -82,3 +82,48 @@ impl ::prost::Name for Metric {
         "/containerd.types.Metric".into()
     }
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RuntimeVersion {
+    #[prost(string, tag = "1")]
+    pub version: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub revision: ::prost::alloc::string::String,
+}
+impl ::prost::Name for RuntimeVersion {
+    const NAME: &'static str = "RuntimeVersion";
+    const PACKAGE: &'static str = "containerd.types";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.types.RuntimeVersion".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.types.RuntimeVersion".into()
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RuntimeInfo {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub version: ::core::option::Option<RuntimeVersion>,
+    /// What options the shim takes, with their defaults.
+    #[prost(message, optional, tag = "3")]
+    pub options: ::core::option::Option<::prost_types::Any>,
+    /// runtime-spec features of the OCI runtime.
+    #[prost(message, optional, tag = "4")]
+    pub features: ::core::option::Option<::prost_types::Any>,
+    #[prost(map = "string, string", tag = "5")]
+    pub annotations: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+}
+impl ::prost::Name for RuntimeInfo {
+    const NAME: &'static str = "RuntimeInfo";
+    const PACKAGE: &'static str = "containerd.types";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.types.RuntimeInfo".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.types.RuntimeInfo".into()
+    }
+}
