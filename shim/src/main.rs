@@ -34,7 +34,15 @@ mod task;
 use std::{io::Write as _, process::ExitCode};
 
 use args::Action;
-use proto::kind::chain;
+use prost::Message as _;
+use proto::{
+    containerd::{
+        runc::v1::Options,
+        types::{RuntimeInfo, RuntimeVersion},
+    },
+    kind::chain,
+    typeurl,
+};
 
 fn main() -> ExitCode {
     let args = match args::parse(std::env::args().skip(1)) {
@@ -42,10 +50,22 @@ fn main() -> ExitCode {
         Err(error) => return failed(2, &error),
     };
     if args.version || args.info {
-        let text =
-            format!("berth-shim\n  Version: {}\n  Protocol: containerd.task.v3 over gRPC\n", env!("CARGO_PKG_VERSION"));
+        let text = if args.info {
+            RuntimeInfo {
+                name: "io.containerd.berth.v1".to_owned(),
+                version: Some(RuntimeVersion {
+                    version: env!("CARGO_PKG_VERSION").to_owned(),
+                    revision: String::new(),
+                }),
+                options: Some(typeurl::pack(&Options::default())),
+                ..RuntimeInfo::default()
+            }
+            .encode_to_vec()
+        } else {
+            format!("berth-shim:\n  Version: {}\n", env!("CARGO_PKG_VERSION")).into_bytes()
+        };
         // Nobody reads it: nobody misses it.
-        let _ = std::io::stdout().write_all(text.as_bytes());
+        let _ = std::io::stdout().write_all(&text);
         return ExitCode::SUCCESS;
     }
     match args.action {

@@ -568,7 +568,8 @@ impl Task {
             pid: answer.pid,
             exit_status: answer.exit_status,
             exited_at: answer.exited_at,
-            id: self.id.clone(),
+            // containerd leaves it empty for init.
+            id: String::new(),
         };
         self.shim.events.push(Topic::Delete, &event);
         // Before the answer: a Shutdown that follows it must find no container.

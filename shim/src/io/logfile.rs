@@ -113,11 +113,10 @@ impl LogFile {
             self.size = 0;
             return Ok(());
         }
-        for number in (1..self.place.max_files - 1).rev() {
-            match fs::rename(self.numbered(number), self.numbered(number + 1)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+        // Only those that exist are moved up: max-file may be a great number.
+        let present = (1..self.place.max_files - 1).take_while(|number| self.numbered(*number).exists()).count();
+        for number in (1..=u32::try_from(present).unwrap_or(u32::MAX)).rev() {
+            fs::rename(self.numbered(number), self.numbered(number + 1))?;
         }
         match fs::rename(&self.place.path, self.numbered(1)) {
             // Somebody removed it; a new one is due anyway.
