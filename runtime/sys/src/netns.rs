@@ -128,8 +128,7 @@ where
 {
     let nowhere = Path::new("");
     on_a_thread(nowhere, || {
-        setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)
-            .map_err(|errno| NetnsError::new("enter", nowhere, errno))?;
+        setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET).map_err(|errno| NetnsError::new("enter", nowhere, errno))?;
         Ok(inside())
     })
 }
@@ -148,6 +147,28 @@ where
             .map_err(|error| NetnsError::io("start a thread for", pin, &error))?;
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
+}
+
+/// Sets the loopback interface of this thread's network namespace up.
+pub fn loopback_up() -> Result<(), Errno> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    use std::os::fd::AsRawFd;
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    // SAFETY: ifreq is plain old data for which all zeroes is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = *from as libc::c_char;
+    }
+    // SAFETY: the request wants a complete ifreq, which it fills.
+    crate::raw::check(libc::c_long::from(unsafe {
+        libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &mut request)
+    }))?;
+    // SAFETY: SIOCGIFFLAGS filled this member of the union.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    request.ifr_ifru.ifru_flags = flags | libc::IFF_UP as libc::c_short;
+    // SAFETY: the request reads a complete ifreq.
+    crate::raw::check(libc::c_long::from(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &request) }))
+        .map(drop)
 }
 
 #[cfg(test)]

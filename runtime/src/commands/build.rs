@@ -1,0 +1,173 @@
+//! What `create` and `run` have in common: flags, and building a container up to the point where its process waits.
+
+use std::path::PathBuf;
+
+use super::{CommandError, Context, preserve_fds};
+use crate::args::{Flag, Parsed, switch, value};
+use crate::confine::cgroup::Cgroup;
+use crate::launch::gate;
+use crate::launch::parent::{self, Launched, Prepared, Wait};
+use crate::plan::libc_flag::{NEWPID, NEWUSER};
+use crate::plan::{Options, Plan};
+use crate::spec::Spec;
+use crate::state::{ContainerId, Entry, State};
+
+/// Flags of `create`; `run` has more.
+pub(super) const FLAGS: &[Flag] = &[
+    value(&["bundle", "b"], "folder with config.json (default: here)"),
+    value(&["console-socket"], "unix socket that gets the master of the terminal"),
+    value(&["pidfd-socket"], "not supported yet"),
+    value(&["pid-file"], "file to write the pid to"),
+    switch(&["no-pivot"], "do not use pivot_root"),
+    switch(&["no-new-keyring"], "keep the caller's session keyring"),
+    value(&["preserve-fds"], "descriptors after stdio to pass on"),
+];
+
+/// The same, parsed.
+pub(super) struct BuildArgs {
+    pub(super) id: ContainerId,
+    bundle: PathBuf,
+    pub(super) console_socket: Option<PathBuf>,
+    pub(super) pid_file: Option<PathBuf>,
+    options: Options,
+    preserve_fds: i32,
+}
+
+impl BuildArgs {
+    pub(super) fn new(command: &'static str, parsed: &Parsed) -> Result<Self, CommandError> {
+        if parsed.value("pidfd-socket").is_some() {
+            return Err(CommandError::UnsupportedFlag("pidfd-socket"));
+        }
+        let bundle = parsed.path("bundle").unwrap_or_else(|| ".".into());
+        let absolute = std::fs::canonicalize(&bundle);
+        Ok(Self {
+            id: ContainerId::parse(parsed.one_word(command, "the container's id")?)?,
+            bundle: absolute.map_err(|cause| CommandError::Io { action: "open bundle", path: bundle, cause })?,
+            console_socket: parsed.path("console-socket"),
+            pid_file: parsed.path("pid-file"),
+            options: Options { no_pivot: parsed.is_on("no-pivot"), no_new_keyring: parsed.is_on("no-new-keyring") },
+            preserve_fds: parsed.number::<u16>("preserve-fds")?.map_or(0, i32::from),
+        })
+    }
+}
+
+/// Who lets the process go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Starter {
+    /// `start`, later.
+    Gate,
+    /// We, at once.
+    Us,
+}
+
+/// A container that is built. Dropped, everything is undone: in the order of the fields.
+pub(super) struct Built {
+    pub(super) launched: Launched,
+    pub(super) cgroup: NewCgroup,
+    pub(super) entry: Entry,
+    pub(super) state: State,
+}
+
+/// A cgroup made here; removed when dropped, unless kept.
+pub(super) struct NewCgroup {
+    cgroup: Cgroup,
+    keep: bool,
+}
+
+impl NewCgroup {
+    pub(super) fn keep(&mut self) {
+        self.keep = true;
+    }
+}
+
+impl Drop for NewCgroup {
+    fn drop(&mut self) {
+        if !self.keep {
+            // The error that led here is the one to tell; `delete --force` finishes what is left.
+            let _ = self.cgroup.destroy();
+        }
+    }
+}
+
+/// Builds a container: check everything, reserve the id, make it.
+pub(super) fn build(context: &Context, args: &BuildArgs, starter: Starter, detached: bool) -> Result<Built, CommandError> {
+    let listen_fds = std::env::var("LISTEN_FDS").ok().and_then(|text| text.parse::<u8>().ok()).map_or(0, i32::from);
+    preserve_fds(args.preserve_fds + listen_fds)?;
+    let (mut spec, config) = Spec::load(&args.bundle)?;
+    if let Some(process) = spec.process.as_mut().filter(|_| listen_fds > 0) {
+        // The process is the first of its namespace.
+        process.env.extend([format!("LISTEN_FDS={listen_fds}"), "LISTEN_PID=1".to_owned()]);
+    }
+    let mut plan = Plan::new(&spec, &args.bundle, args.options)?;
+    check_terminal(&plan, args, detached)?;
+    if !plan.namespaces.is_private(NEWUSER) {
+        limit_caps(&mut plan)?;
+    }
+    for warning in &plan.warnings {
+        context.log.warn(warning);
+    }
+    let cgroup = Cgroup::locate(&cgroup_path(&plan.cgroups_path, &args.id))?;
+    let entry = context.states.reserve(&args.id)?;
+    let mut state = State {
+        id: args.id.clone(),
+        pid: 0,
+        start_time: 0,
+        bundle: args.bundle.clone(),
+        rootfs: plan.rootfs.clone(),
+        created: crate::log::rfc3339(std::time::SystemTime::now()),
+        owner: String::new(),
+        annotations: plan.annotations.clone(),
+        cgroup: cgroup.path().to_owned(),
+        own_pid_namespace: plan.namespaces.new & NEWPID != 0,
+        hooks: plan.hooks.clone(),
+    };
+    // Enough for `delete --force` to clean up if this process is killed.
+    entry.save(&state)?;
+    entry.save_config(&config)?;
+    let system = |stage| move |errno| CommandError::System(stage, errno);
+    let wait = match starter {
+        Starter::Us => Wait::Parent,
+        Starter::Gate => Wait::Gate(gate::build(&entry.gate()).map_err(system("make the start socket"))?),
+    };
+    let prepared = Prepared::new(&plan, &args.bundle, args.console_socket.as_deref(), wait)?;
+    let mut cgroup = NewCgroup { cgroup, keep: false };
+    let launched = match parent::spawn(&plan, &prepared, &cgroup.cgroup, &state, &context.log) {
+        Ok(launched) => launched,
+        Err(error) => {
+            // Somebody else's must stay.
+            if matches!(error, parent::LaunchError::Cgroup(crate::confine::cgroup::CgroupError::Occupied(_))) {
+                cgroup.keep();
+            }
+            return Err(error.into());
+        }
+    };
+    state.pid = launched.pid.as_raw();
+    state.start_time = launched.start_time;
+    Ok(Built { launched, cgroup, entry, state })
+}
+
+/// The cgroup of a container that config.json gives none: one of its own below the root.
+fn cgroup_path(given: &str, id: &ContainerId) -> String {
+    let given = given.trim_matches('/');
+    if given.is_empty() { format!("berth-{id}") } else { given.to_owned() }
+}
+
+fn check_terminal(plan: &Plan, args: &BuildArgs, detached: bool) -> Result<(), CommandError> {
+    match (plan.process.terminal.is_some(), args.console_socket.is_some()) {
+        (true, false) if detached => {
+            Err(CommandError::Conflict("process.terminal needs --console-socket, since nobody stays to serve the terminal"))
+        }
+        (false, true) => Err(CommandError::Conflict("--console-socket needs process.terminal")),
+        _ => Ok(()),
+    }
+}
+
+/// Capabilities that the runtime lacks cannot be given; the container runs without them, as with those that the kernel lacks.
+fn limit_caps(plan: &mut Plan) -> Result<(), CommandError> {
+    let own = sys::creds::caps().map_err(|errno| CommandError::System("read own capabilities", errno))?;
+    let missing = plan.process.caps.limit_to(own.permitted);
+    if missing != 0 {
+        plan.warnings.push(format!("process.capabilities: {missing:#x} are not the runtime's own and cannot be given"));
+    }
+    Ok(())
+}

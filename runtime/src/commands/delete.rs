@@ -1,0 +1,90 @@
+//! `delete`: removes what is left of a container, or all of it with `--force`.
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::{CommandError, Context};
+use crate::args::{Flag, Order, Parsed, switch};
+use crate::confine::cgroup::Cgroup;
+use crate::launch::hooks;
+use crate::state::{ContainerId, State, StateError, Status};
+
+const FLAGS: &[Flag] = &[switch(&["force", "f"], "kill it if it runs; a container that is not there is fine")];
+
+pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, CommandError> {
+    let parsed = Parsed::parse(FLAGS, Order::Mixed, arguments)?;
+    let id = ContainerId::parse(parsed.one_word("delete", "the container's id")?)?;
+    let force = parsed.is_on("force");
+    let state = match context.states.load(&id) {
+        Err(StateError::Missing(_)) if force => {
+            // A create that was killed before it could write anything leaves a folder at most.
+            if context.states.exists(&id) {
+                context.states.remove(&id)?;
+            }
+            return Ok(0);
+        }
+        other => other?,
+    };
+    // A forced one need not ask how things stand.
+    if !force {
+        match context.states.status(&state)? {
+            Status::Stopped | Status::Created => {}
+            status => return Err(CommandError::WrongStatus { verb: "delete", status }),
+        }
+    }
+    remove(context, &state)?;
+    Ok(0)
+}
+
+/// Kills what still lives, removes cgroup and folder, runs the poststop hooks. Can be repeated after any failure.
+pub(super) fn remove(context: &Context, state: &State) -> Result<(), CommandError> {
+    let cgroup = Cgroup::locate(&state.cgroup)?;
+    end(state, &cgroup)?;
+    cgroup.destroy()?;
+    context.states.remove(&state.id)?;
+    for hook in &state.hooks.poststop {
+        // The specification wants a failing poststop hook logged, and the rest to go on.
+        if let Err(error) = hooks::run("poststop", std::slice::from_ref(hook), state, 0, Status::Stopped) {
+            context.log.warn(&crate::launch::handshake::chain(&error));
+        }
+    }
+    Ok(())
+}
+
+/// How long a killed process may take to go; one that hangs in the kernel takes longer, and then somebody has to look.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn end(state: &State, cgroup: &Cgroup) -> Result<(), CommandError> {
+    let system = |stage| move |errno| CommandError::System(stage, errno);
+    let Some(pid) = state.live_pid() else {
+        // The first process is gone, or was never known: others may be left, unless they went with it.
+        if !state.own_pid_namespace || state.pid == 0 {
+            cgroup.kill_all()?;
+        }
+        return Ok(());
+    };
+    let Ok(pidfd) = sys::process::pidfd_open(pid) else { return Ok(()) };
+    if state.live_pid().is_none() {
+        return Ok(());
+    }
+    if state.own_pid_namespace {
+        // Takes all others with it.
+        match sys::process::pidfd_send_signal(pidfd.as_fd(), nix::libc::SIGKILL) {
+            Ok(()) | Err(sys::Errno::ESRCH) => {}
+            Err(errno) => return Err(CommandError::System("kill the container's process", errno)),
+        }
+        if cgroup.is_frozen()? {
+            cgroup.freeze(false)?;
+        }
+    } else {
+        super::kill::kill_all(state)?;
+    }
+    let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    let timeout = PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::MAX);
+    match poll(&mut fds, timeout).map_err(system("wait for the container's process"))? {
+        0 => Err(CommandError::System("wait for the killed process to go", sys::Errno::ETIMEDOUT)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,58 @@
+//! `features`: what this runtime can do, as the specification wants it told. Read by dockerd, containerd and CRI-O.
+
+use serde_json::json;
+
+use super::{CommandError, Context, print};
+use crate::args::{Order, Parsed};
+use crate::spec::VERSION;
+
+pub(super) fn run(_: &Context, arguments: &[String]) -> Result<u8, CommandError> {
+    Parsed::parse(&[], Order::Mixed, arguments)?;
+    let capabilities: Vec<String> = {
+        let mut all: Vec<_> = caps::all().into_iter().collect();
+        all.sort_by_key(|capability| capability.index());
+        all.iter().map(ToString::to_string).collect()
+    };
+    let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let features = json!({
+        "ociVersionMin": "1.0.0",
+        "ociVersionMax": VERSION,
+        "hooks": words("prestart createRuntime createContainer startContainer poststart poststop"),
+        "mountOptions": words(
+            "atime bind defaults dev diratime exec noatime nodev nodiratime noexec norelatime nostrictatime nosuid nosymfollow \
+             private ratime rbind rdev rdiratime relatime rexec rnoatime rnodev rnodiratime rnoexec rnosuid ro rprivate rro \
+             rrelatime rrw rshared rslave rstrictatime rsuid runbindable rw shared slave strictatime suid symfollow tmpcopyup \
+             unbindable"
+        ),
+        "linux": {
+            "namespaces": words("cgroup ipc mount network pid time user uts"),
+            "capabilities": capabilities,
+            "cgroup": {"v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": true},
+            "seccomp": {
+                "enabled": true,
+                "actions": words(
+                    "SCMP_ACT_ALLOW SCMP_ACT_ERRNO SCMP_ACT_KILL SCMP_ACT_KILL_PROCESS SCMP_ACT_KILL_THREAD SCMP_ACT_LOG \
+                     SCMP_ACT_TRACE SCMP_ACT_TRAP"
+                ),
+                "operators": words(
+                    "SCMP_CMP_EQ SCMP_CMP_GE SCMP_CMP_GT SCMP_CMP_LE SCMP_CMP_LT SCMP_CMP_MASKED_EQ SCMP_CMP_NE"
+                ),
+                "archs": words(if cfg!(target_arch = "aarch64") {
+                    "SCMP_ARCH_AARCH64"
+                } else {
+                    "SCMP_ARCH_X32 SCMP_ARCH_X86 SCMP_ARCH_X86_64"
+                }),
+                "knownFlags": words("SECCOMP_FILTER_FLAG_LOG SECCOMP_FILTER_FLAG_SPEC_ALLOW SECCOMP_FILTER_FLAG_TSYNC"),
+                "supportedFlags": words("SECCOMP_FILTER_FLAG_LOG SECCOMP_FILTER_FLAG_SPEC_ALLOW SECCOMP_FILTER_FLAG_TSYNC"),
+            },
+            "apparmor": {"enabled": true},
+            "selinux": {"enabled": true},
+            "intelRdt": {"enabled": false},
+            "memoryPolicy": {},
+            "mountExtensions": {"idmap": {"enabled": false}},
+            "netDevices": {"enabled": false},
+        },
+        "annotations": {"org.berth.runtime.version": env!("CARGO_PKG_VERSION")},
+    });
+    Ok(print(&format!("{features:#}\n")))
+}

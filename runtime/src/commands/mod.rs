@@ -1,0 +1,287 @@
+//! The commands, one file each, and what is common to them: global flags, dispatch, and how a failure is told.
+
+mod build;
+mod create;
+mod delete;
+mod exec;
+mod features;
+mod foreground;
+mod kill;
+mod list;
+mod pause;
+mod ps;
+mod run;
+mod spec;
+mod start;
+mod state;
+mod update;
+
+use std::path::PathBuf;
+
+use sys::Errno;
+
+use crate::args::{ArgsError, Flag, Order, Parsed, switch, value};
+use crate::confine::cgroup::CgroupError;
+use crate::launch::handshake::chain;
+use crate::launch::hooks::HookError;
+use crate::launch::parent::LaunchError;
+use crate::log::{Format, Log};
+use crate::plan::PlanError;
+use crate::spec::{SpecError, VERSION};
+use crate::state::{ContainerId, StateDir, StateError, Status};
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CommandError {
+    /// The command line.
+    #[error(transparent)]
+    Args(#[from] ArgsError),
+    /// State on disk.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// config.json, or another JSON file.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// What config.json asks for.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// Building.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// A cgroup.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// A hook.
+    #[error(transparent)]
+    Hook(#[from] HookError),
+    /// No such command.
+    #[error("unknown command {0:?}: see --help")]
+    UnknownCommand(String),
+    /// A command that is not there yet.
+    #[error("the command is not supported yet")]
+    Unsupported,
+    /// A flag that is not there yet.
+    #[error("flag --{0} is not supported yet")]
+    UnsupportedFlag(&'static str),
+    /// Flags or fields that do not go together.
+    #[error("{0}")]
+    Conflict(&'static str),
+    /// The container is in the wrong state.
+    #[error("cannot {verb} a container that is {status}")]
+    WrongStatus { verb: &'static str, status: Status },
+    /// The words containerd looks for.
+    #[error("container not running")]
+    NotRunning,
+    /// A signal that does not exist.
+    #[error("unknown signal {0:?}")]
+    UnknownSignal(String),
+    /// The container's process said why it could not go on.
+    #[error("{0}")]
+    Child(String),
+    /// A file or stream.
+    #[error("{action} {path}")]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        #[source]
+        cause: std::io::Error,
+    },
+    /// A system call.
+    #[error("{0}")]
+    System(&'static str, #[source] Errno),
+    /// A value of a flag.
+    #[error("flag --{flag}: {value:?} {why}")]
+    BadValue { flag: &'static str, value: String, why: &'static str },
+}
+
+/// What every command works with.
+pub(crate) struct Context {
+    pub(crate) states: StateDir,
+    pub(crate) log: Log,
+}
+
+type Run = fn(&Context, &[String]) -> Result<u8, CommandError>;
+
+/// Name, whether it enters a container (and so has to protect the program file), and what it does.
+const COMMANDS: &[(&str, bool, Run)] = &[
+    ("create", true, create::run),
+    ("delete", false, delete::run),
+    ("exec", true, exec::run),
+    ("features", false, features::run),
+    ("kill", false, kill::run),
+    ("list", false, list::run),
+    ("pause", false, pause::run),
+    ("ps", false, ps::run),
+    ("resume", false, pause::resume),
+    ("run", true, run::run),
+    ("spec", false, spec::run),
+    ("start", false, start::run),
+    ("state", false, state::run),
+    ("update", false, update::run),
+];
+
+/// Commands that runc has and this runtime does not have yet.
+const ABSENT: &[&str] = &["checkpoint", "restore", "events"];
+
+const GLOBAL: &[Flag] = &[
+    value(&["root"], "folder of the containers' state (default /run/berth-runtime)"),
+    value(&["log"], "log file (default stderr)"),
+    value(&["log-format"], "text (default) or json"),
+    switch(&["debug"], "log decisions too"),
+    switch(&["systemd-cgroup"], "cgroups by systemd: not supported yet"),
+    value(&["rootless"], "true, false or auto: accepted, found out anyway"),
+    switch(&["version", "v"], "print the version"),
+    switch(&["help", "h"], "print this text"),
+];
+
+/// Runs a command line; returns the exit code.
+pub(crate) fn run(arguments: &[String]) -> u8 {
+    let globals = match Parsed::parse(GLOBAL, Order::FlagsFirst, arguments) {
+        Ok(globals) => globals,
+        Err(error) => return fail(&Log::default(), "", &error),
+    };
+    if globals.is_on("version") {
+        return print(&version());
+    }
+    let Some((name, rest)) = globals.words.split_first() else {
+        return print(&help());
+    };
+    if globals.is_on("help") || name == "help" {
+        return print(&help());
+    }
+    let format = match globals.value("log-format") {
+        None | Some("" | "text") => Format::Text,
+        Some("json") => Format::Json,
+        Some(other) => {
+            let allowed = "text, json";
+            return fail(&Log::default(), "", &ArgsError::NotOneOf { name: "log-format", value: other.into(), allowed });
+        }
+    };
+    let log = match Log::open(globals.path("log").as_deref(), format, globals.is_on("debug")) {
+        Ok(log) => log,
+        Err(error) => return fail(&Log::default(), "", &error),
+    };
+    // What it is about: the first word that is no flag comes near enough for an error message.
+    let about = format!("{name} {}", subject(rest));
+    let about = about.trim_end();
+    if globals.is_on("systemd-cgroup") {
+        return fail(&log, about, &CommandError::UnsupportedFlag("systemd-cgroup"));
+    }
+    if rest.iter().take_while(|word| *word != "--").any(|word| matches!(word.as_str(), "--help" | "-h")) && name != "exec" {
+        return print(&help());
+    }
+    let Some((_, enters, command)) = COMMANDS.iter().find(|(known, ..)| known == name) else {
+        let absent = ABSENT.contains(&name.as_str());
+        let error = if absent { CommandError::Unsupported } else { CommandError::UnknownCommand(name.clone()) };
+        return fail(&log, if absent { name } else { "" }, &error);
+    };
+    let failed = if name == "exec" { exec::FAILED } else { 1 };
+    if *enters && let Err(errno) = crate::launch::protect::run_from_read_only() {
+        fail(&log, about, &CommandError::System("protect the runtime's own file", errno));
+        return failed;
+    }
+    let context = Context { states: StateDir::new(globals.path("root").unwrap_or_else(default_root)), log };
+    match command(&context, rest) {
+        Ok(code) => code,
+        Err(error) => {
+            fail(&context.log, about, &error);
+            failed
+        }
+    }
+}
+
+/// The id a command line is about, found without knowing the command's flags: for messages only.
+fn subject(rest: &[String]) -> &str {
+    let is_id = |word: &&String| ContainerId::parse(word).is_ok() && !word.starts_with('-');
+    match rest {
+        [first, ..] if is_id(&first) => first,
+        // `exec` has its id in front of a command, everything else at the end.
+        _ => rest.iter().rev().find(is_id).map_or("", String::as_str),
+    }
+}
+
+fn default_root() -> PathBuf {
+    match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(folder) if !nix::unistd::geteuid().is_root() => PathBuf::from(folder).join("berth-runtime"),
+        _ => "/run/berth-runtime".into(),
+    }
+}
+
+fn fail(log: &Log, about: &str, error: &dyn std::error::Error) -> u8 {
+    let text = chain(error);
+    log.error(&if about.is_empty() { text } else { format!("{about}: {text}") });
+    1
+}
+
+/// Prints to stdout; a reader that is gone is its own business.
+fn print(text: &str) -> u8 {
+    use std::io::Write;
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    0
+}
+
+fn version() -> String {
+    format!("berth-runtime version {}\nspec: {VERSION}\n", env!("CARGO_PKG_VERSION"))
+}
+
+fn help() -> String {
+    let mut text = String::from("berth-runtime: an OCI runtime\n\nusage: berth-runtime [global flags] COMMAND [flags] [ID] ...\n\ncommands:");
+    for (name, ..) in COMMANDS {
+        text.push(' ');
+        text.push_str(name);
+    }
+    text.push_str("\n\nglobal flags:\n");
+    for flag in GLOBAL {
+        text.push_str(&format!("  --{:<16} {}\n", flag.names[0], flag.help));
+    }
+    text
+}
+
+/// The container a command is about, which is all it takes.
+fn only_id(command: &'static str, arguments: &[String]) -> Result<ContainerId, CommandError> {
+    let parsed = Parsed::parse(&[], Order::Mixed, arguments)?;
+    Ok(ContainerId::parse(parsed.one_word(command, "the container's id")?)?)
+}
+
+/// Writes a pid where a caller waits for it: aside first, so that it is never seen half written.
+fn write_pid_file(path: &std::path::Path, pid: i32) -> Result<(), CommandError> {
+    let failed = |cause| CommandError::Io { action: "write pid file", path: path.to_owned(), cause };
+    let name = path.file_name().ok_or_else(|| failed(std::io::ErrorKind::InvalidInput.into()))?;
+    let aside = path.with_file_name(format!(".{}", name.to_string_lossy()));
+    std::fs::write(&aside, pid.to_string()).and_then(|()| std::fs::rename(&aside, path)).map_err(failed)
+}
+
+/// Sees to it that exactly stdio and `count` descriptors after it are inherited by the container.
+fn preserve_fds(count: i32) -> Result<(), CommandError> {
+    for number in 3..3 + count {
+        let absent = |errno| CommandError::System("preserve the descriptors of --preserve-fds and LISTEN_FDS", errno);
+        sys::fd::set_cloexec(number, false).map_err(absent)?;
+    }
+    sys::fd::cloexec_from(3 + count).map_err(|errno| CommandError::System("close inherited descriptors", errno))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_about_the_id() {
+        let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(subject(&words("--bundle /b --pid-file /p web")), "web");
+        assert_eq!(subject(&words("web ls -l")), "web");
+        assert_eq!(subject(&[]), "");
+    }
+
+    #[test]
+    fn the_version_is_what_callers_parse() {
+        let text = version();
+        let mut lines = text.lines();
+        assert!(lines.next().expect("line").starts_with("berth-runtime version "));
+        assert_eq!(lines.next(), Some("spec: 1.3.0"));
+    }
+
+    #[test]
+    fn help_names_every_command() {
+        assert!(COMMANDS.iter().all(|(name, ..)| help().contains(name)));
+    }
+}

@@ -1,0 +1,35 @@
+//! `start`: lets the process of a created container go, and waits until it runs its own program.
+
+use super::{CommandError, Context, only_id};
+use crate::launch::gate;
+use crate::launch::handshake::Kind;
+use crate::launch::hooks;
+use crate::state::Status;
+
+pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, CommandError> {
+    let id = only_id("start", arguments)?;
+    let state = context.states.load(&id)?;
+    let path = context.states.gate(&id);
+    let not_waiting = || {
+        let status = context.states.status(&state)?;
+        Err(CommandError::WrongStatus { verb: "start", status })
+    };
+    let Ok(channel) = gate::connect(&path) else { return not_waiting() };
+    if channel.send(Kind::Start, "").is_err() {
+        return not_waiting();
+    }
+    // The connection closes by execve, or by the end of the process.
+    let answer = channel.receive().map_err(|errno| CommandError::System("wait for the process", errno))?;
+    // Nobody will come here again. A leftover does no harm.
+    let _ = std::fs::remove_file(&path);
+    if let Some(message) = answer {
+        return Err(CommandError::Child(message.text));
+    }
+    let started = hooks::run("poststart", &state.hooks.poststart, &state, state.pid, Status::Running);
+    if let Err(error) = started {
+        // Since 1.3 of the specification: the container is stopped, and the caller goes on to delete it.
+        super::kill::kill_all(&state)?;
+        return Err(error.into());
+    }
+    Ok(0)
+}

@@ -1,0 +1,182 @@
+//! Limits on cgroup v1.
+
+use sys::Errno;
+
+use super::files::{read, write, write_if_there};
+use super::{CgroupError, Hierarchy, devices};
+use crate::spec::{DeviceRule, Resources};
+
+/// A new cpuset allows nothing; it takes over what its parent has, from the top down where that is empty as well.
+pub(super) fn inherit_cpuset(hierarchy: &Hierarchy, path: &str) -> Result<(), CgroupError> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        fill(hierarchy, path, file)?;
+    }
+    Ok(())
+}
+
+fn fill(hierarchy: &Hierarchy, path: &str, file: &str) -> Result<String, CgroupError> {
+    let own = read(hierarchy, path, file)?;
+    if !own.trim().is_empty() || path.is_empty() {
+        return Ok(own);
+    }
+    let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+    let value = fill(hierarchy, parent, file)?;
+    write(hierarchy, path, file, value.trim())?;
+    Ok(value)
+}
+
+/// Denies all devices, then applies the rules and allows what every container needs.
+pub(super) fn limit_devices(hierarchy: &Hierarchy, path: &str, rules: &[DeviceRule]) -> Result<(), CgroupError> {
+    for (file, line) in devices::legacy_lines(rules) {
+        write(hierarchy, path, file, &line)?;
+    }
+    Ok(())
+}
+
+/// All other limits. A controller is looked for only when something is asked of it.
+pub(super) fn limit(
+    hierarchies: &[Hierarchy],
+    unified: Option<&Hierarchy>,
+    path: &str,
+    resources: &Resources,
+    warn: &mut dyn FnMut(String),
+) -> Result<(), CgroupError> {
+    let find = |controller: &'static str, field: &'static str| {
+        let found = hierarchies.iter().find(|hierarchy| hierarchy.controls(controller));
+        found.ok_or(CgroupError::NoController { field, controller })
+    };
+    memory(&find, path, resources, warn)?;
+    let cpu = &resources.cpu;
+    let period_and_quota = [
+        ("cpu.cfs_period_us", cpu.period.filter(|period| *period != 0).map(|value| value.to_string())),
+        ("cpu.cfs_quota_us", cpu.quota.filter(|quota| *quota != 0).map(|value| value.to_string())),
+    ];
+    for (file, value) in period_and_quota.into_iter().chain([
+        ("cpu.cfs_burst_us", cpu.burst.map(|value| value.to_string())),
+        ("cpu.rt_period_us", cpu.realtime_period.filter(|period| *period != 0).map(|value| value.to_string())),
+        ("cpu.rt_runtime_us", cpu.realtime_runtime.filter(|runtime| *runtime != 0).map(|value| value.to_string())),
+        ("cpu.idle", cpu.idle.map(|value| value.to_string())),
+        ("cpu.shares", cpu.shares.filter(|shares| *shares != 0).map(|value| value.to_string())),
+    ]) {
+        if let Some(value) = value {
+            write(find("cpu", "linux.resources.cpu")?, path, file, &value)?;
+        }
+    }
+    for (file, value) in [("cpuset.cpus", &cpu.cpus), ("cpuset.mems", &cpu.mems)] {
+        if !value.is_empty() {
+            write(find("cpuset", "linux.resources.cpu.cpus")?, path, file, value)?;
+        }
+    }
+    if let Some(limit) = resources.pids.limit {
+        write(find("pids", "linux.resources.pids")?, path, "pids.max", &pids(limit))?;
+    }
+    block_io(&find, path, resources, warn)?;
+    for limit in &resources.hugepage_limits {
+        let (size, value) = (&limit.page_size, limit.limit.to_string());
+        match (find("hugetlb", "linux.resources.hugepageLimits"), unified) {
+            (Ok(hierarchy), _) => write(hierarchy, path, &format!("hugetlb.{size}.limit_in_bytes"), &value)?,
+            // On a hybrid host the controller may be with cgroup2.
+            (Err(_), Some(hierarchy)) => {
+                super::unified::enable(hierarchy, path, &["hugetlb"])?;
+                write(hierarchy, path, &format!("hugetlb.{size}.max"), &value)?;
+            }
+            (Err(error), None) => return Err(error),
+        }
+    }
+    if let Some(class) = resources.network.class_id.filter(|class| *class != 0) {
+        write(find("net_cls", "linux.resources.network.classID")?, path, "net_cls.classid", &class.to_string())?;
+    }
+    for entry in &resources.network.priorities {
+        let line = format!("{} {}", entry.name, entry.priority);
+        write(find("net_prio", "linux.resources.network.priorities")?, path, "net_prio.ifpriomap", &line)?;
+    }
+    for (device, limit) in &resources.rdma {
+        let line = super::unified::rdma_line(device, limit);
+        write(find("rdma", "linux.resources.rdma")?, path, "rdma.max", &line)?;
+    }
+    for (file, value) in &resources.unified {
+        warn(format!("linux.resources.unified {file}={value} is for cgroup2 and ignored"));
+    }
+    Ok(())
+}
+
+type Find<'a> = dyn Fn(&'static str, &'static str) -> Result<&'a Hierarchy, CgroupError> + 'a;
+
+fn memory<'a>(find: &Find<'a>, path: &str, resources: &Resources, warn: &mut dyn FnMut(String)) -> Result<(), CgroupError> {
+    let memory = &resources.memory;
+    let limit = memory.limit.filter(|limit| *limit != 0).map(|limit| limit.to_string());
+    let swap = memory.swap.filter(|swap| *swap != 0).map(|swap| swap.to_string());
+    let hierarchy = || find("memory", "linux.resources.memory");
+    let (limit_file, swap_file) = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes");
+    let mut swap_done = false;
+    if let Some(limit) = &limit {
+        match (write(hierarchy()?, path, limit_file, limit), &swap) {
+            // Memory may not exceed memory plus swap: when both grow, the sum has to grow first.
+            (Err(CgroupError::Write { cause: Errno::EINVAL, .. }), Some(swap)) => {
+                write(hierarchy()?, path, swap_file, swap)?;
+                write(hierarchy()?, path, limit_file, limit)?;
+                swap_done = true;
+            }
+            (done, _) => done?,
+        }
+    }
+    if let Some(swap) = swap.filter(|_| !swap_done)
+        && !write_if_there(hierarchy()?, path, swap_file, &swap)?
+    {
+        warn("linux.resources.memory.swap: the kernel does not account for swap; ignored".into());
+    }
+    if let Some(reservation) = memory.reservation.filter(|reservation| *reservation != 0) {
+        write(hierarchy()?, path, "memory.soft_limit_in_bytes", &reservation.to_string())?;
+    }
+    if memory.disable_oom_killer == Some(true) {
+        write(hierarchy()?, path, "memory.oom_control", "1")?;
+    }
+    if let Some(swappiness) = memory.swappiness {
+        write(hierarchy()?, path, "memory.swappiness", &swappiness.to_string())?;
+    }
+    Ok(())
+}
+
+/// The value of pids.max. A limit of 0 is one process: the first is there already when it would count.
+pub(super) fn pids(limit: i64) -> String {
+    match limit {
+        ..0 => "max".to_owned(),
+        0 => "1".to_owned(),
+        limit => limit.to_string(),
+    }
+}
+
+fn block_io<'a>(find: &Find<'a>, path: &str, resources: &Resources, warn: &mut dyn FnMut(String)) -> Result<(), CgroupError> {
+    let block = &resources.block_io;
+    let hierarchy = || find("blkio", "linux.resources.blockIO");
+    if let Some(weight) = block.weight.filter(|weight| *weight != 0) {
+        let (hierarchy, value) = (hierarchy()?, weight.to_string());
+        // Which file there is depends on the I/O scheduler; with none there is no weight to keep.
+        if !write_if_there(hierarchy, path, "blkio.weight", &value)?
+            && !write_if_there(hierarchy, path, "blkio.bfq.weight", &value)?
+        {
+            warn("linux.resources.blockIO.weight: no I/O scheduler here keeps weights; ignored".into());
+        }
+    }
+    for device in &block.weight_device {
+        if let Some(weight) = device.weight.filter(|weight| *weight != 0) {
+            let line = format!("{}:{} {weight}", device.major, device.minor);
+            if !write_if_there(hierarchy()?, path, "blkio.weight_device", &line)?
+                && !write_if_there(hierarchy()?, path, "blkio.bfq.weight_device", &line)?
+            {
+                warn("linux.resources.blockIO.weightDevice: no I/O scheduler here keeps weights; ignored".into());
+            }
+        }
+    }
+    for (file, devices) in [
+        ("blkio.throttle.read_bps_device", &block.throttle_read_bps_device),
+        ("blkio.throttle.write_bps_device", &block.throttle_write_bps_device),
+        ("blkio.throttle.read_iops_device", &block.throttle_read_iops_device),
+        ("blkio.throttle.write_iops_device", &block.throttle_write_iops_device),
+    ] {
+        for device in devices {
+            write(hierarchy()?, path, file, &format!("{}:{} {}", device.major, device.minor, device.rate))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,202 @@
+//! Limits on cgroup2.
+
+use sys::Errno;
+
+use super::files::{read, write, write_if_there};
+use super::legacy::pids;
+use super::{CgroupError, Hierarchy};
+use crate::spec::{Rdma, Resources};
+
+/// Hands all available controllers down to the cgroup, level by level.
+pub(super) fn enable_controllers(hierarchy: &Hierarchy, path: &str) -> Result<(), CgroupError> {
+    let available = read(hierarchy, "", "cgroup.controllers")?;
+    enable(hierarchy, path, &available.split_whitespace().collect::<Vec<_>>())
+}
+
+/// Hands these controllers down to the cgroup.
+pub(super) fn enable(hierarchy: &Hierarchy, path: &str, wanted: &[&str]) -> Result<(), CgroupError> {
+    let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+    let missing = |enabled: &str| -> Vec<String> {
+        let has = |name: &&&str| !enabled.split_whitespace().any(|enabled| enabled == **name);
+        wanted.iter().filter(has).map(|name| format!("+{name}")).collect()
+    };
+    // Usually the first container under this parent did it all.
+    if missing(&read(hierarchy, parent, "cgroup.subtree_control")?).is_empty() {
+        return Ok(());
+    }
+    let levels = std::iter::once("").chain(parent.match_indices('/').map(|(at, _)| &parent[..at]));
+    let levels: Vec<&str> = levels.chain((!parent.is_empty()).then_some(parent)).collect();
+    for level in levels {
+        let missing = missing(&read(hierarchy, level, "cgroup.subtree_control")?);
+        if missing.is_empty() {
+            continue;
+        }
+        if write(hierarchy, level, "cgroup.subtree_control", &missing.join(" ")).is_ok() {
+            continue;
+        }
+        // One that cannot be handed down (a real-time process in the way of cpu, say) must not take the others with it;
+        // a limit that needs it will fail and say so.
+        for controller in &missing {
+            match write(hierarchy, level, "cgroup.subtree_control", controller) {
+                Ok(()) | Err(CgroupError::Write { cause: Errno::EBUSY | Errno::EINVAL | Errno::ENOENT | Errno::EOPNOTSUPP, .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Docker's share of 2 to 262144 (default 1024) as a weight of 1 to 10000 (default 100), by the curve that goes through all
+/// three points (runc 1.3.2, crun 1.23).
+fn weight_of_shares(shares: u64) -> u64 {
+    match shares {
+        0 => 0,
+        ..=2 => 1,
+        262_144.. => 10_000,
+        _ => {
+            let log = (shares as f64).log2();
+            let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
+            10_f64.powf(exponent).ceil() as u64
+        }
+    }
+}
+
+/// v1 weights are 10 to 1000, those of cgroup2 1 to 10000.
+fn io_weight(weight: u16) -> u64 {
+    1 + (u64::from(weight).clamp(10, 1000) - 10) * 9999 / 990
+}
+
+fn amount(value: i64) -> String {
+    if value < 0 { "max".to_owned() } else { value.to_string() }
+}
+
+/// Spec's swap is memory and swap together; cgroup2 wants swap alone. `None`: leave it.
+fn swap_alone(limit: Option<i64>, swap: Option<i64>) -> Option<String> {
+    match (limit.filter(|limit| *limit != 0), swap.filter(|swap| *swap != 0)?) {
+        (_, ..0) => Some("max".to_owned()),
+        (Some(limit @ 1..), swap) => Some(swap.saturating_sub(limit).max(0).to_string()),
+        // Without a memory limit the sum says nothing about swap.
+        _ => None,
+    }
+}
+
+pub(super) fn rdma_line(device: &str, limit: &Rdma) -> String {
+    let mut line = device.to_owned();
+    for (name, value) in [("hca_handle", limit.hca_handles), ("hca_object", limit.hca_objects)] {
+        if let Some(value) = value {
+            line.push_str(&format!(" {name}={value}"));
+        }
+    }
+    line
+}
+
+/// Writes all limits that are asked for.
+pub(super) fn limit(
+    hierarchy: &Hierarchy,
+    path: &str,
+    resources: &Resources,
+    warn: &mut dyn FnMut(String),
+) -> Result<(), CgroupError> {
+    let mut lines: Vec<(String, String)> = Vec::new();
+    let mut add = |file: &str, value: String| lines.push((file.to_owned(), value));
+    let memory = &resources.memory;
+    if let Some(limit) = memory.limit.filter(|limit| *limit != 0) {
+        add("memory.max", amount(limit));
+    }
+    if let Some(swap) = swap_alone(memory.limit, memory.swap) {
+        add("memory.swap.max", swap);
+    }
+    if let Some(reservation) = memory.reservation.filter(|reservation| *reservation != 0) {
+        add("memory.low", amount(reservation));
+    }
+    for (name, set) in [("swappiness", memory.swappiness.is_some()), ("disableOOMKiller", memory.disable_oom_killer == Some(true))] {
+        if set {
+            warn(format!("linux.resources.memory.{name} is not there on cgroup2; ignored"));
+        }
+    }
+    let cpu = &resources.cpu;
+    if let Some(weight) = cpu.shares.map(weight_of_shares).filter(|weight| *weight != 0) {
+        add("cpu.weight", weight.to_string());
+    }
+    match (cpu.quota.filter(|quota| *quota != 0), cpu.period.filter(|period| *period != 0)) {
+        (None, None) => {}
+        (quota, period) => add("cpu.max", format!("{} {}", quota.map_or("max".into(), amount), period.unwrap_or(100_000))),
+    }
+    if let Some(burst) = cpu.burst {
+        add("cpu.max.burst", burst.to_string());
+    }
+    if let Some(idle) = cpu.idle {
+        add("cpu.idle", idle.to_string());
+    }
+    if cpu.realtime_runtime.is_some_and(|value| value != 0) || cpu.realtime_period.is_some_and(|value| value != 0) {
+        warn("linux.resources.cpu: real-time limits are not there on cgroup2; ignored".into());
+    }
+    for (file, value) in [("cpuset.cpus", &cpu.cpus), ("cpuset.mems", &cpu.mems)] {
+        if !value.is_empty() {
+            add(file, value.clone());
+        }
+    }
+    if let Some(limit) = resources.pids.limit {
+        add("pids.max", pids(limit));
+    }
+    let block = &resources.block_io;
+    for (key, devices) in [
+        ("rbps", &block.throttle_read_bps_device),
+        ("wbps", &block.throttle_write_bps_device),
+        ("riops", &block.throttle_read_iops_device),
+        ("wiops", &block.throttle_write_iops_device),
+    ] {
+        for device in devices {
+            add("io.max", format!("{}:{} {key}={}", device.major, device.minor, device.rate));
+        }
+    }
+    for limit in &resources.hugepage_limits {
+        add(&format!("hugetlb.{}.max", limit.page_size), limit.limit.to_string());
+    }
+    for (device, limit) in &resources.rdma {
+        add("rdma.max", rdma_line(device, limit));
+    }
+    for (file, value) in &resources.unified {
+        add(file, value.clone());
+    }
+    for (file, value) in lines {
+        write(hierarchy, path, &file, &value)?;
+    }
+    if let Some(weight) = block.weight.filter(|weight| *weight != 0)
+        && !write_if_there(hierarchy, path, "io.bfq.weight", &weight.to_string())?
+        && !write_if_there(hierarchy, path, "io.weight", &io_weight(weight).to_string())?
+    {
+        warn("linux.resources.blockIO.weight: nothing here keeps weights; ignored".into());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_keep_their_three_points() {
+        for (shares, weight) in [(0, 0), (2, 1), (1024, 100), (262_144, 10_000), (u64::MAX, 10_000), (512, 59)] {
+            assert_eq!(weight_of_shares(shares), weight, "{shares}");
+        }
+    }
+
+    #[test]
+    fn swap_is_the_rest() {
+        for (limit, swap, expected) in [
+            (Some(100), Some(300), Some("200")),
+            (Some(100), Some(100), Some("0")),
+            (Some(100), Some(-1), Some("max")),
+            (None, Some(300), None),
+            (Some(100), None, None),
+        ] {
+            assert_eq!(swap_alone(limit, swap).as_deref(), expected);
+        }
+    }
+
+    #[test]
+    fn weights_map_end_to_end() {
+        assert_eq!((io_weight(10), io_weight(1000)), (1, 10_000));
+    }
+}

@@ -1,0 +1,187 @@
+//! The child's side of `create` and `run`: from clone to execve.
+//!
+//! ```text
+//! namespaces -> names -> root attached -> mounts -> devices -> masks -> hooks -> root entered
+//!            -> process settled (entry.rs) -> Ready -> wait for start -> startContainer hooks -> execve
+//! ```
+//! It has a copy of everything the parent prepared and only applies it. It is undumpable throughout, and dies with its parent
+//! until it is ready.
+
+use std::convert::Infallible;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use nix::sys::signal::Signal;
+use sys::Errno;
+
+use super::entry::{ChildError, Entrant, open_terminal, report_ready, step};
+use super::handshake::{Channel, Kind, chain};
+use super::hooks;
+use super::parent::{Prepared, Wait};
+use crate::confine::cgroup::{self, Cgroup};
+use crate::confine::limits;
+use crate::plan::libc_flag::{NEWCGROUP, NEWNET, NEWUSER};
+use crate::plan::mounts::Source;
+use crate::plan::{Plan, sysctl};
+use crate::rootfs::{cgroups, devices, masks, mounts, pivot, resolve};
+use crate::state::{State, Status};
+
+/// What the child was cloned for.
+pub(super) struct Child<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) prepared: &'a Prepared,
+    pub(super) cgroup: &'a Cgroup,
+    pub(super) state: &'a State,
+    /// Namespaces were joined by the helper already.
+    pub(super) joined: bool,
+}
+
+/// Never comes back: the process becomes the container's, or reports why not and ends.
+pub(super) fn run(child: &Child<'_>, channel: Channel) -> ! {
+    let mut report = channel;
+    let error = match child.build(&mut report) {
+        Ok(never) => match never {},
+        Err(error) => error,
+    };
+    // Without anybody to tell there is nothing left to do but to end.
+    let _ = report.send(Kind::Failed, &chain(&error));
+    sys::process::exit_now(1)
+}
+
+impl Child<'_> {
+    fn build(&self, channel: &mut Channel) -> Result<Infallible, ChildError> {
+        let (plan, prepared) = (self.plan, self.prepared);
+        sys::process::set_parent_death_signal(Some(Signal::SIGKILL)).map_err(step("set parent death signal"))?;
+        sys::process::reset_signals().map_err(step("reset signals"))?;
+        nix::sys::stat::umask(nix::sys::stat::Mode::empty());
+        self.namespaces(channel)?;
+        let pid = self.file_system(channel)?;
+        let root = &prepared.rootfs;
+        // Made while the root can still be written to; if it cannot be made, entering it says so.
+        let _ = resolve::directory(root, Path::new(&plan.process.cwd), 0);
+        let terminal = match plan.process.terminal {
+            None => None,
+            Some(size) => {
+                let pty = open_terminal(root, size)?;
+                if plan.populate_dev {
+                    devices::console(root, &pty.peer)?;
+                }
+                Some(pty.master)
+            }
+        };
+        self.hooks(channel, pid)?;
+        pivot::enter(root, plan.options.no_pivot, plan.readonly_rootfs, plan.rootfs_propagation)?;
+        self.start(channel, pid, terminal)
+    }
+
+    fn namespaces(&self, channel: &Channel) -> Result<(), ChildError> {
+        let plan = self.plan;
+        if plan.namespaces.new & NEWUSER != 0 {
+            channel.send(Kind::NeedMaps, "").map_err(step("ask for id maps"))?;
+            channel.expect(Kind::Mapped).map_err(step("wait for id maps"))?;
+        }
+        if plan.namespaces.in_user_namespace() {
+            sys::creds::set_gid(0).map_err(step("become root of the user namespace"))?;
+            sys::creds::set_uid(0).map_err(step("become root of the user namespace"))?;
+            sys::process::set_dumpable(false).map_err(step("become undumpable"))?;
+            // Changing ids cancelled it.
+            sys::process::set_parent_death_signal(Some(Signal::SIGKILL)).map_err(step("set parent death signal"))?;
+        }
+        if !self.joined {
+            for (join, namespace) in plan.namespaces.join.iter().zip(&self.prepared.joins) {
+                sys::ns::enter(namespace, join.flag).map_err(|cause| ChildError::Join { path: join.path.clone(), cause })?;
+            }
+        }
+        nix::unistd::setsid().map_err(step("start a session"))?;
+        if !plan.options.no_new_keyring {
+            match sys::task::join_session_keyring(&format!("_ses.{}", self.state.id)) {
+                // Kernels without keyrings, and quotas used up, are no reason not to run.
+                Ok(()) | Err(Errno::ENOSYS | Errno::EDQUOT) => {}
+                Err(cause) => return Err(ChildError::Step("join a session keyring", cause)),
+            }
+        }
+        if let Some(name) = &plan.hostname {
+            nix::unistd::sethostname(name).map_err(step("set hostname"))?;
+        }
+        if let Some(name) = &plan.domainname {
+            limits::write_proc(&self.prepared.proc, "sys/kernel/domainname", name.as_bytes()).map_err(step("set domainname"))?;
+        }
+        if plan.namespaces.new & NEWNET != 0 {
+            sys::netns::loopback_up().map_err(step("bring up the loopback interface"))?;
+        }
+        Ok(())
+    }
+
+    /// Mounts and devices. The cgroup is joined on the way, before anything that shows it; returns the pid that the parent sees.
+    fn file_system(&self, channel: &Channel) -> Result<i32, ChildError> {
+        let (plan, prepared) = (self.plan, self.prepared);
+        let root = &prepared.rootfs;
+        let default = match plan.rootfs_propagation.0 {
+            sys::mount::Propagation::Private | sys::mount::Propagation::Unbindable => sys::mount::Propagation::Private,
+            _ => sys::mount::Propagation::Slave,
+        };
+        mounts::attach_root(root, &plan.rootfs, default)?;
+        let mut pid = None;
+        for (step, tree) in plan.mounts.iter().zip(&prepared.trees) {
+            if step.source == Source::Cgroup {
+                if pid.is_none() {
+                    pid = Some(self.join_cgroup(channel)?);
+                }
+                cgroups::make(root, step, self.cgroup, plan.namespaces.is_private(NEWCGROUP))?;
+            } else {
+                mounts::make(root, step, tree.as_ref(), default)?;
+            }
+        }
+        if plan.populate_dev {
+            devices::make(root, &plan.devices, &prepared.devices)?;
+            devices::link(root)?;
+        }
+        for (key, value) in &plan.sysctl {
+            let path = format!("sys/{}", sysctl::path_of(key));
+            limits::write_proc(&prepared.proc, &path, value.as_bytes())
+                .map_err(|cause| ChildError::Sysctl { key: key.clone(), value: value.clone(), cause })?;
+        }
+        masks::make_read_only(root, &plan.readonly_paths)?;
+        masks::mask(root, &plan.masked_paths)?;
+        pid.map_or_else(|| self.join_cgroup(channel), Ok)
+    }
+
+    fn join_cgroup(&self, channel: &Channel) -> Result<i32, ChildError> {
+        let message = channel.expect(Kind::Cgroup).map_err(step("wait for the cgroup"))?;
+        cgroup::join(&message.fds).map_err(step("join the cgroup"))?;
+        // Only now: the namespace's root is where its maker is.
+        if self.plan.namespaces.new & NEWCGROUP != 0 {
+            sys::ns::unshare(NEWCGROUP).map_err(step("make a cgroup namespace"))?;
+        }
+        message.text.parse().map_err(|_| ChildError::Step("wait for the cgroup", Errno::EBADMSG))
+    }
+
+    fn hooks(&self, channel: &Channel, pid: i32) -> Result<(), ChildError> {
+        let hooks = &self.plan.hooks;
+        if !hooks.prestart.is_empty() || !hooks.create_runtime.is_empty() {
+            channel.send(Kind::Hooks, "").map_err(step("ask for hooks"))?;
+            channel.expect(Kind::HooksDone).map_err(step("wait for hooks"))?;
+        }
+        hooks::run("createContainer", &hooks.create_container, self.state, pid, Status::Creating)?;
+        Ok(())
+    }
+
+    fn start(&self, channel: &mut Channel, pid: i32, terminal: Option<OwnedFd>) -> Result<Infallible, ChildError> {
+        let (plan, prepared) = (self.plan, self.prepared);
+        let settled = {
+            let entrant =
+                Entrant { process: &plan.process, seccomp: plan.seccomp.as_ref(), proc: &prepared.proc, channel };
+            entrant.settle()?
+        };
+        // From here on the container lives without its parent.
+        sys::process::set_parent_death_signal(None).map_err(step("set parent death signal"))?;
+        report_ready(channel, prepared.console.as_ref(), terminal)?;
+        match &prepared.wait {
+            Wait::Gate(gate) => *channel = super::gate::wait(gate).map_err(step("wait for start"))?,
+            Wait::Parent => drop(channel.expect(Kind::Start).map_err(step("wait for start"))?),
+        }
+        hooks::run("startContainer", &plan.hooks.start_container, self.state, pid, Status::Created)?;
+        let entrant = Entrant { process: &plan.process, seccomp: plan.seccomp.as_ref(), proc: &prepared.proc, channel };
+        entrant.execute(settled)
+    }
+}

@@ -1,0 +1,153 @@
+//! What parent and child say to each other over a pair of sockets that keep message boundaries: a byte for the kind, then text.
+//!
+//! ```text
+//! child: [NeedMaps ->  <- Mapped]  .. (namespaces, mounts) ..  <- Cgroup(fds)  [Hooks ->  <- HooksDone]  Ready ->
+//! run:   <- Start, then the socket closes by execve, or Failed ->
+//! ```
+//! The child may say Warning at any time, and Failed in place of anything else. Its end of the socket is close-on-exec: that it
+//! closes after Ready says that the container's own program runs.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use sys::Errno;
+
+/// The kinds of message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Child: my user namespace needs id maps.
+    NeedMaps = b'u' as isize,
+    /// Parent: written.
+    Mapped = b'm' as isize,
+    /// Parent: these are the `tasks` files of your cgroups.
+    Cgroup = b'g' as isize,
+    /// Child: namespaces and mounts are there, run the createRuntime hooks.
+    Hooks = b'h' as isize,
+    /// Parent: they have run.
+    HooksDone = b'd' as isize,
+    /// Helper: the pid of the container's process, in decimal.
+    Pid = b'p' as isize,
+    /// Child: something to be logged.
+    Warning = b'w' as isize,
+    /// Child: it cannot be done, and why.
+    Failed = b'f' as isize,
+    /// Child: only execve is left.
+    Ready = b'r' as isize,
+    /// Parent, or `start`: go.
+    Start = b's' as isize,
+}
+
+const ALL: [Kind; 10] = [
+    Kind::NeedMaps,
+    Kind::Mapped,
+    Kind::Cgroup,
+    Kind::Hooks,
+    Kind::HooksDone,
+    Kind::Pid,
+    Kind::Warning,
+    Kind::Failed,
+    Kind::Ready,
+    Kind::Start,
+];
+
+/// One message.
+#[derive(Debug)]
+pub(crate) struct Message {
+    pub(crate) kind: Kind,
+    pub(crate) text: String,
+    pub(crate) fds: Vec<OwnedFd>,
+}
+
+/// Longest text that is sent; errors beyond that are cut.
+const MAX_TEXT: usize = 4000;
+
+/// One end of the conversation.
+#[derive(Debug)]
+pub(crate) struct Channel(OwnedFd);
+
+impl Channel {
+    /// Both ends.
+    pub(crate) fn pair() -> Result<(Self, Self), Errno> {
+        let (here, there) = sys::fd::message_pair()?;
+        Ok((Self(here), Self(there)))
+    }
+
+    /// Takes over a socket.
+    pub(crate) fn from_fd(socket: OwnedFd) -> Self {
+        Self(socket)
+    }
+
+    /// Says something.
+    pub(crate) fn send(&self, kind: Kind, text: &str) -> Result<(), Errno> {
+        self.send_with(kind, text, &[])
+    }
+
+    /// Says something and hands over descriptors.
+    pub(crate) fn send_with(&self, kind: Kind, text: &str, fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+        let mut bytes = Vec::with_capacity(text.len() + 1);
+        bytes.push(kind as u8);
+        bytes.extend_from_slice(&text.as_bytes()[..text.len().min(MAX_TEXT)]);
+        sys::fd::send_fds(&self.0, &bytes, fds).map(drop)
+    }
+
+    /// Listens for the next message; `None` when the other end is closed.
+    pub(crate) fn receive(&self) -> Result<Option<Message>, Errno> {
+        let mut buffer = [0; MAX_TEXT + 1];
+        let (count, fds) = match sys::fd::recv_fds(&self.0, &mut buffer) {
+            Err(Errno::ECONNRESET) => return Ok(None),
+            other => other?,
+        };
+        let Some((kind, text)) = buffer[..count].split_first() else { return Ok(None) };
+        let kind = ALL.into_iter().find(|known| *known as u8 == *kind).ok_or(Errno::EBADMSG)?;
+        Ok(Some(Message { kind, text: String::from_utf8_lossy(text).into_owned(), fds }))
+    }
+
+    /// Listens for one kind of message. `EPIPE` when the other end is gone: then there is nobody left to build for.
+    pub(crate) fn expect(&self, kind: Kind) -> Result<Message, Errno> {
+        let message = self.receive()?.ok_or(Errno::EPIPE)?;
+        if message.kind == kind { Ok(message) } else { Err(Errno::EBADMSG) }
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// An error and its causes on one line, as users read it.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_arrive_whole() {
+        let (here, there) = Channel::pair().expect("pair");
+        here.send(Kind::Warning, "careful").expect("send");
+        here.send(Kind::Failed, &"x".repeat(10_000)).expect("send");
+        drop(here);
+        let first = there.receive().expect("receive").expect("a message");
+        assert_eq!((first.kind, first.text.as_str()), (Kind::Warning, "careful"));
+        assert_eq!(there.receive().expect("receive").expect("a message").text.len(), MAX_TEXT);
+        assert!(there.receive().expect("receive").is_none());
+    }
+
+    #[test]
+    fn the_unexpected_is_an_error() {
+        let (here, there) = Channel::pair().expect("pair");
+        here.send(Kind::Start, "").expect("send");
+        assert_eq!(there.expect(Kind::Mapped).err(), Some(Errno::EBADMSG));
+        drop(here);
+        assert_eq!(there.expect(Kind::Mapped).err(), Some(Errno::EPIPE));
+    }
+}

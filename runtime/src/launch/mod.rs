@@ -1,0 +1,11 @@
+//! From a plan to a process: the parent prepares and clones, the child builds its surroundings and becomes the container's
+//! process; `handshake` is what they say to each other, `gate` where a created container waits for `start`.
+
+pub(crate) mod child;
+pub(crate) mod entry;
+pub(crate) mod executable;
+pub(crate) mod gate;
+pub(crate) mod handshake;
+pub(crate) mod hooks;
+pub(crate) mod parent;
+pub(crate) mod protect;

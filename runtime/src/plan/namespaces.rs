@@ -1,0 +1,142 @@
+//! Which namespaces are made, which are joined, and the id maps and clocks that go with them.
+
+use std::path::PathBuf;
+
+use super::PlanError;
+use super::libc_flag::*;
+use crate::spec::{IdMapping, Linux};
+
+/// A namespace of somebody else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Join {
+    /// Its `CLONE_NEW*` flag.
+    pub(crate) flag: u64,
+    pub(crate) path: PathBuf,
+}
+
+/// What happens with each kind of namespace; those not mentioned stay the runtime's own.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct NamespacePlan {
+    /// Flags of the ones to make.
+    pub(crate) new: u64,
+    pub(crate) join: Vec<Join>,
+    pub(crate) uid_mappings: Vec<IdMapping>,
+    pub(crate) gid_mappings: Vec<IdMapping>,
+    /// Lines for timens_offsets.
+    pub(crate) time_offsets: Vec<String>,
+}
+
+/// The flag of a namespace kind by its name in config.json.
+pub(crate) fn flag_of(kind: &str) -> Option<u64> {
+    Some(match kind {
+        "pid" => NEWPID,
+        "network" => NEWNET,
+        "mount" => NEWNS,
+        "ipc" => NEWIPC,
+        "uts" => NEWUTS,
+        "user" => NEWUSER,
+        "cgroup" => NEWCGROUP,
+        "time" => NEWTIME,
+        _ => return None,
+    })
+}
+
+impl NamespacePlan {
+    pub(super) fn new(linux: &Linux) -> Result<Self, PlanError> {
+        let field = "linux.namespaces";
+        let mut plan = Self::default();
+        for namespace in &linux.namespaces {
+            let flag = flag_of(&namespace.kind).ok_or_else(|| PlanError::unknown(field, &namespace.kind))?;
+            if plan.is_private(flag) {
+                return Err(PlanError::invalid(field, &namespace.kind, "is there twice"));
+            }
+            if namespace.path.as_os_str().is_empty() {
+                plan.new |= flag;
+            } else if namespace.path.is_absolute() {
+                plan.join.push(Join { flag, path: namespace.path.clone() });
+            } else {
+                return Err(PlanError::invalid(field, namespace.path.to_string_lossy(), "is not an absolute path"));
+            }
+        }
+        if !plan.is_private(NEWNS) {
+            return Err(PlanError::NeedsNamespace { field: field.into(), namespace: "mount" });
+        }
+        let maps = [("linux.uidMappings", &linux.uid_mappings), ("linux.gidMappings", &linux.gid_mappings)];
+        for (field, map) in maps {
+            if !map.is_empty() && !plan.is_private(NEWUSER) {
+                return Err(PlanError::NeedsNamespace { field: field.into(), namespace: "user" });
+            }
+            if plan.new & NEWUSER != 0 && map.is_empty() {
+                return Err(PlanError::Missing { field });
+            }
+            for mapping in map {
+                let fits = |start: u32| start.checked_add(mapping.size).is_some();
+                if mapping.size == 0 || !fits(mapping.container_id) || !fits(mapping.host_id) {
+                    return Err(PlanError::invalid(field, format!("{mapping:?}"), "is no range of ids"));
+                }
+            }
+        }
+        // Maps of a namespace that is joined were written by whoever made it.
+        if plan.new & NEWUSER != 0 {
+            plan.uid_mappings.clone_from(&linux.uid_mappings);
+            plan.gid_mappings.clone_from(&linux.gid_mappings);
+        }
+        for (clock, offset) in &linux.time_offsets {
+            if plan.new & NEWTIME == 0 {
+                return Err(PlanError::NeedsNamespace { field: "linux.timeOffsets".into(), namespace: "time" });
+            }
+            if !matches!(clock.as_str(), "monotonic" | "boottime") {
+                return Err(PlanError::unknown("linux.timeOffsets", clock));
+            }
+            plan.time_offsets.push(format!("{clock} {} {}\n", offset.secs, offset.nanosecs));
+        }
+        Ok(plan)
+    }
+
+    /// True when the kind is made or joined, and so not the runtime's own.
+    pub(crate) fn is_private(&self, flag: u64) -> bool {
+        self.new & flag != 0 || self.join.iter().any(|join| join.flag == flag)
+    }
+
+    /// True when the container's ids are those of another user namespace.
+    pub(crate) fn in_user_namespace(&self) -> bool {
+        self.is_private(NEWUSER)
+    }
+}
+
+/// An id map as the kernel wants it written.
+pub(crate) fn map_lines(map: &[IdMapping]) -> String {
+    map.iter().map(|m| format!("{} {} {}\n", m.container_id, m.host_id, m.size)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(text: &str) -> Result<NamespacePlan, PlanError> {
+        NamespacePlan::new(&serde_json::from_str::<Linux>(text).expect("parses"))
+    }
+
+    #[test]
+    fn new_and_joined_are_told_apart() {
+        let plan = plan(r#"{"namespaces":[{"type":"mount"},{"type":"network","path":"/run/n"}]}"#).expect("plan");
+        assert_eq!(plan.new, NEWNS);
+        assert_eq!(plan.join, [Join { flag: NEWNET, path: "/run/n".into() }]);
+        assert!(plan.is_private(NEWNET) && !plan.is_private(NEWPID));
+    }
+
+    #[test]
+    fn refusals() {
+        for text in [
+            r#"{"namespaces":[{"type":"mount"},{"type":"mount"}]}"#,
+            r#"{"namespaces":[{"type":"mount","path":"x"}]}"#,
+            r#"{"namespaces":[{"type":"mount"},{"type":"user"}]}"#,
+            r#"{"namespaces":[{"type":"mount"}],"uidMappings":[{"containerID":0,"hostID":1,"size":1}]}"#,
+            r#"{"namespaces":[{"type":"mount"},{"type":"user"}],"uidMappings":[{"containerID":0,"hostID":4294967295,"size":9}],"gidMappings":[{"containerID":0,"hostID":1,"size":1}]}"#,
+            r#"{"namespaces":[{"type":"mount"}],"timeOffsets":{"monotonic":{"secs":1}}}"#,
+            r#"{"namespaces":[{"type":"mount"},{"type":"time"}],"timeOffsets":{"realtime":{"secs":1}}}"#,
+        ] {
+            assert!(plan(text).is_err(), "{text}");
+        }
+    }
+}

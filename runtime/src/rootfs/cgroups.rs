@@ -1,0 +1,78 @@
+//! The `cgroup` mount: the container sees its own cgroup as the root of the tree.
+
+use std::os::fd::OwnedFd;
+
+use nix::fcntl::AT_FDCWD;
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::symlinkat;
+use sys::Errno;
+use sys::mount::{Filesystem, Reach, attach, attr, clone_tree, set_attributes};
+use sys::path::{Within, open_within};
+
+use super::RootfsError;
+use super::resolve::{self, Make};
+use crate::confine::cgroup::{Cgroup, Hierarchy, ROOT};
+use crate::plan::mounts::MountStep;
+
+/// Mounts the cgroup tree. With a cgroup namespace it is mounted anew and shows what is below; without, the container's own
+/// directories are bound.
+pub(crate) fn make(root: &OwnedFd, step: &MountStep, cgroup: &Cgroup, private: bool) -> Result<(), RootfsError> {
+    let failed = |cause| RootfsError::Mount { what: "cgroup".into(), at: step.destination.clone(), cause };
+    let destination = resolve::destination(root, &step.destination, Make::Directory)
+        .map_err(|cause| RootfsError::Destination { at: step.destination.clone(), cause })?;
+    if cgroup.is_unified() {
+        let mount = if private {
+            Filesystem::open("cgroup2").and_then(|fs| fs.mount(step.attributes.set))
+        } else {
+            let path = std::path::Path::new(ROOT).join(cgroup.path());
+            clone_tree(AT_FDCWD, &path, Reach::One).and_then(|tree| {
+                set_attributes(&tree, Reach::One, step.attributes.set, step.attributes.clear, None)?;
+                Ok(tree)
+            })
+        };
+        return mount.and_then(|mount| attach(mount, destination)).map_err(failed);
+    }
+    legacy(&destination, step, cgroup, private).map_err(failed)
+}
+
+/// One tmpfs with a directory per hierarchy, as the host has it.
+fn legacy(destination: &OwnedFd, step: &MountStep, cgroup: &Cgroup, private: bool) -> Result<(), Errno> {
+    let fs = Filesystem::open("tmpfs")?;
+    for (key, value) in [("source", "tmpfs"), ("mode", "755")] {
+        fs.string(key, value)?;
+    }
+    let read_only = step.attributes.set & attr::RDONLY;
+    let top = fs.mount(step.attributes.set & !attr::RDONLY)?;
+    attach(&top, destination)?;
+    for hierarchy in cgroup.legacy() {
+        mkdirat(&top, hierarchy.name.as_str(), Mode::from_bits_truncate(0o755))?;
+        let at = open_within(&top, hierarchy.name.as_str(), nix::fcntl::OFlag::O_PATH, 0, Within::Plain)?;
+        let mount = if private {
+            fresh(hierarchy, step.attributes.set)?
+        } else {
+            let tree = clone_tree(AT_FDCWD, &hierarchy.mount_point().join(cgroup.path()), Reach::One)?;
+            set_attributes(&tree, Reach::One, step.attributes.set, step.attributes.clear, None)?;
+            tree
+        };
+        attach(mount, at)?;
+        // cpu and cpuacct are links to cpu,cpuacct where they are mounted together.
+        for name in hierarchy.name.split(',').filter(|name| *name != hierarchy.name) {
+            symlinkat(hierarchy.name.as_str(), &top, name)?;
+        }
+    }
+    if read_only != 0 {
+        set_attributes(&top, Reach::One, attr::RDONLY, 0, None)?;
+    }
+    Ok(())
+}
+
+fn fresh(hierarchy: &Hierarchy, attributes: u64) -> Result<OwnedFd, Errno> {
+    let fs = Filesystem::open("cgroup")?;
+    if hierarchy.name == "systemd" {
+        fs.flag("none")?;
+        fs.string("name", "systemd")?;
+    } else {
+        hierarchy.name.split(',').try_for_each(|name| fs.flag(name))?;
+    }
+    fs.mount(attributes)
+}

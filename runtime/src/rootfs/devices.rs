@@ -1,0 +1,102 @@
+//! Device nodes, the links in /dev, and the console.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use nix::fcntl::AtFlags;
+use nix::sys::stat::{Mode, SFlag, fstat, fstatat, mknodat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, symlinkat, unlinkat};
+use sys::Errno;
+use sys::mount::{Reach, attach, clone_tree};
+
+use super::RootfsError;
+use super::resolve::{self, Make, parent_and_name};
+use crate::plan::devices::DeviceStep;
+
+/// Links every container has, and where they lead.
+const LINKS: &[(&str, &str)] = &[
+    ("/proc/self/fd", "fd"),
+    ("/proc/self/fd/0", "stdin"),
+    ("/proc/self/fd/1", "stdout"),
+    ("/proc/self/fd/2", "stderr"),
+];
+
+/// In a user namespace no device can be made; the host's own are bound instead, if they are there.
+pub(crate) fn clone_host_devices(steps: &[DeviceStep]) -> Result<Vec<Option<OwnedFd>>, RootfsError> {
+    let clone = |step: &DeviceStep| match step.kind {
+        SFlag::S_IFIFO => Ok(None),
+        _ => clone_tree(nix::fcntl::AT_FDCWD, &step.path, Reach::One)
+            .map(Some)
+            .map_err(|cause| RootfsError::Device { at: step.path.clone(), cause }),
+    };
+    steps.iter().map(clone).collect()
+}
+
+/// Makes the devices; `trees` are those to be bound, if any. The umask is 0 here.
+pub(crate) fn make(root: &OwnedFd, steps: &[DeviceStep], trees: &[Option<OwnedFd>]) -> Result<(), RootfsError> {
+    for (at, step) in steps.iter().enumerate() {
+        let failed = |cause| RootfsError::Device { at: step.path.clone(), cause };
+        if let Some(tree) = trees.get(at).and_then(Option::as_ref) {
+            let destination = resolve::destination(root, &step.path, Make::File).map_err(failed)?;
+            attach(tree, destination).map_err(failed)?;
+            continue;
+        }
+        let (parent, name) = parent_and_name(root, &step.path).map_err(failed)?;
+        match mknodat(&parent, name.as_path(), step.kind, Mode::from_bits_truncate(step.mode), step.number) {
+            Ok(()) => {}
+            Err(Errno::EEXIST) => {
+                let found = fstatat(&parent, name.as_path(), AtFlags::AT_SYMLINK_NOFOLLOW).map_err(failed)?;
+                let kind = SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT;
+                if kind != step.kind || found.st_rdev != step.number {
+                    return Err(RootfsError::NotTheDevice { at: step.path.clone() });
+                }
+            }
+            Err(cause) => return Err(failed(cause)),
+        }
+        if (step.uid, step.gid) != (0, 0) {
+            let (uid, gid) = (Uid::from_raw(step.uid), Gid::from_raw(step.gid));
+            fchownat(&parent, name.as_path(), Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes the links in /dev.
+pub(crate) fn link(root: &OwnedFd) -> Result<(), RootfsError> {
+    let failed = |name: &str| {
+        let at = Path::new("/dev").join(name);
+        move |cause| RootfsError::Device { at, cause }
+    };
+    let dev = resolve::directory(root, Path::new("/dev"), 0).map_err(failed(""))?;
+    for (target, name) in LINKS {
+        match symlinkat(*target, &dev, *name) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(cause) => return Err(failed(name)(cause)),
+        }
+    }
+    // This one has to be right, or terminals come from another instance: whatever the image has there goes.
+    match unlinkat(&dev, "ptmx", UnlinkatFlags::NoRemoveDir) {
+        Ok(()) | Err(Errno::ENOENT) => {}
+        // Something is mounted there, which config.json asked for.
+        Err(Errno::EBUSY) => return Ok(()),
+        Err(cause) => return Err(failed("ptmx")(cause)),
+    }
+    symlinkat("pts/ptmx", &dev, "ptmx").map_err(failed("ptmx"))
+}
+
+/// Puts the container's terminal at /dev/console.
+pub(crate) fn console(root: &OwnedFd, peer: &OwnedFd) -> Result<(), RootfsError> {
+    let at = Path::new("/dev/console");
+    let failed = |cause| RootfsError::Device { at: at.to_owned(), cause };
+    let destination = resolve::destination(root, at, Make::File).map_err(failed)?;
+    clone_tree(peer, "", Reach::One).and_then(|tree| attach(tree, destination)).map_err(failed)
+}
+
+/// Opens the container's null device, and makes sure that it is the one (CVE-2025-31133).
+pub(crate) fn open_null(root: &OwnedFd) -> Result<OwnedFd, RootfsError> {
+    let null = resolve::open_no_follow(root, Path::new("/dev/null")).map_err(|_| RootfsError::NotNull)?;
+    let found = fstat(&null).map_err(|_| RootfsError::NotNull)?;
+    let is_null = SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFCHR
+        && found.st_rdev == nix::sys::stat::makedev(1, 3);
+    if is_null { Ok(null) } else { Err(RootfsError::NotNull) }
+}
