@@ -35,6 +35,9 @@
 //! The bridge and its links, the table `berth_BRIDGE` (`nft`), `net.ipv4.ip_forward`, and for the bridge alone
 //! `route_localnet=1`, `accept_ra=0`, `disable_ipv6=1`. Nothing of other tables, chains, bridges or policies; stacks with
 //! different bridge names and subnets don't meet. IPv6 is off on these links; ports are published on IPv4 addresses only.
+//!
+//! With `ip_forward` the host routes between its other links, too. Who doesn't want that says so in the host's own forward
+//! chain, which then has to let the bridge through: an accept here doesn't overrule a drop there.
 
 #[cfg(test)]
 mod tests;

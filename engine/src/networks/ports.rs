@@ -181,8 +181,10 @@ impl Ports {
     }
 
     /// Takes back a port that was published before the engine was restarted. An error says who has it meanwhile; the
-    /// port counts as taken all the same, as traffic for it still goes to the container.
+    /// port counts as taken all the same, as traffic for it still goes to the container. May be tried again.
     pub(crate) fn restore(&mut self, owner: &str, port: &PublishedPort) -> Result<(), PortError> {
+        // What an earlier attempt got, or didn't.
+        self.release(owner, port);
         if self.conflicts(port.protocol, port.host_ip, port.host_port) {
             return Err(PortError::Allocated { ip: port.host_ip, port: port.host_port });
         }
@@ -299,6 +301,16 @@ mod tests {
         PortRequest { protocol, container_port: 80, host_ip: Some(LOCAL), host_port }
     }
 
+    /// Waits for a port that was given back: a program that another test is just starting holds a copy of every
+    /// descriptor until it is executed.
+    fn eventually(mut done: impl FnMut() -> bool) {
+        let start = std::time::Instant::now();
+        while !done() {
+            assert!(start.elapsed().as_secs() < 10, "the port doesn't become free");
+            std::thread::yield_now();
+        }
+    }
+
     /// A port that was free a moment ago, on an address of the host that nothing else uses.
     fn free_port() -> u16 {
         TcpListener::bind((LOCAL, 0)).and_then(|listener| listener.local_addr()).expect("free port").port()
@@ -318,7 +330,7 @@ mod tests {
             ports.release("b", &first[0]);
             assert!(ports.acquire("b", &[wanted]).is_err(), "only the owner gives back");
             ports.release("a", &first[0]);
-            ports.acquire("b", &[wanted]).expect("free again");
+            eventually(|| ports.acquire("b", &[wanted]).is_ok());
         }
     }
 
@@ -332,7 +344,7 @@ mod tests {
         assert_eq!(error.to_string(), format!("listen tcp4 127.0.0.77:{port}: bind: address already in use"));
 
         drop(listener);
-        ports.acquire("a", &[wanted]).expect("free");
+        eventually(|| ports.acquire("a", &[wanted]).is_ok());
         // std binds with SO_REUSEADDR, like most servers.
         assert!(TcpListener::bind((LOCAL, port)).is_err(), "a process can't take it");
         assert!(TcpStream::connect((LOCAL, port)).is_err(), "nobody answers");
@@ -353,9 +365,8 @@ mod tests {
         drop(served);
         drop(client);
         drop(listener);
-        Ports::new()
-            .acquire("a", &[request(Protocol::Tcp, HostPort::Exact(address.port()))])
-            .expect("TIME_WAIT doesn't count");
+        // TIME_WAIT lasts for a minute.
+        eventually(|| Ports::new().acquire("a", &[request(Protocol::Tcp, HostPort::Exact(address.port()))]).is_ok());
     }
 
     #[test]
@@ -371,7 +382,7 @@ mod tests {
         let error = ports.acquire("b", &[range]).expect_err("the only one is taken");
         assert_eq!(error, PortError::RangeAllocated { ip: LOCAL, first, last: first });
         ports.release("a", &two[1]);
-        assert_eq!(ports.acquire("b", &[range]).expect("free")[0].host_port, first);
+        eventually(|| ports.acquire("b", &[range]).is_ok_and(|got| got[0].host_port == first));
     }
 
     #[test]
@@ -386,6 +397,21 @@ mod tests {
             ports.acquire("b", &[request(Protocol::Tcp, HostPort::Ephemeral), other]).expect("udp was given back");
         assert_eq!(got.iter().map(|port| port.protocol).collect::<Vec<_>>(), [Protocol::Tcp, Protocol::Udp]);
         assert_eq!(got[1].host_port, taken[0].host_port);
+    }
+
+    #[test]
+    fn restoring_can_be_tried_again() {
+        let mut ports = Ports::new();
+        let thief = TcpListener::bind((LOCAL, 0)).expect("listener");
+        let host_port = thief.local_addr().expect("address").port();
+        let port = PublishedPort { protocol: Protocol::Tcp, container_port: 80, host_ip: LOCAL, host_port };
+        assert!(matches!(ports.restore("a", &port), Err(PortError::Bind { .. })));
+        let other = ports.acquire("b", &[request(Protocol::Tcp, HostPort::Exact(host_port))]);
+        assert!(matches!(other, Err(PortError::Allocated { .. })), "it counts as taken");
+        drop(thief);
+        eventually(|| ports.restore("a", &port).is_ok());
+        ports.restore("a", &port).expect("twice");
+        assert!(matches!(ports.restore("b", &port), Err(PortError::Allocated { .. })), "it is the other's");
     }
 
     #[test]

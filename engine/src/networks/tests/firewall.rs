@@ -62,11 +62,10 @@ fn the_table_is_what_it_should_be() {
         let endpoint = networks.attach_bridge("c1", &request(&ports)).expect("attach");
         assert_eq!(run("nft", "list ruleset").trim(), EXPECTED.trim());
         // Asserting it again, as the next engine does, changes nothing.
-        let records = [("c1", &endpoint)];
         let again = host.open();
         assert_eq!(run("nft", "list ruleset").trim(), EXPECTED.trim());
         drop(networks);
-        assert!(again.restore(records).expect("restore").is_empty());
+        restored(&again, &[("c1", &endpoint)]);
         assert_eq!(run("nft", "list ruleset").trim(), EXPECTED.trim());
     });
 }
@@ -126,7 +125,7 @@ fn two_stacks_and_the_rules_of_others_do_not_meet() {
         // Restarting and ending one leaves the other alone.
         drop(one);
         let one = host.open();
-        assert!(one.restore([("same", &of_one)]).expect("restore").is_empty());
+        restored(&one, &[("same", &of_one)]);
         one.detach("same", &of_one).expect("detach");
         one.destroy().expect("destroy");
         assert!(ask(8081).is_some());

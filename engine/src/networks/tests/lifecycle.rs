@@ -54,6 +54,21 @@ fn a_record_survives_json() {
 }
 
 #[test]
+fn a_container_is_started_again_at_once() {
+    on_a_host(|host| {
+        let networks = host.open();
+        let wanted = request(&[publish(Protocol::Tcp, None, 8080, 80)]);
+        for _ in 0..5 {
+            // Not at once when a program is just being started beside us: see `restored`.
+            let endpoint = eventually("the port is free", || networks.attach_bridge("c1", &wanted).ok());
+            serve_tcp(namespace_of(&endpoint).as_fd(), 80, "c1");
+            assert!(ask_tcp(SocketAddrV4::new(HOST, 8080), PATIENCE).is_some());
+            networks.detach("c1", &endpoint).expect("detach");
+        }
+    });
+}
+
+#[test]
 fn none_has_lo_alone() {
     on_a_host(|host| {
         let networks = host.open();

@@ -42,6 +42,17 @@ impl Host {
     }
 }
 
+impl Drop for Host {
+    fn drop(&mut self) {
+        // Pins are mounts on the real machine, and many a test ends without detaching.
+        for pin in pins(self) {
+            if let Err(error) = sys::netns::delete(&pin) {
+                eprintln!("left over: {error}");
+            }
+        }
+    }
+}
+
 fn config(name: &str, address: &str) -> BridgeConfig {
     BridgeConfig {
         name: name.to_owned(),
@@ -165,6 +176,14 @@ fn within<T: Send>(namespace: &OwnedFd, work: impl FnOnce() -> T + Send) -> T {
     sys::netns::within(namespace.as_fd(), work).expect("enter")
 }
 
+/// Restores without damage. Not at once: a program that another test is just starting holds a copy of every descriptor, so
+/// of every socket that occupies a port, until it is executed.
+fn restored(networks: &Networks, records: &[(&str, &Endpoint)]) {
+    eventually("restored without damage", || {
+        networks.restore(records.iter().copied()).expect("restore").is_empty().then_some(())
+    });
+}
+
 /// Waits until the kernel has removed what it removes in the background.
 fn eventually_nothing(host: &Host) {
     eventually("no link and no pin is left", || (inventory(host) == (vec![], vec![])).then_some(()));
@@ -178,10 +197,13 @@ fn inventory(host: &Host) -> (Vec<String>, Vec<PathBuf>) {
         .filter(|name| name != "eth9")
         .collect();
     links.sort();
-    let pins = std::fs::read_dir(host.run_root().join("engine/netns"))
-        .map(|entries| entries.map(|entry| entry.expect("entry").path()).collect())
-        .unwrap_or_default();
-    (links, pins)
+    (links, pins(host))
+}
+
+fn pins(host: &Host) -> Vec<PathBuf> {
+    std::fs::read_dir(host.run_root().join("engine/netns"))
+        .map(|entries| entries.filter_map(|entry| Some(entry.ok()?.path())).collect())
+        .unwrap_or_default()
 }
 
 /// The elements of both maps, as nft shows them.
