@@ -121,9 +121,25 @@ pub async fn get_one(
     match path.rsplit_once('/') {
         Some((name, "json")) => Ok(json(StatusCode::OK, &app.images.inspect(name, version).await?)),
         Some((name, "history")) => Ok(json(StatusCode::OK, &app.images.history(name).await?)),
-        Some((_, action @ ("get" | "attestations"))) => Err(unbuilt("GET", action)),
+        Some((name, "get")) => save(&app, &[name]).await,
+        Some((_, action @ "attestations")) => Err(unbuilt("GET", action)),
         _ => Err(ApiError::not_found("page not found")),
     }
+}
+
+/// `GET /images/get?names=a&names=b`
+pub async fn get_many(State(app): State<Arc<App>>, RawQuery(query): RawQuery) -> ApiResult {
+    let query = Query::parse(query.as_deref());
+    let names: Vec<&str> = query.all("names").collect();
+    save(&app, &names).await
+}
+
+async fn save(app: &App, names: &[&str]) -> ApiResult {
+    let (saved, images) = app.images.begin_save(names).await?;
+    for image in images {
+        tell(app, "save", &image.id.to_string(), image.id.to_string(), image.content.config.config.labels.clone());
+    }
+    Ok(([(header::CONTENT_TYPE, "application/x-tar")], Body::from_stream(saved.into_stream())).into_response())
 }
 
 /// `POST /images/{name}/tag`, `/push`.

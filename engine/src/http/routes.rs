@@ -25,8 +25,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/images/create", post(images::create))
         .route("/images/load", post(images::load))
         .route("/images/prune", post(images::prune))
+        .route("/images/get", get(images::get_many))
         // More specific than the pattern below; not built.
-        .route("/images/get", get(unknown))
         .route("/images/search", get(unknown))
         .route("/images/{*name}", get(images::get_one).post(images::post_one).delete(images::remove))
         .fallback(unknown)
@@ -85,8 +85,6 @@ const UNBUILT: &[(&str, &str)] = &[
     ("POST", "/containers/{id}/checkpoints"),
     ("DELETE", "/containers/{id}/checkpoints/{checkpoint}"),
     ("GET", "/images/search"),
-    ("GET", "/images/get"),
-    ("GET", "/images/{name...}/get"),
     ("GET", "/images/{name...}/attestations"),
     ("POST", "/images/{name...}/push"),
     ("POST", "/commit"),

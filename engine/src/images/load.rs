@@ -7,7 +7,7 @@ use super::{
 };
 use crate::supervisor::{Step, SupervisorError, Transfer, client::SNAPSHOTTER, transfer::Archive};
 use proto::{
-    containerd::types::transfer::{ImageImportStream, ImageReference, ImageStore, Progress, UnpackConfiguration},
+    containerd::types::transfer::{ImageImportStream, ImageStore, Progress, UnpackConfiguration},
     digest::Digest,
     image_ref::ImageRef,
     kind::chain,
@@ -51,14 +51,6 @@ impl Images {
         let platform = super::platform::Platform::host().to_proto();
         let store = ImageStore {
             unpacks: vec![UnpackConfiguration { platform: Some(platform), snapshotter: SNAPSHOTTER.into() }],
-            // Images without a name of their own are kept under a digest.
-            extra_references: vec![ImageReference {
-                name: super::names::DANGLING.into(),
-                is_prefix: true,
-                allow_overwrite: true,
-                add_digest: true,
-                skip_named_digest: true,
-            }],
             ..ImageStore::default()
         };
         let source = |stream| typeurl::pack(&ImageImportStream { stream, ..ImageImportStream::default() });
@@ -161,9 +153,9 @@ mod tests {
         };
         let a = "docker.io/library/a:1";
         let before = [record(a, "x", 1), record("docker.io/library/b:1", "y", 1)];
-        let after = [record("moby-dangling@z", "z", 2), record(a, "x", 2), before[1].clone()];
+        let after = [record("import@z", "z", 2), record(a, "x", 2), before[1].clone()];
         let names: Vec<_> = news(&before, &after).iter().map(|r| r.name.as_str()).collect();
-        assert_eq!(names, [a, "moby-dangling@z"]);
+        assert_eq!(names, [a, "import@z"]);
     }
 
     #[test]

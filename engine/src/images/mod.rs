@@ -18,6 +18,7 @@ pub mod progress;
 pub mod pull;
 pub mod remove;
 pub mod resolve;
+pub mod save;
 pub mod tag;
 #[cfg(test)]
 pub mod testing;
@@ -225,7 +226,10 @@ impl Images {
     /// Points a name to a target, whether or not the name was there.
     async fn put_record(&self, name: &str, target: &Descriptor) -> Result<(), ImageError> {
         let failed = |error| ImageError::supervisor("name image", name, error);
-        let image = api::Image { name: name.to_owned(), target: Some(target.clone()), ..api::Image::default() };
+        let mut image = api::Image { name: name.to_owned(), target: Some(target.clone()), ..api::Image::default() };
+        if RecordName::parse(name) == RecordName::Dangling {
+            image.labels.insert(names::UNTAGGED_LABEL.into(), "true".into());
+        }
         let create = api::CreateImageRequest { image: Some(image.clone()) };
         match self.client.retry(create, |client, request| async move { client.images().create(request).await }).await {
             Ok(_) => return Ok(()),

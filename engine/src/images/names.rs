@@ -2,8 +2,11 @@
 
 use proto::{digest::Digest, image_ref::ImageRef};
 
-/// Repository of records that only keep an image which has lost its last name.
-pub const DANGLING: &str = "moby-dangling";
+/// Before the digest in the names of records that only keep an image which has no name (any more). The supervisor's loads
+/// name them the same, so that an image has one such record.
+const UNTAGGED: &str = "import@";
+/// The label of these records.
+pub const UNTAGGED_LABEL: &str = "berth.untagged";
 
 /// What the name of an image record stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,7 +23,7 @@ impl RecordName {
     /// Reads a record's name. Names that aren't references (another client's, or an import without a name) count as
     /// dangling: the image is there, and there is nothing to call it by but its id.
     pub fn parse(name: &str) -> Self {
-        if name.starts_with("sha256:") || name.starts_with(DANGLING) {
+        if name.starts_with("sha256:") || name.starts_with(UNTAGGED) {
             return Self::Dangling;
         }
         match name.parse::<ImageRef>() {
@@ -41,7 +44,7 @@ impl RecordName {
 
 /// Name of the record that keeps an image without names; `target` is the digest of its manifest or index.
 pub fn dangling_name(target: &str) -> String {
-    format!("{DANGLING}@{target}")
+    format!("{UNTAGGED}{target}")
 }
 
 /// What a user may mean by a text.

@@ -5,7 +5,7 @@ use super::{
     platform::Platform,
     progress::{Gone, Line, Lines},
 };
-use crate::supervisor::{Credentials, Step, SupervisorError, Transfer, auth::Form, client::SNAPSHOTTER};
+use crate::supervisor::{Credentials, Step, SupervisorError, Transfer, auth::Form, client::SNAPSHOTTER, content};
 use base64::{
     Engine as _, alphabet,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
@@ -17,7 +17,7 @@ use proto::{
     typeurl,
 };
 use serde::Deserialize;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// What is to be pulled.
 #[derive(Debug, Clone, PartialEq)]
@@ -106,6 +106,8 @@ pub struct Pull {
     /// Where the name pointed before.
     before: Option<String>,
     kept: Option<Kept>,
+    /// Blobs that were there before.
+    existing: HashSet<String>,
     /// Reports from the time of looking.
     early: Vec<Step>,
 }
@@ -118,6 +120,7 @@ impl Images {
         let failed = |error| registry_error(&reference, error);
         let records = self.records().await?;
         let before = records.iter().find(|record| record.name == name).map(|record| record.target.digest.clone());
+        let existing = content::digests(&self.client).await.map_err(failed)?;
         let kept = self.keep_displaced(&name, &records).await?;
         let wanted = platform.unwrap_or_else(Platform::host).to_proto();
         let store = ImageStore {
@@ -156,7 +159,7 @@ impl Images {
             }
         };
         match begun.await {
-            Ok((transfer, early)) => Ok(Pull { transfer, reference, before, kept, early }),
+            Ok((transfer, early)) => Ok(Pull { transfer, reference, before, kept, existing, early }),
             Err(error) => {
                 self.settle_displaced(&name, kept).await?;
                 Err(error)
@@ -168,10 +171,10 @@ impl Images {
     pub async fn finish_pull(&self, pull: Pull, lines: &Lines) -> Option<ImageRef> {
         let name = pull.reference.to_string();
         let reference = pull.reference.clone();
-        let Pull { transfer, before, kept, early, .. } = pull;
+        let Pull { transfer, before, kept, existing, early, .. } = pull;
         // Whatever happens to the client, the kept record is looked after.
         let outcome = tokio::select! {
-            outcome = self.relay_pull(&reference, transfer, early, before, lines) => outcome,
+            outcome = self.relay_pull(&reference, transfer, Board::new(existing), early, before, lines) => outcome,
             () = lines.gone() => Err(PullEnd::Gone),
         };
         let settled = self.settle_displaced(&name, kept).await;
@@ -193,6 +196,7 @@ impl Images {
         &self,
         reference: &ImageRef,
         mut transfer: Transfer,
+        mut board: Board,
         early: Vec<Step>,
         before: Option<String>,
         lines: &Lines,
@@ -203,7 +207,6 @@ impl Images {
         };
         let from = format!("Pulling from {}", reference.path());
         lines.write(Line { id: Some(tag), ..Line::status(from) }).await?;
-        let mut board = Board::default();
         let mut early = early.into_iter();
         let result = loop {
             let step = match early.next() {
@@ -276,17 +279,23 @@ fn registry_error(reference: &ImageRef, error: SupervisorError) -> ImageError {
     }
 }
 
+/// Layers that are fetched at the same time; docker says "Waiting" of those after them.
+const PARALLEL: usize = 3;
+
 /// Turns the supervisor's reports into docker's lines, layer by layer.
 #[derive(Debug, Default)]
 struct Board {
+    /// Blobs that were there before.
+    existing: HashSet<String>,
     layers: HashMap<String, Stage>,
     order: Vec<String>,
+    /// Something has begun to move.
+    moving: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Stage {
     Announced,
-    Waiting,
     Downloading(i64),
     Downloaded,
     Extracting(i64),
@@ -294,30 +303,38 @@ enum Stage {
 }
 
 impl Board {
+    fn new(existing: HashSet<String>) -> Self {
+        Self { existing, ..Self::default() }
+    }
+
     fn update(&mut self, progress: &Progress) -> Vec<Line> {
         let Some(digest) = layer(progress) else { return Vec::new() };
-        let id: String = digest.trim_start_matches("sha256:").chars().take(12).collect();
+        let id = short(&digest);
         let mut lines = Vec::new();
-        let known = self.layers.get(&digest).copied();
-        if known.is_none() {
-            self.order.push(digest.clone());
-        }
-        let (now, total) = (progress.progress, progress.total);
-        let before = known.unwrap_or(Stage::Announced);
-        let after = match progress.event.as_str() {
-            "already exists" | "exists" if known.is_none() => {
+        let before = match self.layers.get(&digest) {
+            Some(stage) => *stage,
+            None if self.existing.contains(&digest) => {
                 self.layers.insert(digest, Stage::Complete);
                 return vec![Line::of(&id, "Already exists")];
             }
-            "waiting" => Stage::Waiting,
+            None => {
+                self.order.push(digest.clone());
+                lines.push(Line::of(&id, "Pulling fs layer"));
+                Stage::Announced
+            }
+        };
+        let (now, total) = (progress.progress, progress.total);
+        let after = match progress.event.as_str() {
             "downloading" => Stage::Downloading(now),
-            "already exists" | "exists" | "complete" | "downloaded" => Stage::Downloaded,
+            // Another pull has fetched it meanwhile.
+            "already exists" | "complete" | "downloaded" => Stage::Downloaded,
             "extracting" | "unpacking" => Stage::Extracting(now),
             "extracted" | "unpacked" => Stage::Complete,
             _ => Stage::Announced,
         };
-        if known.is_none() {
-            lines.push(Line::of(&id, "Pulling fs layer"));
+        if after > Stage::Announced && !std::mem::replace(&mut self.moving, true) {
+            let waiting = self.order.iter().skip(PARALLEL).filter(|other| **other != digest);
+            lines.extend(waiting.map(|other| Line::of(&short(other), "Waiting")));
         }
         // Reports may come late or twice: a layer never goes back.
         if after > before {
@@ -326,7 +343,6 @@ impl Board {
                 lines.push(Line::of(&id, "Download complete"));
             }
             match after {
-                Stage::Waiting => lines.push(Line::of(&id, "Waiting")),
                 Stage::Downloading(now) => lines.push(Line::bar(&id, "Downloading", now, total)),
                 Stage::Extracting(now) => lines.push(Line::bar(&id, "Extracting", now, total)),
                 Stage::Complete => lines.push(Line::of(&id, "Pull complete")),
@@ -348,6 +364,10 @@ impl Board {
         }
         lines
     }
+}
+
+fn short(digest: &str) -> String {
+    digest.trim_start_matches("sha256:").chars().take(12).collect()
 }
 
 // The digest, if the report is about a layer.
@@ -388,10 +408,15 @@ mod tests {
 
     #[test]
     fn a_pull_reads_like_dockers() {
-        let mut board = Board::default();
+        let there = layer(&report("waiting", 1, 0)).unwrap();
+        let mut board = Board::new([there].into());
         let mut lines = Vec::new();
         for step in [
             report("waiting", 0, 0),
+            report("waiting", 1, 0),
+            report("waiting", 2, 0),
+            report("waiting", 3, 0),
+            report("waiting", 4, 0),
             report("already exists", 1, 0),
             report("downloading", 0, 50),
             report("downloading", 0, 50),
@@ -406,17 +431,25 @@ mod tests {
         lines.extend(board.finish());
         let expected = [
             "a Pulling fs layer",
-            "a Waiting",
             "b Already exists",
+            "c Pulling fs layer",
+            "d Pulling fs layer",
+            "e Pulling fs layer",
+            "e Waiting",
             "a Downloading",
             "a Verifying Checksum",
             "a Download complete",
             "a Extracting",
             "a Pull complete",
-            "c Pulling fs layer",
             "c Verifying Checksum",
             "c Download complete",
             "c Pull complete",
+            "d Verifying Checksum",
+            "d Download complete",
+            "d Pull complete",
+            "e Verifying Checksum",
+            "e Download complete",
+            "e Pull complete",
         ];
         assert_eq!(texts(&lines), expected);
     }
@@ -484,7 +517,7 @@ mod tests {
         #[test]
         fn every_layer_begins_and_ends_once(steps in prop::collection::vec((0usize..7, 0u8..3, 0i64..100), 0..40)) {
             let events = ["waiting", "downloading", "complete", "extracting", "extracted", "already exists", "odd"];
-            let mut board = Board::default();
+            let mut board = Board::new(layer(&report("", 1, 0)).into_iter().collect());
             let mut lines: Vec<Line> =
                 steps.iter().flat_map(|(e, layer, at)| board.update(&report(events[*e], *layer, *at))).collect();
             lines.extend(board.finish());

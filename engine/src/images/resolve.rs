@@ -195,7 +195,7 @@ mod tests {
             (format!("a:2@{D}"), "docker.io/library/a:1", false),
             (format!("a@{other}"), "docker.io/library/a:1", false),
             (format!("b@{D}"), "docker.io/library/a:1", false),
-            ("a:1".to_owned(), "moby-dangling@x", false),
+            ("a:1".to_owned(), "import@x", false),
         ];
         for (text, name, expected) in cases {
             let reference: ImageRef = text.parse().unwrap();

@@ -5,12 +5,12 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use proto::{
     containerd::services::content::v1::{
-        AbortRequest, InfoRequest, ReadContentRequest, WriteAction, WriteContentRequest,
+        AbortRequest, ListContentRequest, ReadContentRequest, WriteAction, WriteContentRequest,
     },
     digest::Digest,
     kind::ErrorKind,
 };
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -33,11 +33,16 @@ pub async fn read(client: &Client, digest: &str, limit: usize) -> Result<Vec<u8>
     Ok(blob)
 }
 
-/// The labels of a blob; an error if there is no such blob.
-pub async fn labels(client: &Client, digest: &str) -> Result<HashMap<String, String>, SupervisorError> {
-    let request = InfoRequest { digest: digest.to_owned() };
-    let answer = client.retry(request, |client, request| async move { client.content().info(request).await }).await?;
-    Ok(answer.info.map(|info| info.labels).unwrap_or_default())
+/// The digests of all blobs.
+pub async fn digests(client: &Client) -> Result<HashSet<String>, SupervisorError> {
+    let request = ListContentRequest::default();
+    let mut stream =
+        client.retry(request, |client, request| async move { client.content().list(request).await }).await?;
+    let mut digests = HashSet::new();
+    while let Some(page) = stream.message().await? {
+        digests.extend(page.info.into_iter().map(|info| info.digest));
+    }
+    Ok(digests)
 }
 
 /// A blob whose digest is known before it is written; one that exists already is fine.

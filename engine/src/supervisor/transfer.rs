@@ -24,6 +24,9 @@ use tracing::debug;
 /// Largest piece of an archive in one message.
 const PIECE: usize = 256 << 10;
 
+/// What the supervisor may send ahead of a slow client.
+const WINDOW: i32 = 1 << 20;
+
 /// What a running transfer reports.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step {
@@ -83,6 +86,18 @@ impl Transfer {
         Self::start(client, JoinSet::new(), source, typeurl::pack(&store), Some((channel, archive))).await
     }
 
+    /// Writes images of `store` into an archive; `destination` describes it, given the name of the stream that it comes on.
+    pub async fn save(
+        client: &Client,
+        store: ImageStore,
+        destination: impl FnOnce(String) -> Any,
+    ) -> Result<(Self, Download), SupervisorError> {
+        let channel = streams::open(client, "export").await?;
+        let destination = destination(channel.id.clone());
+        let transfer = Self::start(client, JoinSet::new(), typeurl::pack(&store), destination, None).await?;
+        Ok((transfer, Download { channel, window: 0 }))
+    }
+
     async fn start(
         client: &Client,
         mut tasks: JoinSet<()>,
@@ -129,6 +144,31 @@ impl Transfer {
             let _ = reports.send(Step::Done(result)).await;
         });
         Ok(Self { steps, _tasks: tasks })
+    }
+}
+
+/// The archive that a transfer writes.
+pub struct Download {
+    channel: SideChannel,
+    // What the supervisor may still send.
+    window: i32,
+}
+
+impl Download {
+    /// The next piece; `None` when the supervisor has closed the stream, for whatever reason.
+    pub async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            if self.window < WINDOW / 2 {
+                let update = WindowUpdate { update: WINDOW - self.window };
+                self.channel.sender.send(typeurl::pack(&update)).await.ok()?;
+                self.window = WINDOW;
+            }
+            let any = self.channel.receiver.message().await.ok()??;
+            if let Some(Ok(Data { data })) = typeurl::unpack::<Data>(&any) {
+                self.window = self.window.saturating_sub(i32::try_from(data.len()).unwrap_or(i32::MAX));
+                return Some(data.into());
+            }
+        }
     }
 }
 
