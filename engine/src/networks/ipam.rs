@@ -90,6 +90,11 @@ impl Ipam {
         }
     }
 
+    /// Whether nobody but the bridge has an address.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.owners.len() == 1
+    }
+
     fn take(&mut self, address: Ipv4Addr, owner: &str) {
         let (first, last) = self.range();
         let bits = address.to_bits();

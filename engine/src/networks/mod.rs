@@ -68,16 +68,13 @@ pub use self::config::{BridgeConfig, NetworkIds};
 pub use self::describe::NetworkDescription;
 pub use self::endpoint::{Endpoint, EndpointAddress, EndpointRequest, NetworkKind};
 pub use self::error::NetworkError;
-pub use self::ipam::IpamError;
-pub use self::mac::{Mac, MacError};
-pub use self::netlink::{NetlinkError, Refusal};
-pub use self::ports::{HostPort, PortError, PortRequest, Protocol, PublishedPort};
+pub use self::mac::Mac;
+pub use self::ports::{HostPort, PortRequest, Protocol, PublishedPort};
 pub use self::restore::Damage;
-pub use self::subnet::{Subnet, SubnetError};
-pub use self::sysctl::SysctlError;
+pub use self::subnet::Subnet;
 
 use self::ipam::Ipam;
-use self::netlink::{Family, Socket};
+use self::netlink::{Family, NetlinkError, Socket};
 use self::netns::Pins;
 use self::nft::Firewall;
 use self::ports::Ports;
@@ -143,6 +140,16 @@ impl Networks {
             self.put_links_back()?;
         }
         Ok(before != bridge.index)
+    }
+
+    /// Leaves the host as it was found, if no container is attached: for an engine that ends in an orderly way. Returns
+    /// whether it did. With containers attached everything stays, for their traffic and for the next engine.
+    pub fn remove_if_unused(&self) -> Result<bool, NetworkError> {
+        let unused = locked(&self.leases).ipam.is_unused() && self.pins.list()?.is_empty();
+        if unused {
+            self.destroy()?;
+        }
+        Ok(unused)
     }
 
     /// Deletes the bridge, the firewall table and the folder of pins. Containers have to be detached before.

@@ -11,5 +11,5 @@ pub(crate) mod route;
 mod socket;
 
 pub(crate) use message::{Attributes, Batch, attribute, ipv4};
+pub use socket::NetlinkError;
 pub(crate) use socket::{Family, Socket};
-pub use socket::{NetlinkError, Refusal};

@@ -31,14 +31,19 @@ fn an_endpoint_is_complete_and_leaves_nothing() {
         assert!(link.contains("master btst0") && link.contains("alias berth btst0 c1"), "{link}");
         assert_eq!(run("ip", &format!("-6 addr show {}", address.host_link)), "");
 
+        assert!(!networks.remove_if_unused().expect("remove"), "it is used");
+        assert_eq!(published(BRIDGE).len(), 1);
         networks.detach("c1", &endpoint).expect("detach");
         eventually_nothing(host);
         assert_eq!(published(BRIDGE), [""; 0]);
         networks.detach("c1", &endpoint).expect("detaching twice is fine");
-        networks.destroy().expect("destroy");
+        let lone = networks.attach_none("c2").expect("attach");
+        assert!(!networks.remove_if_unused().expect("remove"), "a namespace is left");
+        networks.detach("c2", &lone).expect("detach");
+        assert!(networks.remove_if_unused().expect("remove"));
         assert_eq!(run("nft", "list ruleset"), "");
         assert!(!run("ip", "link").contains(BRIDGE));
-        networks.destroy().expect("destroying twice is fine");
+        networks.destroy().expect("twice is fine");
     });
 }
 

@@ -1,6 +1,7 @@
 //! Published ports and the programs of the host.
 
 use super::*;
+use crate::networks::ports::PortError;
 
 #[test]
 fn a_port_of_a_process_is_refused_with_the_kernels_words() {
