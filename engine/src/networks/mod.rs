@@ -66,11 +66,10 @@ use std::time::{Duration, Instant};
 
 pub use self::config::{BridgeConfig, NetworkIds};
 pub use self::describe::NetworkDescription;
-pub use self::endpoint::{Endpoint, EndpointAddress, EndpointRequest, NetworkKind};
+pub use self::endpoint::{Endpoint, EndpointRequest, NetworkKind};
 pub use self::error::NetworkError;
 pub use self::mac::Mac;
 pub use self::ports::{HostPort, PortRequest, Protocol, PublishedPort};
-pub use self::restore::Damage;
 pub use self::subnet::Subnet;
 
 use self::ipam::Ipam;

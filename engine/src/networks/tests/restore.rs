@@ -1,6 +1,7 @@
 //! An engine that is gone and one that comes after it.
 
 use super::*;
+use crate::networks::restore::Damage;
 
 fn one_of_each(networks: &Networks) -> [(String, Endpoint); 2] {
     let web = networks.attach_bridge("web", &request(&[publish(Protocol::Tcp, None, 8080, 80)])).expect("attach");
