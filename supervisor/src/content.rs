@@ -175,6 +175,7 @@ impl Content {
     }
 
     /// Whether the namespace has the blob.
+    #[cfg(test)]
     pub(crate) fn has(&self, namespace: &str, digest: &Digest) -> Result<bool, ContentError> {
         match self.info(namespace, digest) {
             Ok(_) => Ok(true),

@@ -141,7 +141,13 @@ impl Images {
     }
 
     /// Makes a name or points it to something else; tells whether it is new.
-    pub(crate) fn put(&self, namespace: &str, name: &str, target: &Descriptor, labels: &Labels) -> Result<bool, ImageError> {
+    pub(crate) fn put(
+        &self,
+        namespace: &str,
+        name: &str,
+        target: &Descriptor,
+        labels: &Labels,
+    ) -> Result<bool, ImageError> {
         match self.create(namespace, name, target.clone(), labels.clone()) {
             Ok(_) => return Ok(true),
             Err(ImageError::Exists(_)) => {}

@@ -321,8 +321,6 @@ pub(crate) struct Stores {
     pub(crate) gc: Arc<Collector>,
     /// Where events go.
     pub(crate) events: EventSink,
-    /// `DATA_ROOT/supervisor`.
-    pub(crate) root: PathBuf,
 }
 
 impl Stores {
@@ -338,7 +336,7 @@ impl Stores {
         let images = Images::new(db.clone());
         let namespaces = Namespaces::new(db.clone());
         let gc = Collector::new(db.clone(), content.clone(), snapshots.clone());
-        Ok(Arc::new(Self { db, content, images, snapshots, leases, namespaces, gc, events, root }))
+        Ok(Arc::new(Self { db, content, images, snapshots, leases, namespaces, gc, events }))
     }
 
     /// Sends an event about an object of `namespace`.

@@ -15,7 +15,7 @@ use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use super::required;
 use crate::{
-    content::{IngestStatus, Info, Writer},
+    content::{Info, IngestStatus, Writer},
     failure::{blocking, lease, namespace, status},
     store::{Stores, labels_from},
 };

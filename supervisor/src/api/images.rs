@@ -34,7 +34,9 @@ fn to_image(name: String, record: Record) -> api::Image {
 
 fn target(image: &mut api::Image) -> Result<Option<Descriptor>, Status> {
     let bad = |why| Status::invalid_argument(format!("image {:?}: target: {why}", image.name));
-    image.target.take().map(Descriptor::from_proto).transpose().map_err(bad)
+    // Go's clients send an empty message for a target that they leave alone.
+    let target = image.target.take().filter(|target| !target.digest.is_empty());
+    target.map(Descriptor::from_proto).transpose().map_err(bad)
 }
 
 #[async_trait]
@@ -66,10 +68,8 @@ impl images_server::Images for ImagesService {
         blocking(move || {
             let labels = labels_from(image.labels);
             let record = stores.images.create(namespace.as_str(), &image.name, target, labels).map_err(status)?;
-            let event = api::ImageCreate {
-                name: image.name.clone(),
-                labels: record.labels.clone().into_iter().collect(),
-            };
+            let event =
+                api::ImageCreate { name: image.name.clone(), labels: record.labels.clone().into_iter().collect() };
             stores.publish(namespace.as_str(), "/images/create", &event);
             Ok(Response::new(api::CreateImageResponse { image: Some(to_image(image.name, record)) }))
         })
@@ -89,10 +89,8 @@ impl images_server::Images for ImagesService {
             let labels = labels_from(image.labels);
             let record =
                 stores.images.update(namespace.as_str(), &image.name, target, &labels, &paths).map_err(status)?;
-            let event = api::ImageUpdate {
-                name: image.name.clone(),
-                labels: record.labels.clone().into_iter().collect(),
-            };
+            let event =
+                api::ImageUpdate { name: image.name.clone(), labels: record.labels.clone().into_iter().collect() };
             stores.publish(namespace.as_str(), "/images/update", &event);
             stores.gc.schedule(); // the old target may have become unreachable
             Ok(Response::new(api::UpdateImageResponse { image: Some(to_image(image.name, record)) }))

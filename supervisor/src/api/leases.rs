@@ -62,8 +62,8 @@ impl leases_server::Leases for LeasesService {
 
     async fn list(&self, request: Request<api::ListRequest>) -> Result<Response<api::ListResponse>, Status> {
         let namespace = namespace(&request)?;
-        let filters = Filters::parse(&request.get_ref().filters)
-            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let filters =
+            Filters::parse(&request.get_ref().filters).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let mut found = self.0.leases.list(namespace.as_str()).map_err(status)?;
         found.retain(|(id, lease)| filters.accept_labelled(&lease.labels, |f| (f == "id").then(|| id.clone())));
         let leases = found.into_iter().map(|(id, lease)| to_lease(id, lease)).collect();

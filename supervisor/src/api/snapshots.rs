@@ -64,8 +64,7 @@ impl snapshots_server::Snapshots for SnapshotsService {
         blocking(move || {
             let (key, parent) = (request.key, request.parent);
             let labels = labels_from(request.labels);
-            let mounts =
-                driver.prepare(namespace.as_str(), &key, &parent, labels, lease.as_deref()).map_err(status)?;
+            let mounts = driver.prepare(namespace.as_str(), &key, &parent, labels, lease.as_deref()).map_err(status)?;
             stores.publish(namespace.as_str(), "/snapshot/prepare", &SnapshotPrepare { key, parent });
             Ok(Response::new(api::PrepareSnapshotResponse { mounts }))
         })
@@ -130,8 +129,7 @@ impl snapshots_server::Snapshots for SnapshotsService {
     ) -> Result<Response<api::StatSnapshotResponse>, Status> {
         let namespace = namespace(&request)?;
         let request = request.into_inner();
-        let record =
-            driver(&self.0, &request.snapshotter)?.stat(namespace.as_str(), &request.key).map_err(status)?;
+        let record = driver(&self.0, &request.snapshotter)?.stat(namespace.as_str(), &request.key).map_err(status)?;
         Ok(Response::new(api::StatSnapshotResponse { info: Some(to_info(request.key, record)) }))
     }
 

@@ -117,11 +117,6 @@ impl Descriptor {
         Self { media_type: media_type.to_owned(), digest, size, annotations: None, platform: None }
     }
 
-    /// An annotation.
-    pub(crate) fn annotation(&self, name: &str) -> Option<&str> {
-        self.annotations.as_ref()?.get(name).map(String::as_str)
-    }
-
     /// The descriptor as a protocol message.
     pub(crate) fn to_proto(&self) -> ProtoDescriptor {
         ProtoDescriptor {
@@ -331,8 +326,6 @@ impl Index {
 pub(crate) struct Config {
     /// Digests of the uncompressed layers, lowest first.
     pub(crate) diff_ids: Vec<Digest>,
-    /// What it runs on.
-    pub(crate) platform: Platform,
 }
 
 impl Config {
@@ -345,8 +338,6 @@ impl Config {
         }
         #[derive(Deserialize)]
         struct Raw {
-            #[serde(flatten)]
-            platform: Platform,
             rootfs: Option<RootFs>,
         }
         let raw: Raw = serde_json::from_slice(bytes).map_err(|error| ManifestError::Malformed {
@@ -354,7 +345,7 @@ impl Config {
             digest,
             why: error.to_string(),
         })?;
-        Ok(Self { diff_ids: raw.rootfs.map(|r| r.diff_ids).unwrap_or_default(), platform: raw.platform })
+        Ok(Self { diff_ids: raw.rootfs.map(|r| r.diff_ids).unwrap_or_default() })
     }
 
     /// The snapshot of the whole image; `None` without layers.

@@ -3,6 +3,9 @@
 //!
 //! One thread reads, inflates and hashes; the other parses and makes files.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     fs::File,
     io::{self, Read, Write},

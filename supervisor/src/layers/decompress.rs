@@ -32,7 +32,9 @@ impl Compression {
 }
 
 /// The uncompressed bytes of a stream, and how they were compressed.
-pub(crate) fn decompressed<'a>(input: impl Read + Send + 'a) -> Result<(Box<dyn Read + Send + 'a>, Compression), LayerError> {
+pub(crate) fn decompressed<'a>(
+    input: impl Read + Send + 'a,
+) -> Result<(Box<dyn Read + Send + 'a>, Compression), LayerError> {
     let mut input = BufReader::with_capacity(256 << 10, input);
     let head = fill(&mut input).map_err(LayerError::Read)?;
     let compression = Compression::of(&head)?;

@@ -28,8 +28,7 @@ use crate::{
 pub(crate) const SNAPSHOTS: Table<Record> = Table::new("snapshots");
 const COUNTERS: Table<u64> = Table::new("counters");
 
-/// The driver's name in the API.
-pub(crate) const DRIVER: &str = "overlayfs";
+// The driver's name in the API, and a NUL.
 const PREFIX: &str = "overlayfs\0";
 
 /// mount(2) takes one page of options; what the caller adds (a prefix, SELinux labels) must fit too.
@@ -371,6 +370,7 @@ impl Snapshotter for Overlay {
             record.kind = Kind::Committed;
             record.usage = usage;
             record.updated_at = Time::now();
+            record.labels.remove(crate::gc::OPERATION);
             record.labels.extend(labels);
             SNAPSHOTS.put(tx, namespace, &full(name), &record)?;
             if let Some(lease) = lease {

@@ -1,0 +1,246 @@
+//! Transfers: images move between registry, image store and archive streams, inside the supervisor.
+//!
+//! `pull` and `import` fill the content store, `unpack` makes snapshots of layers, `export` writes archives; `streams`
+//! are the side channels to the client, `progress` says on one of them how far it is.
+
+mod archive;
+mod export;
+mod fetch;
+mod import;
+mod progress;
+mod pull;
+mod streams;
+mod unpack;
+
+use std::sync::Arc;
+
+use prost_types::Any;
+use proto::{
+    containerd::{
+        services::images::v1::{ImageCreate, ImageUpdate},
+        types::transfer::{ImageExportStream, ImageImportStream, ImageStore, OciRegistry},
+    },
+    digest::Digest,
+    image_ref::ImageRefError,
+    kind::ErrorKind,
+    typeurl,
+};
+
+pub(crate) use streams::{StreamError, Streams, pair};
+
+use crate::{
+    content::ContentError,
+    failure::Failure,
+    gc::OPERATION,
+    images::{
+        ImageError,
+        manifest::{Descriptor, ManifestError},
+    },
+    layers::LayerError,
+    leases::{LeaseError, Resource},
+    registry::RegistryError,
+    snapshots::SnapshotError,
+    store::{Labels, Stores},
+};
+use progress::Progress;
+
+/// Why a transfer failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TransferError {
+    /// Source and destination that nothing is known about.
+    #[error("transfer from {from} to {to} is not supported")]
+    Unsupported {
+        /// Type of the source.
+        from: String,
+        /// Type of the destination.
+        to: String,
+    },
+    /// A part of the request that can't be carried out.
+    #[error("{0}")]
+    Invalid(String),
+    /// A snapshotter that isn't there.
+    #[error("unpacking for snapshotter {0:?} is not supported, only for \"overlayfs\"")]
+    Snapshotter(String),
+    /// A name that isn't one.
+    #[error(transparent)]
+    Reference(#[from] ImageRefError),
+    /// The registry.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// A document of the image.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// A layer.
+    #[error(transparent)]
+    Layer(#[from] LayerError),
+    /// The archive that is imported.
+    #[error("import archive: {0}")]
+    Archive(String),
+    /// The archive can't be read.
+    #[error("import archive")]
+    Tar(#[from] crate::layers::tar::TarError),
+    /// The client's stream.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+    /// The content store.
+    #[error(transparent)]
+    Content(#[from] ContentError),
+    /// The image records.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The snapshotter.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// Leases.
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
+    /// Writing an archive to the client.
+    #[error("export archive")]
+    Export(#[source] std::io::Error),
+    /// A bug, or the end of the process.
+    #[error("{0}")]
+    Cut(&'static str),
+}
+
+impl Failure for TransferError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Unsupported { .. } | Self::Snapshotter(_) => ErrorKind::Unimplemented,
+            Self::Invalid(_) | Self::Reference(_) | Self::Archive(_) => ErrorKind::InvalidArgument,
+            Self::Tar(crate::layers::tar::TarError::Read(cause)) | Self::Export(cause) => ErrorKind::of_io(cause),
+            Self::Tar(_) => ErrorKind::InvalidArgument,
+            Self::Registry(error) => error.kind(),
+            Self::Manifest(error) => error.kind(),
+            Self::Layer(error) => error.kind(),
+            Self::Stream(error) => error.kind(),
+            Self::Content(error) => error.kind(),
+            Self::Image(error) => error.kind(),
+            Self::Snapshot(error) => error.kind(),
+            Self::Lease(error) => error.kind(),
+            Self::Cut(_) => ErrorKind::Internal,
+        }
+    }
+}
+
+/// What a transfer works with.
+#[derive(Clone)]
+pub(crate) struct Context {
+    stores: Arc<Stores>,
+    streams: Arc<Streams>,
+    namespace: String,
+    progress: Progress,
+}
+
+impl Context {
+    /// Carries out one transfer of `namespace`; what is moved is told by the types.
+    pub(crate) async fn run(
+        stores: Arc<Stores>,
+        streams: Arc<Streams>,
+        namespace: &str,
+        source: &Any,
+        destination: &Any,
+        progress_stream: &str,
+    ) -> Result<(), TransferError> {
+        let progress = match progress_stream {
+            "" => Progress::silent(),
+            id => Progress::to(streams.take(namespace, id).await?),
+        };
+        let context = Self { stores, streams, namespace: namespace.to_owned(), progress };
+        let (from, to) = (unpack_any::<OciRegistry>(source)?, unpack_any::<ImageStore>(destination)?);
+        if let (Some(from), Some(to)) = (from, to.as_ref()) {
+            return context.pull(from, to).await;
+        }
+        if let (Some(from), Some(to)) = (unpack_any::<ImageImportStream>(source)?, to.as_ref()) {
+            return context.import(from, to).await;
+        }
+        if let Some(from) = unpack_any::<ImageStore>(source)? {
+            if let Some(to) = to {
+                return context.tag(&from, &to).await;
+            }
+            if let Some(to) = unpack_any::<ImageExportStream>(destination)? {
+                return context.export(from, to).await;
+            }
+        }
+        let name = |any: &Any| any.type_url.rsplit('/').next().unwrap_or_default().to_owned();
+        Err(TransferError::Unsupported { from: name(source), to: name(destination) })
+    }
+
+    /// Gives an image another name.
+    async fn tag(self, from: &ImageStore, to: &ImageStore) -> Result<(), TransferError> {
+        let record = self.stores.images.get(&self.namespace, &from.name)?;
+        if to.name.is_empty() {
+            return Err(TransferError::Invalid("name of the new image is missing".into()));
+        }
+        let labels = if to.labels.is_empty() { record.labels } else { to.labels.clone().into_iter().collect() };
+        let (name, target) = (to.name.clone(), record.target);
+        self.blocking(move |this| this.record_image(&name, &target, &labels)).await
+    }
+
+    /// Points a name to an image, says so to those who listen, and on the progress stream.
+    fn record_image(&self, name: &str, target: &Descriptor, labels: &Labels) -> Result<(), TransferError> {
+        let new = self.stores.images.put(&self.namespace, name, target, labels)?;
+        let map = labels.clone().into_iter().collect();
+        if new {
+            self.stores.publish(&self.namespace, "/images/create", &ImageCreate { name: name.into(), labels: map });
+        } else {
+            self.stores.publish(&self.namespace, "/images/update", &ImageUpdate { name: name.into(), labels: map });
+            self.stores.gc.schedule();
+        }
+        self.progress.image("saved", name, target);
+        Ok(())
+    }
+
+    /// Runs work on a thread that may wait for the disk. It goes on if the transfer is dropped, and undoes itself.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> Result<T, TransferError> + Send + 'static,
+    ) -> Result<T, TransferError> {
+        let context = self.clone();
+        let runtime = tokio::runtime::Handle::current();
+        let done = tokio::task::spawn_blocking(move || {
+            let _entered = runtime.enter(); // the collector is scheduled from here
+            work(&context)
+        });
+        done.await.unwrap_or(Err(TransferError::Cut("the transfer met a bug and was abandoned")))
+    }
+
+    fn lease(&self) -> Result<Operation, TransferError> {
+        let labels = [(OPERATION.to_owned(), "transfer".to_owned())].into();
+        let (id, _) = self.stores.leases.create(&self.namespace, "", labels)?;
+        Ok(Operation { stores: self.stores.clone(), namespace: self.namespace.clone(), id })
+    }
+}
+
+/// The lease of a running transfer: what it makes stays until it ends, however it ends.
+pub(crate) struct Operation {
+    stores: Arc<Stores>,
+    namespace: String,
+    /// The lease's id.
+    pub(crate) id: String,
+}
+
+impl Operation {
+    /// Keeps a snapshot that was there already.
+    fn keep_snapshot(&self, chain: &Digest) -> Result<(), TransferError> {
+        let resource = Resource { kind: "snapshots/overlayfs".into(), id: chain.to_string() };
+        Ok(self.stores.leases.add(&self.namespace, &self.id, &resource)?)
+    }
+}
+
+impl Drop for Operation {
+    fn drop(&mut self) {
+        if let Err(error) = self.stores.leases.delete(&self.namespace, &self.id) {
+            tracing::warn!(lease = self.id, error = %proto::kind::chain(&error), "lease left to the next start");
+        }
+        // What of a failed transfer nothing else refers to goes away.
+        if tokio::runtime::Handle::try_current().is_ok() {
+            self.stores.gc.schedule();
+        }
+    }
+}
+
+fn unpack_any<M: prost::Message + prost::Name + Default>(any: &Any) -> Result<Option<M>, TransferError> {
+    typeurl::unpack(any)
+        .transpose()
+        .map_err(|error| TransferError::Invalid(format!("{} can't be decoded: {error}", any.type_url)))
+}

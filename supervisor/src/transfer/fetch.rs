@@ -1,0 +1,87 @@
+//! Walks an image from its name to its layers: index, manifest, configuration, layers, each with the labels that keep what
+//! it points to. Where the bytes come from is the caller's matter.
+
+use std::sync::Arc;
+
+use proto::containerd::types::transfer::ImageStore;
+
+use super::{Context, Operation, TransferError};
+use crate::{
+    images::manifest::{CONFIG_LIMIT, Config, Descriptor, Document, MANIFEST_LIMIT, Manifest, Platform},
+    store::Labels,
+};
+
+/// Indexes within indexes that are followed.
+pub(super) const DEPTH: u32 = 4;
+
+/// What is wanted of an image.
+#[derive(Debug, Clone)]
+pub(super) struct Wanted {
+    /// For which platform.
+    pub(super) platform: Platform,
+    /// Whether snapshots are to be made.
+    pub(super) unpack: bool,
+}
+
+impl Wanted {
+    /// What a destination asks for.
+    pub(super) fn by(store: &ImageStore) -> Result<Self, TransferError> {
+        let mut platform = store.platforms.first().cloned();
+        for unpack in &store.unpacks {
+            if !matches!(unpack.snapshotter.as_str(), "" | "overlayfs") {
+                return Err(TransferError::Snapshotter(unpack.snapshotter.clone()));
+            }
+            platform = platform.or_else(|| unpack.platform.clone());
+        }
+        Ok(Self {
+            platform: platform.map_or_else(Platform::host, Platform::from_proto),
+            unpack: !store.unpacks.is_empty(),
+        })
+    }
+}
+
+impl Context {
+    /// Reads a manifest or index from the store, and labels it with what it keeps.
+    pub(super) fn document(&self, descriptor: &Descriptor) -> Result<Document, TransferError> {
+        let content = &self.stores.content;
+        let bytes = content.read_all(&self.namespace, &descriptor.digest, MANIFEST_LIMIT)?;
+        let document = Document::parse(&bytes, descriptor.digest, &descriptor.media_type)?;
+        content.add_labels(&self.namespace, &descriptor.digest, &document.gc_labels())?;
+        Ok(document)
+    }
+
+    /// Reads the configuration, checks it against the manifest, and labels it with the snapshot it keeps.
+    pub(super) fn config(&self, manifest: &Manifest, unpack: bool) -> Result<Config, TransferError> {
+        let content = &self.stores.content;
+        let digest = manifest.config.digest;
+        let bytes = content.read_all(&self.namespace, &digest, CONFIG_LIMIT)?;
+        let config = Config::parse(&bytes, digest)?;
+        if unpack {
+            config.check(manifest)?;
+            if let Some(chain) = config.chain_id() {
+                let name = "containerd.io/gc.ref.snapshot.overlayfs".to_owned();
+                content.add_labels(&self.namespace, &digest, &[(name, chain.to_string())].into())?;
+            }
+        }
+        Ok(config)
+    }
+
+    /// Unpacks every layer of an image whose blobs are there.
+    pub(super) async fn unpack_image(
+        &self,
+        operation: &Arc<Operation>,
+        manifest: &Manifest,
+    ) -> Result<(), TransferError> {
+        let (this, copy) = (self.clone(), manifest.clone());
+        let config = Arc::new(self.blocking(move |_| this.config(&copy, true)).await?);
+        for (index, layer) in manifest.layers.iter().enumerate() {
+            self.unpack_layer(operation, &config, index, layer).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Labels that say where a blob can be had again: `containerd.io/distribution.source.HOST = repository`.
+pub(super) fn source_label(host: &str, path: &str) -> Labels {
+    [(format!("containerd.io/distribution.source.{host}"), path.to_owned())].into()
+}

@@ -1,0 +1,230 @@
+//! Registry -> image store: layers are fetched three at a time, and each is unpacked while the next ones arrive.
+
+use std::sync::Arc;
+
+use proto::{
+    containerd::types::transfer::{AuthRequest, AuthResponse, AuthType, ImageStore, OciRegistry},
+    image_ref::ImageRef,
+    typeurl,
+};
+use tokio::{
+    sync::{Mutex, Semaphore, oneshot},
+    task::JoinSet,
+};
+use tonic::async_trait;
+
+use super::{
+    Context, Operation, TransferError,
+    fetch::{DEPTH, Wanted, source_label},
+    streams::Stream,
+    unpack::turn,
+};
+use crate::{
+    content::ContentError,
+    images::manifest::{CONFIG_LIMIT, Descriptor, Document, MANIFEST_LIMIT, Manifest},
+    registry::{Anonymous, Credential, Credentials, Registry, RegistryError},
+    store::Labels,
+};
+
+/// Layers of one image that are fetched at the same time.
+const PARALLEL: usize = 3;
+
+impl Context {
+    /// Fetches an image by tag or digest, unpacks it if that is asked for, and records its name.
+    pub(super) async fn pull(self, from: OciRegistry, to: &ImageStore) -> Result<(), TransferError> {
+        let image = from.reference.parse::<ImageRef>()?.with_default_tag();
+        let wanted = Wanted::by(to)?;
+        let resolver = from.resolver.unwrap_or_default();
+        let credentials: Arc<dyn Credentials> = match resolver.auth_stream.as_str() {
+            "" => Arc::new(Anonymous),
+            id => Arc::new(AuthStream {
+                stream: Mutex::new(self.streams.take(&self.namespace, id).await?),
+                reference: from.reference.clone(),
+            }),
+        };
+        let registry = Registry::new(&image, &resolver.default_scheme, &resolver.headers, credentials)?;
+        let source = source_label(&registry.host(), image.path());
+        let this = self.clone();
+        let operation = Arc::new(self.blocking(move |_| this.lease()).await?);
+        let pull = Pull { context: self, registry: Arc::new(registry), operation, source, wanted };
+        // A digest counts before a tag: it says which image is meant.
+        let reference = match (image.digest(), image.tag()) {
+            (Some(digest), _) => digest.to_string(),
+            (None, tag) => tag.unwrap_or_default().to_owned(),
+        };
+        let target = pull.manifest(&reference).await?;
+        pull.image(target.clone()).await?;
+        let name = if to.name.is_empty() { image.to_string() } else { to.name.clone() };
+        let labels: Labels = to.labels.clone().into_iter().collect();
+        pull.context.blocking(move |this| this.record_image(&name, &target, &labels)).await
+    }
+}
+
+struct Pull {
+    context: Context,
+    registry: Arc<Registry>,
+    operation: Arc<Operation>,
+    source: Labels,
+    wanted: Wanted,
+}
+
+impl Pull {
+    // Fetches a manifest or index; one that is known by digest and there isn't fetched again.
+    async fn manifest(&self, reference: &str) -> Result<Descriptor, TransferError> {
+        let (bytes, media_type, digest) = self.registry.manifest(reference).await?;
+        let size = bytes.len() as u64;
+        // Refused before it is stored.
+        let document = Document::parse(&bytes, digest, &media_type)?;
+        let mut labels = document.gc_labels();
+        labels.extend(self.source.clone());
+        let lease = self.operation.id.clone();
+        let stored = self
+            .context
+            .blocking(move |this| Ok(this.stores.content.put(&this.namespace, &bytes, &labels, Some(&lease))?));
+        stored.await?;
+        let media_type = if media_type.is_empty() { media_type_of(&document).to_owned() } else { media_type };
+        let descriptor = Descriptor::new(&media_type, digest, size);
+        self.context.progress.blob("complete", &descriptor, size);
+        Ok(descriptor)
+    }
+
+    async fn image(&self, target: Descriptor) -> Result<(), TransferError> {
+        let mut descriptor = target;
+        for _ in 0..DEPTH {
+            let (this, here) = (self.context.clone(), descriptor.clone());
+            match self.context.blocking(move |_| this.document(&here)).await? {
+                Document::Manifest(manifest) => return self.contents(&manifest).await,
+                Document::Index(index) => {
+                    let chosen = index.select(descriptor.digest, &self.wanted.platform)?;
+                    if chosen.size > MANIFEST_LIMIT {
+                        return Err(TransferError::Invalid(format!(
+                            "manifest {} is {} bytes long, more than the {MANIFEST_LIMIT} allowed",
+                            chosen.digest, chosen.size
+                        )));
+                    }
+                    descriptor = self.manifest(&chosen.digest.to_string()).await?;
+                }
+            }
+        }
+        Err(TransferError::Invalid(format!("{}: indexes are nested too deeply", descriptor.digest)))
+    }
+
+    async fn contents(&self, manifest: &Manifest) -> Result<(), TransferError> {
+        if manifest.config.size > CONFIG_LIMIT {
+            return Err(TransferError::Invalid(format!(
+                "image configuration {} is {} bytes long, more than the {CONFIG_LIMIT} allowed",
+                manifest.config.digest, manifest.config.size
+            )));
+        }
+        for layer in &manifest.layers {
+            self.context.progress.blob("waiting", layer, 0);
+        }
+        let config_blob = self.blob(manifest.config.clone());
+        config_blob.await?;
+        let (this, copy, unpack) = (self.context.clone(), manifest.clone(), self.wanted.unpack);
+        let config = Arc::new(self.context.blocking(move |_| this.config(&copy, unpack)).await?);
+        // Dropped with everything in it if one fails, or if the client goes away.
+        let mut fetching = JoinSet::new();
+        let slots = Arc::new(Semaphore::new(PARALLEL));
+        let mut arrivals = Vec::new();
+        for layer in &manifest.layers {
+            let (arrived, arrival) = oneshot::channel();
+            let (fetch, slots) = (self.blob(layer.clone()), slots.clone());
+            fetching.spawn(async move {
+                let _slot = slots.acquire_owned().await;
+                let _ = arrived.send(fetch.await);
+            });
+            arrivals.push(arrival);
+        }
+        for (index, (arrival, layer)) in arrivals.into_iter().zip(&manifest.layers).enumerate() {
+            arrival.await.unwrap_or(Err(TransferError::Cut("a download met a bug and was abandoned")))?;
+            if self.wanted.unpack {
+                self.context.unpack_layer(&self.operation, &config, index, layer).await?;
+            }
+        }
+        Ok(())
+    }
+
+    // One blob into the content store, unless it is there.
+    fn blob(&self, blob: Descriptor) -> impl Future<Output = Result<(), TransferError>> + Send + 'static {
+        let (context, registry) = (self.context.clone(), self.registry.clone());
+        let (operation, labels) = (self.operation.clone(), self.source.clone());
+        async move {
+            let _turn = turn(&blob.digest.to_string()).lock_owned().await;
+            let kind = if blob.media_type.contains("config") || blob.media_type.contains("container.image") {
+                "config"
+            } else {
+                "layer"
+            };
+            // The name that containerd's clients use: each takes up what another left.
+            let reference = format!("{kind}-{}", blob.digest);
+            let (lease, wanted) = (operation.id.clone(), blob.clone());
+            let opened = context.blocking(move |this| {
+                let (content, namespace) = (&this.stores.content, &this.namespace);
+                match content.writer(namespace, &reference, wanted.size, Some(wanted.digest), Some(&lease)) {
+                    Err(ContentError::Exists(digest)) => {
+                        content.add_labels(namespace, &digest, &labels)?;
+                        Ok((None, labels))
+                    }
+                    other => Ok((Some(other?), labels)),
+                }
+            });
+            let (Some(writer), labels) = opened.await? else {
+                context.progress.blob("already exists", &blob, blob.size);
+                return Ok(());
+            };
+            let meter = context.progress.meter("downloading", &blob);
+            let writer = registry.blob(&blob, writer, &meter).await?;
+            let (host, wanted) = (registry.host(), blob.clone());
+            context
+                .blocking(move |_| match writer.commit(wanted.size, Some(wanted.digest), &labels) {
+                    Ok(_) | Err(ContentError::Exists(_)) => Ok(()),
+                    Err(ContentError::WrongDigest { actual, expected, .. }) => {
+                        let what = format!("blob {expected}");
+                        Err(RegistryError::WrongDigest { host, what, actual, expected }.into())
+                    }
+                    Err(error) => Err(error.into()),
+                })
+                .await?;
+            context.progress.blob("complete", &blob, blob.size);
+            Ok(())
+        }
+    }
+}
+
+fn media_type_of(document: &Document) -> &'static str {
+    match document {
+        Document::Manifest(_) => crate::images::manifest::OCI_MANIFEST,
+        Document::Index(_) => crate::images::manifest::OCI_INDEX,
+    }
+}
+
+// Asks the client for credentials, when a registry wants some.
+struct AuthStream {
+    stream: Mutex<Stream>,
+    reference: String,
+}
+
+#[async_trait]
+impl Credentials for AuthStream {
+    async fn credential(&self, host: &str, challenges: &[String]) -> Option<Credential> {
+        let request = AuthRequest {
+            host: host.to_owned(),
+            reference: self.reference.clone(),
+            wwwauthenticate: challenges.to_vec(),
+        };
+        let mut stream = self.stream.lock().await;
+        stream.outbound.send(Ok(typeurl::pack(&request))).await.ok()?;
+        // A client that never answers would hold the pull for ever.
+        let patience = std::time::Duration::from_secs(120);
+        let any = tokio::time::timeout(patience, stream.inbound.recv()).await.ok()??.ok()?;
+        let answer: AuthResponse = typeurl::unpack(&any)?.ok()?;
+        match answer.auth_type() {
+            AuthType::None => None,
+            AuthType::Credentials if answer.secret.is_empty() && answer.username.is_empty() => None,
+            AuthType::Credentials => Some(Credential::Password { user: answer.username, secret: answer.secret }),
+            AuthType::Refresh => Some(Credential::Refresh(answer.secret)),
+            AuthType::Header => Some(Credential::Header(answer.secret)),
+        }
+    }
+}
