@@ -103,8 +103,6 @@ fn decode_base64(text: &str) -> Option<Vec<u8>> {
 pub struct Pull {
     transfer: Transfer,
     reference: ImageRef,
-    /// Where the name pointed before.
-    before: Option<String>,
     kept: Option<Kept>,
     /// Blobs that were there before.
     existing: HashSet<String>,
@@ -119,7 +117,6 @@ impl Images {
         let name = reference.to_string();
         let failed = |error| registry_error(&reference, error);
         let records = self.records().await?;
-        let before = records.iter().find(|record| record.name == name).map(|record| record.target.digest.clone());
         let existing = content::digests(&self.client).await.map_err(failed)?;
         let kept = self.keep_displaced(&name, &records).await?;
         let wanted = platform.unwrap_or_else(Platform::host).to_proto();
@@ -159,7 +156,7 @@ impl Images {
             }
         };
         match begun.await {
-            Ok((transfer, early)) => Ok(Pull { transfer, reference, before, kept, existing, early }),
+            Ok((transfer, early)) => Ok(Pull { transfer, reference, kept, existing, early }),
             Err(error) => {
                 self.settle_displaced(&name, kept).await?;
                 Err(error)
@@ -171,10 +168,10 @@ impl Images {
     pub async fn finish_pull(&self, pull: Pull, lines: &Lines) -> Option<ImageRef> {
         let name = pull.reference.to_string();
         let reference = pull.reference.clone();
-        let Pull { transfer, before, kept, existing, early, .. } = pull;
+        let Pull { transfer, kept, existing, early, .. } = pull;
         // Whatever happens to the client, the kept record is looked after.
         let outcome = tokio::select! {
-            outcome = self.relay_pull(&reference, transfer, Board::new(existing), early, before, lines) => outcome,
+            outcome = self.relay_pull(&reference, transfer, Board::new(existing), early, lines) => outcome,
             () = lines.gone() => Err(PullEnd::Gone),
         };
         let settled = self.settle_displaced(&name, kept).await;
@@ -198,7 +195,6 @@ impl Images {
         mut transfer: Transfer,
         mut board: Board,
         early: Vec<Step>,
-        before: Option<String>,
         lines: &Lines,
     ) -> Result<(), PullEnd> {
         let tag = match (reference.digest(), reference.tag()) {
@@ -224,15 +220,15 @@ impl Images {
             }
         };
         result.map_err(|error| registry_error(reference, error))?;
-        for line in board.finish() {
-            lines.write(line).await?;
-        }
         let name = reference.to_string();
         let record = self.record(&name).await?.ok_or_else(|| ImageError::NotFound(reference.familiar()))?;
-        let digest = &record.target.digest;
-        lines.write(Line::status(format!("Digest: {digest}"))).await?;
-        let news =
-            if before.as_ref() == Some(digest) { "Image is up to date for" } else { "Downloaded newer image for" };
+        let id = self.content(&name, &record.target).await?.id();
+        let was_there = board.existing.contains(&id.to_string());
+        for line in board.finish(was_there) {
+            lines.write(line).await?;
+        }
+        lines.write(Line::status(format!("Digest: {}", record.target.digest))).await?;
+        let news = if was_there { "Image is up to date for" } else { "Downloaded newer image for" };
         lines.write(Line::status(format!("Status: {news} {}", reference.familiar()))).await?;
         Ok(())
     }
@@ -265,16 +261,28 @@ fn scheme(domain: &str) -> &'static str {
     if local { "http" } else { "https" }
 }
 
-/// What a failed pull is called: docker's words where SDKs look for them.
+/// What a failed pull is called: docker's words where SDKs look for them, without saying twice what the supervisor says so.
 fn registry_error(reference: &ImageRef, error: SupervisorError) -> ImageError {
+    let text = error.to_string();
     match error.kind() {
+        ErrorKind::NotFound if text.starts_with("manifest for ") => ImageError::Registry(text),
         ErrorKind::NotFound => {
-            ImageError::Registry(format!("manifest for {} not found: manifest unknown: {error}", reference.familiar()))
+            let name = reference.familiar();
+            ImageError::Registry(format!("manifest for {name} not found: manifest unknown: {text}"))
         }
-        ErrorKind::PermissionDenied | ErrorKind::Unauthenticated => ImageError::Registry(format!(
-            "pull access denied for {}, repository does not exist or may require 'docker login': denied: {error}",
-            reference.familiar_repository()
-        )),
+        ErrorKind::PermissionDenied | ErrorKind::Unauthenticated => {
+            let detail = match text.strip_prefix("pull access denied for ") {
+                Some(rest) => match rest.split_once(": ") {
+                    Some((_, detail)) => detail,
+                    None => "requested access to the resource is denied",
+                },
+                None => &text,
+            };
+            let name = reference.familiar_repository();
+            ImageError::Registry(format!(
+                "pull access denied for {name}, repository does not exist or may require 'docker login': denied: {detail}"
+            ))
+        }
         _ => ImageError::supervisor("pull", reference.familiar(), error),
     }
 }
@@ -291,6 +299,8 @@ struct Board {
     order: Vec<String>,
     /// Something has begun to move.
     moving: bool,
+    /// "Already exists" of the first layers: said only if something else isn't there.
+    held: Vec<Line>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -315,10 +325,16 @@ impl Board {
             Some(stage) => *stage,
             None if self.existing.contains(&digest) => {
                 self.layers.insert(digest, Stage::Complete);
-                return vec![Line::of(&id, "Already exists")];
+                let line = Line::of(&id, "Already exists");
+                if self.order.is_empty() {
+                    self.held.push(line);
+                    return Vec::new();
+                }
+                return vec![line];
             }
             None => {
                 self.order.push(digest.clone());
+                lines.append(&mut self.held);
                 lines.push(Line::of(&id, "Pulling fs layer"));
                 Stage::Announced
             }
@@ -353,9 +369,9 @@ impl Board {
         lines
     }
 
-    /// What remains to be said when all is done.
-    fn finish(&mut self) -> Vec<Line> {
-        let mut lines = Vec::new();
+    /// What remains to be said when all is done; nothing about the layers of an image that was there.
+    fn finish(&mut self, was_there: bool) -> Vec<Line> {
+        let mut lines = if was_there { Vec::new() } else { std::mem::take(&mut self.held) };
         for digest in std::mem::take(&mut self.order) {
             if self.layers.get(&digest) != Some(&Stage::Complete) {
                 let report = Progress { event: "extracted".into(), name: digest, ..Progress::default() };
@@ -428,7 +444,7 @@ mod tests {
         ] {
             lines.extend(board.update(&step));
         }
-        lines.extend(board.finish());
+        lines.extend(board.finish(false));
         let expected = [
             "a Pulling fs layer",
             "b Already exists",
@@ -452,6 +468,43 @@ mod tests {
             "e Pull complete",
         ];
         assert_eq!(texts(&lines), expected);
+    }
+
+    #[test]
+    fn layers_that_are_there_are_told_if_others_are_not() {
+        let digest = |n| layer(&report("waiting", n, 0)).unwrap();
+        let mut board = Board::new([digest(0), digest(1)].into());
+        assert!(board.update(&report("waiting", 0, 0)).is_empty());
+        assert!(board.update(&report("waiting", 1, 0)).is_empty());
+        assert!(board.finish(true).is_empty());
+        assert_eq!(texts(&board.finish(false)), ["a Already exists", "b Already exists"]);
+        let mut board = Board::new([digest(0)].into());
+        board.update(&report("waiting", 0, 0));
+        let lines = board.update(&report("waiting", 1, 0));
+        assert_eq!(texts(&lines), ["a Already exists", "b Pulling fs layer"]);
+    }
+
+    #[test]
+    fn refusals_are_said_once() {
+        let reference: ImageRef = "reg.example/a:1".parse().unwrap();
+        let said = |kind, message: &str| {
+            registry_error(&reference, SupervisorError::Refused { kind, message: message.into() }).to_string()
+        };
+        let denied =
+            "pull access denied for reg.example/a, repository does not exist or may require 'docker login': denied: ";
+        let cases = [
+            (
+                ErrorKind::NotFound,
+                "manifest for reg.example/a:1 not found: x",
+                "manifest for reg.example/a:1 not found: x".to_owned(),
+            ),
+            (ErrorKind::NotFound, "gone", "manifest for reg.example/a:1 not found: manifest unknown: gone".to_owned()),
+            (ErrorKind::Unauthenticated, "pull access denied for x, login: why", format!("{denied}why")),
+            (ErrorKind::PermissionDenied, "no", format!("{denied}no")),
+        ];
+        for (kind, message, expected) in cases {
+            assert_eq!(said(kind, message), expected);
+        }
     }
 
     #[test]
@@ -520,7 +573,7 @@ mod tests {
             let mut board = Board::new(layer(&report("", 1, 0)).into_iter().collect());
             let mut lines: Vec<Line> =
                 steps.iter().flat_map(|(e, layer, at)| board.update(&report(events[*e], *layer, *at))).collect();
-            lines.extend(board.finish());
+            lines.extend(board.finish(false));
             let texts = texts(&lines);
             let mut layers: Vec<u8> = steps.iter().map(|(_, layer, _)| *layer).collect();
             layers.sort_unstable();
