@@ -178,7 +178,12 @@ fn serve(args: &Args, places: Places, bundle: &Path, listener: UnixListener) -> 
     sys::process::set_child_subreaper(true).map_err(system)?;
     adjust_oom_score();
     listener.set_nonblocking(true).map_err(StartError::Serve)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Serve)?;
+    // Few things happen at once in a shim: a small table for them.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_io_events_per_tick(64)
+        .build()
+        .map_err(StartError::Serve)?;
     let served = LocalSet::new().block_on(&runtime, run(args, &places, listener));
     // A later shim may have the path by now only if ours was gone; then it isn't ours to remove, but neither can that
     // be told apart. The supervisor starts no second shim for a container before it has deleted the first.

@@ -93,6 +93,13 @@ pub fn connect_console(path: &Path) -> Result<OwnedFd, Errno> {
     Ok(socket)
 }
 
+/// Opens the other end of the terminal that `master` belongs to (TIOCGPTPEER), without a name that could lead elsewhere.
+pub fn open_peer(master: impl AsFd) -> Result<OwnedFd, Errno> {
+    let flags = MASTER_FLAGS.bits();
+    // SAFETY: TIOCGPTPEER takes the open flags by value and returns a new descriptor.
+    own(libc::c_long::from(unsafe { libc::ioctl(master.as_fd().as_raw_fd(), libc::TIOCGPTPEER, flags) }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

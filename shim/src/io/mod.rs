@@ -99,6 +99,8 @@ impl IoError {
         match self {
             Self::Uri { cause: StdioError::Scheme(_), .. } => ErrorKind::Unimplemented,
             Self::Uri { .. } | Self::Direction { .. } => ErrorKind::InvalidArgument,
+            // A FIFO that nobody reads: the caller was to hold its end open.
+            Self::Open { cause, .. } if cause.raw_os_error() == Some(nix::libc::ENXIO) => ErrorKind::FailedPrecondition,
             Self::Open { cause, .. } | Self::System { cause, .. } => ErrorKind::of_io(cause),
             Self::NoStream(_) | Self::NoTerminal => ErrorKind::FailedPrecondition,
         }
@@ -261,7 +263,9 @@ impl Prepared {
             let master = console.receive().map_err(system("receive the terminal from the OCI runtime"))?;
             let master = Rc::new(Pipe::both(master).map_err(&copying)?);
             io.stdin = Some(Stdin::terminal(master.clone()));
-            io.outputs[0] = Some(io.spawn_pump(Source::Terminal(master.clone()), out_sink));
+            // Without it, output would end for good when the process closes its terminal, even if it opens it again.
+            let peer = sys::pty::open_peer(master.fd()).map_err(|errno| system("open the terminal")(errno.into()))?;
+            io.outputs[0] = Some(io.spawn_pump(Source::Terminal(master.clone(), Some(peer)), out_sink));
             io.master = Some(master);
         } else {
             if let Some(writer) = self.stdin_pipe {

@@ -75,15 +75,15 @@ impl Sink {
 pub(super) enum Source {
     /// A pipe of the process's own.
     Pipe(Pipe),
-    /// The master of its terminal.
-    Terminal(Rc<Pipe>),
+    /// The master of its terminal, and the other end too until the process has ended.
+    Terminal(Rc<Pipe>, Option<OwnedFd>),
 }
 
 impl Source {
     fn pipe(&self) -> &Pipe {
         match self {
             Self::Pipe(pipe) => pipe,
-            Self::Terminal(pipe) => pipe,
+            Self::Terminal(pipe, _) => pipe,
         }
     }
 }
@@ -166,7 +166,7 @@ impl Output {
 }
 
 /// Copies until nobody can write any more.
-pub(super) async fn pump(source: Source, mut sink: Sink, output: Rc<Output>) {
+pub(super) async fn pump(mut source: Source, mut sink: Sink, output: Rc<Output>) {
     let mut enlarged = false;
     let mut buffer = Vec::new();
     let mut ended_at = None;
@@ -179,6 +179,10 @@ pub(super) async fn pump(source: Source, mut sink: Sink, output: Rc<Output>) {
         }
         // Asked before the read: what the process wrote before its end can't be missed.
         let process_ended = output.process_ended.get();
+        if process_ended && let Source::Terminal(_, peer) = &mut source {
+            // Now the terminal may end.
+            peer.take();
+        }
         let read = if process_ended && !output.settled.get() {
             source.pipe().read_now(&mut buffer)
         } else {
@@ -212,7 +216,7 @@ pub(super) async fn pump(source: Source, mut sink: Sink, output: Rc<Output>) {
         if process_ended && !output.settled.get() {
             let since = ended_at.get_or_insert_with(std::time::Instant::now).elapsed();
             match source {
-                Source::Terminal(_) if since < TERMINAL_GRACE => grace = TERMINAL_GRACE - since,
+                Source::Terminal(..) if since < TERMINAL_GRACE => grace = TERMINAL_GRACE - since,
                 _ => {
                     if let Sink::Log(log) = &mut sink {
                         log.finish();

@@ -298,6 +298,26 @@ impl Stage {
 impl Drop for Stage {
     fn drop(&mut self) {
         self.supervisor_down();
+        // After a failed test: whatever has the name of this folder on its command line is of this stage.
+        let folder = self.folder.path().display().to_string();
+        for process in processes_with(&folder) {
+            let pid = process.split(' ').next().and_then(|pid| pid.parse().ok()).expect("pid");
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
+        }
+        let name = self.folder.path().file_name().expect("name").to_owned();
+        for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+            for cgroup in fs::read_dir(hierarchy.path().join(&name)).into_iter().flatten().flatten() {
+                let pids = fs::read_to_string(cgroup.path().join("cgroup.procs")).unwrap_or_default();
+                for pid in pids.lines().filter_map(|pid| pid.parse().ok()) {
+                    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
+                }
+                let _ = fs::remove_dir(cgroup.path());
+            }
+            let _ = fs::remove_dir(hierarchy.path().join(&name));
+        }
+        for task in fs::read_dir(self.path("tasks")).into_iter().flatten().flatten() {
+            let _ = nix::mount::umount2(&task.path().join("rootfs"), nix::mount::MntFlags::MNT_DETACH);
+        }
     }
 }
 

@@ -1,0 +1,61 @@
+//! What a shim costs: a thousand of them run on one machine.
+
+mod common;
+
+use std::{fs, time::Duration};
+
+use common::Stage;
+use proto::containerd::task::v3::{ConnectRequest, ExecProcessRequest, StatsRequest};
+
+/// A line of smaps_rollup in kB.
+fn kilobytes(pid: u32, name: &str) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("smaps");
+    let line = text.lines().find(|line| line.starts_with(name)).expect("line");
+    line.split_whitespace().nth(1).expect("number").parse().expect("number")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_shim_is_small_and_stays_so() {
+    const COUNT: u64 = 8;
+    let stage = Stage::new().await;
+    let mut shims = Vec::new();
+    for number in 0..COUNT {
+        let id = format!("c{number}");
+        let bundle = stage.bundle(&id, &["sh", "-c", "seq 1 20000; exec sleep 100"], |_| ());
+        let mut shim = stage.shim(&id, bundle.clone()).await;
+        let mut request = stage.create(&id, &bundle);
+        request.stdout = format!("json-file://{}", stage.path(&format!("{id}.log")).display());
+        request.stderr = request.stdout.clone();
+        shim.create(request).await.expect("create");
+        shim.start("").await.expect("start");
+        let pid = shim.task.connect(ConnectRequest { id }).await.expect("connect").into_inner().shim_pid;
+        shims.push((shim, pid));
+    }
+    // Until unused connections are given up and the heap is trimmed.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let sum = |name: &str| shims.iter().map(|(_, pid)| kilobytes(*pid, name)).sum::<u64>() / COUNT;
+    let (fresh, pss) = (sum("Anonymous"), sum("Pss:"));
+    let fds = fs::read_dir(format!("/proc/{}/fd", shims[0].1)).expect("fds").count();
+    for round in 0..std::env::var("ROUNDS").map_or(20, |n| n.parse().expect("number")) {
+        let (shim, _) = &mut shims[0];
+        let exec = format!("e{round}");
+        let stdio = ExecProcessRequest { stdout: "".into(), ..ExecProcessRequest::default() };
+        shim.exec(&exec, &["seq", "1", "50000"], stdio).await.expect("exec");
+        shim.wait(&exec).await;
+        shim.delete(&exec).await.expect("delete");
+        shim.task.stats(StatsRequest { id: "c0".into() }).await.expect("stats");
+    }
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let busy = kilobytes(shims[0].1, "Anonymous");
+    eprintln!(
+        "idle shim with a container: anonymous {fresh} kB, PSS of {COUNT} beside each other {pss} kB; after 20 execs {busy} kB"
+    );
+    assert!(fresh < 800, "{fresh} kB");
+    assert!(busy < fresh + 200, "{busy} kB after, {fresh} kB before");
+    let now = fs::read_dir(format!("/proc/{}/fd", shims[0].1)).expect("fds").count();
+    assert!(now <= fds, "{now} descriptors, {fds} before");
+    for (shim, _) in shims {
+        shim.finish().await;
+    }
+    stage.leaves_nothing().await;
+}
