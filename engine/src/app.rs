@@ -2,11 +2,19 @@
 
 use crate::{
     config::Config,
+    containers::{
+        Containers, exits,
+        store::{Store, StoreError},
+    },
     events::Events,
     http::routes,
+    identity::{Identity, IdentityError},
     images::Images,
     launch::{self, LaunchError},
+    networks::{BridgeConfig, NetworkError, NetworkIds, Networks, Subnet},
     supervisor::Client,
+    time::Timestamp,
+    volumes::Volumes,
 };
 use axum::body::Body;
 use hyper_util::rt::TokioIo;
@@ -22,12 +30,15 @@ use std::{
 use tokio::{
     net::{UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
 };
 use tracing::{info, warn};
 
 /// How long requests in flight may take after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(5);
+
+/// How long the first comparison with the supervisor may take.
+const COMPARE: Duration = Duration::from_secs(30);
 
 /// Everything handlers share.
 #[derive(Debug)]
@@ -36,8 +47,22 @@ pub struct App {
     pub config: Config,
     /// What happened.
     pub events: Events,
+    /// The supervisor.
+    pub supervisor: Client,
     /// The images that the supervisor keeps.
     pub images: Images,
+    /// Networks of containers.
+    pub networks: Networks,
+    /// Volumes.
+    pub volumes: Volumes,
+    /// Containers.
+    pub containers: Containers,
+    /// Who this engine is.
+    pub identity: Identity,
+    /// When it started.
+    pub started: Timestamp,
+    /// Whether /sys/fs/cgroup is cgroup2.
+    pub unified_cgroups: bool,
 }
 
 /// Why the engine does not serve.
@@ -69,6 +94,16 @@ pub enum AppError {
     Signals(#[source] io::Error),
     #[error(transparent)]
     Supervisor(#[from] LaunchError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    #[error("bridge address: {0}")]
+    Subnet(String),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error("the supervisor at {0} does not answer")]
+    NoAnswer(PathBuf),
 }
 
 /// Serves until SIGTERM or SIGINT. Containers run on.
@@ -84,12 +119,19 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let _data_lock = lock_root(&config.engine_data())?;
     let _run_lock = lock_root(&config.engine_run())?;
     launch::ensure_supervisor(&config).await?;
+    let app = open(config)?;
+    let (ready, compared) = oneshot::channel();
+    tokio::spawn(exits::follow(app.clone(), ready));
+    tokio::time::timeout(COMPARE, compared)
+        .await
+        .ok()
+        .and_then(Result::ok)
+        .ok_or_else(|| AppError::NoAnswer(app.config.supervisor.clone()))?;
+    exits::resume(&app).await;
     let mut listeners = Vec::new();
-    for path in &config.listen {
+    for path in &app.config.listen {
         listeners.push(listen(path).await?);
     }
-    let images = Images::new(Client::new(&config.supervisor));
-    let app = Arc::new(App { config, events: Events::default(), images });
     let router = routes::router(app.clone());
     let (stop, stopped) = watch::channel(false);
     let servers: Vec<_> =
@@ -105,6 +147,58 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         let _ = std::fs::remove_file(path);
     }
     Ok(())
+}
+
+/// Reads what is kept, takes up the networks of containers that may live.
+fn open(config: Config) -> Result<Arc<App>, AppError> {
+    let (data, run) = (config.engine_data(), config.engine_run());
+    let (containers, streams) = (data.join("containers"), run.join("streams"));
+    make_folder(&containers, 0o711)?;
+    make_folder(&streams, 0o700)?;
+    let identity = Identity::load_or_make(&data.join("identity.json"))?;
+    let (store, records) = Store::open(&data.join("engine.redb"))?;
+    let volumes_folder = data.join("volumes");
+    let volumes = Volumes::open(volumes_folder.clone())
+        .map_err(|cause| AppError::Folder { path: volumes_folder, cause })?;
+    let bridge = BridgeConfig {
+        name: config.bridge.clone(),
+        address: config.bip.as_deref().map(|text| text.parse::<Subnet>().map_err(|e| AppError::Subnet(e.to_string()))).transpose()?,
+        mtu: 1500,
+        ids: NetworkIds {
+            bridge: identity.bridge.clone(),
+            host: identity.host.clone(),
+            none: identity.none.clone(),
+        },
+    };
+    let networks = Networks::open(bridge, &config.run_root)?;
+    // All endpoints, also of containers that ended meanwhile: their ends are worked off in the usual way.
+    let endpoints = records.iter().filter_map(|r| r.state.endpoint.as_ref().map(|e| (r.id.as_str(), e)));
+    for damage in networks.restore(endpoints)? {
+        warn!(id = crate::ids::short(&damage.id), error = %proto::kind::chain(&damage.error), "network of a container");
+    }
+    for record in &records {
+        for volume in record.mounts.iter().filter_map(|mount| mount.volume.as_ref()) {
+            volumes.hold(volume, &record.id);
+        }
+    }
+    let supervisor = Client::new(&config.supervisor);
+    Ok(Arc::new(App {
+        images: Images::new(supervisor.clone()),
+        containers: Containers::new(store, records, containers, streams),
+        events: Events::default(),
+        unified_cgroups: is_cgroup2(),
+        started: Timestamp::now(),
+        config,
+        supervisor,
+        networks,
+        volumes,
+        identity,
+    }))
+}
+
+fn is_cgroup2() -> bool {
+    let magic = nix::sys::statfs::statfs("/sys/fs/cgroup").map(|s| s.filesystem_type().0 as i64);
+    magic == Ok(sys::path::CGROUP2_MAGIC)
 }
 
 async fn until_told_to_stop() -> Result<(), AppError> {

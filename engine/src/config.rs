@@ -27,7 +27,7 @@ pub struct Args {
     /// Name of the default bridge [default: berth0]
     #[arg(long, value_name = "NAME")]
     pub bridge: Option<String>,
-    /// Address and prefix of the default bridge [default: 172.29.0.1/16]
+    /// Address and prefix of the default bridge [default: the first free of docker's]
     #[arg(long, value_name = "CIDR")]
     pub bip: Option<String>,
     /// TOML file with the same keys as these flags
@@ -66,8 +66,8 @@ pub struct Config {
     pub runtime: String,
     /// Name of the default bridge.
     pub bridge: String,
-    /// Address of the default bridge with prefix length.
-    pub bip: String,
+    /// Address of the default bridge with prefix length, if one was chosen.
+    pub bip: Option<String>,
     /// Filter of log messages, from `BERTH_LOG`.
     pub log_filter: String,
 }
@@ -117,7 +117,7 @@ impl Config {
             supervisor,
             runtime: args.runtime.or(file.runtime).unwrap_or_default(),
             bridge: args.bridge.or(file.bridge).unwrap_or_else(|| "berth0".to_owned()),
-            bip: args.bip.or(file.bip).unwrap_or_else(|| "172.29.0.1/16".to_owned()),
+            bip: args.bip.or(file.bip),
             log_filter: std::env::var("BERTH_LOG").ok().filter(|l| !l.is_empty()).unwrap_or_else(|| "info".into()),
             data_root,
             run_root,

@@ -85,6 +85,11 @@ impl Events {
         let _ = self.channel.send(event);
     }
 
+    /// How many follow right now.
+    pub fn listeners(&self) -> usize {
+        self.channel.receiver_count()
+    }
+
     /// Past events since a moment (none without one), and all that follow.
     pub fn subscribe(&self, since: Option<Timestamp>) -> (Vec<Event>, broadcast::Receiver<Event>) {
         let ring = lock(&self.ring);

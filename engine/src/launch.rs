@@ -14,6 +14,8 @@ use tracing::info;
 
 const PROGRAM: &str = "berth-supervisor";
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Whoever stopped it may be about to start a newer one.
+const REVIVE_AFTER: Duration = Duration::from_secs(3);
 
 /// Why there is no supervisor.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +85,20 @@ pub async fn ensure_supervisor(config: &Config) -> Result<(), LaunchError> {
     // Reaps it should it end while we live; an orphan of ours is init's.
     std::thread::spawn(move || child.wait());
     Ok(())
+}
+
+/// Starts the supervisor again if it has gone and nobody else does so within a short time.
+pub async fn revive_supervisor(config: &Config) {
+    if !config.owns_supervisor {
+        return;
+    }
+    tokio::time::sleep(REVIVE_AFTER).await;
+    if listens(&config.supervisor).await {
+        return;
+    }
+    if let Err(error) = ensure_supervisor(config).await {
+        tracing::error!(error = %proto::kind::chain(&error), "supervisor not revived");
+    }
 }
 
 /// Whether a connection to the socket is accepted.

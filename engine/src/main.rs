@@ -1,18 +1,22 @@
 //! `berth-engine`: serves the Docker Engine API and keeps what its users asked for. Everything that runs lives below it,
 //! in the supervisor and the shims, and goes on when this program ends.
 
+#![recursion_limit = "256"]
+
 mod api;
 mod app;
 mod config;
 mod containers;
 mod events;
 mod http;
+mod identity;
 mod ids;
 mod images;
 mod launch;
 mod networks;
 mod supervisor;
 mod time;
+mod volumes;
 
 use clap::Parser;
 use config::{Args, Config};

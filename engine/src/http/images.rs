@@ -186,10 +186,9 @@ pub async fn prune(State(app): State<Arc<App>>, RawQuery(query): RawQuery) -> Ap
     Ok(json(StatusCode::OK, &json!({"ImagesDeleted": lines, "SpaceReclaimed": freed})))
 }
 
-// Containers are not in `App` yet, so none uses an image.
 impl ImageUsers for App {
-    fn users_of(&self, _image: &Digest) -> Vec<ImageUser> {
-        Vec::new()
+    fn users_of(&self, image: &Digest) -> Vec<ImageUser> {
+        self.containers.image_users(&image.to_string())
     }
 }
 

@@ -1,11 +1,17 @@
 //! The HTTP edge: decode, call the rules, encode. One file per resource.
 
+pub mod containers;
 pub mod error;
+pub mod events;
+pub mod exec;
+pub mod hijack;
 pub mod images;
+pub mod networks;
 pub mod query;
 pub mod routes;
 pub mod system;
 pub mod version;
+pub mod volumes;
 
 pub use error::{ApiError, ApiResult};
 pub use query::{Filters, Query, json_body};
@@ -26,5 +32,14 @@ pub fn json<T: Serialize>(status: StatusCode, value: &T) -> Response {
             (status, [(header::CONTENT_TYPE, "application/json")], Body::from(bytes)).into_response()
         }
         Err(error) => ApiError::unexpected(&error).into_response(),
+    }
+}
+
+/// Runs work that goes on when its client hangs up: a stop half done helps nobody.
+pub async fn run_to_end<T: Send + 'static>(work: impl Future<Output = ApiResult<T>> + Send + 'static) -> ApiResult<T> {
+    match tokio::spawn(work).await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => Err(ApiError::internal("the engine met a defect of its own; its log tells more")),
+        Err(error) => Err(ApiError::unexpected(&error)),
     }
 }

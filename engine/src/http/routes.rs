@@ -2,8 +2,9 @@
 
 use super::{
     error::ApiError,
-    images, system,
+    containers, events, exec, images, networks, system,
     version::{negotiate, stamp},
+    volumes,
 };
 use crate::app::App;
 use axum::{
@@ -11,7 +12,7 @@ use axum::{
     body::Body,
     http::{Method, Request, Uri},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{delete, get, post},
 };
 use std::{convert::Infallible, sync::Arc};
 use tower::ServiceExt;
@@ -29,6 +30,36 @@ pub fn router(app: Arc<App>) -> Router {
         // More specific than the pattern below; not built.
         .route("/images/search", get(unknown))
         .route("/images/{*name}", get(images::get_one).post(images::post_one).delete(images::remove))
+        .route("/info", get(system::info))
+        .route("/events", get(events::events))
+        .route("/containers/json", get(containers::list))
+        .route("/containers/create", post(containers::create))
+        .route("/containers/prune", post(containers::prune))
+        .route("/containers/{id}", delete(containers::remove))
+        .route("/containers/{id}/json", get(containers::inspect))
+        .route("/containers/{id}/start", post(containers::start))
+        .route("/containers/{id}/stop", post(containers::stop))
+        .route("/containers/{id}/restart", post(containers::restart))
+        .route("/containers/{id}/kill", post(containers::kill))
+        .route("/containers/{id}/pause", post(containers::pause))
+        .route("/containers/{id}/unpause", post(containers::unpause))
+        .route("/containers/{id}/rename", post(containers::rename))
+        .route("/containers/{id}/resize", post(containers::resize))
+        .route("/containers/{id}/top", get(containers::top))
+        .route("/containers/{id}/attach", post(containers::attach))
+        .route("/containers/{id}/wait", post(containers::wait))
+        .route("/containers/{id}/logs", get(containers::logs))
+        .route("/containers/{id}/stats", get(containers::stats))
+        .route("/containers/{id}/exec", post(exec::create))
+        .route("/exec/{id}/start", post(exec::start))
+        .route("/exec/{id}/resize", post(exec::resize))
+        .route("/exec/{id}/json", get(exec::inspect))
+        .route("/networks", get(networks::list))
+        .route("/networks/", get(networks::list))
+        .route("/networks/{id}", get(networks::inspect))
+        .route("/volumes", get(volumes::list))
+        .route("/volumes/create", post(volumes::create))
+        .route("/volumes/{name}", get(volumes::inspect).delete(volumes::remove))
         .fallback(unknown)
         .method_not_allowed_fallback(unknown)
         .with_state(app)
@@ -68,13 +99,12 @@ fn matches(pattern: &str, path: &str) -> bool {
             _ => false,
         }
     }
-    let split = |text: &'static str| text.split('/').collect::<Vec<_>>();
-    let _ = split;
     walk(&pattern.split('/').collect::<Vec<_>>(), &path.split('/').collect::<Vec<_>>())
 }
 
 /// Endpoints of Docker's API 1.51 that are routed nowhere above reach the fallback, and are known by this table.
 const UNBUILT: &[(&str, &str)] = &[
+    ("POST", "/containers/{id}/update"),
     ("GET", "/containers/{id}/changes"),
     ("GET", "/containers/{id}/export"),
     ("GET", "/containers/{id}/attach/ws"),

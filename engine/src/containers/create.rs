@@ -1,0 +1,358 @@
+//! `POST /containers/create`: everything is checked, then the root file system, the volumes and the record come to be;
+//! what fails undoes what was made.
+
+use super::{
+    Container, Containers, files, layers::Layers, merge, mounts, names, record::{MountKind, MountPoint, Record, State},
+    validate::{self, not_yet},
+};
+use crate::{
+    api::{Config, CreateRequest, HostConfig},
+    app::App,
+    http::{ApiError, ApiResult},
+    ids,
+    images::ResolvedImage,
+    networks::NetworkKind,
+    supervisor::client::SNAPSHOTTER,
+    time::Timestamp,
+    volumes::copy_tree,
+};
+use proto::{
+    containerd::{
+        services::snapshots::v1::{PrepareSnapshotRequest, RemoveSnapshotRequest},
+        types::Mount,
+    },
+    kind::chain,
+};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::{DirBuilder, File},
+    os::{fd::OwnedFd, unix::fs::DirBuilderExt},
+    path::Path,
+    sync::Arc,
+};
+use tracing::{debug, warn};
+
+/// Label of everything in the supervisor that belongs to a container of the engine.
+pub const LABEL: &str = "berth/engine.container";
+
+/// A container that was made.
+#[derive(Debug)]
+pub struct Created {
+    /// Its id.
+    pub id: String,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// Makes a container.
+pub async fn create(app: &Arc<App>, name: Option<&str>, platform: Option<&str>, request: CreateRequest) -> ApiResult<Created> {
+    let begun = std::time::Instant::now();
+    validate::check(&request)?;
+    let CreateRequest { mut config, mut host_config, networking_config } = request;
+    if config.image.is_empty() {
+        return Err(ApiError::invalid("no image specified"));
+    }
+    let image = app.images.resolve(&config.image).await?;
+    check_platform(platform, &image)?;
+    let mut warnings = Vec::new();
+    let defaults = image_defaults(&image)?;
+    if defaults.healthcheck.as_ref().is_some_and(|check| check.is_active()) && config.healthcheck.is_none() {
+        warnings.push("The image's HEALTHCHECK is not run: health checks are not implemented in berth yet".to_owned());
+    }
+    let asked_healthcheck = config.healthcheck.clone();
+    merge::merge(&mut config, &defaults);
+    config.healthcheck = asked_healthcheck;
+    let (path, args) = merge::command_line(&config)?;
+    if config.open_stdin && config.attach_stdin && !config.tty {
+        // The client that attaches is the one whose end of input counts.
+        debug!("stdin is attached");
+    }
+    fill_host_defaults(&mut host_config);
+    let network = validate::network_kind(&host_config.network_mode)?;
+    let endpoint = networking_config.endpoints_config.into_values().flatten().next().unwrap_or_default();
+    let mac = [endpoint.mac_address.as_str(), config.mac_address.as_str()].into_iter().find(|m| !m.is_empty());
+    let mac = mac.map(|text| text.parse::<crate::networks::Mac>().map_err(|e| ApiError::invalid(e.to_string()))).transpose()?;
+    let ip = endpoint.other.get("IPAMConfig").and_then(|c| c["IPv4Address"].as_str()).filter(|ip| !ip.is_empty());
+    if ip.is_some_and(|ip| ip.parse::<std::net::Ipv4Addr>().is_err()) {
+        return Err(ApiError::invalid(format!("invalid IPv4 address: {}", ip.unwrap_or_default())));
+    }
+    let ip = ip.map(str::to_owned);
+
+    let id = ids::random_id().map_err(|e| ApiError::unexpected(&e))?;
+    if config.hostname.is_empty() {
+        config.hostname = match (network, host_config.uts_mode.as_str()) {
+            (NetworkKind::Host, _) | (_, "host") => host_name(),
+            _ => ids::short(&id).to_owned(),
+        };
+    }
+    check_hostname(&config)?;
+    let wanted = mounts::wanted(&host_config, &config.volumes)?;
+    let name = reserve_name(&app.containers, name, &id)?;
+    let mut undo = Undo { app: app.clone(), id: id.clone(), name: name.clone(), snapshot: false, armed: true };
+
+    let (resolved, fresh) = resolve_mounts(app, &id, wanted)?;
+    let record = Record {
+        id: id.clone(),
+        name,
+        created: Timestamp::now(),
+        image_id: image.id.to_string(),
+        image_digest: image.target.digest.clone(),
+        chain_id: image.content.chain_id().map(|chain| chain.to_string()).unwrap_or_default(),
+        config,
+        host: host_config,
+        mac: mac.map(|mac| mac.to_string()),
+        ip,
+        path,
+        args,
+        mounts: resolved,
+        registered: false,
+        state: State::created(),
+    };
+    undo.snapshot = true;
+    let folder = app.containers.folder_of(&id);
+    let (snapshot, kept) = tokio::join!(prepare_snapshot(app, &record), async {
+        DirBuilder::new().recursive(true).mode(0o710).create(&folder).map_err(|e| ApiError::unexpected(&e))?;
+        app.containers.store.put(&record).await.map_err(|e| ApiError::unexpected(&e))
+    });
+    let snapshot = snapshot?;
+    kept?;
+    if !fresh.is_empty() {
+        let (app, mounts) = (app.clone(), snapshot.clone());
+        let copied = tokio::task::spawn_blocking(move || fill_volumes(&app, &mounts, &fresh)).await;
+        copied.map_err(|e| ApiError::unexpected(&e))??;
+    }
+    let container = Arc::new(Container::new(record));
+    container.live().snapshot = Some(snapshot);
+    app.containers.insert(container.clone());
+    undo.armed = false;
+    app.events.publish("container", "create", &id, container.attributes());
+    debug!(id = ids::short(&id), took = ?begun.elapsed(), "container created");
+    Ok(Created { id, warnings })
+}
+
+/// Given back on drop, unless disarmed.
+struct Undo {
+    app: Arc<App>,
+    id: String,
+    name: String,
+    snapshot: bool,
+    armed: bool,
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        if !self.armed {
+            return;
+        }
+        self.app.containers.release_name(&self.name, &self.id);
+        self.app.volumes.release(&self.id);
+        self.app.containers.store.remove_soon(&self.id);
+        let _ = std::fs::remove_dir_all(self.app.containers.folder_of(&self.id));
+        if self.snapshot {
+            let (app, id) = (self.app.clone(), self.id.clone());
+            tokio::spawn(async move {
+                let request = RemoveSnapshotRequest { snapshotter: SNAPSHOTTER.into(), key: id };
+                match app.supervisor.retry(request.clone(), |client, request| async move { client.snapshots().remove(request).await }).await {
+                    Err(error) if !error.is_not_found() => warn!(error = %chain(&error), "snapshot left behind"),
+                    _ => {}
+                }
+            });
+        }
+    }
+}
+
+/// What the image says about its containers, in the words of the API.
+fn image_defaults(image: &ResolvedImage) -> ApiResult<Config> {
+    let value = serde_json::to_value(&image.content.config.config).map_err(|e| ApiError::unexpected(&e))?;
+    serde_json::from_value(value).map_err(|e| ApiError::internal(format!("config of image {}: {e}", image.id)))
+}
+
+fn check_platform(wanted: Option<&str>, image: &ResolvedImage) -> ApiResult<()> {
+    let Some(wanted) = wanted else { return Ok(()) };
+    let mut parts = wanted.split('/');
+    let (os, arch) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""));
+    let has = image.content.platform();
+    if (os.is_empty() || os == has.os) && (arch.is_empty() || arch == has.architecture) {
+        return Ok(());
+    }
+    Err(ApiError::not_found(format!(
+        "image with reference {} was found but does not match the specified platform: wanted {wanted}, actual: {}/{}",
+        image.name.as_ref().map_or_else(|| image.id.to_string(), |n| n.familiar()),
+        has.os,
+        has.architecture
+    )))
+}
+
+/// What inspect shows for fields nobody set, as Docker fills them in at create.
+fn fill_host_defaults(host: &mut HostConfig) {
+    if host.network_mode.is_empty() || host.network_mode == "default" {
+        host.network_mode = "bridge".into();
+    }
+    if host.shm_size == 0 {
+        host.shm_size = 64 << 20;
+    }
+    if host.ipc_mode.is_empty() {
+        host.ipc_mode = "private".into();
+    }
+    if host.restart_policy.name.is_empty() {
+        host.restart_policy.name = "no".into();
+    }
+    if host.log_config.kind.is_empty() {
+        host.log_config.kind = "json-file".into();
+    }
+    if host.memory > 0 && host.memory_swap == 0 {
+        host.memory_swap = host.memory.saturating_mul(2);
+    }
+    if host.pids_limit.is_some_and(|n| n <= 0) {
+        host.pids_limit = None;
+    }
+    if host.oom_kill_disable == Some(false) {
+        host.oom_kill_disable = None;
+    }
+    if host.memory_swappiness == Some(-1) {
+        host.memory_swappiness = None;
+    }
+}
+
+fn check_hostname(config: &Config) -> ApiResult<()> {
+    files::check(&files::Facts {
+        hostname: &config.hostname,
+        domainname: &config.domainname,
+        address: None,
+        gateway: None,
+        extra_hosts: &[],
+        dns: &[],
+        dns_search: &[],
+        dns_options: &[],
+        host_network: false,
+    })
+}
+
+fn host_name() -> String {
+    nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok()).unwrap_or_else(|| "localhost".into())
+}
+
+fn reserve_name(containers: &Containers, name: Option<&str>, id: &str) -> ApiResult<String> {
+    if let Some(name) = name {
+        let name = names::check(name)?;
+        containers.reserve_name(&name, id)?;
+        return Ok(name);
+    }
+    for attempt in 0..64 {
+        let name = names::generate(attempt).map_err(|e| ApiError::unexpected(&e))?;
+        if containers.reserve_name(&name, id).is_ok() {
+            return Ok(name);
+        }
+    }
+    // The id is unique for sure.
+    containers.reserve_name(id, id)?;
+    Ok(id.to_owned())
+}
+
+/// A volume to be filled from the image: its name, and where it will be mounted.
+type Fresh = (String, String);
+
+/// Gives every mount its source: volumes are made, missing host folders of `-v` too.
+fn resolve_mounts(app: &App, id: &str, wanted: Vec<mounts::Wanted>) -> ApiResult<(Vec<MountPoint>, Vec<Fresh>)> {
+    let mut resolved = Vec::with_capacity(wanted.len());
+    let mut fresh = Vec::new();
+    for mount in wanted {
+        let mut point = MountPoint {
+            kind: mount.kind,
+            volume: None,
+            source: mount.source.clone(),
+            destination: mount.destination.clone(),
+            mode: mount.mode,
+            writable: mount.writable,
+            propagation: mount.propagation,
+            non_recursive: mount.non_recursive,
+            anonymous: false,
+            options: mount.options,
+        };
+        match mount.kind {
+            MountKind::Tmpfs => {}
+            MountKind::Bind => {
+                point.propagation = if point.propagation.is_empty() { "rprivate".into() } else { point.propagation };
+                bind_source(&mount.source, mount.create_source)?;
+            }
+            MountKind::Volume => {
+                point.anonymous = mount.source.is_empty();
+                let name = if point.anonymous { ids::random_id().map_err(|e| ApiError::unexpected(&e))? } else { mount.source };
+                let (_, made) = app.volumes.ensure(&name, mount.labels, point.anonymous)?;
+                if made {
+                    app.events.publish("volume", "create", &name, BTreeMap::from([("driver".into(), "local".into())]));
+                }
+                app.volumes.hold(&name, id);
+                point.source = app.volumes.path(&name).display().to_string();
+                if mount.copy_up && is_empty(Path::new(&point.source)) {
+                    fresh.push((name.clone(), mount.destination));
+                }
+                point.volume = Some(name);
+            }
+        }
+        resolved.push(point);
+    }
+    Ok((resolved, fresh))
+}
+
+fn bind_source(source: &str, create: bool) -> ApiResult<()> {
+    match std::fs::symlink_metadata(source) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && create => {
+            std::fs::create_dir_all(source).map_err(|cause| {
+                ApiError::internal(format!("error while creating mount source path '{source}': {cause}"))
+            })
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(ApiError::invalid(format!(
+            "invalid mount config for type \"bind\": bind source path does not exist: {source}"
+        ))),
+        Err(error) => Err(ApiError::internal(format!("bind source path {source}: {error}"))),
+    }
+}
+
+fn is_empty(folder: &Path) -> bool {
+    std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+async fn prepare_snapshot(app: &App, record: &Record) -> ApiResult<Vec<Mount>> {
+    let labels = HashMap::from([
+        // Nothing of the supervisor's refers to the snapshot before the first start.
+        ("containerd.io/gc.root".to_owned(), record.created.to_string()),
+        (LABEL.to_owned(), record.id.clone()),
+    ]);
+    let request = PrepareSnapshotRequest {
+        snapshotter: SNAPSHOTTER.into(),
+        key: record.id.clone(),
+        parent: record.chain_id.clone(),
+        labels,
+    };
+    let answer = app.supervisor.retry(request.clone(), |client, request| async move { client.snapshots().prepare(request).await }).await;
+    match answer {
+        Ok(answer) => Ok(answer.mounts),
+        Err(error) => {
+            let text = format!("prepare root file system of image {}: {}", record.config.image, chain(&error));
+            Err(ApiError::new(crate::http::error::status_of(error.kind()), text))
+        }
+    }
+}
+
+/// Copies what the image has at the mount points of new volumes.
+fn fill_volumes(app: &App, snapshot: &[Mount], fresh: &[Fresh]) -> ApiResult<()> {
+    let layers = Layers::open(snapshot).map_err(|e| ApiError::unexpected(&e))?;
+    for (name, destination) in fresh {
+        let Some(from) = layers.folder(destination).map_err(|e| ApiError::unexpected(&e))? else { continue };
+        let to = File::open(app.volumes.path(name)).map(OwnedFd::from).map_err(|e| ApiError::unexpected(&e))?;
+        copy_tree(&from, &to).map_err(|cause| {
+            ApiError::internal(format!("copy {destination} of the image into volume {name}: {cause}"))
+        })?;
+    }
+    Ok(())
+}
+
+/// Refuses options of the query that are not built.
+pub fn check_query(query: &crate::http::Query) -> ApiResult<()> {
+    match query.get("checkpoint") {
+        Some(_) => Err(not_yet("checkpoint")),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,375 @@
+//! Ends of processes: heard as events, found by asking after every interruption; then kept, cleaned up after, told, and
+//! judged by the restart policy.
+//!
+//! The exit is on disk before the task (which holds the only other copy) is deleted.
+
+use super::{
+    Container, Exit,
+    create::LABEL,
+    record::{Phase, Record},
+    remove,
+    restart::{self, Ending},
+    start::{self, Cause},
+};
+use crate::{
+    app::App,
+    ids,
+    supervisor::{Notice, Subscription, SupervisorError, client::SNAPSHOTTER},
+    time::Timestamp,
+};
+use proto::{
+    containerd::{
+        events::{TaskExit, TaskOom, TaskPaused, TaskResumed},
+        services::{
+            containers::v1::{DeleteContainerRequest, ListContainersRequest},
+            events::v1::Envelope,
+            snapshots::v1::{ListSnapshotsRequest, RemoveSnapshotRequest},
+            tasks::v1::ListTasksRequest,
+        },
+        v1::types::{Process, Status},
+    },
+    kind::chain,
+    typeurl,
+};
+use std::{collections::HashMap, sync::Arc};
+use tracing::{debug, info, warn};
+
+/// Follows the supervisor's events for as long as the engine lives. Tells `ready` when the state was compared once.
+pub async fn follow(app: Arc<App>, ready: tokio::sync::oneshot::Sender<()>) {
+    let mut ready = Some(ready);
+    let mut subscription = Subscription::new(app.supervisor.clone());
+    while let Some(notice) = subscription.next().await {
+        match notice {
+            Notice::Event(envelope) => heard(&app, &envelope),
+            Notice::Lost(error) => {
+                warn!(error = %chain(&error), "supervisor away");
+                let app = app.clone();
+                tokio::spawn(async move { crate::launch::revive_supervisor(&app.config).await });
+            }
+            Notice::Connected => {
+                let first = ready.is_some();
+                if let Err(error) = compare(&app, first).await {
+                    warn!(error = %chain(&error), "compare with the supervisor");
+                    if error.is_disconnect() {
+                        continue;
+                    }
+                }
+                if let Some(ready) = ready.take() {
+                    let _ = ready.send(());
+                }
+            }
+        }
+    }
+}
+
+fn heard(app: &Arc<App>, envelope: &Envelope) {
+    let Some(any) = &envelope.event else { return };
+    if let Some(Ok(exit)) = typeurl::unpack::<TaskExit>(any) {
+        let at = exit.exited_at.map_or_else(Timestamp::now, Timestamp::from);
+        let ended_now = Exit { code: i64::from(exit.exit_status), at };
+        if exit.id == exit.container_id {
+            if let Some(container) = app.containers.get(&exit.container_id) {
+                ended(app, &container, ended_now);
+            }
+        } else if let Ok(exec) = app.containers.exec(&exit.id) {
+            super::exec::ended(app, &exec, ended_now);
+        }
+    } else if let Some(Ok(oom)) = typeurl::unpack::<TaskOom>(any) {
+        if let Some(container) = app.containers.get(&oom.container_id) {
+            container.live().oom = true;
+            app.events.publish("container", "oom", &container.id, container.attributes());
+        }
+    } else if let Some(Ok(paused)) = typeurl::unpack::<TaskPaused>(any) {
+        set_paused(app, &paused.container_id, true);
+    } else if let Some(Ok(resumed)) = typeurl::unpack::<TaskResumed>(any) {
+        set_paused(app, &resumed.container_id, false);
+    }
+}
+
+fn set_paused(app: &App, id: &str, paused: bool) {
+    let Some(container) = app.containers.get(id) else { return };
+    let mut live = container.live();
+    let state = &mut live.record.state;
+    match (state.phase, paused) {
+        (Phase::Running, true) => state.phase = Phase::Paused,
+        (Phase::Paused, false) => state.phase = Phase::Running,
+        _ => return,
+    }
+    app.containers.store.put_soon(&live.record);
+}
+
+/// The first process of a container has ended. Heard twice (event and comparison) it counts once.
+pub fn ended(app: &Arc<App>, container: &Arc<Container>, exit: Exit) {
+    if start::keep_for_start(container, exit) {
+        return;
+    }
+    {
+        let mut live = container.live();
+        if live.ending || !live.record.state.phase.is_live() {
+            return;
+        }
+        live.ending = true;
+    }
+    let (app, container) = (app.clone(), container.clone());
+    tokio::spawn(async move { finish(&app, &container, exit).await });
+}
+
+async fn finish(app: &Arc<App>, container: &Arc<Container>, exit: Exit) {
+    let id = ids::short(&container.id).to_owned();
+    let (record, ran) = {
+        let mut live = container.live();
+        let oom = live.oom;
+        let mut record = live.record.clone();
+        let ran = exit.at.since(record.state.started_at);
+        live.oom = false;
+        record.state.phase = Phase::Exited;
+        record.state.pid = 0;
+        record.state.exit_code = exit.code;
+        record.state.finished_at = exit.at;
+        record.state.oom_killed = oom;
+        (record, ran)
+    };
+    let endpoint = record.state.endpoint.clone();
+    let detach = async {
+        if let Some(endpoint) = endpoint {
+            start::detach_network(app, &container.id, endpoint).await;
+        }
+    };
+    let bury = async {
+        // A container that removes itself leaves nobody to ask for its exit code later.
+        if !record.host.auto_remove {
+            if let Err(error) = app.containers.store.put(&record).await {
+                warn!(id, error = %chain(&error), "exit not kept");
+            }
+        }
+        start::delete_task(app, &container.id).await;
+    };
+    tokio::join!(detach, bury);
+    let (restart, remove) = {
+        let mut live = container.live();
+        let ending = Ending {
+            code: exit.code,
+            manual: live.record.state.manually_stopped,
+            restarts: live.record.state.restart_count,
+            ran,
+        };
+        let manual = ending.manual;
+        let restart = restart::wants_restart(&live.record.host.restart_policy, ending);
+        let name = live.record.name.clone();
+        live.record.state = record.state.clone();
+        live.record.name = name;
+        live.record.state.manually_stopped = manual;
+        live.record.state.endpoint = None;
+        live.ending = false;
+        if restart {
+            live.record.state.phase = Phase::Restarting;
+            live.record.state.restart_count += 1;
+            live.restart_delay = Some(restart::next_delay(live.restart_delay, ran));
+        }
+        if !live.record.host.auto_remove {
+            app.containers.store.put_soon(&live.record);
+        }
+        (restart.then(|| (live.restart_plan, live.restart_delay.unwrap_or_default())), live.record.host.auto_remove)
+    };
+    let mut attributes = container.attributes();
+    attributes.insert("exitCode".into(), exit.code.to_string());
+    attributes.insert("execDuration".into(), ran.as_secs().to_string());
+    app.events.publish("container", "die", &container.id, attributes);
+    info!(id, code = exit.code, "container ended");
+    for exec in app.containers.execs_of(&container.id) {
+        super::exec::ended(app, &exec, Exit { code: 137, at: exit.at });
+    }
+    container.ends.send_modify(|ends| {
+        ends.count += 1;
+        ends.code = exit.code;
+    });
+    if remove {
+        remove_by_itself(app, container);
+    } else if let Some((plan, delay)) = restart {
+        let (app, container) = (app.clone(), container.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(delay).await;
+            restart_as_planned(&app, &container, plan).await;
+        });
+    }
+}
+
+/// Starts again, unless somebody started or stopped the container meanwhile.
+pub async fn restart_as_planned(app: &Arc<App>, container: &Arc<Container>, plan: u64) {
+    let _turn = container.turn.lock().await;
+    {
+        let live = container.live();
+        if live.restart_plan != plan || live.record.state.phase != Phase::Restarting {
+            return;
+        }
+    }
+    if let Err(error) = start::start_in_turn(app, container, Cause::Policy).await {
+        warn!(id = ids::short(&container.id), %error, "restart by policy failed");
+    }
+}
+
+/// Removes a container that was made to remove itself.
+pub fn remove_by_itself(app: &Arc<App>, container: &Arc<Container>) {
+    let (app, container) = (app.clone(), container.clone());
+    tokio::spawn(async move {
+        let options = remove::Options { force: false, volumes: true };
+        if let Err(error) = remove::remove(&app, &container, options).await {
+            // Removed by somebody else at the same time, mostly.
+            debug!(id = ids::short(&container.id), %error, "automatic removal");
+        }
+    });
+}
+
+/// Compares what the engine believes with what the supervisor has: after a start of either, or a lost connection.
+async fn compare(app: &Arc<App>, first: bool) -> Result<(), SupervisorError> {
+    let tasks = app
+        .supervisor
+        .retry(ListTasksRequest { filter: String::new() }, |client, request| async move { client.tasks().list(request).await })
+        .await?
+        .tasks;
+    let mut tasks: HashMap<String, Process> = tasks.into_iter().map(|task| (name_of(&task), task)).collect();
+    for container in app.containers.all() {
+        let task = tasks.remove(&container.id);
+        compare_one(app, &container, task, first).await;
+    }
+    if first {
+        sweep(app).await;
+    }
+    Ok(())
+}
+
+// containerd names a task's container in `id`; `container_id` came later.
+fn name_of(task: &Process) -> String {
+    if task.container_id.is_empty() { task.id.clone() } else { task.container_id.clone() }
+}
+
+async fn compare_one(app: &Arc<App>, container: &Arc<Container>, task: Option<Process>, first: bool) {
+    let phase = {
+        let live = container.live();
+        if live.starting || live.ending {
+            return;
+        }
+        live.record.state.phase
+    };
+    let id = ids::short(&container.id);
+    match (phase.is_live(), task) {
+        (true, None) => {
+            warn!(id, "its process is gone without a trace: the machine was restarted, or its shim killed");
+            ended(app, container, Exit { code: 255, at: Timestamp::now() });
+        }
+        (true, Some(task)) => match task.status() {
+            Status::Stopped => {
+                let at = task.exited_at.map_or_else(Timestamp::now, Timestamp::from);
+                ended(app, container, Exit { code: i64::from(task.exit_status), at });
+            }
+            status => {
+                let mut live = container.live();
+                live.record.state.pid = task.pid;
+                live.record.state.phase = if status == Status::Paused { Phase::Paused } else { Phase::Running };
+                debug!(id, pid = task.pid, "adopted");
+            }
+        },
+        (false, Some(task)) if first => {
+            // An engine before us died in the middle: of a start, or of cleaning up.
+            if task.status() == Status::Running {
+                let mut live = container.live();
+                live.record.state.phase = Phase::Running;
+                live.record.state.pid = task.pid;
+                live.record.state.started_at = Timestamp::now();
+                app.containers.store.put_soon(&live.record);
+                info!(id, pid = task.pid, "adopted in the middle of its start");
+            } else {
+                start::delete_task(app, &container.id).await;
+                forget_endpoint(app, container).await;
+            }
+        }
+        (false, None) if first => forget_endpoint(app, container).await,
+        _ => {}
+    }
+}
+
+async fn forget_endpoint(app: &Arc<App>, container: &Container) {
+    let endpoint = container.live().record.state.endpoint.take();
+    if let Some(endpoint) = endpoint {
+        start::detach_network(app, &container.id, endpoint).await;
+        app.containers.keep_soon(container);
+    }
+}
+
+/// What the engine made in the supervisor and has no record of: half-made or half-removed containers.
+async fn sweep(app: &Arc<App>) {
+    let ours = format!("labels.\"{LABEL}\"");
+    let filters = vec![ours.clone()];
+    let list = ListContainersRequest { filters };
+    match app.supervisor.retry(list.clone(), |client, request| async move { client.containers().list(request).await }).await {
+        Ok(answer) => {
+            for found in answer.containers {
+                if found.labels.contains_key(LABEL) && app.containers.get(&found.id).is_none() {
+                    info!(id = ids::short(&found.id), "half-removed container swept up");
+                    start::delete_task(app, &found.id).await;
+                    let delete = DeleteContainerRequest { id: found.id.clone() };
+                    let _ = app.supervisor.containers().delete(delete).await;
+                }
+            }
+        }
+        Err(error) => warn!(error = %chain(&error), "list containers of the supervisor"),
+    }
+    let request = ListSnapshotsRequest { snapshotter: SNAPSHOTTER.into(), filters: vec![ours] };
+    let mut stream = match app.supervisor.snapshots().list(request).await {
+        Ok(answer) => answer.into_inner(),
+        Err(status) => {
+            warn!(error = status.message(), "list snapshots of the supervisor");
+            return;
+        }
+    };
+    while let Ok(Some(answer)) = stream.message().await {
+        for info in answer.info {
+            let owner = info.labels.get(LABEL).cloned().unwrap_or_default();
+            if owner == info.name && app.containers.get(&owner).is_none() {
+                info!(id = ids::short(&owner), "orphaned root file system swept up");
+                let request = RemoveSnapshotRequest { snapshotter: SNAPSHOTTER.into(), key: info.name };
+                let _ = app.supervisor.snapshots().remove(request).await;
+            }
+        }
+    }
+    sweep_folders(app);
+}
+
+fn sweep_folders(app: &App) {
+    for entry in std::fs::read_dir(&app.containers.folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if name.to_str().is_some_and(|id| id.len() == 64 && app.containers.get(id).is_none()) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+    // FIFOs whose engine died before the shim had opened them.
+    for entry in std::fs::read_dir(&app.containers.streams).into_iter().flatten().flatten() {
+        let _ = std::fs::remove_dir_all(entry.path());
+    }
+}
+
+/// What has to happen to containers when the engine starts, after the comparison.
+pub async fn resume(app: &Arc<App>) {
+    for container in app.containers.all() {
+        let record: Record = container.record();
+        let state = &record.state;
+        if state.phase == Phase::Removing {
+            container.live().record.state.phase = Phase::Exited;
+            remove_by_itself(app, &container);
+        } else if !state.phase.is_live() && record.host.auto_remove && state.started_at.is_set() {
+            remove_by_itself(app, &container);
+        } else if container.live().ending || state.phase.is_live() || !state.started_at.is_set() {
+            // Runs, is being judged by its policy right now, or never ran.
+        } else if state.phase == Phase::Restarting
+            || restart::wants_start_with_engine(&record.host.restart_policy, state.manually_stopped)
+        {
+            let plan = {
+                let mut live = container.live();
+                live.record.state.phase = Phase::Restarting;
+                live.restart_plan
+            };
+            let (app, container) = (app.clone(), container.clone());
+            tokio::spawn(async move { restart_as_planned(&app, &container, plan).await });
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! `GET /containers/{id}/json`.
+
+use super::{
+    Container, list, ports,
+    record::{Phase, Record},
+};
+use crate::{
+    app::App,
+    http::ApiResult,
+};
+use serde_json::{Map, Value, json};
+use std::sync::Arc;
+
+/// Everything about one container.
+pub fn inspect(app: &Arc<App>, container: &Arc<Container>) -> ApiResult<Value> {
+    let record = container.record();
+    let execs: Vec<String> =
+        app.containers.execs_of(&record.id).into_iter().filter(|e| e.state().running).map(|e| e.id.clone()).collect();
+    let folder = app.containers.folder_of(&record.id);
+    let has_log = record.host.log_config.kind != "none";
+    let file = |name: &str| match record.state.started_at.is_set() {
+        true => folder.join(name).display().to_string(),
+        false => String::new(),
+    };
+    let config = serde_json::to_value(&record.config).unwrap_or_default();
+    let value = json!({
+        "Id": record.id,
+        "Created": record.created,
+        "Path": record.path,
+        "Args": record.args,
+        "State": state(&record),
+        "Image": record.image_id,
+        "ResolvConfPath": file("resolv.conf"),
+        "HostnamePath": file("hostname"),
+        "HostsPath": file("hosts"),
+        "LogPath": if has_log { app.containers.log_of(&record.id).display().to_string() } else { String::new() },
+        "Name": format!("/{}", record.name),
+        "RestartCount": record.state.restart_count,
+        "Driver": "overlayfs",
+        "Platform": "linux",
+        "MountLabel": "",
+        "ProcessLabel": "",
+        "AppArmorProfile": "",
+        "ExecIDs": if execs.is_empty() { Value::Null } else { json!(execs) },
+        "HostConfig": host_config(&record),
+        "GraphDriver": {"Data": null, "Name": "overlayfs"},
+        "Mounts": list::mounts(&record),
+        "Config": config,
+        "NetworkSettings": network_settings(app, &record),
+    });
+    Ok(value)
+}
+
+fn state(record: &Record) -> Value {
+    let state = &record.state;
+    let phase = state.phase;
+    json!({
+        "Status": phase.name(),
+        "Running": phase.is_live() || phase == Phase::Restarting,
+        "Paused": phase == Phase::Paused,
+        "Restarting": phase == Phase::Restarting,
+        "OOMKilled": state.oom_killed,
+        "Dead": false,
+        "Pid": state.pid,
+        "ExitCode": state.exit_code,
+        "Error": state.error,
+        "StartedAt": state.started_at,
+        "FinishedAt": state.finished_at,
+    })
+}
+
+/// `HostConfig` with what Docker shows for fields that Berth does not have.
+fn host_config(record: &Record) -> Value {
+    let mut value = serde_json::to_value(&record.host).unwrap_or_default();
+    let defaults = json!({
+        "VolumesFrom": null, "Links": null, "UsernsMode": "", "Isolation": "", "Cgroup": "", "BlkioWeight": 0,
+        "BlkioWeightDevice": [], "BlkioDeviceReadBps": [], "BlkioDeviceWriteBps": [], "BlkioDeviceReadIOps": [],
+        "BlkioDeviceWriteIOps": [], "CpuRealtimePeriod": 0, "CpuRealtimeRuntime": 0, "DeviceRequests": null,
+        "CpuCount": 0, "CpuPercent": 0, "IOMaximumIOps": 0, "IOMaximumBandwidth": 0,
+    });
+    if let (Some(map), Value::Object(defaults)) = (value.as_object_mut(), defaults) {
+        for (key, default) in defaults {
+            map.entry(key).or_insert(default);
+        }
+        if map["Runtime"] == "" {
+            map.insert("Runtime".into(), "berth-runtime".into());
+        }
+        if map["CgroupnsMode"] == "" {
+            map.insert("CgroupnsMode".into(), if record.host.privileged { "host" } else { "private" }.into());
+        }
+    }
+    value
+}
+
+fn network_settings(app: &App, record: &Record) -> Value {
+    let endpoint = record.state.endpoint.as_ref();
+    let network = list::network(app, record, endpoint);
+    let mut published: Map<String, Value> = Map::new();
+    if record.state.phase.is_live() {
+        for key in &record.config.exposed_ports.0 {
+            published.insert(key.clone(), Value::Null);
+        }
+    }
+    for port in endpoint.iter().flat_map(|e| &e.ports) {
+        let entry = published.entry(ports::port_key(port.container_port, port.protocol)).or_insert(Value::Null);
+        let binding = json!({"HostIp": port.host_ip, "HostPort": port.host_port.to_string()});
+        match entry {
+            Value::Array(list) => list.push(binding),
+            other => *other = json!([binding]),
+        }
+    }
+    let sandbox = endpoint.map_or(String::new(), |e| e.netns.display().to_string());
+    let id = if sandbox.is_empty() { String::new() } else { record.id.clone() };
+    json!({
+        "Bridge": "",
+        "SandboxID": id,
+        "SandboxKey": sandbox,
+        "HairpinMode": false,
+        "LinkLocalIPv6Address": "",
+        "LinkLocalIPv6PrefixLen": 0,
+        "SecondaryIPAddresses": null,
+        "SecondaryIPv6Addresses": null,
+        "Ports": published,
+        "EndpointID": network["EndpointID"],
+        "Gateway": network["Gateway"],
+        "GlobalIPv6Address": "",
+        "GlobalIPv6PrefixLen": 0,
+        "IPAddress": network["IPAddress"],
+        "IPPrefixLen": network["IPPrefixLen"],
+        "IPv6Gateway": "",
+        "MacAddress": network["MacAddress"],
+        "Networks": {(record.host.network_mode.as_str()): network},
+    })
+}

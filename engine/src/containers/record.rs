@@ -1,0 +1,187 @@
+//! What the engine remembers of a container: the intent, and the last known state.
+
+use crate::{
+    api::{Config, HostConfig},
+    networks::Endpoint,
+    time::Timestamp,
+};
+use serde::{Deserialize, Serialize};
+
+/// A container as it is kept in the store.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Record {
+    /// 64 hex digits.
+    pub id: String,
+    /// Without the leading slash.
+    pub name: String,
+    /// When it was made.
+    pub created: Timestamp,
+    /// The image's id (digest of its config).
+    pub image_id: String,
+    /// Digest of the image's manifest.
+    pub image_digest: String,
+    /// Name of the image's topmost snapshot; empty for an image without layers.
+    #[serde(default)]
+    pub chain_id: String,
+    /// The command and its environment, merged with the image's.
+    pub config: Config,
+    /// How it is tied to the host.
+    pub host: HostConfig,
+    /// MAC address asked for on the network, if any.
+    #[serde(default)]
+    pub mac: Option<String>,
+    /// IPv4 address asked for.
+    #[serde(default)]
+    pub ip: Option<String>,
+    /// First word of the command line.
+    pub path: String,
+    /// The other words.
+    pub args: Vec<String>,
+    /// Mounts that the user or the image asked for.
+    pub mounts: Vec<MountPoint>,
+    /// Whether the supervisor has a container record of it.
+    #[serde(default)]
+    pub registered: bool,
+    /// Last known state.
+    pub state: State,
+}
+
+/// Where a container is in its life.
+///
+/// ```text
+/// Created ──start──▶ Running ◀──▶ Paused
+///    │                │   ▲
+///    │              exit  └──start── Restarting (waits for its next start)
+///    │                ▼                  ▲
+///    │              Exited ──policy──────┘
+///    └───remove──▶ Removing ◀──remove── Exited
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Never started.
+    Created,
+    /// Its process lives.
+    Running,
+    /// Its processes are frozen.
+    Paused,
+    /// Ended, and the restart policy will start it again.
+    Restarting,
+    /// Ended.
+    Exited,
+    /// Being taken apart.
+    Removing,
+}
+
+impl Phase {
+    /// `State.Status` of the API.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Restarting => "restarting",
+            Self::Exited => "exited",
+            Self::Removing => "removing",
+        }
+    }
+
+    /// Whether a process lives.
+    pub fn is_live(self) -> bool {
+        matches!(self, Self::Running | Self::Paused)
+    }
+}
+
+/// Last known state.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct State {
+    /// Where in its life.
+    pub phase: Phase,
+    /// Pid of the first process, 0 when none lives.
+    pub pid: u32,
+    /// Exit code of the last run.
+    pub exit_code: i64,
+    /// Why the last start failed.
+    pub error: String,
+    /// Whether the kernel killed for want of memory in the last run.
+    pub oom_killed: bool,
+    /// Last start.
+    pub started_at: Timestamp,
+    /// Last end.
+    pub finished_at: Timestamp,
+    /// Restarts by policy since the user last started it.
+    pub restart_count: u32,
+    /// The user stopped it: policies other than `always` leave it alone.
+    pub manually_stopped: bool,
+    /// Its place in the network while it runs.
+    pub endpoint: Option<Endpoint>,
+}
+
+impl State {
+    /// Of a container that never ran.
+    pub fn created() -> Self {
+        Self {
+            phase: Phase::Created,
+            pid: 0,
+            exit_code: 0,
+            error: String::new(),
+            oom_killed: false,
+            started_at: Timestamp::NEVER,
+            finished_at: Timestamp::NEVER,
+            restart_count: 0,
+            manually_stopped: false,
+            endpoint: None,
+        }
+    }
+}
+
+/// Something mounted into a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountPoint {
+    /// bind, volume or tmpfs.
+    pub kind: MountKind,
+    /// Name of the volume.
+    pub volume: Option<String>,
+    /// On the host.
+    pub source: String,
+    /// In the container.
+    pub destination: String,
+    /// The mode as it was written (`ro`, `z`).
+    pub mode: String,
+    /// Whether it can be written to.
+    pub writable: bool,
+    /// Mount propagation.
+    pub propagation: String,
+    /// Without the mounts below the source.
+    #[serde(default)]
+    pub non_recursive: bool,
+    /// The volume has no name of the user's and goes with its container.
+    #[serde(default)]
+    pub anonymous: bool,
+    /// Options of a tmpfs.
+    #[serde(default)]
+    pub options: Vec<String>,
+}
+
+/// The kinds of mounts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MountKind {
+    /// A path of the host.
+    Bind,
+    /// A volume.
+    Volume,
+    /// Memory.
+    Tmpfs,
+}
+
+impl MountKind {
+    /// Name in the API.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bind => "bind",
+            Self::Volume => "volume",
+            Self::Tmpfs => "tmpfs",
+        }
+    }
+}

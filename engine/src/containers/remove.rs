@@ -1,0 +1,198 @@
+//! Taking a container apart: its root file system, the supervisor's record, its folder, its anonymous volumes, its name.
+
+use super::{
+    Container,
+    record::Phase,
+    rules::{Operation, decide},
+    stop,
+};
+use crate::{
+    app::App,
+    http::{ApiError, ApiResult, Filters},
+    supervisor::client::SNAPSHOTTER,
+    time::Timestamp,
+};
+use proto::{
+    containerd::services::{containers::v1::DeleteContainerRequest, snapshots::v1::RemoveSnapshotRequest},
+    kind::chain,
+};
+use std::sync::Arc;
+use tracing::warn;
+
+/// How to remove.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Kill it first if it lives.
+    pub force: bool,
+    /// Its anonymous volumes too.
+    pub volumes: bool,
+}
+
+/// Removes a container.
+pub async fn remove(app: &Arc<App>, container: &Arc<Container>, options: Options) -> ApiResult<()> {
+    if options.force && container.live().record.state.phase.is_live() {
+        end_it(app, container).await?;
+    }
+    let _turn = container.turn.lock().await;
+    let (before, record) = {
+        let mut live = container.live();
+        let live = &mut *live;
+        let operation = if options.force { Operation::RemoveByForce } else { Operation::Remove };
+        decide(operation, live.record.state.phase, &container.id, &live.record.name)?;
+        let before = live.record.state.phase;
+        live.record.state.phase = Phase::Removing;
+        live.restart_plan += 1;
+        (before, live.record.clone())
+    };
+    if before.is_live() {
+        // It was started between the kill and our turn.
+        container.live().record.state.phase = before;
+        return Err(ApiError::conflict(format!("container {} was started while it was being removed", container.id)));
+    }
+    if let Err(error) = take_apart(app, container, record.registered).await {
+        container.live().record.state.phase = before;
+        return Err(error);
+    }
+    app.volumes.release(&container.id);
+    if options.volumes {
+        remove_anonymous_volumes(app, &record).await;
+    }
+    let attributes = container.attributes();
+    app.containers.store.remove_soon(&container.id);
+    app.containers.forget(&container.id);
+    app.events.publish("container", "destroy", &container.id, attributes);
+    container.ends.send_modify(|ends| ends.removed = true);
+    Ok(())
+}
+
+async fn end_it(app: &Arc<App>, container: &Arc<Container>) -> ApiResult<()> {
+    let mut ends = container.ends.subscribe();
+    ends.mark_unchanged();
+    match stop::kill(app, container, nix::sys::signal::Signal::SIGKILL as u32).await {
+        Err(error) if error.status != axum::http::StatusCode::CONFLICT => return Err(error),
+        _ => {}
+    }
+    Ok(())
+}
+
+async fn take_apart(app: &Arc<App>, container: &Container, registered: bool) -> ApiResult<()> {
+    let id = &container.id;
+    let snapshot = RemoveSnapshotRequest { snapshotter: SNAPSHOTTER.into(), key: id.clone() };
+    let entry = DeleteContainerRequest { id: id.clone() };
+    let folder = app.containers.folder_of(id);
+    let (unregistered, removed, emptied) = tokio::join!(
+        async {
+            if registered {
+                app.supervisor.retry(entry.clone(), |client, request| async move { client.containers().delete(request).await }).await
+            } else {
+                Ok(())
+            }
+        },
+        app.supervisor.retry(snapshot.clone(), |client, request| async move { client.snapshots().remove(request).await }),
+        tokio::task::spawn_blocking(move || std::fs::remove_dir_all(&folder)),
+    );
+    for (what, result) in [("record", unregistered), ("root file system", removed.map(drop))] {
+        match result {
+            Err(error) if !error.is_not_found() => {
+                return Err(ApiError::internal(format!("remove container {id}: its {what}: {}", chain(&error))));
+            }
+            _ => {}
+        }
+    }
+    match emptied {
+        Ok(Err(error)) if error.kind() != std::io::ErrorKind::NotFound => {
+            warn!(id = crate::ids::short(id), %error, "folder left behind");
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+async fn remove_anonymous_volumes(app: &Arc<App>, record: &super::record::Record) {
+    let names: Vec<String> =
+        record.mounts.iter().filter(|m| m.anonymous).filter_map(|m| m.volume.clone()).collect();
+    if names.is_empty() {
+        return;
+    }
+    let app = app.clone();
+    let work = tokio::task::spawn_blocking(move || {
+        for name in names {
+            match app.volumes.remove(&name) {
+                Ok(()) => app.events.publish("volume", "destroy", &name, [("driver".into(), "local".into())].into()),
+                // Another container uses it by name.
+                Err(error) => tracing::debug!(volume = name, error = %chain(&error), "anonymous volume stays"),
+            }
+        }
+    });
+    if let Err(error) = work.await {
+        warn!(%error, "anonymous volumes left behind");
+    }
+}
+
+/// Removes all ended containers that pass the filters; gives their ids.
+pub async fn prune(app: &Arc<App>, filters: &Filters) -> ApiResult<Vec<String>> {
+    let mut until = None;
+    for value in filters.values("until") {
+        until = Some(parse_until(value)?);
+    }
+    let mut removed = Vec::new();
+    for container in app.containers.all() {
+        let fits = {
+            let live = container.live();
+            let record = &live.record;
+            matches!(record.state.phase, Phase::Created | Phase::Exited)
+                && !live.starting
+                && filters.labels(&record.config.labels)
+                && until.is_none_or(|until| record.created < until)
+        };
+        if fits && remove(app, &container, Options { force: false, volumes: false }).await.is_ok() {
+            removed.push(container.id.clone());
+        }
+    }
+    app.events.publish("container", "prune", "", [("reclaimed".into(), "0".into())].into());
+    Ok(removed)
+}
+
+/// A moment, or a time span back from now (`1h30m`).
+fn parse_until(text: &str) -> ApiResult<Timestamp> {
+    if let Ok(moment) = Timestamp::parse_query(text) {
+        return Ok(moment);
+    }
+    let bad = || ApiError::invalid(format!("invalid filter 'until=[{text}]'"));
+    let mut seconds = 0.0;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(bad)?;
+        let unit = rest[digits..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |at| digits + at);
+        let number: f64 = rest[..digits].parse().map_err(|_| bad())?;
+        seconds += number
+            * match &rest[digits..unit] {
+                "h" => 3600.0,
+                "m" => 60.0,
+                "s" => 1.0,
+                "ms" => 0.001,
+                _ => return Err(bad()),
+            };
+        rest = &rest[unit..];
+    }
+    if text.is_empty() {
+        return Err(bad());
+    }
+    let now = Timestamp::now();
+    Ok(Timestamp::from_parts(now.seconds() - seconds as i64, i64::from(now.subsec_nanos())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn until() {
+        let back = |text| Timestamp::now().seconds() - parse_until(text).unwrap().seconds();
+        assert!((5399..=5401).contains(&back("1h30m")));
+        assert_eq!(parse_until("17").unwrap().seconds(), 17);
+        for bad in ["", "h", "1x", "1h2", "é"] {
+            assert!(parse_until(bad).is_err(), "{bad}");
+        }
+    }
+}

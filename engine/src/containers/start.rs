@@ -1,0 +1,449 @@
+//! Start: network, files, specification, task; attachments are joined before the process runs. What fails is undone in
+//! reverse.
+//!
+//! ```text
+//! network attach ─▶ files ─┐
+//!                          ├─▶ task create ┬─▶ attachments ─▶ task start ─▶ running
+//! users ─▶ spec ─▶ record ─┘   keep record ┘
+//! ```
+
+use super::{
+    Container, Exit, attach, exits, files,
+    layers::Layers,
+    log_config, ports,
+    record::{Phase, Record},
+    rules::{Operation, decide},
+    spec::{self, Surroundings},
+    users::{self, Database, User},
+    validate::{self, words},
+};
+use crate::{
+    app::App,
+    http::{ApiError, ApiResult},
+    ids,
+    networks::{Endpoint, EndpointRequest, NetworkKind},
+    supervisor::{SupervisorError, client::SNAPSHOTTER},
+    time::Timestamp,
+};
+use axum::http::StatusCode;
+use proto::{
+    containerd::{
+        runc::v1::Options,
+        services::{
+            containers::v1::{Container as SupervisorContainer, CreateContainerRequest, UpdateContainerRequest, container::Runtime},
+            snapshots::v1::MountsRequest,
+            tasks::v1::{CreateTaskRequest, DeleteTaskRequest, KillRequest, StartRequest},
+        },
+        types::Mount,
+    },
+    kind::{ErrorKind, chain},
+    typeurl,
+};
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Instant};
+use tracing::{debug, warn};
+
+/// The shim's runtime type.
+const SHIM: &str = "io.containerd.berth.v1";
+
+/// Who starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// A request.
+    User,
+    /// The restart policy.
+    Policy,
+}
+
+/// Starts a container at a user's request.
+pub async fn start(app: &Arc<App>, container: &Arc<Container>) -> ApiResult<()> {
+    let _turn = container.turn.lock().await;
+    start_in_turn(app, container, Cause::User).await
+}
+
+/// Starts; the caller has the turn.
+pub async fn start_in_turn(app: &Arc<App>, container: &Arc<Container>, cause: Cause) -> ApiResult<()> {
+    let begun = Instant::now();
+    let record = {
+        let mut live = container.live();
+        let live = &mut *live;
+        decide(Operation::Start, live.record.state.phase, &container.id, &live.record.name)?;
+        live.starting = true;
+        live.early_exit = None;
+        live.oom = false;
+        live.restart_plan += 1;
+        let state = &mut live.record.state;
+        state.error.clear();
+        if cause == Cause::User {
+            state.manually_stopped = false;
+            state.restart_count = 0;
+            live.restart_delay = None;
+        }
+        live.record.clone()
+    };
+    match launch(app, container, record).await {
+        Ok((pid, at)) => {
+            let early = {
+                let mut live = container.live();
+                live.starting = false;
+                let state = &mut live.record.state;
+                state.phase = Phase::Running;
+                state.pid = pid;
+                state.started_at = at;
+                state.exit_code = 0;
+                state.oom_killed = false;
+                app.containers.store.put_soon(&live.record);
+                live.early_exit.take()
+            };
+            app.events.publish("container", "start", &container.id, container.attributes());
+            if let Some(exit) = early {
+                exits::ended(app, container, exit);
+            }
+            debug!(id = ids::short(&container.id), pid, took = ?begun.elapsed(), "container started");
+            Ok(())
+        }
+        Err(failure) => {
+            failed(app, container, &failure);
+            attach::dismiss_waiting(container, &failure);
+            Err(failure)
+        }
+    }
+}
+
+/// Notes a failed start: exit code and text for inspect, and no container is left where one would remove itself.
+fn failed(app: &Arc<App>, container: &Arc<Container>, failure: &ApiError) {
+    let auto_remove = {
+        let mut live = container.live();
+        live.starting = false;
+        let auto_remove = live.record.host.auto_remove;
+        let state = &mut live.record.state;
+        state.phase = if state.started_at.is_set() { Phase::Exited } else { Phase::Created };
+        state.exit_code = exit_code(&failure.message);
+        state.error.clone_from(&failure.message);
+        state.endpoint = None;
+        state.pid = 0;
+        if state.phase == Phase::Exited {
+            state.finished_at = Timestamp::now();
+        }
+        app.containers.store.put_soon(&live.record);
+        auto_remove
+    };
+    let mut attributes = container.attributes();
+    attributes.insert("exitCode".into(), container.live().record.state.exit_code.to_string());
+    app.events.publish("container", "die", &container.id, attributes);
+    let code = container.live().record.state.exit_code;
+    container.ends.send_modify(|ends| {
+        ends.count += 1;
+        ends.code = code;
+    });
+    if auto_remove {
+        exits::remove_by_itself(app, container);
+    }
+}
+
+/// What `docker run` ends with when its container could not start; by the words, which clients read the same way.
+fn exit_code(text: &str) -> i64 {
+    let text = text.to_lowercase();
+    let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
+    if has(&["executable file not found", "no such file or directory", "system cannot find the file specified"]) {
+        127
+    } else if has(&["permission denied", "is a directory", "not a directory"]) {
+        126
+    } else {
+        128
+    }
+}
+
+async fn launch(app: &Arc<App>, container: &Arc<Container>, record: Record) -> ApiResult<(u32, Timestamp)> {
+    let begun = Instant::now();
+    let kind = validate::network_kind(&record.host.network_mode)?;
+    let (network, registered) =
+        tokio::join!(attach_network(app, &record, kind), register(app, container, &record, kind));
+    let endpoint = network.as_ref().ok().cloned().flatten();
+    let mut undo = Undo { app: app.clone(), id: record.id.clone(), endpoint, task: false, armed: true };
+    network?;
+    let snapshot = registered?;
+    let prepared = begun.elapsed();
+    {
+        let mut live = container.live();
+        live.record.registered = true;
+        live.record.state.endpoint.clone_from(&undo.endpoint);
+    }
+    // The record must know of the endpoint before the process can live: an engine that dies in between finds both.
+    let current = container.record();
+    let (created, kept) = tokio::join!(create_task(app, &record, snapshot), app.containers.store.put(&current));
+    let name = &record.name;
+    undo.task = created.is_ok();
+    created.map_err(|error| refused(name, &record, &error))?;
+    kept.map_err(|e| ApiError::unexpected(&e))?;
+    let created = begun.elapsed();
+    attach::connect_waiting(app, container).await;
+    let request = StartRequest { container_id: record.id.clone(), exec_id: String::new() };
+    let answer = app.supervisor.tasks().start(request).await.map_err(SupervisorError::from);
+    let pid = answer.map_err(|error| refused(name, &record, &error))?.into_inner().pid;
+    undo.armed = false;
+    debug!(id = ids::short(&record.id), ?prepared, ?created, started = ?begun.elapsed(), "launch");
+    Ok((pid, Timestamp::now()))
+}
+
+/// The words for the user: what, on which container, why. The status follows from the class of the cause.
+fn refused(name: &str, record: &Record, error: &SupervisorError) -> ApiError {
+    if error.is_disconnect() {
+        return ApiError::new(StatusCode::SERVICE_UNAVAILABLE, format!("start container {name}: {}", chain(error)));
+    }
+    let message = format!("start container {name} ({}): {}", record.path, chain(error));
+    let status = if exit_code(&message) == 128 { StatusCode::INTERNAL_SERVER_ERROR } else { StatusCode::BAD_REQUEST };
+    ApiError::new(status, message)
+}
+
+/// Takes back what a failed start has made.
+struct Undo {
+    app: Arc<App>,
+    id: String,
+    endpoint: Option<Endpoint>,
+    task: bool,
+    armed: bool,
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        if !self.armed {
+            return;
+        }
+        let (app, id, endpoint, task) = (self.app.clone(), self.id.clone(), self.endpoint.take(), self.task);
+        tokio::spawn(async move {
+            if task {
+                delete_task(&app, &id).await;
+            }
+            if let Some(endpoint) = endpoint {
+                detach_network(&app, &id, endpoint).await;
+            }
+        });
+    }
+}
+
+/// Kills and deletes a task whatever its state; what is not there is fine.
+pub async fn delete_task(app: &App, id: &str) {
+    let delete = DeleteTaskRequest { container_id: id.to_owned() };
+    let deleted = app.supervisor.retry(delete.clone(), |client, request| async move { client.tasks().delete(request).await }).await;
+    let error = match deleted {
+        Ok(_) => return,
+        Err(error) if error.is_not_found() => return,
+        Err(error) => error,
+    };
+    if error.kind() != ErrorKind::FailedPrecondition {
+        warn!(id = ids::short(id), error = %chain(&error), "task left behind");
+        return;
+    }
+    let kill = KillRequest { container_id: id.to_owned(), exec_id: String::new(), signal: 9, all: true };
+    let _ = app.supervisor.tasks().kill(kill).await;
+    let wait = proto::containerd::services::tasks::v1::WaitRequest { container_id: id.to_owned(), exec_id: String::new() };
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(10), app.supervisor.tasks().wait(wait)).await;
+    match app.supervisor.retry(delete.clone(), |client, request| async move { client.tasks().delete(request).await }).await {
+        Err(error) if !error.is_not_found() => warn!(id = ids::short(id), error = %chain(&error), "task left behind"),
+        _ => {}
+    }
+}
+
+/// Takes a container off its network.
+pub async fn detach_network(app: &Arc<App>, id: &str, endpoint: Endpoint) {
+    let (owner, key) = (app.clone(), id.to_owned());
+    let detached = tokio::task::spawn_blocking(move || owner.networks.detach(&key, &endpoint)).await;
+    match detached {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => warn!(id = ids::short(id), error = %chain(&error), "network left behind"),
+        Err(error) => warn!(id = ids::short(id), %error, "network left behind"),
+    }
+}
+
+/// Path where the namespace of a container is pinned; the network makes it, the specification names it.
+pub fn netns_path(app: &App, id: &str) -> PathBuf {
+    app.config.engine_run().join("netns").join(id)
+}
+
+async fn attach_network(app: &Arc<App>, record: &Record, kind: NetworkKind) -> ApiResult<Option<Endpoint>> {
+    let owner = app.clone();
+    let record = record.clone();
+    let work = move || -> ApiResult<Option<Endpoint>> {
+        let failed = |error: crate::networks::NetworkError| {
+            let text = format!(
+                "driver failed programming external connectivity on endpoint {} ({}): {}",
+                record.name, record.id, chain(&error)
+            );
+            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, text)
+        };
+        let endpoint = match kind {
+            NetworkKind::Host => None,
+            NetworkKind::None => Some(owner.networks.attach_none(&record.id).map_err(failed)?),
+            NetworkKind::Bridge => {
+                let request = EndpointRequest {
+                    name: record.name.clone(),
+                    mac: record.mac.as_deref().and_then(|mac| mac.parse().ok()),
+                    ip: record.ip.as_deref().and_then(|ip| ip.parse().ok()),
+                    ports: ports::requests(&record.host, &record.config.exposed_ports)?,
+                };
+                Some(owner.networks.attach_bridge(&record.id, &request).map_err(failed)?)
+            }
+        };
+        let facts = files::Facts {
+            hostname: &record.config.hostname,
+            domainname: &record.config.domainname,
+            address: endpoint.as_ref().and_then(|e| e.address.as_ref()).map(|address| address.ip),
+            gateway: Some(owner.networks.gateway()),
+            extra_hosts: words(&record.host.extra_hosts),
+            dns: &record.host.dns,
+            dns_search: &record.host.dns_search,
+            dns_options: &record.host.dns_options,
+            host_network: kind == NetworkKind::Host,
+        };
+        if let Err(cause) = files::write(&owner.containers.folder_of(&record.id), &facts) {
+            if let Some(endpoint) = &endpoint {
+                let _ = owner.networks.detach(&record.id, endpoint);
+            }
+            return Err(ApiError::internal(format!("write network files of {}: {cause}", record.name)));
+        }
+        Ok(endpoint)
+    };
+    tokio::task::spawn_blocking(work).await.map_err(|e| ApiError::unexpected(&e))?
+}
+
+/// Tells the supervisor what is to run. Gives the mounts of the root file system.
+async fn register(app: &Arc<App>, container: &Container, record: &Record, kind: NetworkKind) -> ApiResult<Vec<Mount>> {
+    let known = container.live().snapshot.clone();
+    let snapshot = match known {
+        Some(mounts) => mounts,
+        None => {
+            let request = MountsRequest { snapshotter: SNAPSHOTTER.into(), key: record.id.clone() };
+            let answer = app.supervisor.retry(request.clone(), |client, request| async move { client.snapshots().mounts(request).await }).await;
+            let mounts = answer
+                .map_err(|e| {
+                    ApiError::internal(format!("start container {}: find its root file system: {}", record.name, chain(&e)))
+                })?
+                .mounts;
+            container.live().snapshot = Some(mounts.clone());
+            mounts
+        }
+    };
+    let user = find_user(app, record, &snapshot).await?;
+    let netns = netns_path(app, &record.id);
+    let folder = app.containers.folder_of(&record.id);
+    let around = Surroundings {
+        user: &user,
+        hostname: &record.config.hostname,
+        folder: &folder,
+        network: kind,
+        netns: (kind != NetworkKind::Host).then_some(netns.as_path()),
+        unified_cgroups: app.unified_cgroups,
+    };
+    let spec = spec::build(record, &around)?;
+    let spec = serde_json::to_vec(&spec).map_err(|e| ApiError::unexpected(&e))?;
+    let entry = SupervisorContainer {
+        id: record.id.clone(),
+        labels: HashMap::from([(super::create::LABEL.to_owned(), record.id.clone())]),
+        image: record.config.image.clone(),
+        runtime: Some(Runtime { name: SHIM.into(), options: Some(typeurl::pack(&options(app, record))) }),
+        spec: Some(typeurl::pack_json(typeurl::SPEC, spec)),
+        snapshotter: SNAPSHOTTER.into(),
+        snapshot_key: record.id.clone(),
+        ..SupervisorContainer::default()
+    };
+    let create = CreateContainerRequest { container: Some(entry.clone()) };
+    let update = UpdateContainerRequest { container: Some(entry), update_mask: None };
+    let told = if record.registered {
+        app.supervisor.retry(update.clone(), |client, request| async move { client.containers().update(request).await }).await.map(drop)
+    } else {
+        let created = app.supervisor.retry(create.clone(), |client, request| async move { client.containers().create(request).await }).await;
+        match created {
+            // An engine before us got this far and no further.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                app.supervisor.retry(update.clone(), |client, request| async move { client.containers().update(request).await }).await.map(drop)
+            }
+            created => created.map(drop),
+        }
+    };
+    told.map_err(|e| ApiError::internal(format!("start container {}: register: {}", record.name, chain(&e))))?;
+    Ok(snapshot)
+}
+
+fn options(app: &App, record: &Record) -> Options {
+    let chosen = match record.host.runtime.as_str() {
+        "" | SHIM => app.config.runtime.as_str(),
+        name => name,
+    };
+    Options { binary_name: chosen.to_owned(), ..Options::default() }
+}
+
+/// Who the process runs as. The files of an image are read once; those of a container that ran before may have changed.
+async fn find_user(app: &Arc<App>, record: &Record, snapshot: &[Mount]) -> ApiResult<User> {
+    let fresh = !record.state.started_at.is_set();
+    let cached = if fresh { super::lock(&app.containers.users).get(&record.chain_id).cloned() } else { None };
+    let database = match cached {
+        Some(database) => database,
+        None => {
+            let mounts = snapshot.to_vec();
+            let read = tokio::task::spawn_blocking(move || Layers::open(&mounts)?.users()).await;
+            let database: Arc<Database> =
+                Arc::new(read.map_err(|e| ApiError::unexpected(&e))?.map_err(|e| ApiError::unexpected(&e))?);
+            // Small files of few images; a large one is not worth keeping.
+            if fresh && database.passwd.len() + database.group.len() < 64 << 10 {
+                let mut cache = super::lock(&app.containers.users);
+                if cache.len() >= 64 {
+                    cache.clear();
+                }
+                cache.insert(record.chain_id.clone(), database.clone());
+            }
+            database
+        }
+    };
+    users::find(&database, &record.config.user, words(&record.host.group_add))
+}
+
+async fn create_task(app: &App, record: &Record, rootfs: Vec<Mount>) -> Result<(), SupervisorError> {
+    let driver = log_config::parse(&record.host.log_config).unwrap_or(log_config::LogDriver::None);
+    let log = driver.uri(&app.containers.log_of(&record.id));
+    let request = CreateTaskRequest {
+        container_id: record.id.clone(),
+        rootfs,
+        stdin: if record.config.open_stdin { "attach:".into() } else { String::new() },
+        stdout: log.clone(),
+        stderr: if record.config.tty { String::new() } else { log },
+        terminal: record.config.tty,
+        ..CreateTaskRequest::default()
+    };
+    match app.supervisor.tasks().create(request.clone()).await.map_err(SupervisorError::from) {
+        Ok(_) => Ok(()),
+        // A task of an earlier run whose end was not cleaned up in time.
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            delete_task(app, &record.id).await;
+            app.supervisor.tasks().create(request).await.map(drop).map_err(SupervisorError::from)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether an exit that comes now belongs to a start that is not over yet; keeps it for the start then.
+pub fn keep_for_start(container: &Container, exit: Exit) -> bool {
+    let mut live = container.live();
+    if live.starting {
+        live.early_exit = Some(exit);
+    }
+    live.starting
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_of_failed_starts() {
+        let cases = [
+            ("exec: \"nope\": executable file not found in $PATH", 127),
+            ("exec /x: no such file or directory", 127),
+            ("exec /etc: is a directory", 126),
+            ("exec /etc/passwd: Permission denied", 126),
+            ("cgroup: something else", 128),
+        ];
+        for (text, code) in cases {
+            assert_eq!(exit_code(text), code, "{text}");
+        }
+    }
+}

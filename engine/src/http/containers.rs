@@ -1,0 +1,351 @@
+//! `/containers`: decode, call the rules, encode.
+
+use super::{
+    ApiError, ApiResult, ApiVersion, Query,
+    hijack::{Takeover, content_type},
+    json, json_body, run_to_end,
+};
+use crate::{
+    api::CreateRequest,
+    app::App,
+    containers::{
+        Container, attach, create, inspect,
+        list::{self, FILTERS},
+        logs,
+        record::Phase,
+        remove, signal, start, stats, stop,
+        streams::{Framing, Wants},
+    },
+    time::Timestamp,
+};
+use axum::{
+    body::{Body, Bytes},
+    extract::{Extension, Path, RawQuery, Request, State},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::json;
+use std::{convert::Infallible, sync::Arc};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+/// `GET /containers/json`
+pub async fn list(State(app): State<Arc<App>>, RawQuery(query): RawQuery) -> ApiResult {
+    let query = Query::parse(query.as_deref());
+    if query.flag("size") {
+        return Err(ApiError::not_implemented("GET /containers/json?size=1 is not implemented in berth yet"));
+    }
+    let filters = query.filters(&FILTERS)?;
+    if let Some(key) = ["isolation"].into_iter().find(|key| filters.has(key)) {
+        return Err(ApiError::not_implemented(format!("filter {key} is not implemented in berth yet")));
+    }
+    let limit = query.number::<i64>("limit")?.and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
+    let options = list::Options { all: query.flag("all"), limit, filters };
+    Ok(json(StatusCode::OK, &list::list(&app, &options).await?))
+}
+
+/// `POST /containers/create`
+pub async fn create(
+    State(app): State<Arc<App>>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+    body: Body,
+) -> ApiResult {
+    let query = Query::parse(query.as_deref());
+    let request: CreateRequest = json_body(&headers, body).await?;
+    create::check_query(&query)?;
+    let created = run_to_end(async move {
+        create::create(&app, query.get("name"), query.get("platform"), request).await
+    })
+    .await?;
+    Ok(json(StatusCode::CREATED, &json!({"Id": created.id, "Warnings": created.warnings})))
+}
+
+/// `GET /containers/{id}/json`
+pub async fn inspect(State(app): State<Arc<App>>, Path(id): Path<String>, RawQuery(query): RawQuery) -> ApiResult {
+    if Query::parse(query.as_deref()).flag("size") {
+        return Err(ApiError::not_implemented("GET /containers/{id}/json?size=1 is not implemented in berth yet"));
+    }
+    Ok(json(StatusCode::OK, &inspect::inspect(&app, &app.containers.find(&id)?)?))
+}
+
+/// `POST /containers/{id}/start`
+pub async fn start(State(app): State<Arc<App>>, Path(id): Path<String>, RawQuery(query): RawQuery) -> ApiResult {
+    create::check_query(&Query::parse(query.as_deref()))?;
+    let container = app.containers.find(&id)?;
+    run_to_end(async move { start::start(&app, &container).await }).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+fn stop_options(query: &Query) -> ApiResult<stop::Options> {
+    let signal = query.get("signal").map(signal::parse).transpose()?;
+    Ok(stop::Options { signal, timeout: query.number("t")? })
+}
+
+/// `POST /containers/{id}/stop`
+pub async fn stop(State(app): State<Arc<App>>, Path(id): Path<String>, RawQuery(query): RawQuery) -> ApiResult {
+    let options = stop_options(&Query::parse(query.as_deref()))?;
+    let container = app.containers.find(&id)?;
+    run_to_end(async move { stop::stop(&app, &container, options).await }).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// `POST /containers/{id}/restart`
+pub async fn restart(State(app): State<Arc<App>>, Path(id): Path<String>, RawQuery(query): RawQuery) -> ApiResult {
+    let options = stop_options(&Query::parse(query.as_deref()))?;
+    let container = app.containers.find(&id)?;
+    run_to_end(async move { stop::restart(&app, &container, options).await }).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// `POST /containers/{id}/kill`
+pub async fn kill(State(app): State<Arc<App>>, Path(id): Path<String>, RawQuery(query): RawQuery) -> ApiResult {
+    let query = Query::parse(query.as_deref());
+    let signal = signal::parse(query.get("signal").unwrap_or("KILL"))?;
+    let container = app.containers.find(&id)?;
+    run_to_end(async move { stop::kill(&app, &container, signal).await }).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// `POST /containers/{id}/pause`
+pub async fn pause(State(app): State<Arc<App>>, Path(id): Path<String>) -> ApiResult {
+    let container = app.containers.find(&id)?;
+    run_to_end(async move { stop::pause(&app, &container).await }).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// `POST /containers/{id}/unpause`
+pub async fn unpause(State(app): State<Arc<App>>, Path(id): Path<String>) -> ApiResult {
+    let container = app.containers.find(&id)?;
+    run_to_end(async move { stop::unpause(&app, &container).await }).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// `POST /containers/{id}/rename`
+pub async fn rename(State(app): State<Arc<App>>, Path(id): Path<String>, RawQuery(query): RawQuery) -> ApiResult {
+    let query = Query::parse(query.as_deref());
+    let container = app.containers.find(&id)?;
+    run_to_end(async move { stop::rename(&app, &container, query.get("name").unwrap_or("")).await }).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Height and width of a terminal, both required.
+pub fn size(query: &Query) -> ApiResult<(u32, u32)> {
+    let number = |key: &str| {
+        query.number::<u32>(key)?.ok_or_else(|| ApiError::invalid(format!("invalid resize {key}: it is not given")))
+    };
+    Ok((number("h")?, number("w")?))
+}
+
+/// `POST /containers/{id}/resize`
+pub async fn resize(State(app): State<Arc<App>>, Path(id): Path<String>, RawQuery(query): RawQuery) -> ApiResult {
+    let (rows, columns) = size(&Query::parse(query.as_deref()))?;
+    let container = app.containers.find(&id)?;
+    stop::resize(&app, &container, "", rows, columns).await?;
+    Ok(StatusCode::OK.into_response())
+}
+
+/// `GET /containers/{id}/top`
+pub async fn top(State(app): State<Arc<App>>, Path(id): Path<String>, RawQuery(query): RawQuery) -> ApiResult {
+    let query = Query::parse(query.as_deref());
+    let (titles, processes) = stop::top(&app, &app.containers.find(&id)?, query.get("ps_args").unwrap_or("")).await?;
+    Ok(json(StatusCode::OK, &json!({"Titles": titles, "Processes": processes})))
+}
+
+/// `DELETE /containers/{id}`
+pub async fn remove(State(app): State<Arc<App>>, Path(id): Path<String>, RawQuery(query): RawQuery) -> ApiResult {
+    let query = Query::parse(query.as_deref());
+    if query.flag("link") {
+        return Err(ApiError::not_implemented("DELETE /containers/{id}?link=1 is not implemented in berth yet"));
+    }
+    let options = remove::Options { force: query.flag("force"), volumes: query.flag("v") };
+    let container = app.containers.find(&id)?;
+    run_to_end(async move { remove::remove(&app, &container, options).await }).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// `POST /containers/prune`
+pub async fn prune(State(app): State<Arc<App>>, RawQuery(query): RawQuery) -> ApiResult {
+    let filters = Query::parse(query.as_deref()).filters(&["until", "label", "label!"])?;
+    let removed = run_to_end(async move { remove::prune(&app, &filters).await }).await?;
+    let removed = if removed.is_empty() { json!(null) } else { json!(removed) };
+    Ok(json(StatusCode::OK, &json!({"ContainersDeleted": removed, "SpaceReclaimed": 0})))
+}
+
+/// `POST /containers/{id}/attach`
+pub async fn attach(
+    State(app): State<Arc<App>>,
+    Extension(version): Extension<ApiVersion>,
+    Path(id): Path<String>,
+    mut request: Request,
+) -> ApiResult {
+    let query = Query::parse(request.uri().query());
+    let takeover = Takeover::new(&request.headers().clone(), request.extensions_mut());
+    let container = app.containers.find(&id)?;
+    let ask = attach::Ask {
+        wants: Wants { stdin: query.flag("stdin"), stdout: query.flag("stdout"), stderr: query.flag("stderr") },
+        logs: query.flag("logs"),
+        stream: query.flag("stream"),
+        detach_keys: query.get("detachKeys").unwrap_or(""),
+    };
+    let joining = attach::join(&app, &container, ask).await?;
+    let framing = joining.framing;
+    takeover.answer(framing, version, Box::new(move |client| Box::pin(joining.serve(app, client))))
+}
+
+/// `POST /containers/{id}/wait`: the header at once, the result when it is there.
+pub async fn wait(State(app): State<Arc<App>>, Path(id): Path<String>, RawQuery(query): RawQuery) -> ApiResult {
+    let query = Query::parse(query.as_deref());
+    let container = app.containers.find(&id)?;
+    let mut ends = container.ends.subscribe();
+    let seen = *ends.borrow_and_update();
+    let phase = container.live().record.state.phase;
+    let up = crate::containers::is_up(phase);
+    let condition = query.get("condition").unwrap_or("not-running");
+    if !matches!(condition, "not-running" | "next-exit" | "removed") {
+        return Err(ApiError::invalid(format!("invalid condition: \"{condition}\"")));
+    }
+    let removal = condition == "removed";
+    let at_once = condition == "not-running" && !up;
+    let (sender, receiver) = mpsc::channel::<Result<Bytes, Infallible>>(1);
+    // The body is a stream, so that the header goes out before there is a result.
+    tokio::spawn(async move {
+        let code = if at_once {
+            seen.code
+        } else {
+            let over = |now: &crate::containers::Ends| now.removed || (!removal && now.count != seen.count);
+            tokio::select! {
+                ended = ends.wait_for(over) => ended.map_or(seen.code, |ends| ends.code),
+                () = sender.closed() => return,
+            }
+        };
+        let text = format!("{}\n", json!({"StatusCode": code}));
+        let _ = sender.send(Ok(text.into())).await;
+    });
+    Ok(stream(StatusCode::OK, "application/json", receiver))
+}
+
+fn stream(status: StatusCode, kind: &'static str, receiver: mpsc::Receiver<Result<Bytes, Infallible>>) -> Response {
+    (status, [(header::CONTENT_TYPE, kind)], Body::from_stream(ReceiverStream::new(receiver))).into_response()
+}
+
+/// `GET /containers/{id}/logs`
+pub async fn logs(
+    State(app): State<Arc<App>>,
+    Extension(version): Extension<ApiVersion>,
+    Path(id): Path<String>,
+    RawQuery(query): RawQuery,
+) -> ApiResult {
+    let query = Query::parse(query.as_deref());
+    let container = app.containers.find(&id)?;
+    let moment = |key: &str| {
+        let parsed = query.get(key).filter(|t| *t != "0").map(Timestamp::parse_query).transpose();
+        parsed.map_err(|e| ApiError::invalid(format!("invalid value for \"{key}\": {e}")))
+    };
+    let options = logs::Options {
+        stdout: query.flag("stdout"),
+        stderr: query.flag("stderr"),
+        since: moment("since")?,
+        until: moment("until")?,
+        // As Docker: what is no number means all.
+        tail: query.get("tail").and_then(|text| text.parse().ok()),
+        timestamps: query.flag("timestamps"),
+        details: query.flag("details"),
+    };
+    if !options.stdout && !options.stderr {
+        return Err(ApiError::invalid("Bad parameters: you must choose at least one stream"));
+    }
+    let (tty, kind) = {
+        let live = container.live();
+        (live.record.config.tty, live.record.host.log_config.kind.clone())
+    };
+    if kind == "none" {
+        return Err(ApiError::not_implemented("configured logging driver does not support reading"));
+    }
+    let framing = if tty { Framing::Raw } else { Framing::Multiplexed };
+    let (sender, receiver) = mpsc::channel(16);
+    let follow = query.flag("follow");
+    tokio::spawn(send_log(app, container, options, follow, framing, sender));
+    let body = Body::from_stream(ReceiverStream::new(receiver));
+    Ok(([(header::CONTENT_TYPE, content_type(framing, version))], body).into_response())
+}
+
+async fn send_log(
+    app: Arc<App>,
+    container: Arc<Container>,
+    options: logs::Options,
+    follow: bool,
+    framing: Framing,
+    sender: mpsc::Sender<Result<Bytes, Infallible>>,
+) {
+    let mut ends = container.ends.subscribe();
+    ends.mark_unchanged();
+    let is_up = || crate::containers::is_up(container.live().record.state.phase) || container.live().starting;
+    // Before the first look, so that nothing is written unseen between look and watch.
+    let watch = if follow { logs::Watch::new(&app.containers.folder_of(&container.id)).ok() } else { None };
+    let mut reader = logs::Reader::open(&app.containers.log_of(&container.id), &options);
+    let until = options.until;
+    loop {
+        // Asked before reading: what is written before the end is then surely read.
+        let last = !follow || !(is_up() || container.live().record.state.phase == Phase::Created);
+        loop {
+            // A large log is read from disk: in pieces, off the async threads.
+            let read = tokio::task::spawn_blocking(move || {
+                let piece = read_piece(&mut reader, framing);
+                (reader, piece)
+            });
+            let Ok((back, piece)) = read.await else { return };
+            reader = back;
+            if piece.is_empty() {
+                break;
+            }
+            if sender.send(Ok(piece.into())).await.is_err() {
+                return;
+            }
+        }
+        if last || until.is_some_and(|until| Timestamp::now() > until) {
+            return;
+        }
+        let Some(watch) = &watch else { return };
+        tokio::select! {
+            changed = watch.changed() => if changed.is_err() { return },
+            _ = ends.changed() => {}
+            () = sender.closed() => return,
+            () = sleep_until(until) => {}
+        }
+        reader.look_for_rotation();
+    }
+}
+
+async fn sleep_until(until: Option<Timestamp>) {
+    match until {
+        Some(until) => tokio::time::sleep(until.since(Timestamp::now())).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn read_piece(reader: &mut logs::Reader, framing: Framing) -> Vec<u8> {
+    let mut piece = Vec::new();
+    while piece.len() < 64 << 10 {
+        let Some((stream, text)) = reader.next_line() else { break };
+        if framing == Framing::Multiplexed {
+            piece.extend_from_slice(&crate::containers::frames::header(stream, text.len()));
+        }
+        piece.extend_from_slice(&text);
+    }
+    piece
+}
+
+/// `GET /containers/{id}/stats`
+pub async fn stats(State(app): State<Arc<App>>, Path(id): Path<String>, RawQuery(query): RawQuery) -> ApiResult {
+    let query = Query::parse(query.as_deref());
+    let container = app.containers.find(&id)?;
+    let streaming = query.flag_or("stream", true);
+    let one_shot = query.flag("one-shot");
+    if streaming && one_shot {
+        return Err(ApiError::invalid("cannot have stream=true and one-shot=true"));
+    }
+    let (sender, receiver) = mpsc::channel(4);
+    tokio::spawn(stats::send(app, container, streaming, one_shot, sender));
+    Ok(stream(StatusCode::OK, "application/json", receiver))
+}
