@@ -15,42 +15,35 @@
 //! exit is announced: event, waiters. Init is announced after all its execs. An exit that comes while a request is worked on
 //! queues behind it: so TaskStart always stands before TaskExit.
 
-use std::{collections::HashMap, rc::Rc, time::Duration};
+mod control;
+mod end;
+mod exec;
 
-use nix::unistd::Pid;
+use std::{collections::HashMap, rc::Rc};
+
 use prost_types::Any;
 use proto::{
     berth::streams::v1::AttachRequest,
     containerd::{
-        events::{
-            TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIo, TaskOom, TaskPaused, TaskResumed,
-            TaskStart,
-        },
-        runc::v1::ProcessDetails,
+        events::{TaskCreate, TaskIo},
         task::v3::{CreateTaskRequest, DeleteResponse, ExecProcessRequest, PidsResponse, StateResponse, WaitResponse},
-        v1::types::ProcessInfo,
     },
     id::ExecId,
-    typeurl,
 };
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     bundle::{Bundle, Key},
-    cgroup::Cgroup,
-    clock, create,
+    create,
     desk::Shim,
     error::TaskError,
     events::Topic,
-    io::{IoError, Prepared, ProcessIo, StdioConfig},
-    mounts,
-    oci::{Oci, OciError},
+    io::{IoError, ProcessIo},
+    oci::Oci,
     oom::OomWatch,
     process::{Process, Reply},
     reaper::Exit,
-    report::warn_line,
     rules::{Op, State, Who, judge},
-    stats,
 };
 
 /// A request about one container.
@@ -107,10 +100,6 @@ pub(crate) enum Message {
     /// Init's exit has waited long enough for its execs'.
     Overdue,
 }
-
-/// How long init's exit may wait for the exits of execs. With a pid namespace of its own they are all dead before it; else
-/// they have been killed, and only a process that the kernel can't kill is late.
-const EXECS_LATE: Duration = Duration::from_secs(5);
 
 /// A container and all that belongs to it.
 pub(crate) struct Task {
@@ -306,276 +295,6 @@ impl Task {
         let process = self.admit(op, verb, key)?;
         let io = process.io.as_ref().ok_or(IoError::NoStream("stdio"));
         io.and_then(work).map_err(|cause| TaskError::Io { id, cause })
-    }
-
-    async fn start(&mut self) -> Result<u32, TaskError> {
-        self.admit(Op::Start, "start", &Key::Init)?;
-        self.oci.start().await?;
-        self.init.state = State::Running;
-        self.shim.events.push(Topic::Start, &TaskStart { container_id: self.id.clone(), pid: self.init.pid });
-        Ok(self.init.pid)
-    }
-
-    fn add_exec(&mut self, request: ExecProcessRequest) -> Result<(), TaskError> {
-        let exec = String::from(ExecId::new(request.exec_id)?);
-        if self.execs.contains_key(&exec) {
-            return Err(TaskError::Exists { what: "exec", id: exec });
-        }
-        self.admit(Op::AddExec, "exec in", &Key::Init)?;
-        let spec = request.spec.map(|any| any.value).unwrap_or_default();
-        if spec.is_empty() {
-            return Err(TaskError::Invalid(format!("exec {exec} has no process spec")));
-        }
-        let stdio = StdioConfig {
-            stdin: request.stdin,
-            stdout: request.stdout,
-            stderr: request.stderr,
-            terminal: request.terminal,
-            owner: self.owner,
-            stdin_waits: false,
-        };
-        let key = Key::Exec(exec.clone());
-        self.execs.insert(exec.clone(), Process::new(key, stdio, spec));
-        self.shim.events.push(Topic::ExecAdded, &TaskExecAdded { container_id: self.id.clone(), exec_id: exec });
-        Ok(())
-    }
-
-    /// Execs start beside one another and beside other requests: the runtime's part runs on its own, and its result
-    /// queues here.
-    fn start_exec(&mut self, key: Key, reply: Reply<u32>) {
-        let (shim, oci, inbox) = (self.shim.clone(), self.oci.clone(), self.inbox.clone());
-        let id = self.name(&key);
-        let exec = match self.admit(Op::Start, "start", &key) {
-            Ok(exec) => exec,
-            Err(error) => return drop(reply.send(Err(error))),
-        };
-        exec.state = State::Starting;
-        let (stdio, spec) = (exec.stdio.clone(), std::mem::take(&mut exec.spec));
-        tokio::task::spawn_local(async move {
-            let work = async {
-                let io_failed = |cause| TaskError::Io { id: id.clone(), cause };
-                let mut prepared = Prepared::open(&stdio, &shim.console_path()).map_err(io_failed)?;
-                let hold = shim.reaper.hold();
-                let pid = oci.exec(&key, &spec, prepared.child(), prepared.console()).await?;
-                let exit = shim.reaper.claim(pid);
-                drop(hold);
-                match prepared.begin() {
-                    Ok(io) => Ok(Started { pid, exit, io }),
-                    Err(cause) => {
-                        // Nobody would hear it, and nobody could stop it by name.
-                        let _ = sys::process::kill(Pid::from_raw(pid.cast_signed()), nix::libc::SIGKILL);
-                        Err(io_failed(cause))
-                    }
-                }
-            };
-            let result = work.await;
-            let _ = inbox.send(Message::ExecStarted(key, result, reply));
-        });
-    }
-
-    fn exec_started(&mut self, key: &Key, started: Started) -> Result<u32, TaskError> {
-        let inbox = self.inbox.clone();
-        let Started { pid, exit, io } = started;
-        let exec = self.process(key)?;
-        (exec.state, exec.pid, exec.io) = (State::Running, pid, Some(io));
-        let exec_id = key.event_id("").to_owned();
-        self.shim.events.push(Topic::ExecStarted, &TaskExecStarted { container_id: self.id.clone(), exec_id, pid });
-        watch_exit(&inbox, key.clone(), exit);
-        Ok(pid)
-    }
-
-    async fn kill(&mut self, key: &Key, signal: u32, all: bool) -> Result<(), TaskError> {
-        let id = self.name(key);
-        let own_pids = self.own_pids;
-        let process = self.admit(Op::Kill, "signal", key)?;
-        let (pid, state) = (process.pid, process.state);
-        let number = i32::try_from(signal).ok().filter(|number| (0..=64).contains(number));
-        let number = number.ok_or_else(|| TaskError::Invalid(format!("{signal} is not a signal")))?;
-        // With init dies everything in its pid namespace (pid_namespaces(7)).
-        let reaches_all = own_pids && number == nix::libc::SIGKILL;
-        if *key != Key::Init || ((!all || reaches_all) && state != State::Paused) {
-            // It is our child and not reaped (that would have stopped it), so the number can mean nobody else.
-            return sys::process::kill(Pid::from_raw(pid.cast_signed()), number).map_err(|errno| match errno {
-                nix::Error::ESRCH => TaskError::Gone { id },
-                errno => TaskError::Signal { id, cause: errno.into() },
-            });
-        }
-        self.oci.kill(signal, all).await?;
-        if state == State::Paused && number == nix::libc::SIGKILL {
-            // A frozen process dies when it thaws. It may be dead by now, so that this fails.
-            if self.oci.resume().await.is_ok() {
-                self.init.state = State::Running;
-            }
-        }
-        Ok(())
-    }
-
-    async fn pause(&mut self) -> Result<(), TaskError> {
-        self.admit(Op::Pause, "pause", &Key::Init)?;
-        self.oci.pause().await?;
-        self.init.state = State::Paused;
-        self.shim.events.push(Topic::Paused, &TaskPaused { container_id: self.id.clone() });
-        Ok(())
-    }
-
-    async fn resume(&mut self) -> Result<(), TaskError> {
-        self.admit(Op::Resume, "resume", &Key::Init)?;
-        self.oci.resume().await?;
-        self.init.state = State::Running;
-        self.shim.events.push(Topic::Resumed, &TaskResumed { container_id: self.id.clone() });
-        Ok(())
-    }
-
-    async fn update(&mut self, resources: &[u8]) -> Result<(), TaskError> {
-        self.admit(Op::Update, "update", &Key::Init)?;
-        Ok(self.oci.update(resources).await?)
-    }
-
-    async fn pids(&mut self) -> Result<PidsResponse, TaskError> {
-        let pid = self.admit(Op::Pids, "list processes of", &Key::Init)?.pid;
-        let pids = match Cgroup::of(pid).and_then(|cgroup| cgroup.pids()) {
-            Some(pids) => pids,
-            None => self.oci.ps().await?,
-        };
-        let info = |pid: u32| {
-            let exec = self.execs.iter().find(|(_, exec)| exec.pid == pid && exec.state == State::Running);
-            let info = exec.map(|(id, _)| typeurl::pack(&ProcessDetails { exec_id: id.clone() }));
-            ProcessInfo { pid, info }
-        };
-        Ok(PidsResponse { processes: pids.into_iter().map(info).collect() })
-    }
-
-    fn stats(&mut self) -> Result<Any, TaskError> {
-        let pid = self.admit(Op::Stats, "measure", &Key::Init)?.pid;
-        let cgroup = Cgroup::of(pid).ok_or_else(|| TaskError::NoCgroup(self.id.clone()))?;
-        Ok(stats::read(&cgroup))
-    }
-
-    async fn exited(&mut self, key: &Key, exit: Exit) {
-        let Ok(process) = self.process(key) else { return };
-        process.state = State::Stopped;
-        process.exit = Some(exit);
-        let pid = process.pid;
-        if let Err(error) = self.bundle.record_exit(key, pid, exit) {
-            warn_line!("record exit of {}: {error}", self.name(key));
-        }
-        if *key == Key::Init {
-            if self.oom.as_ref().is_some_and(OomWatch::has_grown) {
-                self.shim.events.push(Topic::Oom, &TaskOom { container_id: self.id.clone() });
-            }
-            self.oom = None;
-            if !self.own_pids {
-                // Processes of a shared pid namespace outlive their init; the container doesn't.
-                match self.oci.kill(nix::libc::SIGKILL.unsigned_abs(), true).await {
-                    Ok(()) => {}
-                    Err(error) if matches!(&error, OciError::Failed { .. }) => {}
-                    Err(error) => warn_line!("kill what init of {} left: {error}", self.id),
-                }
-            }
-        }
-        let inbox = self.inbox.clone();
-        let key = key.clone();
-        let settled = self.process(&key).ok().and_then(|process| process.io.as_ref().map(ProcessIo::settle));
-        tokio::task::spawn_local(async move {
-            if let Some(settled) = settled {
-                settled.await;
-            }
-            let _ = inbox.send(Message::Settled(key));
-        });
-    }
-
-    fn announce(&mut self, key: &Key) {
-        let (container_id, events) = (self.id.clone(), self.shim.clone());
-        let Ok(process) = self.process(key) else { return };
-        let Some(exit) = process.exit.filter(|_| !process.announced) else { return };
-        let event = TaskExit {
-            id: key.event_id(&container_id).to_owned(),
-            container_id,
-            pid: process.pid,
-            exit_status: exit.status,
-            exited_at: Some(clock::timestamp(exit.at)),
-        };
-        events.events.push(Topic::Exit, &event);
-        process.tell_waiters(exit);
-    }
-
-    /// True when a Delete that waited for this has removed the container.
-    async fn announce_init_if_due(&mut self, overdue: bool) -> bool {
-        if !self.init_settled || self.init.announced {
-            return false;
-        }
-        let alive = |exec: &Process| {
-            matches!(exec.state, State::Starting | State::Running) || (exec.state == State::Stopped && !exec.announced)
-        };
-        if !overdue && self.execs.values().any(alive) {
-            let inbox = self.inbox.clone();
-            tokio::task::spawn_local(async move {
-                tokio::time::sleep(EXECS_LATE).await;
-                let _ = inbox.send(Message::Overdue);
-            });
-            return false;
-        }
-        self.announce(&Key::Init);
-        let Some(place) = self.deletes.iter().position(|(key, _)| *key == Key::Init) else { return false };
-        let (_, reply) = self.deletes.swap_remove(place);
-        self.delete(reply).await
-    }
-
-    fn delete_exec(&mut self, key: &Key) -> Result<DeleteResponse, TaskError> {
-        let exec = self.process(key)?;
-        let answer = exec.obituary();
-        if let Some(io) = exec.io.take() {
-            io.abandon();
-        }
-        if let Key::Exec(id) = key {
-            self.execs.remove(id);
-        }
-        self.bundle.forget(key);
-        Ok(answer)
-    }
-
-    /// True when the container is gone.
-    async fn delete(&mut self, reply: Reply<DeleteResponse>) -> bool {
-        match self.admit(Op::Delete, "delete", &Key::Init) {
-            Err(error) => {
-                let _ = reply.send(Err(error));
-                return false;
-            }
-            Ok(init) if init.announced => {}
-            Ok(init) => {
-                // Created: it ends now, and its end is told before its removal. Stopped: its end is being told.
-                if init.state == State::Created {
-                    let _ = sys::process::kill(Pid::from_raw(init.pid.cast_signed()), nix::libc::SIGKILL);
-                }
-                self.deletes.push((Key::Init, reply));
-                return false;
-            }
-        }
-        let removed = match self.oci.delete(false).await {
-            Err(_) => self.oci.delete(true).await,
-            done => done,
-        };
-        let unmounted = mounts::unmount_rootfs(&self.bundle.rootfs());
-        let result = removed.map_err(TaskError::from).and_then(|()| unmounted.map_err(TaskError::from));
-        if let Err(error) = result {
-            let _ = reply.send(Err(error));
-            return false;
-        }
-        let _ = std::fs::remove_file(self.bundle.pid_file(&Key::Init));
-        let answer = self.init.obituary();
-        let event = TaskDelete {
-            container_id: self.id.clone(),
-            pid: answer.pid,
-            exit_status: answer.exit_status,
-            exited_at: answer.exited_at,
-            // containerd leaves it empty for init.
-            id: String::new(),
-        };
-        self.shim.events.push(Topic::Delete, &event);
-        // Before the answer: a Shutdown that follows it must find no container.
-        self.shim.forget(&self.id);
-        let _ = reply.send(Ok(answer));
-        true
     }
 }
 

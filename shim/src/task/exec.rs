@@ -1,0 +1,103 @@
+//! Processes that join a container.
+
+use nix::unistd::Pid;
+use proto::{
+    containerd::{
+        events::{TaskExecAdded, TaskExecStarted},
+        task::v3::{DeleteResponse, ExecProcessRequest},
+    },
+    id::ExecId,
+};
+
+use super::{Message, Started, Task, watch_exit};
+use crate::{
+    bundle::Key,
+    error::TaskError,
+    events::Topic,
+    io::{Prepared, StdioConfig},
+    process::{Process, Reply},
+    rules::{Op, State},
+};
+
+impl Task {
+    pub(super) fn add_exec(&mut self, request: ExecProcessRequest) -> Result<(), TaskError> {
+        let exec = String::from(ExecId::new(request.exec_id)?);
+        if self.execs.contains_key(&exec) {
+            return Err(TaskError::Exists { what: "exec", id: exec });
+        }
+        self.admit(Op::AddExec, "exec in", &Key::Init)?;
+        let spec = request.spec.map(|any| any.value).unwrap_or_default();
+        if spec.is_empty() {
+            return Err(TaskError::Invalid(format!("exec {exec} has no process spec")));
+        }
+        let stdio = StdioConfig {
+            stdin: request.stdin,
+            stdout: request.stdout,
+            stderr: request.stderr,
+            terminal: request.terminal,
+            owner: self.owner,
+            stdin_waits: false,
+        };
+        let key = Key::Exec(exec.clone());
+        self.execs.insert(exec.clone(), Process::new(key, stdio, spec));
+        self.shim.events.push(Topic::ExecAdded, &TaskExecAdded { container_id: self.id.clone(), exec_id: exec });
+        Ok(())
+    }
+
+    /// Execs start beside one another and beside other requests: the runtime's part runs on its own, and its result
+    /// queues here.
+    pub(super) fn start_exec(&mut self, key: Key, reply: Reply<u32>) {
+        let (shim, oci, inbox) = (self.shim.clone(), self.oci.clone(), self.inbox.clone());
+        let id = self.name(&key);
+        let exec = match self.admit(Op::Start, "start", &key) {
+            Ok(exec) => exec,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        exec.state = State::Starting;
+        let (stdio, spec) = (exec.stdio.clone(), std::mem::take(&mut exec.spec));
+        tokio::task::spawn_local(async move {
+            let work = async {
+                let io_failed = |cause| TaskError::Io { id: id.clone(), cause };
+                let mut prepared = Prepared::open(&stdio, &shim.console_path()).map_err(io_failed)?;
+                let hold = shim.reaper.hold();
+                let pid = oci.exec(&key, &spec, prepared.child(), prepared.console()).await?;
+                let exit = shim.reaper.claim(pid);
+                drop(hold);
+                match prepared.begin() {
+                    Ok(io) => Ok(Started { pid, exit, io }),
+                    Err(cause) => {
+                        // Nobody would hear it, and nobody could stop it by name.
+                        let _ = sys::process::kill(Pid::from_raw(pid.cast_signed()), nix::libc::SIGKILL);
+                        Err(io_failed(cause))
+                    }
+                }
+            };
+            let result = work.await;
+            let _ = inbox.send(Message::ExecStarted(key, result, reply));
+        });
+    }
+
+    pub(super) fn exec_started(&mut self, key: &Key, started: Started) -> Result<u32, TaskError> {
+        let inbox = self.inbox.clone();
+        let Started { pid, exit, io } = started;
+        let exec = self.process(key)?;
+        (exec.state, exec.pid, exec.io) = (State::Running, pid, Some(io));
+        let exec_id = key.event_id("").to_owned();
+        self.shim.events.push(Topic::ExecStarted, &TaskExecStarted { container_id: self.id.clone(), exec_id, pid });
+        watch_exit(&inbox, key.clone(), exit);
+        Ok(pid)
+    }
+
+    pub(super) fn delete_exec(&mut self, key: &Key) -> Result<DeleteResponse, TaskError> {
+        let exec = self.process(key)?;
+        let answer = exec.obituary();
+        if let Some(io) = exec.io.take() {
+            io.abandon();
+        }
+        if let Key::Exec(id) = key {
+            self.execs.remove(id);
+        }
+        self.bundle.forget(key);
+        Ok(answer)
+    }
+}
