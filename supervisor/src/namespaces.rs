@@ -77,10 +77,11 @@ impl Namespaces {
         Self { db }
     }
 
-    /// The labels of a namespace.
+    /// The labels of a namespace. One that doesn't exist yet has none: clients of containerd ask for their namespace's
+    /// defaults before they make anything in it, dockerd among them, and give up on NOT_FOUND.
     pub(crate) fn get(&self, name: &str) -> Result<Labels, NamespaceError> {
         let found = self.db.read(|tx| NAMESPACES.get(tx, "", name))?;
-        found.map(|record| record.labels).ok_or_else(|| NamespaceError::NotFound(name.to_owned()))
+        Ok(found.map(|record| record.labels).unwrap_or_default())
     }
 
     /// Every namespace with its labels.

@@ -23,6 +23,7 @@ use crate::{
     failure::Failure,
     filters::{FilterError, Filters},
     gc::{Node, Roots, references},
+    namespaces::touch_in,
     store::{Database, Proto, StoreError, Table, WriteTx, labels_from},
 };
 
@@ -120,7 +121,10 @@ impl Containers {
         (new.created_at, new.updated_at) = (now, now);
         self.db.write(|tx| match CONTAINERS.get(tx, namespace.as_str(), &new.id)? {
             Some(_) => Err(ContainerError::Exists(id.clone())),
-            None => Ok(CONTAINERS.put(tx, namespace.as_str(), &new.id, &new)?),
+            None => {
+                touch_in(tx, namespace.as_str())?;
+                Ok(CONTAINERS.put(tx, namespace.as_str(), &new.id, &new)?)
+            }
         })?;
         tracing::info!(%namespace, %id, image = %new.image, "container recorded");
         let runtime = new.runtime.clone().map(|r| container_create::Runtime { name: r.name, options: r.options });

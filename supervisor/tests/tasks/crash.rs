@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::stack::{Stack, assert_state, eventually, lives, process_spec, request};
 use proto::containerd::{
-    services::tasks::v1::{ExecProcessRequest, GetRequest, ListTasksRequest, StartRequest},
+    services::tasks::v1::{ExecProcessRequest, GetRequest, ListTasksRequest, StartRequest, WaitRequest},
     v1::types::Status as State,
 };
 use tonic::Code;
@@ -104,7 +104,7 @@ async fn killed_at_any_moment_of_a_life_it_leaves_nothing_behind() {
             let (container_id, exec_id) = named();
             tasks.start(request(StartRequest { container_id, exec_id })).await?;
             let (container_id, exec_id) = named();
-            let wait = proto::containerd::services::tasks::v1::WaitRequest { container_id, exec_id };
+            let wait = WaitRequest { container_id, exec_id };
             tasks.wait(request(wait)).await?;
             let delete = proto::containerd::services::tasks::v1::DeleteTaskRequest { container_id: "any".into() };
             tasks.delete(request(delete)).await
@@ -151,5 +151,27 @@ async fn two_supervisors_on_one_root_are_one_too_many() {
     assert!(lives(pid) && !stack.run().join("supervisor.sock").exists());
     stack.start().await;
     stack.finish("stays").await;
+    stack.nothing_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn asked_to_end_it_sends_those_away_who_wait() {
+    let mut stack = Stack::new().await;
+    stack.run_task("long", "sleep 1000").await;
+    let mut events = stack.events(&[]).await;
+    let waiting = {
+        let mut tasks = stack.tasks();
+        let message = WaitRequest { container_id: "long".into(), exec_id: String::new() };
+        tokio::spawn(async move { tasks.wait(request(message)).await })
+    };
+    // The wait is under way once another answer has come back on the same connection.
+    stack.get("long").await.unwrap();
+    let began = std::time::Instant::now();
+    assert!(stack.terminate().success(), "{}", stack.log());
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert_eq!(waiting.await.unwrap().unwrap_err().code(), Code::Unavailable);
+    assert!(events.ended().await);
+    stack.start().await;
+    stack.finish("long").await;
     stack.nothing_left().await;
 }

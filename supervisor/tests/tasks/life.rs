@@ -7,6 +7,7 @@ use std::{
 
 use crate::stack::{Stack, assert_state, eventually, lives, process_spec, request};
 use proto::{
+    berth::streams::v1::AttachRequest,
     containerd::{
         events::{TaskDelete, TaskExit},
         services::tasks::v1::{
@@ -243,4 +244,34 @@ fn parent_of(pid: u32) -> u32 {
 
 fn kill(pid: u32) {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::Signal::SIGKILL).expect("kill");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attachments_are_passed_on_to_the_shim() {
+    let stack = Stack::new().await;
+    stack.record("att", "read line; echo got $line; sleep 1000").await;
+    let mut create = stack.create_request("att");
+    create.stdin = "attach:".into();
+    stack.tasks().create(request(create)).await.unwrap();
+    let fifo = |name: &str| {
+        let at = stack.folder().join(name);
+        nix::unistd::mkfifo(&at, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        // Both ends: opening waits for nobody, and nothing ends before we do.
+        let ours = std::fs::File::options().read(true).write(true).open(&at).unwrap();
+        (at.display().to_string(), ours)
+    };
+    let ((stdin, mut to), (stdout, from)) = (fifo("in"), fifo("out"));
+    let attach = AttachRequest { container_id: "att".into(), stdin, stdout, ..Default::default() };
+    stack.streams().attach(request(attach.clone())).await.unwrap();
+    stack.start_task("att").await;
+    std::io::Write::write_all(&mut to, b"this\n").unwrap();
+    let line = tokio::task::spawn_blocking(move || {
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(from), &mut line).map(|_| line)
+    });
+    assert_eq!(tokio::time::timeout(Duration::from_secs(10), line).await.unwrap().unwrap().unwrap(), "got this\n");
+    let absent = AttachRequest { container_id: "absent".into(), ..attach };
+    assert_eq!(stack.streams().attach(request(absent)).await.unwrap_err().code(), Code::NotFound);
+    stack.finish("att").await;
+    stack.nothing_left().await;
 }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use proto::{
+    berth::streams::v1::streams_client::StreamsClient,
     containerd::{
         runc::v1::Options,
         services::{
@@ -154,6 +155,11 @@ impl Stack {
     /// A client of the containers service.
     pub(crate) fn containers(&self) -> ContainersClient<Channel> {
         ContainersClient::new(self.channel())
+    }
+
+    /// A client of the streams service.
+    pub(crate) fn streams(&self) -> StreamsClient<Channel> {
+        StreamsClient::new(self.channel())
     }
 
     /// Keeps a container record whose process is `sh -c SCRIPT`.
@@ -324,6 +330,12 @@ impl Events {
     pub(crate) async fn next(&mut self) -> (String, prost_types::Any) {
         let next = tokio::time::timeout(Duration::from_secs(10), self.0.recv()).await;
         next.expect("an event within 10 s").expect("stream goes on")
+    }
+
+    /// Whether the stream ends, now that whatever came was taken.
+    pub(crate) async fn ended(&mut self) -> bool {
+        let all = async { while self.0.recv().await.is_some() {} };
+        tokio::time::timeout(Duration::from_secs(5), all).await.is_ok()
     }
 
     /// The topics of the next `count` events.

@@ -1,0 +1,315 @@
+//! Starts supervisors in folders of their own, and speaks to them as the engine does.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
+
+use hyper_util::rt::TokioIo;
+use prost_types::Any;
+use proto::{
+    containerd::{
+        services::{
+            content::v1::{ListContentRequest, content_client::ContentClient},
+            images::v1::{DeleteImageRequest, Image, ListImagesRequest, images_client::ImagesClient},
+            snapshots::v1::{Info, ListSnapshotsRequest, snapshots_client::SnapshotsClient},
+            streaming::v1::{StreamInit, streaming_client::StreamingClient},
+            transfer::v1::{TransferOptions, TransferRequest, transfer_client::TransferClient},
+        },
+        types::{
+            Platform,
+            transfer::{
+                AuthRequest, AuthResponse, Data, ImageExportStream, ImageImportStream, ImageStore, OciRegistry,
+                Progress, RegistryResolver, UnpackConfiguration, WindowUpdate,
+            },
+        },
+    },
+    typeurl,
+};
+use tokio::{net::UnixStream, sync::mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{
+    Request, Status, Streaming,
+    transport::{Channel, Endpoint},
+};
+
+pub(crate) const NAMESPACE: &str = "berth";
+
+/// A supervisor of its own; ended and removed when dropped.
+pub(crate) struct Supervisor {
+    pub(crate) root: PathBuf,
+    child: Child,
+    // Removed last.
+    _dir: Option<tempfile::TempDir>,
+}
+
+impl Supervisor {
+    pub(crate) fn start() -> Self {
+        let dir = tempfile::Builder::new().prefix("berth-store-").tempdir().unwrap();
+        let root = dir.path().to_owned();
+        Self::start_in(root, Some(dir))
+    }
+
+    pub(crate) fn start_in(root: PathBuf, dir: Option<tempfile::TempDir>) -> Self {
+        let child = spawn(&root);
+        let supervisor = Self { root, child, _dir: dir };
+        supervisor.wait_until_up();
+        supervisor
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.root.join("run/supervisor.sock")
+    }
+
+    fn wait_until_up(&self) {
+        let began = Instant::now();
+        while std::os::unix::net::UnixStream::connect(self.socket()).is_err() {
+            assert!(began.elapsed() < Duration::from_secs(20), "not up: {}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Ends it at this instant and starts it again on the same folders.
+    pub(crate) fn kill_and_restart(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.child = spawn(&self.root);
+        self.wait_until_up();
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.root.join("log")).unwrap_or_default()
+    }
+
+    pub(crate) fn path(&self, path: &str) -> PathBuf {
+        self.root.join("data/supervisor").join(path)
+    }
+
+    /// Names in a folder of the data root.
+    pub(crate) fn names(&self, path: &str) -> Vec<String> {
+        let entries = std::fs::read_dir(self.path(path)).unwrap();
+        let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.retain(|name| name != "l");
+        names.sort();
+        names
+    }
+
+    /// Runs containerd's client on the socket, and gives what it printed.
+    pub(crate) fn ctr(&self, args: &[&str]) -> Result<String, String> {
+        let output = Command::new("ctr").arg("-a").arg(self.socket()).args(args).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    }
+
+    pub(crate) async fn client(&self) -> Client {
+        let socket = self.socket();
+        let connect = tower::service_fn(move |_| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+        });
+        let endpoint = Endpoint::from_static("http://supervisor");
+        Client { channel: endpoint.connect_with_connector(connect).await.unwrap() }
+    }
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("supervisor's log:\n{}", self.log());
+        }
+    }
+}
+
+fn spawn(root: &Path) -> Child {
+    let log = std::fs::File::options().create(true).append(true).open(root.join("log")).unwrap();
+    Command::new(env!("CARGO_BIN_EXE_berth-supervisor"))
+        .args(["--data-root".as_ref(), root.join("data").as_os_str()])
+        .args(["--run-root".as_ref(), root.join("run").as_os_str()])
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap()
+}
+
+/// A client in the engine's namespace.
+#[derive(Clone)]
+pub(crate) struct Client {
+    pub(crate) channel: Channel,
+}
+
+/// Puts a request into the engine's namespace.
+pub(crate) fn request<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("containerd-namespace", NAMESPACE.parse().unwrap());
+    request
+}
+
+/// An open stream of the Streaming service.
+pub(crate) struct Stream {
+    pub(crate) send: mpsc::Sender<Any>,
+    pub(crate) receive: Streaming<Any>,
+}
+
+pub(crate) fn unpacking() -> ImageStore {
+    ImageStore {
+        unpacks: vec![UnpackConfiguration {
+            platform: Some(Platform { os: "linux".into(), architecture: "amd64".into(), variant: String::new() }),
+            snapshotter: "overlayfs".into(),
+        }],
+        ..Default::default()
+    }
+}
+
+impl Client {
+    pub(crate) async fn stream(&self, id: &str) -> Stream {
+        let (send, messages) = mpsc::channel(8);
+        send.send(typeurl::pack(&StreamInit { id: id.into() })).await.unwrap();
+        let mut client = StreamingClient::new(self.channel.clone());
+        let mut receive = client.stream(request(ReceiverStream::new(messages))).await.unwrap().into_inner();
+        let ready = receive.message().await.unwrap().unwrap();
+        assert_eq!(ready.type_url, "google.protobuf.Empty");
+        Stream { send, receive }
+    }
+
+    async fn transfer(&self, source: Any, destination: &ImageStore) -> (Result<(), Status>, Vec<Progress>) {
+        let mut stream = self.stream("progress").await;
+        let message = TransferRequest {
+            source: Some(source),
+            destination: Some(typeurl::pack(destination)),
+            options: Some(TransferOptions { progress_stream: "progress".into() }),
+        };
+        let mut client = TransferClient::new(self.channel.clone());
+        let transfer = tokio::spawn(async move { client.transfer(request(message)).await });
+        let mut told = Vec::new();
+        while let Ok(Some(any)) = stream.receive.message().await {
+            told.push(typeurl::unpack::<Progress>(&any).unwrap().unwrap());
+        }
+        (transfer.await.unwrap().map(|_| ()), told)
+    }
+
+    /// Sends an archive as fast as the windows allow.
+    pub(crate) async fn import(&self, archive: Vec<u8>, to: &ImageStore) -> (Result<(), Status>, Vec<Progress>) {
+        let Stream { send, mut receive } = self.stream("archive").await;
+        tokio::spawn(async move {
+            let (mut window, mut rest) = (0_usize, archive.as_slice());
+            while !rest.is_empty() {
+                while window == 0 {
+                    let Ok(Some(any)) = receive.message().await else { return };
+                    window += typeurl::unpack::<WindowUpdate>(&any).unwrap().unwrap().update as usize;
+                }
+                let n = rest.len().min(window).min(1 << 20);
+                window -= n;
+                if send.send(typeurl::pack(&Data { data: rest[..n].to_vec() })).await.is_err() {
+                    return;
+                }
+                rest = &rest[n..];
+            }
+            // The end of the requests says that this was all; giving up the answers as well would cancel the stream.
+            drop(send);
+            while let Ok(Some(_)) = receive.message().await {}
+        });
+        let source = ImageImportStream { stream: "archive".into(), ..Default::default() };
+        self.transfer(typeurl::pack(&source), to).await
+    }
+
+    pub(crate) async fn pull(
+        &self,
+        reference: &str,
+        login: Option<(&str, &str)>,
+        to: &ImageStore,
+    ) -> (Result<(), Status>, Vec<Progress>) {
+        let mut resolver = RegistryResolver::default();
+        if let Some((user, secret)) = login {
+            let (username, secret) = (user.to_owned(), secret.to_owned());
+            let mut stream = self.stream("auth").await;
+            resolver.auth_stream = "auth".into();
+            tokio::spawn(async move {
+                while let Ok(Some(any)) = stream.receive.message().await {
+                    let asked = typeurl::unpack::<AuthRequest>(&any).unwrap().unwrap();
+                    assert!(!asked.host.is_empty() && !asked.wwwauthenticate.is_empty());
+                    let answer = AuthResponse {
+                        auth_type: 1,
+                        secret: secret.clone(),
+                        username: username.clone(),
+                        expire_at: None,
+                    };
+                    let _ = stream.send.send(typeurl::pack(&answer)).await;
+                }
+            });
+        }
+        let source = OciRegistry { reference: reference.into(), resolver: Some(resolver) };
+        self.transfer(typeurl::pack(&source), to).await
+    }
+
+    pub(crate) async fn export(&self, names: &[&str]) -> Result<Vec<u8>, Status> {
+        let Stream { send, mut receive } = self.stream("out").await;
+        let from = ImageStore { export_images: names.iter().map(|n| (*n).into()).collect(), ..Default::default() };
+        let message = TransferRequest {
+            source: Some(typeurl::pack(&from)),
+            destination: Some(typeurl::pack(&ImageExportStream { stream: "out".into(), ..Default::default() })),
+            options: None,
+        };
+        let mut client = TransferClient::new(self.channel.clone());
+        let transfer = tokio::spawn(async move { client.transfer(request(message)).await });
+        let mut archive = Vec::new();
+        // Small windows, so that they matter.
+        send.send(typeurl::pack(&WindowUpdate { update: 70_000 })).await.unwrap();
+        while let Ok(Some(any)) = receive.message().await {
+            let data = typeurl::unpack::<Data>(&any).unwrap().unwrap().data;
+            let _ = send.send(typeurl::pack(&WindowUpdate { update: data.len() as i32 })).await;
+            archive.extend_from_slice(&data);
+        }
+        transfer.await.unwrap().map(|_| archive)
+    }
+
+    pub(crate) async fn images(&self) -> Vec<Image> {
+        let mut client = ImagesClient::new(self.channel.clone());
+        client.list(request(ListImagesRequest::default())).await.unwrap().into_inner().images
+    }
+
+    pub(crate) async fn remove_image(&self, name: &str) -> Result<(), Status> {
+        let mut client = ImagesClient::new(self.channel.clone());
+        client.delete(request(DeleteImageRequest { name: name.into(), sync: true })).await.map(|_| ())
+    }
+
+    pub(crate) async fn snapshots(&self) -> Vec<Info> {
+        let list = ListSnapshotsRequest { snapshotter: "overlayfs".into(), filters: Vec::new() };
+        let mut stream = SnapshotsClient::new(self.channel.clone()).list(request(list)).await.unwrap().into_inner();
+        let mut found = Vec::new();
+        while let Some(page) = stream.message().await.unwrap() {
+            found.extend(page.info);
+        }
+        found
+    }
+
+    pub(crate) async fn blobs(&self) -> Vec<String> {
+        let list = ListContentRequest::default();
+        let mut stream = ContentClient::new(self.channel.clone()).list(request(list)).await.unwrap().into_inner();
+        let mut found = Vec::new();
+        while let Some(page) = stream.message().await.unwrap() {
+            found.extend(page.info.into_iter().map(|info| info.digest));
+        }
+        found
+    }
+}
+
+/// Waits until `condition` holds.
+pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let began = Instant::now();
+    while !condition().await {
+        assert!(began.elapsed() < Duration::from_secs(15), "never: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A port on loopback that was free a moment ago.
+pub(crate) fn free_port() -> u16 {
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    TAKEN.fetch_add(1, Ordering::Relaxed);
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
