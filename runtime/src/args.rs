@@ -151,8 +151,12 @@ impl Parsed {
 mod tests {
     use super::*;
 
-    const TABLE: &[Flag] =
-        &[switch(&["force", "f"], ""), value(&["bundle", "b"], ""), value(&["env", "e"], ""), switch(&["no-pivot"], "")];
+    const TABLE: &[Flag] = &[
+        switch(&["force", "f"], ""),
+        value(&["bundle", "b"], ""),
+        value(&["env", "e"], ""),
+        switch(&["no-pivot"], ""),
+    ];
 
     fn parse(order: Order, text: &[&str]) -> Result<Parsed, ArgsError> {
         let words: Vec<String> = text.iter().map(|word| (*word).to_owned()).collect();

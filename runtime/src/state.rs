@@ -20,7 +20,9 @@ use crate::spec::Hooks;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StateError {
     /// An id that cannot be.
-    #[error("container id {0:?} is not made of letters, digits, '_', '+', '-' and '.', or begins with '.', or is too long")]
+    #[error(
+        "container id {0:?} is not made of letters, digits, '_', '+', '-' and '.', or begins with '.', or is too long"
+    )]
     Id(String),
     /// Somebody has it.
     #[error("container with given ID already exists: {0}")]
@@ -288,7 +290,8 @@ impl StateDir {
             other => other.map_err(io("read folder", &self.root))?,
         };
         let names = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-        let mut ids: Vec<_> = names.filter_map(|entry| ContainerId::parse(&entry.file_name().to_string_lossy()).ok()).collect();
+        let mut ids: Vec<_> =
+            names.filter_map(|entry| ContainerId::parse(&entry.file_name().to_string_lossy()).ok()).collect();
         ids.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(ids)
     }

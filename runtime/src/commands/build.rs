@@ -90,7 +90,12 @@ impl Drop for NewCgroup {
 }
 
 /// Builds a container: check everything, reserve the id, make it.
-pub(super) fn build(context: &Context, args: &BuildArgs, starter: Starter, detached: bool) -> Result<Built, CommandError> {
+pub(super) fn build(
+    context: &Context,
+    args: &BuildArgs,
+    starter: Starter,
+    detached: bool,
+) -> Result<Built, CommandError> {
     let listen_fds = std::env::var("LISTEN_FDS").ok().and_then(|text| text.parse::<u8>().ok()).map_or(0, i32::from);
     preserve_fds(args.preserve_fds + listen_fds)?;
     let (mut spec, config) = Spec::load(&args.bundle)?;
@@ -154,9 +159,9 @@ fn cgroup_path(given: &str, id: &ContainerId) -> String {
 
 fn check_terminal(plan: &Plan, args: &BuildArgs, detached: bool) -> Result<(), CommandError> {
     match (plan.process.terminal.is_some(), args.console_socket.is_some()) {
-        (true, false) if detached => {
-            Err(CommandError::Conflict("process.terminal needs --console-socket, since nobody stays to serve the terminal"))
-        }
+        (true, false) if detached => Err(CommandError::Conflict(
+            "process.terminal needs --console-socket, since nobody stays to serve the terminal",
+        )),
         (false, true) => Err(CommandError::Conflict("--console-socket needs process.terminal")),
         _ => Ok(()),
     }

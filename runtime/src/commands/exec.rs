@@ -87,7 +87,8 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
     match signals {
         None => Ok(0),
         Some(signals) => {
-            let exit = foreground::stay(&signals, process.pid, terminal.as_ref()).map_err(system("wait for the process"))?;
+            let exit =
+                foreground::stay(&signals, process.pid, terminal.as_ref()).map_err(system("wait for the process"))?;
             Ok(exit.status() as u8)
         }
     }
@@ -119,9 +120,11 @@ fn process_of(parsed: &Parsed, words: &[String], base: &Process) -> Result<Proce
     process.console_size = None;
     process.no_new_privileges |= parsed.is_on("no-new-privs");
     process.env.extend(parsed.all("env").map(str::to_owned));
-    for (flag, field) in
-        [("cwd", &mut process.cwd), ("apparmor", &mut process.apparmor_profile), ("process-label", &mut process.selinux_label)]
-    {
+    for (flag, field) in [
+        ("cwd", &mut process.cwd),
+        ("apparmor", &mut process.apparmor_profile),
+        ("process-label", &mut process.selinux_label),
+    ] {
         if let Some(value) = parsed.value(flag).filter(|value| !value.is_empty()) {
             value.clone_into(field);
         }
@@ -164,7 +167,13 @@ struct Work {
 }
 
 impl Work {
-    fn new(context: &Context, parsed: &Parsed, words: &[String], spec: &Spec, state: &State) -> Result<Self, CommandError> {
+    fn new(
+        context: &Context,
+        parsed: &Parsed,
+        words: &[String],
+        spec: &Spec,
+        state: &State,
+    ) -> Result<Self, CommandError> {
         let system = |stage| move |errno| CommandError::System(stage, errno);
         let base = spec.process.as_ref().ok_or(PlanError::Missing { field: "process" })?;
         let linux = spec.linux.clone().unwrap_or_default();
@@ -172,10 +181,12 @@ impl Work {
         let mut process = ProcessPlan::new(&process_of(parsed, words, base)?, &mut warnings)?;
         for name in parsed.all("cap") {
             let why = "is not the name of a capability";
-            let bit = caps::bit(name).ok_or_else(|| CommandError::BadValue { flag: "cap", value: name.to_owned(), why })?;
+            let bit =
+                caps::bit(name).ok_or_else(|| CommandError::BadValue { flag: "cap", value: name.to_owned(), why })?;
             process.caps.add(bit);
         }
-        let namespaces = linux.namespaces.iter().filter_map(|namespace| flag_of(&namespace.kind)).fold(0, |all, flag| all | flag);
+        let namespaces =
+            linux.namespaces.iter().filter_map(|namespace| flag_of(&namespace.kind)).fold(0, |all, flag| all | flag);
         if namespaces & NEWUSER == 0 {
             process.caps.limit_to(sys::creds::caps().map_err(system("read own capabilities"))?.permitted);
         }

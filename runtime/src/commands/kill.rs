@@ -18,7 +18,9 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
     let (id, signal) = match parsed.words.as_slice() {
         [id] => (id, nix::libc::SIGTERM),
         [id, signal] => (id, parse_signal(signal)?),
-        words => return Err(ArgsError::Count { command: "kill", expected: "an id and a signal", found: words.len() }.into()),
+        words => {
+            return Err(ArgsError::Count { command: "kill", expected: "an id and a signal", found: words.len() }.into());
+        }
     };
     let state = context.states.load(&ContainerId::parse(id)?)?;
     let status = context.states.status(&state)?;
@@ -104,9 +106,18 @@ mod tests {
 
     #[test]
     fn signals_in_any_spelling() {
-        for (text, number) in
-            [("9", 9), ("KILL", 9), ("SIGKILL", 9), ("sigterm", 15), ("0", 0), ("64", 64), ("RTMIN", 34), ("SIGRTMIN+3", 37), ("RTMAX-1", 63), ("POLL", 29)]
-        {
+        for (text, number) in [
+            ("9", 9),
+            ("KILL", 9),
+            ("SIGKILL", 9),
+            ("sigterm", 15),
+            ("0", 0),
+            ("64", 64),
+            ("RTMIN", 34),
+            ("SIGRTMIN+3", 37),
+            ("RTMAX-1", 63),
+            ("POLL", 29),
+        ] {
             assert_eq!(parse_signal(text).expect(text), number, "{text}");
         }
         for text in ["", "65", "-1", "SIG", "MOON", "RTMIN+31", "RTMAX+1", "RTMIN-1", "RTMIN+99999999999"] {

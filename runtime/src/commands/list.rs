@@ -24,8 +24,11 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
     }
     match parsed.value("format").unwrap_or("table") {
         "json" => {
-            let text = serde_json::to_string(&reports)
-                .map_err(|error| CommandError::Io { action: "print", path: "list".into(), cause: error.into() })?;
+            let text = serde_json::to_string(&reports).map_err(|error| CommandError::Io {
+                action: "print",
+                path: "list".into(),
+                cause: error.into(),
+            })?;
             Ok(print(&format!("{text}\n")))
         }
         "table" => {

@@ -154,7 +154,11 @@ pub(crate) fn run(arguments: &[String]) -> u8 {
         Some("json") => Format::Json,
         Some(other) => {
             let allowed = "text, json";
-            return fail(&Log::default(), "", &ArgsError::NotOneOf { name: "log-format", value: other.into(), allowed });
+            return fail(
+                &Log::default(),
+                "",
+                &ArgsError::NotOneOf { name: "log-format", value: other.into(), allowed },
+            );
         }
     };
     let log = match Log::open(globals.path("log").as_deref(), format, globals.is_on("debug")) {
@@ -167,7 +171,9 @@ pub(crate) fn run(arguments: &[String]) -> u8 {
     if globals.is_on("systemd-cgroup") {
         return fail(&log, about, &CommandError::UnsupportedFlag("systemd-cgroup"));
     }
-    if rest.iter().take_while(|word| *word != "--").any(|word| matches!(word.as_str(), "--help" | "-h")) && name != "exec" {
+    if rest.iter().take_while(|word| *word != "--").any(|word| matches!(word.as_str(), "--help" | "-h"))
+        && name != "exec"
+    {
         return print(&help());
     }
     let Some((_, enters, command)) = COMMANDS.iter().find(|(known, ..)| known == name) else {
@@ -225,7 +231,9 @@ fn version() -> String {
 }
 
 fn help() -> String {
-    let mut text = String::from("berth-runtime: an OCI runtime\n\nusage: berth-runtime [global flags] COMMAND [flags] [ID] ...\n\ncommands:");
+    let mut text = String::from(
+        "berth-runtime: an OCI runtime\n\nusage: berth-runtime [global flags] COMMAND [flags] [ID] ...\n\ncommands:",
+    );
     for (name, ..) in COMMANDS {
         text.push(' ');
         text.push_str(name);

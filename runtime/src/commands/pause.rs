@@ -12,7 +12,13 @@ pub(super) fn resume(context: &Context, arguments: &[String]) -> Result<u8, Comm
     change(context, "resume", arguments, &[Status::Paused], false)
 }
 
-fn change(context: &Context, verb: &'static str, arguments: &[String], from: &[Status], freeze: bool) -> Result<u8, CommandError> {
+fn change(
+    context: &Context,
+    verb: &'static str,
+    arguments: &[String],
+    from: &[Status],
+    freeze: bool,
+) -> Result<u8, CommandError> {
     let state = context.states.load(&only_id(verb, arguments)?)?;
     let status = context.states.status(&state)?;
     if !from.contains(&status) {

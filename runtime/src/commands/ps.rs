@@ -29,7 +29,8 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
 fn table(pids: &[i32], options: &[String]) -> Result<u8, CommandError> {
     let failed = |cause| CommandError::Io { action: "run", path: "ps".into(), cause };
     let default = ["-ef".to_owned()];
-    let output = Command::new("ps").args(if options.is_empty() { &default } else { options }).output().map_err(failed)?;
+    let output =
+        Command::new("ps").args(if options.is_empty() { &default } else { options }).output().map_err(failed)?;
     let text = String::from_utf8_lossy(&output.stdout);
     let mut lines = text.lines();
     let head = lines.next().unwrap_or_default();

@@ -9,8 +9,10 @@ use serde_json::{Value, json};
 use super::{CommandError, Context};
 use crate::args::{Flag, Order, Parsed, switch, value};
 
-const FLAGS: &[Flag] =
-    &[value(&["bundle", "b"], "folder to write to (default: here)"), switch(&["rootless"], "for a user that is not root")];
+const FLAGS: &[Flag] = &[
+    value(&["bundle", "b"], "folder to write to (default: here)"),
+    switch(&["rootless"], "for a user that is not root"),
+];
 
 pub(super) fn run(_: &Context, arguments: &[String]) -> Result<u8, CommandError> {
     let parsed = Parsed::parse(FLAGS, Order::Mixed, arguments)?;
@@ -29,9 +31,7 @@ pub(super) fn run(_: &Context, arguments: &[String]) -> Result<u8, CommandError>
 fn default() -> Value {
     let caps = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"];
     let namespaces = ["pid", "network", "ipc", "uts", "mount", "cgroup"].map(|kind| json!({"type": kind}));
-    let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| {
-        json!({"destination": destination, "type": kind, "source": source, "options": options})
-    };
+    let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| json!({"destination": destination, "type": kind, "source": source, "options": options});
     json!({
         "ociVersion": crate::spec::VERSION,
         "process": {

@@ -6,7 +6,10 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
     let id = only_id("state", arguments)?;
     let state = context.states.load(&id)?;
     let report = state.report(context.states.status(&state)?);
-    let text = serde_json::to_string_pretty(&report)
-        .map_err(|error| CommandError::Io { action: "print", path: "state".into(), cause: error.into() })?;
+    let text = serde_json::to_string_pretty(&report).map_err(|error| CommandError::Io {
+        action: "print",
+        path: "state".into(),
+        cause: error.into(),
+    })?;
     Ok(print(&format!("{text}\n")))
 }

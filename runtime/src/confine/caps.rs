@@ -11,8 +11,6 @@ use crate::spec::Capabilities;
 
 /// CAP_SYS_ADMIN, which loading a seccomp filter takes unless no_new_privs is set.
 pub(crate) const SYS_ADMIN: u64 = 1 << 21;
-/// CAP_SYS_RESOURCE
-pub(crate) const SYS_RESOURCE: u64 = 1 << 24;
 
 /// The five sets, a bit per capability.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -89,7 +89,8 @@ impl Child<'_> {
         }
         if !self.joined {
             for (join, namespace) in plan.namespaces.join.iter().zip(&self.prepared.joins) {
-                sys::ns::enter(namespace, join.flag).map_err(|cause| ChildError::Join { path: join.path.clone(), cause })?;
+                sys::ns::enter(namespace, join.flag)
+                    .map_err(|cause| ChildError::Join { path: join.path.clone(), cause })?;
             }
         }
         nix::unistd::setsid().map_err(step("start a session"))?;
@@ -104,7 +105,8 @@ impl Child<'_> {
             nix::unistd::sethostname(name).map_err(step("set hostname"))?;
         }
         if let Some(name) = &plan.domainname {
-            limits::write_proc(&self.prepared.proc, "sys/kernel/domainname", name.as_bytes()).map_err(step("set domainname"))?;
+            limits::write_proc(&self.prepared.proc, "sys/kernel/domainname", name.as_bytes())
+                .map_err(step("set domainname"))?;
         }
         if plan.namespaces.new & NEWNET != 0 {
             sys::netns::loopback_up().map_err(step("bring up the loopback interface"))?;
@@ -138,8 +140,11 @@ impl Child<'_> {
         }
         for (key, value) in &plan.sysctl {
             let path = format!("sys/{}", sysctl::path_of(key));
-            limits::write_proc(&prepared.proc, &path, value.as_bytes())
-                .map_err(|cause| ChildError::Sysctl { key: key.clone(), value: value.clone(), cause })?;
+            limits::write_proc(&prepared.proc, &path, value.as_bytes()).map_err(|cause| ChildError::Sysctl {
+                key: key.clone(),
+                value: value.clone(),
+                cause,
+            })?;
         }
         masks::make_read_only(root, &plan.readonly_paths)?;
         masks::mask(root, &plan.masked_paths)?;

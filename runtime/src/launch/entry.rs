@@ -10,10 +10,12 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, SFlag, fstat, umask};
-use nix::unistd::{Gid, Uid, chdir, fchown};
+use nix::unistd::{Gid, Uid, fchdir, fchown};
 use sys::Errno;
 use sys::creds;
+use sys::path::{Within, open_within};
 use sys::pty::{Pty, Size};
 
 use super::executable::{self, LookupError};
@@ -231,10 +233,15 @@ impl Entrant<'_> {
         Ok(())
     }
 
+    /// Enters the working directory, not through /proc/self/fd and its like: one of our descriptors could lead to the host
+    /// (CVE-2024-21626).
     fn enter_cwd(&self) -> Result<(), ChildError> {
         let cwd = &self.process.cwd;
-        chdir(cwd.as_str()).map_err(|cause| ChildError::Cwd { cwd: cwd.clone(), cause })?;
-        // A path through /proc/self/fd could lead to the host by one of our descriptors.
+        let failed = |cause| ChildError::Cwd { cwd: cwd.clone(), cause };
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let root = nix::fcntl::open("/", flags, Mode::empty()).map_err(failed)?;
+        let at = open_within(&root, Path::new(cwd), flags, 0, Within::Root).map_err(failed)?;
+        fchdir(at).map_err(failed)?;
         match sys::path::kernel_cwd() {
             Ok(path) if path.starts_with(b"/") => Ok(()),
             _ => Err(ChildError::CwdOutside(cwd.clone())),
@@ -277,7 +284,8 @@ fn home_in(passwd: &str, uid: u32) -> Option<String> {
 
 /// Opens a terminal of the container's devpts, makes it ours and stdio. The root is the container's.
 pub(crate) fn open_terminal(root: &OwnedFd, size: Option<Size>) -> Result<Pty, ChildError> {
-    let devpts = crate::rootfs::resolve::open(root, Path::new("/dev/pts")).map_err(step("open /dev/pts for the terminal"))?;
+    let devpts =
+        crate::rootfs::resolve::open(root, Path::new("/dev/pts")).map_err(step("open /dev/pts for the terminal"))?;
     if sys::path::filesystem_magic(&devpts) != Ok(sys::path::DEVPTS_MAGIC) {
         return Err(ChildError::Step("open a terminal: /dev/pts is not devpts", Errno::ENODEV));
     }
@@ -293,13 +301,18 @@ pub(crate) fn open_terminal(root: &OwnedFd, size: Option<Size>) -> Result<Pty, C
 }
 
 /// Hands the master to whoever asked for it: the console socket, or else our parent, with Ready.
-pub(crate) fn report_ready(channel: &Channel, console: Option<&OwnedFd>, master: Option<OwnedFd>) -> Result<(), ChildError> {
+pub(crate) fn report_ready(
+    channel: &Channel,
+    console: Option<&OwnedFd>,
+    master: Option<OwnedFd>,
+) -> Result<(), ChildError> {
     let Some(master) = master else {
         return channel.send(Kind::Ready, "").map_err(step("report to the parent"));
     };
     match console {
         Some(socket) => {
-            sys::fd::send_fds(socket, b"/dev/ptmx", &[master.as_fd()]).map_err(step("send the terminal to the console socket"))?;
+            sys::fd::send_fds(socket, b"/dev/ptmx", &[master.as_fd()])
+                .map_err(step("send the terminal to the console socket"))?;
             channel.send(Kind::Ready, "").map_err(step("report to the parent"))
         }
         None => channel.send_with(Kind::Ready, "", &[master.as_fd()]).map_err(step("report to the parent")),

@@ -93,7 +93,11 @@ impl Channel {
     pub(crate) fn receive(&self) -> Result<Option<Message>, Errno> {
         let mut buffer = [0; MAX_TEXT + 1];
         let (count, fds) = match sys::fd::recv_fds(&self.0, &mut buffer) {
-            Err(Errno::ECONNRESET) => return Ok(None),
+            // The other end went without having read what we said. That is told once; what it said itself comes after.
+            Err(Errno::ECONNRESET) => match sys::fd::recv_fds(&self.0, &mut buffer) {
+                Err(Errno::ECONNRESET) => return Ok(None),
+                other => other?,
+            },
             other => other?,
         };
         let Some((kind, text)) = buffer[..count].split_first() else { return Ok(None) };
@@ -140,6 +144,16 @@ mod tests {
         assert_eq!((first.kind, first.text.as_str()), (Kind::Warning, "careful"));
         assert_eq!(there.receive().expect("receive").expect("a message").text.len(), MAX_TEXT);
         assert!(there.receive().expect("receive").is_none());
+    }
+
+    #[test]
+    fn last_words_are_heard_from_one_who_did_not_listen() {
+        let (here, there) = Channel::pair().expect("pair");
+        here.send(Kind::Cgroup, "unread").expect("send");
+        there.send(Kind::Failed, "because").expect("send");
+        drop(there);
+        assert_eq!(here.receive().expect("receive").expect("a message").text, "because");
+        assert!(here.receive().expect("receive").is_none());
     }
 
     #[test]

@@ -33,7 +33,13 @@ pub(crate) enum HookError {
 }
 
 /// Runs hooks in order until one fails.
-pub(crate) fn run(kind: &'static str, hooks: &[Hook], state: &State, pid: i32, status: Status) -> Result<(), HookError> {
+pub(crate) fn run(
+    kind: &'static str,
+    hooks: &[Hook],
+    state: &State,
+    pid: i32,
+    status: Status,
+) -> Result<(), HookError> {
     if hooks.is_empty() {
         return Ok(());
     }

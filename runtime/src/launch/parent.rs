@@ -105,15 +105,17 @@ impl Prepared {
     /// Opens everything. Nothing on the host changes.
     pub(crate) fn new(plan: &Plan, bundle: &Path, console: Option<&Path>, wait: Wait) -> Result<Self, LaunchError> {
         let proc = limits::open_proc().map_err(step("open /proc"))?;
-        let rootfs = nix::fcntl::open(&plan.rootfs, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
-            .and_then(|directory| sys::mount::clone_tree(&directory, "", Reach::Tree))
-            .map_err(|cause| RootfsError::Root { action: "open", path: plan.rootfs.clone(), cause })?;
+        let rootfs =
+            nix::fcntl::open(&plan.rootfs, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+                .and_then(|directory| sys::mount::clone_tree(&directory, "", Reach::Tree))
+                .map_err(|cause| RootfsError::Root { action: "open", path: plan.rootfs.clone(), cause })?;
         let trees = mounts::clone_sources(&plan.mounts, bundle)?;
         let in_user_namespace = plan.namespaces.in_user_namespace() && plan.populate_dev;
         let devices = if in_user_namespace { devices::clone_host_devices(&plan.devices)? } else { Vec::new() };
         let join = |join: &crate::plan::namespaces::Join| {
             let failed = |cause| LaunchError::Namespace { path: join.path.clone(), cause };
-            let file = nix::fcntl::open(&join.path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).map_err(failed)?;
+            let file =
+                nix::fcntl::open(&join.path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).map_err(failed)?;
             match sys::ns::kind(&file) {
                 Ok(kind) if kind == join.flag => Ok(file),
                 _ => Err(LaunchError::NotThatNamespace { path: join.path.clone() }),
@@ -204,7 +206,9 @@ pub(crate) fn spawn(
 pub(crate) fn set_oom_score(proc: &OwnedFd, pid: Pid, score: i32, log: &Log) -> Result<(), Errno> {
     match limits::write_proc(proc, &format!("{pid}/oom_score_adj"), score.to_string().as_bytes()) {
         Err(Errno::EACCES | Errno::EPERM) => {
-            log.warn(&format!("process.oomScoreAdj: {score} is lower than the runtime's own and needs CAP_SYS_RESOURCE; left as it is"));
+            log.warn(&format!(
+                "process.oomScoreAdj: {score} is lower than the runtime's own and needs CAP_SYS_RESOURCE; left as it is"
+            ));
             Ok(())
         }
         other => other,
@@ -283,8 +287,9 @@ fn clone_child(
 ) -> Result<Guard, LaunchError> {
     let namespaces = &plan.namespaces;
     let joins_early = namespaces.join.iter().any(|join| join.flag & (NEWUSER | NEWPID | NEWTIME) != 0);
-    let by_helper =
-        joins_early || !namespaces.time_offsets.is_empty() || (namespaces.new & NEWUSER != 0 && !namespaces.join.is_empty());
+    let by_helper = joins_early
+        || !namespaces.time_offsets.is_empty()
+        || (namespaces.new & NEWUSER != 0 && !namespaces.join.is_empty());
     let offsets = if namespaces.time_offsets.is_empty() { 0 } else { NEWTIME };
     // The cgroup namespace comes later: it is rooted where its maker is.
     let flags = namespaces.new & !(NEWCGROUP | offsets);
@@ -307,7 +312,11 @@ fn clone_child(
     if message.kind == Kind::Failed {
         return Err(LaunchError::Child(message.text));
     }
-    let pid = message.text.parse().map(Pid::from_raw).map_err(|_| LaunchError::Step("listen to the helper", Errno::EBADMSG))?;
+    let pid = message
+        .text
+        .parse()
+        .map(Pid::from_raw)
+        .map_err(|_| LaunchError::Step("listen to the helper", Errno::EBADMSG))?;
     let pidfd = sys::process::pidfd_open(pid).map_err(step("open the container's first process"))?;
     Ok(Guard { pid, pidfd, armed: true })
 }

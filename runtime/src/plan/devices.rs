@@ -74,15 +74,31 @@ mod tests {
 
     #[test]
     fn defaults_are_added_unless_given() {
-        let given = Device { kind: "c".into(), path: "/dev/null".into(), major: 1, minor: 3, file_mode: Some(0o600), ..Device::default() };
+        let given = Device {
+            kind: "c".into(),
+            path: "/dev/null".into(),
+            major: 1,
+            minor: 3,
+            file_mode: Some(0o600),
+            ..Device::default()
+        };
         let steps = plan(&[given]).expect("plan");
         assert_eq!(steps.len(), DEFAULT.len());
-        assert_eq!(steps.iter().filter(|step| step.path.ends_with("null")).map(|step| step.mode).collect::<Vec<_>>(), [0o600]);
+        assert_eq!(
+            steps.iter().filter(|step| step.path.ends_with("null")).map(|step| step.mode).collect::<Vec<_>>(),
+            [0o600]
+        );
     }
 
     #[test]
     fn refusals() {
-        for (kind, path, major) in [("x", "/dev/a", 1), ("c", "dev/a", 1), ("c", "/dev/../a", 1), ("b", "/dev/a", -1), ("b", "/dev/a", 1 << 20)] {
+        for (kind, path, major) in [
+            ("x", "/dev/a", 1),
+            ("c", "dev/a", 1),
+            ("c", "/dev/../a", 1),
+            ("b", "/dev/a", -1),
+            ("b", "/dev/a", 1 << 20),
+        ] {
             let device = Device { kind: kind.into(), path: path.into(), major, ..Device::default() };
             assert!(plan(&[device]).is_err(), "{kind} {path} {major}");
         }

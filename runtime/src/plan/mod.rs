@@ -119,8 +119,7 @@ impl Plan {
             .enumerate()
             .map(|(index, mount)| MountStep::new(index, mount))
             .collect::<Result<Vec<_>, _>>()?;
-        let populate_dev =
-            !mounts.iter().any(|mount| mount.destination == Path::new("/dev") && mount.source.is_bind());
+        let populate_dev = !mounts.iter().any(|mount| mount.destination == Path::new("/dev") && mount.source.is_bind());
         sysctl::check(&linux.sysctl, &namespaces)?;
         for (field, paths) in
             [("linux.maskedPaths", &linux.masked_paths), ("linux.readonlyPaths", &linux.readonly_paths)]
@@ -148,7 +147,11 @@ impl Plan {
         check_hooks(&spec.hooks)?;
         let resources = linux.resources.unwrap_or_default();
         if let Some(key) = resources.unified.keys().find(|key| key.contains('/') || !key.contains('.')) {
-            return Err(PlanError::invalid("linux.resources.unified", key.as_str(), "is not the name of a cgroup file"));
+            return Err(PlanError::invalid(
+                "linux.resources.unified",
+                key.as_str(),
+                "is not the name of a cgroup file",
+            ));
         }
         let seccomp = linux.seccomp.as_ref().map(|section| seccomp::compile(section, &mut warnings)).transpose()?;
         Ok(Self {
@@ -270,16 +273,31 @@ pub(crate) mod tests {
             ("/process/args", serde_json::json!([]), "process.args is missing"),
             ("/process/cwd", serde_json::json!("tmp"), "process.cwd: \"tmp\" is not an absolute path"),
             ("/hostname", serde_json::json!("web"), "hostname needs a private uts namespace"),
-            ("/linux/namespaces", serde_json::json!([{"type": "pid"}]), "linux.namespaces needs a private mount namespace"),
+            (
+                "/linux/namespaces",
+                serde_json::json!([{"type": "pid"}]),
+                "linux.namespaces needs a private mount namespace",
+            ),
             ("/linux/namespaces", serde_json::json!([{"type": "moon"}]), "linux.namespaces: \"moon\" is unknown"),
             ("/linux/cgroupsPath", serde_json::json!("/a/../b"), "linux.cgroupsPath: \"/a/../b\" contains \"..\""),
             ("/linux/maskedPaths", serde_json::json!(["x"]), "linux.maskedPaths: \"x\" is not an absolute path"),
             ("/linux/rootfsPropagation", serde_json::json!("up"), "linux.rootfsPropagation: \"up\" is unknown"),
-            ("/linux/sysctl", serde_json::json!({"kernel.panic": "1"}), "linux.sysctl: \"kernel.panic\" is not namespaced"),
+            (
+                "/linux/sysctl",
+                serde_json::json!({"kernel.panic": "1"}),
+                "linux.sysctl: \"kernel.panic\" is not namespaced",
+            ),
             ("/linux/intelRdt", serde_json::json!({}), "linux.intelRdt is not supported yet"),
-            ("/hooks", serde_json::json!({"prestart": [{"path": "x"}]}), "hooks.prestart: \"x\" is not an absolute path"),
-            ("/linux/resources", serde_json::json!({"unified": {"../x.y": "1"}}),
-                "linux.resources.unified: \"../x.y\" is not the name of a cgroup file"),
+            (
+                "/hooks",
+                serde_json::json!({"prestart": [{"path": "x"}]}),
+                "hooks.prestart: \"x\" is not an absolute path",
+            ),
+            (
+                "/linux/resources",
+                serde_json::json!({"unified": {"../x.y": "1"}}),
+                "linux.resources.unified: \"../x.y\" is not the name of a cgroup file",
+            ),
         ];
         for (pointer, value, message) in cases {
             let mut config = minimal();

@@ -133,9 +133,7 @@ impl MountStep {
             }
             None if matches!(mount.kind.as_str(), "cgroup" | "cgroup2") => Source::Cgroup,
             None if mount.kind.is_empty() => return Err(PlanError::invalid(field("type"), "", "is empty")),
-            None => {
-                Source::Filesystem { kind: mount.kind.clone(), source: mount.source.clone(), options: data }
-            }
+            None => Source::Filesystem { kind: mount.kind.clone(), source: mount.source.clone(), options: data },
         };
         if step.copy_up && mount.kind != "tmpfs" {
             return Err(PlanError::invalid(field("options"), "tmpcopyup", "is for tmpfs only"));
@@ -147,8 +145,9 @@ impl MountStep {
     /// A mount over or inside /proc could fake the files that labels and sysctls are written to (CVE-2019-16884).
     fn check_proc(&self, index: usize) -> Result<(), PlanError> {
         let Ok(below) = self.destination.strip_prefix("/proc") else { return Ok(()) };
-        let refused =
-            |why| Err(PlanError::invalid(format!("mounts[{index}].destination"), self.destination.to_string_lossy(), why));
+        let refused = |why| {
+            Err(PlanError::invalid(format!("mounts[{index}].destination"), self.destination.to_string_lossy(), why))
+        };
         if below.as_os_str().is_empty() {
             return match &self.source {
                 Source::Filesystem { kind, .. } if kind == "proc" => Ok(()),
@@ -182,9 +181,23 @@ impl MountStep {
             return true;
         }
         // Without meaning for one mount, or the default.
-        if matches!(word, "defaults" | "remount" | "silent" | "loud" | "relatime" | "atime" | "norelatime" | "nostrictatime"
-            | "async" | "nomand" | "noiversion" | "nolazytime" | "copy-symlink" | "private-users")
-        {
+        if matches!(
+            word,
+            "defaults"
+                | "remount"
+                | "silent"
+                | "loud"
+                | "relatime"
+                | "atime"
+                | "norelatime"
+                | "nostrictatime"
+                | "async"
+                | "nomand"
+                | "noiversion"
+                | "nolazytime"
+                | "copy-symlink"
+                | "private-users"
+        ) {
             if word == "relatime" {
                 self.attributes.add(0, attr::ATIME);
             }
@@ -196,7 +209,11 @@ impl MountStep {
             _ => (false, word),
         };
         let Some((set, clear)) = attribute(plain) else { return false };
-        if recursive { self.tree_attributes.add(set, clear) } else { self.attributes.add(set, clear) }
+        if recursive {
+            self.tree_attributes.add(set, clear)
+        } else {
+            self.attributes.add(set, clear)
+        }
         true
     }
 }
@@ -258,19 +275,19 @@ mod tests {
     fn words_become_attributes() {
         let made = step("tmpfs", "/x", &["nosuid", "noexec", "ro", "mode=755", "size=64k", "huge"]).expect("step");
         assert_eq!(made.attributes.set, attr::NOSUID | attr::NOEXEC | attr::RDONLY);
-        let options = vec![
-            ("mode".into(), Some("755".into())),
-            ("size".into(), Some("64k".into())),
-            ("huge".into(), None),
-        ];
+        let options =
+            vec![("mode".into(), Some("755".into())), ("size".into(), Some("64k".into())), ("huge".into(), None)];
         assert_eq!(made.source, Source::Filesystem { kind: "tmpfs".into(), source: "src".into(), options });
     }
 
     #[test]
     fn binds_are_found_by_type_or_option() {
-        for (kind, options, reach) in
-            [("bind", &[][..], Reach::One), ("none", &["bind"], Reach::One), ("", &["rbind", "rprivate"], Reach::Tree), ("bind", &["rbind"], Reach::Tree)]
-        {
+        for (kind, options, reach) in [
+            ("bind", &[][..], Reach::One),
+            ("none", &["bind"], Reach::One),
+            ("", &["rbind", "rprivate"], Reach::Tree),
+            ("bind", &["rbind"], Reach::Tree),
+        ] {
             let made = step(kind, "/x", options).expect("step");
             assert_eq!(made.source, Source::Bind { path: "src".into(), reach }, "{kind} {options:?}");
         }

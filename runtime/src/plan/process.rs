@@ -78,7 +78,11 @@ impl ProcessPlan {
                 let resource =
                     resource(&limit.kind).ok_or_else(|| PlanError::unknown("process.rlimits", &limit.kind))?;
                 if limit.soft > limit.hard {
-                    return Err(PlanError::invalid("process.rlimits", &limit.kind, "has a soft limit above its hard limit"));
+                    return Err(PlanError::invalid(
+                        "process.rlimits",
+                        &limit.kind,
+                        "has a soft limit above its hard limit",
+                    ));
                 }
                 Ok(LimitStep { resource, soft: limit.soft, hard: limit.hard })
             })
@@ -171,9 +175,8 @@ fn scheduling(scheduler: &Scheduler) -> Result<Scheduling, PlanError> {
             word => return Err(PlanError::unknown("process.scheduler.flags", word)),
         };
     }
-    let priority = u32::try_from(scheduler.priority).map_err(|_| {
-        PlanError::invalid("process.scheduler.priority", scheduler.priority.to_string(), "is negative")
-    })?;
+    let priority = u32::try_from(scheduler.priority)
+        .map_err(|_| PlanError::invalid("process.scheduler.priority", scheduler.priority.to_string(), "is negative"))?;
     Ok(Scheduling {
         policy,
         flags,
@@ -207,7 +210,8 @@ mod tests {
     #[test]
     fn the_last_value_of_a_variable_counts() {
         let list = ["A=1", "B=2", "A=3", "C"].map(String::from);
-        let kept: Vec<_> = environment(&list).expect("ok").iter().map(|text| text.to_string_lossy().into_owned()).collect();
+        let kept: Vec<_> =
+            environment(&list).expect("ok").iter().map(|text| text.to_string_lossy().into_owned()).collect();
         assert_eq!(kept, ["B=2", "A=3", "C"]);
     }
 
@@ -219,7 +223,10 @@ mod tests {
             (r#"{"args":["a"],"cwd":"/","rlimits":[{"type":"RLIMIT_X","soft":1,"hard":1}]}"#, "process.rlimits"),
             (r#"{"args":["a"],"cwd":"/","rlimits":[{"type":"RLIMIT_AS","soft":2,"hard":1}]}"#, "process.rlimits"),
             (r#"{"args":["a"],"cwd":"/","oomScoreAdj":2000}"#, "process.oomScoreAdj"),
-            (r#"{"args":["a"],"cwd":"/","ioPriority":{"class":"IOPRIO_CLASS_BE","priority":9}}"#, "process.ioPriority.priority"),
+            (
+                r#"{"args":["a"],"cwd":"/","ioPriority":{"class":"IOPRIO_CLASS_BE","priority":9}}"#,
+                "process.ioPriority.priority",
+            ),
         ] {
             let process: Process = serde_json::from_str(text).expect("parses");
             let error = ProcessPlan::new(&process, &mut Vec::new()).expect_err(text).to_string();

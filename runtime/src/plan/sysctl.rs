@@ -53,9 +53,18 @@ pub(super) fn check(sysctl: &BTreeMap<String, String>, namespaces: &NamespacePla
 /// The path of a sysctl below /proc/sys. `net.ipv4.conf.eth0/1.x` and `net/ipv4/conf/eth0.1/x` mean the same.
 pub(crate) fn path_of(key: &str) -> String {
     match (key.find('.'), key.find('/')) {
-        (Some(dot), slash) if slash.is_none_or(|slash| dot < slash) => {
-            key.chars().map(|c| if c == '.' { '/' } else if c == '/' { '.' } else { c }).collect()
-        }
+        (Some(dot), slash) if slash.is_none_or(|slash| dot < slash) => key
+            .chars()
+            .map(|c| {
+                if c == '.' {
+                    '/'
+                } else if c == '/' {
+                    '.'
+                } else {
+                    c
+                }
+            })
+            .collect(),
         _ => key.to_owned(),
     }
 }

@@ -26,7 +26,8 @@ fn directory(from: OwnedFd, to: &OwnedFd, depth: u32) -> Result<(), Errno> {
         return Err(Errno::ELOOP);
     }
     let mut entries = Dir::from_fd(from)?;
-    let names: Vec<_> = entries.iter().map(|entry| entry.map(|entry| entry.file_name().to_owned())).collect::<Result<_, _>>()?;
+    let names: Vec<_> =
+        entries.iter().map(|entry| entry.map(|entry| entry.file_name().to_owned())).collect::<Result<_, _>>()?;
     for name in names.iter().filter(|name| !matches!(name.to_bytes(), b"." | b"..")) {
         let name = name.as_c_str();
         let stat = fstatat(&entries, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;

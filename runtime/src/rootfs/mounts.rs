@@ -29,8 +29,11 @@ pub(crate) fn what(step: &MountStep) -> String {
 pub(crate) fn clone_sources(steps: &[MountStep], bundle: &Path) -> Result<Trees, RootfsError> {
     let clone = |step: &MountStep| {
         let Source::Bind { path, reach } = &step.source else { return Ok(None) };
-        let tree = clone_tree(AT_FDCWD, &bundle.join(path), *reach)
-            .map_err(|cause| RootfsError::Mount { what: what(step), at: step.destination.clone(), cause })?;
+        let tree = clone_tree(AT_FDCWD, &bundle.join(path), *reach).map_err(|cause| RootfsError::Mount {
+            what: what(step),
+            at: step.destination.clone(),
+            cause,
+        })?;
         let is_proc = || sys::path::filesystem_magic(&tree) == Ok(sys::path::PROC_MAGIC);
         if step.destination == Path::new("/proc") && !is_proc() {
             return Err(RootfsError::NotProc { what: what(step) });
@@ -53,7 +56,12 @@ pub(crate) fn attach_root(tree: &OwnedFd, path: &Path, propagation: Propagation)
 }
 
 /// Makes one mount. `default` is the propagation of bound trees that config.json says nothing about.
-pub(crate) fn make(root: &OwnedFd, step: &MountStep, tree: Option<&OwnedFd>, default: Propagation) -> Result<(), RootfsError> {
+pub(crate) fn make(
+    root: &OwnedFd,
+    step: &MountStep,
+    tree: Option<&OwnedFd>,
+    default: Propagation,
+) -> Result<(), RootfsError> {
     let failed = |cause| RootfsError::Mount { what: what(step), at: step.destination.clone(), cause };
     let made;
     let (mount, kind) = match (&step.source, tree) {
@@ -109,7 +117,12 @@ fn destination(root: &OwnedFd, step: &MountStep, make: Make) -> Result<OwnedFd, 
     resolve::destination(root, at, make).map_err(|cause| RootfsError::Destination { at: at.clone(), cause })
 }
 
-fn filesystem(step: &MountStep, kind: &str, source: &str, options: &[(String, Option<String>)]) -> Result<OwnedFd, RootfsError> {
+fn filesystem(
+    step: &MountStep,
+    kind: &str,
+    source: &str,
+    options: &[(String, Option<String>)],
+) -> Result<OwnedFd, RootfsError> {
     let failed = |cause| RootfsError::Mount { what: kind.to_owned(), at: step.destination.clone(), cause };
     let fs = Filesystem::open(kind).map_err(failed)?;
     if !source.is_empty() {

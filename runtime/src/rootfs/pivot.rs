@@ -11,7 +11,12 @@ use super::RootfsError;
 
 /// Makes the root the root. The order: enter it, pivot, detach the old root, and only then what config.json wants of the root
 /// itself (a shared root before that could not be pivoted to).
-pub(crate) fn enter(root: &OwnedFd, no_pivot: bool, read_only: bool, propagation: (Propagation, Reach)) -> Result<(), RootfsError> {
+pub(crate) fn enter(
+    root: &OwnedFd,
+    no_pivot: bool,
+    read_only: bool,
+    propagation: (Propagation, Reach),
+) -> Result<(), RootfsError> {
     fchdir(root).map_err(RootfsError::Pivot)?;
     if no_pivot {
         // A ramfs root cannot be pivoted from. The old root stays mounted underneath, which is why this is not the default.

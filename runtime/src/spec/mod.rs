@@ -277,7 +277,7 @@ mod tests {
 
     #[test]
     fn a_missing_file_is_named() {
-        let error = Spec::load(Path::new("/nonexistent")).err().expect("error").to_string();
+        let error = Spec::load(Path::new("/nonexistent")).expect_err("error").to_string();
         assert_eq!(error, "read /nonexistent/config.json");
     }
 

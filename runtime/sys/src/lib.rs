@@ -22,6 +22,6 @@ pub mod process;
 pub mod pty;
 mod raw;
 pub mod seccomp;
-pub mod task;
 pub mod session;
+pub mod task;
 pub mod xattr;

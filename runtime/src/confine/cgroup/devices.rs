@@ -100,7 +100,8 @@ pub(super) fn legacy_lines(given: &[DeviceRule]) -> Vec<(&'static str, String)> 
         if rule.covers_all() {
             return (file, "a".to_owned());
         }
-        let access: String = [(2, 'r'), (4, 'w'), (1, 'm')].iter().filter(|(bit, _)| rule.access & bit != 0).map(|(_, c)| *c).collect();
+        let access: String =
+            [(2, 'r'), (4, 'w'), (1, 'm')].iter().filter(|(bit, _)| rule.access & bit != 0).map(|(_, c)| *c).collect();
         (file, format!("{} {}:{} {access}", rule.kind, number(rule.major), number(rule.minor)))
     };
     rules(given).iter().filter(|rule| rule.access != 0).map(line).collect()
@@ -239,7 +240,11 @@ mod tests {
 
     #[test]
     fn the_last_match_counts() {
-        let list = [rule(false, "a", None, None, "rwm"), rule(true, "b", Some(8), None, "r"), rule(false, "b", Some(8), Some(1), "r")];
+        let list = [
+            rule(false, "a", None, None, "rwm"),
+            rule(true, "b", Some(8), None, "r"),
+            rule(false, "b", Some(8), Some(1), "r"),
+        ];
         assert!(allowed(&list, BLOCK, 2, 8, 0));
         assert!(!allowed(&list, BLOCK, 6, 8, 0));
         assert!(!allowed(&list, BLOCK, 2, 8, 1));

@@ -102,7 +102,12 @@ pub(super) fn limit(
 
 type Find<'a> = dyn Fn(&'static str, &'static str) -> Result<&'a Hierarchy, CgroupError> + 'a;
 
-fn memory<'a>(find: &Find<'a>, path: &str, resources: &Resources, warn: &mut dyn FnMut(String)) -> Result<(), CgroupError> {
+fn memory<'a>(
+    find: &Find<'a>,
+    path: &str,
+    resources: &Resources,
+    warn: &mut dyn FnMut(String),
+) -> Result<(), CgroupError> {
     let memory = &resources.memory;
     let limit = memory.limit.filter(|limit| *limit != 0).map(|limit| limit.to_string());
     let swap = memory.swap.filter(|swap| *swap != 0).map(|swap| swap.to_string());
@@ -146,7 +151,12 @@ pub(super) fn pids(limit: i64) -> String {
     }
 }
 
-fn block_io<'a>(find: &Find<'a>, path: &str, resources: &Resources, warn: &mut dyn FnMut(String)) -> Result<(), CgroupError> {
+fn block_io<'a>(
+    find: &Find<'a>,
+    path: &str,
+    resources: &Resources,
+    warn: &mut dyn FnMut(String),
+) -> Result<(), CgroupError> {
     let block = &resources.block_io;
     let hierarchy = || find("blkio", "linux.resources.blockIO");
     if let Some(weight) = block.weight.filter(|weight| *weight != 0) {

@@ -157,7 +157,11 @@ impl Cgroup {
     }
 
     /// Makes the cgroup2 directory, with limits where cgroup2 has the controllers, and opens it for the clone.
-    pub(crate) fn create_unified(&self, resources: &Resources, warn: &mut dyn FnMut(String)) -> Result<Option<OwnedFd>, CgroupError> {
+    pub(crate) fn create_unified(
+        &self,
+        resources: &Resources,
+        warn: &mut dyn FnMut(String),
+    ) -> Result<Option<OwnedFd>, CgroupError> {
         let Some(hierarchy) = &self.unified else { return Ok(None) };
         let fresh = files::make(hierarchy, &self.path)?;
         if !fresh {
@@ -243,7 +247,9 @@ impl Cgroup {
     /// All processes in the cgroup.
     pub(crate) fn processes(&self) -> Result<Vec<Pid>, CgroupError> {
         let hierarchy = self.legacy.iter().find(|hierarchy| hierarchy.controls("pids"));
-        let Some(hierarchy) = hierarchy.or(self.legacy.first()).or(self.unified.as_ref()) else { return Ok(Vec::new()) };
+        let Some(hierarchy) = hierarchy.or(self.legacy.first()).or(self.unified.as_ref()) else {
+            return Ok(Vec::new());
+        };
         let text = match read(hierarchy, &self.path, "cgroup.procs") {
             Err(CgroupError::Read { cause: Errno::ENOENT | Errno::ENODEV, .. }) => return Ok(Vec::new()),
             other => other?,
@@ -274,7 +280,11 @@ impl Cgroup {
             match sys::process::kill(pid, signal) {
                 Ok(()) | Err(Errno::ESRCH) => {}
                 Err(cause) => {
-                    return Err(CgroupError::Write { file: format!("signal of process {pid}"), value: signal.to_string(), cause });
+                    return Err(CgroupError::Write {
+                        file: format!("signal of process {pid}"),
+                        value: signal.to_string(),
+                        cause,
+                    });
                 }
             }
         }

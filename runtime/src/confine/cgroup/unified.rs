@@ -38,7 +38,11 @@ pub(super) fn enable(hierarchy: &Hierarchy, path: &str, wanted: &[&str]) -> Resu
         // a limit that needs it will fail and say so.
         for controller in &missing {
             match write(hierarchy, level, "cgroup.subtree_control", controller) {
-                Ok(()) | Err(CgroupError::Write { cause: Errno::EBUSY | Errno::EINVAL | Errno::ENOENT | Errno::EOPNOTSUPP, .. }) => {}
+                Ok(())
+                | Err(CgroupError::Write {
+                    cause: Errno::EBUSY | Errno::EINVAL | Errno::ENOENT | Errno::EOPNOTSUPP,
+                    ..
+                }) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -51,7 +55,7 @@ pub(super) fn enable(hierarchy: &Hierarchy, path: &str, wanted: &[&str]) -> Resu
 fn weight_of_shares(shares: u64) -> u64 {
     match shares {
         0 => 0,
-        ..=2 => 1,
+        1..=2 => 1,
         262_144.. => 10_000,
         _ => {
             let log = (shares as f64).log2();
@@ -109,7 +113,9 @@ pub(super) fn limit(
     if let Some(reservation) = memory.reservation.filter(|reservation| *reservation != 0) {
         add("memory.low", amount(reservation));
     }
-    for (name, set) in [("swappiness", memory.swappiness.is_some()), ("disableOOMKiller", memory.disable_oom_killer == Some(true))] {
+    for (name, set) in
+        [("swappiness", memory.swappiness.is_some()), ("disableOOMKiller", memory.disable_oom_killer == Some(true))]
+    {
         if set {
             warn(format!("linux.resources.memory.{name} is not there on cgroup2; ignored"));
         }
@@ -120,7 +126,9 @@ pub(super) fn limit(
     }
     match (cpu.quota.filter(|quota| *quota != 0), cpu.period.filter(|period| *period != 0)) {
         (None, None) => {}
-        (quota, period) => add("cpu.max", format!("{} {}", quota.map_or("max".into(), amount), period.unwrap_or(100_000))),
+        (quota, period) => {
+            add("cpu.max", format!("{} {}", quota.map_or("max".into(), amount), period.unwrap_or(100_000)))
+        }
     }
     if let Some(burst) = cpu.burst {
         add("cpu.max.burst", burst.to_string());

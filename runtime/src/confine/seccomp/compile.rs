@@ -54,9 +54,10 @@ fn branch(code: u16, k: u32, yes: Vec<Instruction>, no: Vec<Instruction>) -> Vec
 pub(super) fn program(profile: &Profile) -> Result<Vec<Instruction>, SeccompError> {
     let section = |wanted: Arch| {
         let found = profile.arches.iter().find(|(arch, ..)| *arch == wanted);
-        found.map(|(arch, verdicts, largest)| tree(&ranges(profile.default, *arch, verdicts, *largest), *arch))
+        found.map(|(arch, verdicts, largest)| tree(&ranges(profile.default, *arch, verdicts, *largest)))
     };
-    let native_sections: &[Arch] = if Arch::NATIVE == Arch::Aarch64 { &[Arch::Aarch64] } else { &[Arch::X86_64, Arch::X86] };
+    let native_sections: &[Arch] =
+        if Arch::NATIVE == Arch::Aarch64 { &[Arch::Aarch64] } else { &[Arch::X86_64, Arch::X86] };
     // A call of an architecture that the profile does not name could not be judged.
     let mut rest = returning(KILL_PROCESS);
     for arch in native_sections.iter().rev() {
@@ -106,10 +107,13 @@ fn ranges(default: u32, arch: Arch, verdicts: &BTreeMap<u32, Verdict>, largest: 
     };
     for (number, verdict) in verdicts {
         let number = number | marker;
-        push(number, match verdict {
-            Verdict::Action(action) => Leaf::Action(*action),
-            Verdict::Tests(rules) => Leaf::Tests(tests(rules, default, arch)),
-        });
+        push(
+            number,
+            match verdict {
+                Verdict::Action(action) => Leaf::Action(*action),
+                Verdict::Tests(rules) => Leaf::Tests(tests(rules, default, arch)),
+            },
+        );
         push(number + 1, Leaf::Action(default));
     }
     // An action that lets calls through lets new ones through as well.
@@ -120,14 +124,14 @@ fn ranges(default: u32, arch: Arch, verdicts: &BTreeMap<u32, Verdict>, largest: 
     out
 }
 
-fn tree(ranges: &[(u32, Leaf)], arch: Arch) -> Vec<Instruction> {
+fn tree(ranges: &[(u32, Leaf)]) -> Vec<Instruction> {
     match ranges {
         [] => returning(KILL_PROCESS),
         [(_, Leaf::Action(action))] => returning(*action),
         [(_, Leaf::Tests(code))] => code.clone(),
         _ => {
             let (low, high) = ranges.split_at(ranges.len() / 2);
-            branch(JUMP_GREATER_EQUAL, high[0].0, tree(high, arch), tree(low, arch))
+            branch(JUMP_GREATER_EQUAL, high[0].0, tree(high), tree(low))
         }
     }
 }

@@ -78,23 +78,28 @@ fn each_rule_has_its_own_errno_and_unknown_calls_the_default() {
         (333, X86_64, errno(1)),
         (435, X86_64, errno(38)),
         (62, X86_64, 0x8000_0000),
-        (436, X86_64, errno(38)),          // newer than the profile
-        (0x4000_0000, X86_64, ALLOW),      // x32 read
-        (0x4000_0002, X86_64, errno(1)),   // x32 open
-        (u32::MAX, X86_64, errno(1)),      // skipped by a tracer
-        (3, X86, ALLOW),                   // read
-        (0, X86, errno(1)),                // restart_syscall
-        (383, X86, ALLOW),                 // statx
-        (37, X86, 0x8000_0000),            // kill
-        (0, 0xc000_00b7, 0x8000_0000),     // aarch64 cannot be judged
+        (436, X86_64, errno(38)),        // newer than the profile
+        (0x4000_0000, X86_64, ALLOW),    // x32 read
+        (0x4000_0002, X86_64, errno(1)), // x32 open
+        (u32::MAX, X86_64, errno(1)),    // skipped by a tracer
+        (3, X86, ALLOW),                 // read
+        (0, X86, errno(1)),              // restart_syscall
+        (383, X86, ALLOW),               // statx
+        (37, X86, 0x8000_0000),          // kill
+        (0, 0xc000_00b7, 0x8000_0000),   // aarch64 cannot be judged
     ] {
-        assert_eq!(interpret(&filter.program, &Call { number, arch, arguments: [0; 6] }), expected, "{number} {arch:#x}");
+        assert_eq!(
+            interpret(&filter.program, &Call { number, arch, arguments: [0; 6] }),
+            expected,
+            "{number} {arch:#x}"
+        );
     }
 }
 
 #[test]
 fn without_x32_its_calls_kill() {
-    let filter = filter(r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["kill"],"action":"SCMP_ACT_ERRNO"}]}"#);
+    let filter =
+        filter(r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["kill"],"action":"SCMP_ACT_ERRNO"}]}"#);
     assert_eq!(interpret(&filter.program, &call(0x4000_0000, [0; 6])), 0x8000_0000);
     assert_eq!(interpret(&filter.program, &call(9999, [0; 6])), ALLOW); // a lenient default stays lenient
 }
@@ -163,9 +168,10 @@ fn refusals() {
 
 #[test]
 fn allowing_everything_is_no_filter() {
-    let section: Seccomp =
-        serde_json::from_str(r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["read"],"action":"SCMP_ACT_ALLOW"}]}"#)
-            .expect("parses");
+    let section: Seccomp = serde_json::from_str(
+        r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["read"],"action":"SCMP_ACT_ALLOW"}]}"#,
+    )
+    .expect("parses");
     assert_eq!(compile(&section, &mut Vec::new()), Ok(None));
 }
 

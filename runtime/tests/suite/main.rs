@@ -1,0 +1,9 @@
+//! The runtime from outside: real bundles with a busybox root, as root. `RUNTIME=/path/to/runc` runs the same tests on another one.
+
+mod bundle;
+mod confine;
+mod errors;
+mod exec;
+mod hostile;
+mod lifecycle;
+mod terminal;
