@@ -18,8 +18,12 @@ use nix::{
 use proto::{
     berth::streams::v1::streams_server::StreamsServer,
     containerd::services::{
-        containers::v1::containers_server::ContainersServer, events::v1::events_server::EventsServer,
-        introspection::v1::introspection_server::IntrospectionServer, tasks::v1::tasks_server::TasksServer,
+        containers::v1::containers_server::ContainersServer, content::v1::content_server::ContentServer,
+        diff::v1::diff_server::DiffServer, events::v1::events_server::EventsServer,
+        images::v1::images_server::ImagesServer, introspection::v1::introspection_server::IntrospectionServer,
+        leases::v1::leases_server::LeasesServer, namespaces::v1::namespaces_server::NamespacesServer,
+        snapshots::v1::snapshots_server::SnapshotsServer, streaming::v1::streaming_server::StreamingServer,
+        tasks::v1::tasks_server::TasksServer, transfer::v1::transfer_server::TransferServer,
         version::v1::version_server::VersionServer,
     },
     grpc::health::v1::health_server::HealthServer,
@@ -36,16 +40,24 @@ use tracing::{info, warn};
 use crate::{
     api::{
         containers::ContainersService,
+        content::ContentService,
+        diff::DiffService,
         events::EventsService,
         health::HealthService,
+        images::ImagesService,
         introspection::{IdentityError, IntrospectionService},
+        leases::LeasesService,
         limited,
+        namespaces::NamespacesService,
+        snapshots::SnapshotsService,
+        streaming::StreamingService,
         streams::StreamsService,
         tasks::TasksService,
+        transfer::TransferService,
         version::{VERSION, VersionService},
     },
     config::Config,
-    containers::Containers,
+    containers::{ContainerRoots, Containers},
     events::EventBus,
     store::{StoreError, Stores},
     tasks::{TaskError, Tasks},
@@ -168,6 +180,11 @@ impl App {
             &config.data_root,
             Arc::new(move |namespace: &str, topic: &str, event| sink.publish_any(namespace, topic, event)),
         )?;
+        stores.gc.add_roots(ContainerRoots);
+        if let Err(error) = stores.gc.repair() {
+            // What could not be put right is left over, not broken: we serve all the same.
+            warn!(error = %proto::kind::chain(&error), "leftovers of an earlier run not removed");
+        }
         let containers = Arc::new(Containers::new(stores.db.clone(), events.clone()));
         let tasks = Tasks::new(&config, containers.clone(), events.clone(), draining.clone());
         // Shims that waited for us find the socket before we look for them: their events come in meanwhile.
@@ -228,7 +245,9 @@ struct Services {
 impl Services {
     /// Every service on one server; what isn't here answers UNIMPLEMENTED.
     fn router(self) -> Router {
-        let Self { events, introspection, containers, tasks, stores: _stores, draining } = self;
+        let Self { events, introspection, containers, tasks, stores, draining } = self;
+        // What a client opens with the Streaming service, a transfer takes by its name.
+        let transfer_streams = Arc::<crate::transfer::Streams>::default();
         Server::builder()
             .add_service(limited!(HealthServer::new(HealthService::new(draining))))
             .add_service(limited!(VersionServer::new(VersionService)))
@@ -237,6 +256,14 @@ impl Services {
             .add_service(limited!(ContainersServer::new(ContainersService::new(containers))))
             .add_service(limited!(TasksServer::new(TasksService::new(tasks.clone()))))
             .add_service(limited!(StreamsServer::new(StreamsService::new(tasks))))
+            .add_service(limited!(ContentServer::new(ContentService::new(stores.clone()))))
+            .add_service(limited!(ImagesServer::new(ImagesService::new(stores.clone()))))
+            .add_service(limited!(SnapshotsServer::new(SnapshotsService::new(stores.clone()))))
+            .add_service(limited!(DiffServer::new(DiffService::new(stores.clone()))))
+            .add_service(limited!(LeasesServer::new(LeasesService::new(stores.clone()))))
+            .add_service(limited!(NamespacesServer::new(NamespacesService::new(stores.clone()))))
+            .add_service(limited!(StreamingServer::new(StreamingService::new(transfer_streams.clone()))))
+            .add_service(limited!(TransferServer::new(TransferService::new(stores, transfer_streams))))
     }
 }
 

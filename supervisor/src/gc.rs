@@ -168,18 +168,25 @@ impl Collector {
     pub(crate) fn collect(&self) -> Result<Collected, CollectError> {
         let _turn = lock(&self.running);
         let began = std::time::Instant::now();
-        let mut sweep = Sweep::default();
-        self.db.write(|tx| {
-            sweep = Sweep::default();
-            for (namespace, _) in crate::namespaces::all_in(tx)? {
-                self.collect_namespace(tx, &namespace, &mut sweep)?;
-            }
-            Ok::<_, CollectError>(())
-        })?;
+        let mark_and_sweep = || {
+            self.db.write(|tx| {
+                let mut sweep = Sweep::default();
+                for (namespace, _) in crate::namespaces::all_in(tx)? {
+                    self.collect_namespace(tx, &namespace, &mut sweep)?;
+                }
+                Ok::<_, CollectError>(sweep)
+            })
+        };
+        let sweep = match mark_and_sweep() {
+            // A full disk is when it matters most: the second time, the database's reserve is there.
+            Err(error) if error.kind() == ErrorKind::ResourceExhausted => mark_and_sweep()?,
+            other => other?,
+        };
         for digest in &sweep.digests {
             self.content.remove_file(digest)?;
         }
         self.snapshots.remove_folders(&sweep.folders)?;
+        self.db.renew_reserve();
         let Sweep { digests, folders, leases } = sweep;
         let collected = Collected { blobs: digests.len(), snapshots: folders.len(), leases };
         if collected != Collected::default() {

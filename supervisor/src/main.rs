@@ -15,9 +15,11 @@ mod layers;
 mod leases;
 mod logging;
 mod namespaces;
+mod registry;
 mod snapshots;
 mod store;
 mod tasks;
+mod transfer;
 
 use std::process::ExitCode;
 

@@ -4,13 +4,16 @@
 //! (design, rule 3): what is announced afterwards can't be lost.
 
 use std::{
+    cell::Cell,
+    fs,
     marker::PhantomData,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use nix::errno::Errno;
 use prost_types::{Any, Timestamp};
 use proto::kind::ErrorKind;
 use redb::{ReadableDatabase, ReadableTable, TableDefinition, TableError};
@@ -44,6 +47,9 @@ pub(crate) enum StoreError {
     /// The database failed.
     #[error("metadata database")]
     Database(#[source] Box<redb::Error>),
+    /// It failed, and has not been opened anew yet.
+    #[error("metadata database failed a moment ago; try again")]
+    Broken,
     /// A record can't be decoded.
     #[error("record {key:?} in table {table} is damaged: {why}")]
     Damaged {
@@ -69,9 +75,11 @@ impl Failure for StoreError {
             Self::Folder { cause, .. } => ErrorKind::of_io(cause),
             Self::Database(error) => match error.as_ref() {
                 redb::Error::Io(cause) => ErrorKind::of_io(cause),
+                redb::Error::PreviousIo => ErrorKind::Unavailable,
                 redb::Error::Corrupted(_) => ErrorKind::DataLoss,
                 _ => ErrorKind::Internal,
             },
+            Self::Broken => ErrorKind::Unavailable,
             Self::Damaged { .. } => ErrorKind::DataLoss,
         }
     }
@@ -190,15 +198,15 @@ impl<T, C: Codec<T>> Table<T, C> {
             key: full.replace('\0', "/"),
             why,
         })?;
-        let mut table = tx.0.open_table(definition(self.name)).map_err(StoreError::database)?;
-        table.insert(full.as_str(), bytes.as_slice()).map_err(StoreError::database)?;
+        let mut table = tx.0.open_table(definition(self.name)).map_err(|error| tx.failed(error))?;
+        table.insert(full.as_str(), bytes.as_slice()).map_err(|error| tx.failed(error))?;
         Ok(())
     }
 
     /// Removes the record; tells whether there was one.
     pub(crate) fn remove(&self, tx: &WriteTx, namespace: &str, key: &str) -> Result<bool, StoreError> {
-        let mut table = tx.0.open_table(definition(self.name)).map_err(StoreError::database)?;
-        let old = table.remove(full_key(namespace, key).as_str()).map_err(StoreError::database)?;
+        let mut table = tx.0.open_table(definition(self.name)).map_err(|error| tx.failed(error))?;
+        let old = table.remove(full_key(namespace, key).as_str()).map_err(|error| tx.failed(error))?;
         Ok(old.is_some())
     }
 }
@@ -222,7 +230,9 @@ pub(crate) trait Reader {
 /// A view of one moment.
 pub(crate) struct ReadTx(redb::ReadTransaction);
 /// A change, made whole or not at all.
-pub(crate) struct WriteTx(redb::WriteTransaction);
+///
+/// Remembers whether the database itself failed.
+pub(crate) struct WriteTx(redb::WriteTransaction, Cell<bool>);
 
 fn get_in(table: &impl ReadableTable<&'static str, &'static [u8]>, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
     Ok(table.get(key).map_err(StoreError::database)?.map(|value| value.value().to_vec()))
@@ -261,6 +271,13 @@ impl Reader for ReadTx {
     }
 }
 
+impl WriteTx {
+    fn failed(&self, error: impl Into<redb::Error>) -> StoreError {
+        self.1.set(true);
+        StoreError::database(error)
+    }
+}
+
 impl Reader for WriteTx {
     fn get_bytes(&self, table: &str, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
         get_in(&self.0.open_table(definition(table)).map_err(StoreError::database)?, key)
@@ -273,33 +290,125 @@ impl Reader for WriteTx {
 
 /// The database of records; clones share it.
 #[derive(Clone)]
-pub(crate) struct Database(Arc<redb::Database>);
+pub(crate) struct Database(Arc<Shared>);
+
+struct Shared {
+    file: PathBuf,
+    reserve: PathBuf,
+    data_root: PathBuf,
+    // `None` after a failed write: redb wants to be opened anew before it goes on.
+    open: RwLock<Option<redb::Database>>,
+}
 
 // Records are small and the kernel caches the file; redb's default of 1 GiB would break the memory budget.
 const CACHE_BYTES: usize = 2 << 20;
 
+/// Space that is kept free, so that records can still be removed when the disk is full.
+const RESERVE_BYTES: i64 = 1 << 20;
+
 impl Database {
     /// Opens or makes the database; `data_root` is what an error names.
     pub(crate) fn open(file: &Path, data_root: &Path) -> Result<Self, StoreError> {
-        let database = redb::Builder::new().set_cache_size(CACHE_BYTES).create(file).map_err(|error| match error {
-            redb::DatabaseError::DatabaseAlreadyOpen => StoreError::InUse(data_root.to_owned()),
-            error => StoreError::database(error),
-        })?;
-        Ok(Self(Arc::new(database)))
+        let shared = Shared {
+            file: file.to_owned(),
+            reserve: file.with_extension("reserve"),
+            data_root: data_root.to_owned(),
+            open: RwLock::new(None),
+        };
+        *shared.open.write().unwrap_or_else(PoisonError::into_inner) = Some(shared.open_file()?);
+        let database = Self(Arc::new(shared));
+        database.renew_reserve();
+        Ok(database)
     }
 
     /// Reads in one consistent view.
     pub(crate) fn read<T, E: From<StoreError>>(&self, work: impl FnOnce(&ReadTx) -> Result<T, E>) -> Result<T, E> {
-        let tx = ReadTx(self.0.begin_read().map_err(StoreError::database)?);
-        work(&tx)
+        self.0.with(|database| {
+            let tx = ReadTx(database.begin_read().map_err(StoreError::database)?);
+            work(&tx)
+        })
     }
 
     /// Changes records; on disk when it returns, untouched if `work` fails. Writers take turns.
+    ///
+    /// After a full disk the next call finds the database opened anew, and the space of the reserve.
     pub(crate) fn write<T, E: From<StoreError>>(&self, work: impl FnOnce(&WriteTx) -> Result<T, E>) -> Result<T, E> {
-        let tx = WriteTx(self.0.begin_write().map_err(StoreError::database)?);
-        let value = work(&tx)?; // dropped without commit: rolled back
-        tx.0.commit().map_err(StoreError::database)?;
-        Ok(value)
+        let done = self.0.with(|database| {
+            let tx = match database.begin_write() {
+                Ok(tx) => WriteTx(tx, Cell::new(false)),
+                Err(error) => return (Err(StoreError::database(error).into()), true),
+            };
+            match work(&tx) {
+                // Dropped without commit: rolled back.
+                Err(error) => (Err(error), tx.1.get()),
+                Ok(value) => match tx.0.commit() {
+                    Ok(()) => (Ok(value), false),
+                    Err(error) => (Err(StoreError::database(error).into()), true),
+                },
+            }
+        });
+        let (done, failed) = done;
+        if failed {
+            tracing::warn!("metadata database failed to write; it is opened anew");
+            let _ = fs::remove_file(&self.0.reserve);
+            *self.0.open.write().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+        done
+    }
+
+    /// Takes the reserve's space again, if there is room.
+    pub(crate) fn renew_reserve(&self) {
+        let made = fs::File::options().create(true).truncate(false).write(true).open(&self.0.reserve);
+        let taken = made
+            .map_err(|_| Errno::EIO)
+            .and_then(|file| nix::fcntl::fallocate(file, nix::fcntl::FallocateFlags::empty(), 0, RESERVE_BYTES));
+        if taken.is_err() {
+            let _ = fs::remove_file(&self.0.reserve); // half a reserve helps nobody
+        }
+    }
+}
+
+/// What comes out when the database can't even be opened.
+trait Unopened {
+    fn unopened(error: StoreError) -> Self;
+}
+
+impl<T, E: From<StoreError>> Unopened for Result<T, E> {
+    fn unopened(error: StoreError) -> Self {
+        Err(error.into())
+    }
+}
+
+impl<T, E: From<StoreError>> Unopened for (Result<T, E>, bool) {
+    fn unopened(error: StoreError) -> Self {
+        (Err(error.into()), false)
+    }
+}
+
+impl Shared {
+    fn with<R: Unopened>(&self, work: impl FnOnce(&redb::Database) -> R) -> R {
+        let lock = || self.open.read().unwrap_or_else(PoisonError::into_inner);
+        if lock().is_none() {
+            let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+            if open.is_none() {
+                match self.open_file() {
+                    Ok(database) => *open = Some(database),
+                    Err(error) => return R::unopened(error),
+                }
+            }
+        }
+        match lock().as_ref() {
+            Some(database) => work(database),
+            // Another thread met the next failure in between.
+            None => R::unopened(StoreError::Broken),
+        }
+    }
+
+    fn open_file(&self) -> Result<redb::Database, StoreError> {
+        redb::Builder::new().set_cache_size(CACHE_BYTES).create(&self.file).map_err(|error| match error {
+            redb::DatabaseError::DatabaseAlreadyOpen => StoreError::InUse(self.data_root.clone()),
+            error => StoreError::database(error),
+        })
     }
 }
 

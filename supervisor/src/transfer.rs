@@ -229,7 +229,9 @@ impl Operation {
 
 impl Drop for Operation {
     fn drop(&mut self) {
-        if let Err(error) = self.stores.leases.delete(&self.namespace, &self.id) {
+        let delete = || self.stores.leases.delete(&self.namespace, &self.id);
+        // Twice: after a full disk the first one only finds that out, and makes room.
+        if let Err(error) = delete().or_else(|_| delete()) {
             tracing::warn!(lease = self.id, error = %proto::kind::chain(&error), "lease left to the next start");
         }
         // What of a failed transfer nothing else refers to goes away.

@@ -1,11 +1,19 @@
 //! The gRPC edge: one file per service; each decodes, calls the rules, encodes. What all of them share is here.
 
 pub(crate) mod containers;
+pub(crate) mod content;
+pub(crate) mod diff;
 pub(crate) mod events;
 pub(crate) mod health;
+pub(crate) mod images;
 pub(crate) mod introspection;
+pub(crate) mod leases;
+pub(crate) mod namespaces;
+pub(crate) mod snapshots;
+pub(crate) mod streaming;
 pub(crate) mod streams;
 pub(crate) mod tasks;
+pub(crate) mod transfer;
 pub(crate) mod version;
 
 use tonic::Status;

@@ -13,10 +13,11 @@ use nix::{
     fcntl::{OFlag, open},
     sys::stat::Mode,
 };
-use proto::containerd::types::Mount;
+use proto::{containerd::types::Mount, kind::ErrorKind};
 
 use super::{Kind, Record, SnapshotError, Snapshotter, Usage};
 use crate::{
+    failure::Failure,
     filters::Filters,
     layers::{self, apply::Target},
     leases::{self, Leases},
@@ -382,7 +383,18 @@ impl Snapshotter for Overlay {
     }
 
     fn remove(&self, namespace: &str, key: &str) -> Result<(), SnapshotError> {
-        let id = self.db.write(|tx| Self::remove_in(tx, namespace, key))?;
+        let remove = || self.db.write(|tx| Self::remove_in(tx, namespace, key));
+        let id = match remove() {
+            // The disk is full, and what is to go may be what fills it: files first, for once.
+            Err(error) if error.kind() == ErrorKind::ResourceExhausted => {
+                let record = self.stat(namespace, key)?;
+                if record.children == 0 {
+                    self.remove_folder(record.id)?;
+                }
+                remove()?
+            }
+            other => other?,
+        };
         // The record is gone and with it the snapshot; a folder that resists (a mount that is still up) is swept later.
         if let Err(error) = self.remove_folder(id) {
             tracing::warn!(key, error = %proto::kind::chain(&error), "snapshot folder left to the collector");
