@@ -15,15 +15,16 @@ use crate::{
     supervisor::transfer::Archive,
 };
 use axum::{
-    body::Body,
+    body::{Body, BodyDataStream},
     extract::{Extension, Path, RawQuery, State},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use futures_util::TryStreamExt as _;
+use futures_util::StreamExt as _;
 use proto::digest::Digest;
 use serde_json::json;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::sync::Mutex;
 
 /// `GET /images/json`
 pub async fn list(
@@ -80,16 +81,23 @@ async fn import(app: Arc<App>, query: &Query, body: Body) -> ApiResult {
         query.get("message"),
         query.get("platform"),
         query.all("changes"),
-    )?;
+    );
+    let upload = Upload::new(body);
     // A task of its own: a client that goes away ends the body, and then what was begun is undone in order.
     let work = tokio::spawn(async move {
-        let (name, labels) = (request.name.clone(), request.config.labels.clone());
-        let id = app.images.import(request, archive(body)).await?;
-        if let Some(name) = name {
-            tell(&app, "tag", &id.to_string(), name.familiar(), labels.clone());
-        }
-        tell(&app, "import", &id.to_string(), id.to_string(), labels);
-        Ok::<Digest, ImageError>(id)
+        let imported = async {
+            let request = request?;
+            let (name, labels) = (request.name.clone(), request.config.labels.clone());
+            let id = app.images.import(request, upload.archive()).await?;
+            if let Some(name) = name {
+                tell(&app, "tag", &id.to_string(), name.familiar(), labels.clone());
+            }
+            tell(&app, "import", &id.to_string(), id.to_string(), labels);
+            Ok::<Digest, ImageError>(id)
+        };
+        let imported = imported.await;
+        upload.drain().await;
+        imported
     });
     let id = work.await.map_err(|e| ApiError::internal(format!("import: {e}")))??;
     let (lines, body) = Lines::new();
@@ -104,10 +112,12 @@ pub async fn load(State(app): State<Arc<App>>, RawQuery(query): RawQuery, body: 
     let quiet = Query::parse(query.as_deref()).flag("quiet");
     let (lines, answer) = Lines::new();
     tokio::spawn(async move {
-        for loaded in app.images.load(archive(body), quiet, &lines).await {
+        let upload = Upload::new(body);
+        for loaded in app.images.load(upload.archive(), quiet, &lines).await {
             let labels = labels_of(&app, &loaded.id).await;
             tell(&app, "load", &loaded.id.to_string(), loaded.id.to_string(), labels);
         }
+        upload.drain().await;
     });
     Ok(progress(Body::from_stream(answer)))
 }
@@ -196,8 +206,35 @@ fn unbuilt(method: &str, action: &str) -> ApiError {
     ApiError::not_implemented(format!("{method} /images/{{name}}/{action} is not implemented in berth yet"))
 }
 
-fn archive(body: Body) -> Archive {
-    Box::pin(body.into_data_stream().map_err(std::io::Error::other))
+/// How long a client may take to send the rest of an archive that nobody wants any more.
+const DRAIN: Duration = Duration::from_secs(30);
+
+/// The body of a request that holds an archive.
+#[derive(Clone)]
+struct Upload(Arc<Mutex<BodyDataStream>>);
+
+impl Upload {
+    fn new(body: Body) -> Self {
+        Self(Arc::new(Mutex::new(body.into_data_stream())))
+    }
+
+    /// The bytes for whoever reads them.
+    fn archive(&self) -> Archive {
+        Box::pin(futures_util::stream::unfold(self.clone(), async |upload| {
+            let piece = upload.0.lock().await.next().await?;
+            Some((piece.map_err(std::io::Error::other), upload))
+        }))
+    }
+
+    /// Reads what was left over. A client in the middle of sending would otherwise see a broken connection instead of
+    /// the answer that says why.
+    async fn drain(self) {
+        let mut body = self.0.lock().await;
+        let rest = async { while let Some(Ok(_)) = body.next().await {} };
+        if tokio::time::timeout(DRAIN, rest).await.is_err() {
+            tracing::debug!("client cut off in the middle of its archive");
+        }
+    }
 }
 
 fn progress(body: Body) -> Response {

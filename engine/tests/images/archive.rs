@@ -36,6 +36,8 @@ pub struct Image {
 
 pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
+pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
 impl Image {
     /// `mark` makes it another image.
     pub fn new(mark: &str, layers: Vec<Vec<u8>>) -> Self {

@@ -249,6 +249,55 @@ fn pull_by_tag_and_by_digest() {
 }
 
 #[test]
+fn index_gives_the_image_for_this_machine() {
+    let stack = stack!();
+    let registry = Registry::start(None);
+    let ours = Image::new("ours", vec![tar(&[("a", b"ours")])]);
+    let other = Image::new("other", vec![tar(&[("a", b"other")])]);
+    let host = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let index = registry.push_index("team/app", "1", &[("s390x", &other), (host, &ours), ("unknown", &other)]);
+    let name = format!("{}/team/app", registry.address);
+    let lines = stack.post(&format!("/images/create?fromImage={name}&tag=1"), b"").lines();
+    assert!(statuses(&lines).contains(&&*format!("Digest: {index}")), "{lines:?}");
+    let inspect = stack.get(&format!("/images/{name}:1/json")).json();
+    assert_eq!(inspect["Id"], json!(ours.id()));
+    assert_eq!(inspect["RepoDigests"], json!([format!("{name}@{index}")]));
+    assert_eq!(stack.get(&format!("/images/{name}@{index}/json")).json()["Id"], json!(ours.id()));
+
+    registry.push_index("team/app", "foreign", &[("s390x", &other)]);
+    let refused = stack.post(&format!("/images/create?fromImage={name}&tag=foreign"), b"");
+    let said = if refused.status == 200 { refused.error().unwrap() } else { refused.message() };
+    assert!(said.contains(&format!("linux/{host}")) && said.contains("s390x"), "{refused:?}");
+    // Asked for by name, another platform is fetched, and is what is there.
+    let pulled = stack.post(&format!("/images/create?fromImage={name}&tag=foreign&platform=linux/s390x"), b"");
+    assert_eq!(pulled.error(), None);
+    assert_eq!(stack.get(&format!("/images/{name}:foreign/json")).json()["Id"], json!(other.id()));
+    for image in [&ours, &other] {
+        assert_eq!(stack.delete(&format!("/images/{}", image.id())).status, 200);
+    }
+    stack.expect_nothing_left();
+}
+
+#[test]
+fn saved_images_load_again() {
+    let stack = stack!();
+    let image = Image::new("save", vec![tar(&[("a", &noise(3_000_000, 11))]), tar(&[("b", b"second")])]);
+    assert_eq!(stack.post("/images/load", &image.docker_archive(&["a:1", "b:2"])).error(), None);
+    let saved = stack.get_bytes("/images/get?names=a:1&names=b:2");
+    let one = stack.get_bytes("/images/a:1/get");
+    for (archive, expected) in [(saved, &["a:1", "b:2"][..]), (one, &["a:1"])] {
+        assert_eq!(stack.delete(&format!("/images/{}?force=1", image.id())).status, 200);
+        stack.expect_nothing_left();
+        let answer = stack.post("/images/load", &archive);
+        assert_eq!(answer.error(), None);
+        let list = stack.get("/images/json").json();
+        assert_eq!((&list[0]["Id"], &list[0]["RepoTags"]), (&json!(image.id()), &json!(expected)));
+    }
+    let unknown = stack.get("/images/get?names=a:1&names=nope");
+    assert_eq!((unknown.status, &*unknown.message()), (404, "No such image: nope:latest"));
+}
+
+#[test]
 fn failed_pulls_have_a_status_or_an_error_line() {
     let stack = stack!();
     let registry = Registry::start(None);

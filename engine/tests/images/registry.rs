@@ -1,6 +1,6 @@
 //! A registry on loopback, small enough to misbehave on demand.
 
-use super::archive::{Image, MANIFEST};
+use super::archive::{INDEX, Image, MANIFEST};
 use base64::Engine as _;
 use proto::digest::Digest;
 use std::{
@@ -57,6 +57,28 @@ impl Registry {
         for blob in image.layers.iter().chain([&image.config]) {
             paths.insert(format!("/v2/{repository}/blobs/{}", Digest::of(blob)), blob.clone());
         }
+    }
+
+    /// Puts an index of several platforms there under a tag; gives its digest.
+    pub fn push_index(&self, repository: &str, tag: &str, entries: &[(&str, &Image)]) -> String {
+        let manifests: Vec<_> = entries
+            .iter()
+            .map(|(architecture, image)| {
+                self.push(repository, &image.digest(), image);
+                let platform = serde_json::json!({"os": "linux", "architecture": architecture});
+                serde_json::json!({
+                    "mediaType": MANIFEST, "digest": image.digest(), "size": image.manifest.len(), "platform": platform,
+                })
+            })
+            .collect();
+        let index = serde_json::json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests});
+        let index = serde_json::to_vec(&index).unwrap();
+        let digest = Digest::of(&index).to_string();
+        let mut paths = self.shared.paths.lock().unwrap();
+        for reference in [tag, &digest] {
+            paths.insert(format!("/v2/{repository}/manifests/{reference}"), index.clone());
+        }
+        digest
     }
 
     /// Puts other bytes in the place of a blob.
@@ -134,7 +156,11 @@ fn answer(
         let sent = head(stream, "404 Not Found", body.len(), "Content-Type: application/json\r\n");
         return sent.and_then(|()| if method == "HEAD" { Ok(()) } else { stream.write_all(body.as_bytes()) });
     };
-    let kind = if path.contains("/manifests/") { MANIFEST } else { "application/octet-stream" };
+    let kind = match path.contains("/manifests/") {
+        true if blob.windows(INDEX.len()).any(|window| window == INDEX.as_bytes()) => INDEX,
+        true => MANIFEST,
+        false => "application/octet-stream",
+    };
     // The digest asked for, as registries do: of a replaced blob it is a lie, and the client has to notice.
     let digest = match path.rsplit('/').next() {
         Some(last) if last.starts_with("sha256:") => last.to_owned(),

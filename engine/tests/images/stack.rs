@@ -79,17 +79,27 @@ impl Stack {
 
     /// A request with a body sent in chunks; `Connection: close` makes the end of the answer plain.
     pub fn request(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+        let (status, body) = self.exchange(method, target, headers, body);
+        Answer { status, text: String::from_utf8(body).unwrap() }
+    }
+
+    /// A file.
+    pub fn get_bytes(&self, target: &str) -> Vec<u8> {
+        let (status, body) = self.exchange("GET", target, &[], b"");
+        assert_eq!(status, 200, "{target}: {}", String::from_utf8_lossy(&body));
+        body
+    }
+
+    fn exchange(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> (u16, Vec<u8>) {
         let mut stream = self.begin(method, target, headers);
         for piece in body.chunks(100_000) {
-            // An engine that has answered already may not read the rest.
-            if send_chunk(&mut stream, piece).is_err() {
-                break;
-            }
+            send_chunk(&mut stream, piece).unwrap_or_else(|e| panic!("{method} {target}: send: {e}"));
         }
+        // A GET is answered without a look at its body, so this may come too late.
         let _ = stream.write_all(b"0\r\n\r\n");
         let mut bytes = Vec::new();
         match stream.read_to_end(&mut bytes) {
-            // What an answer before the end of the request ends with; the answer itself came whole, which is checked below.
+            // What an answer before the end of the request ends with; that it came whole is checked below.
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
             ended => drop(ended.unwrap_or_else(|e| panic!("{method} {target}: {e}"))),
         }
@@ -194,14 +204,13 @@ pub fn send_chunk(stream: &mut UnixStream, piece: &[u8]) -> std::io::Result<()> 
     stream.write_all(b"\r\n")
 }
 
-fn parse(bytes: &[u8]) -> Option<Answer> {
+fn parse(bytes: &[u8]) -> Option<(u16, Vec<u8>)> {
     let end = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
     let head = std::str::from_utf8(&bytes[..end]).ok()?;
     let status = head.split(' ').nth(1)?.parse().ok()?;
     let body = &bytes[end + 4..];
     let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
-    let text = if chunked { String::from_utf8(dechunk(body)?).ok()? } else { String::from_utf8(body.to_vec()).ok()? };
-    Some(Answer { status, text })
+    Some((status, if chunked { dechunk(body)? } else { body.to_vec() }))
 }
 
 // `None` if the answer was cut off.
