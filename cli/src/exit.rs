@@ -2,7 +2,7 @@
 
 use crate::client::{ClientError, demux::DemuxError};
 use crate::config::ConfigError;
-use crate::options::OptionError;
+use crate::options::{OptionError, Plain};
 use crate::output::{template::TemplateError, time::TimeError};
 use std::io;
 
@@ -19,7 +19,7 @@ pub enum Failure {
     #[error(transparent)]
     Option(#[from] OptionError),
     /// A template.
-    #[error(transparent)]
+    #[error("template parsing error: {0}")]
     Template(#[from] TemplateError),
     /// A time.
     #[error(transparent)]
@@ -36,7 +36,7 @@ pub enum Failure {
         /// What was done to what.
         operation: String,
         /// What happened.
-        cause: io::Error,
+        cause: Plain,
     },
     /// The client refuses.
     #[error("{0}")]
@@ -60,9 +60,6 @@ pub enum Failure {
 /// What a command comes to.
 pub type Outcome<T = ()> = Result<T, Failure>;
 
-/// Writing to standard output after the reader has gone: the code of a program that SIGPIPE kills, as docker's.
-pub const PIPE: u8 = 128 + 13;
-
 impl Failure {
     /// The exit code.
     pub fn code(&self) -> u8 {
@@ -79,10 +76,7 @@ impl Failure {
 
     /// A failure of the client's own streams and files.
     pub fn io(operation: impl Into<String>, cause: io::Error) -> Self {
-        if cause.kind() == io::ErrorKind::BrokenPipe {
-            return Self::Exit(PIPE);
-        }
-        Self::Io { operation: operation.into(), cause }
+        Self::Io { operation: operation.into(), cause: Plain(cause) }
     }
 
     /// `run` that could not create or start: the code depends on what the engine says, as in docker.
@@ -138,7 +132,8 @@ mod tests {
         assert_eq!(Failure::Refused("x".into()).code(), 1);
         assert_eq!(Failure::Exit(42).code(), 42);
         assert_eq!(Failure::Refused("x".into()).in_run_flags().code(), 125);
-        assert_eq!(Failure::io("write", io::ErrorKind::BrokenPipe.into()).code(), PIPE);
+        let broken = Failure::io("write /dev/stdout", io::Error::from_raw_os_error(32));
+        assert_eq!((broken.to_string().as_str(), broken.code()), ("write /dev/stdout: broken pipe", 1));
         assert_eq!(Failure::Exit(3).in_run().code(), 3);
     }
 }

@@ -128,7 +128,8 @@ impl Sink {
 
     /// Writes what has arrived.
     pub async fn write(&mut self, data: &[u8]) -> Outcome {
-        let fault = |cause| Failure::io("write the container's output", cause);
+        let fault = |cause| Failure::io("write /dev/stdout", cause);
+        let stderr_fault = |cause| Failure::io("write /dev/stderr", cause);
         let Some(demux) = &mut self.demux else {
             self.stdout.write_all(data).await.map_err(fault)?;
             return self.stdout.flush().await.map_err(fault);
@@ -143,8 +144,8 @@ impl Sink {
                     self.stdout.flush().await.map_err(fault)?;
                 }
                 Channel::Stderr => {
-                    self.stderr.write_all(&bytes).await.map_err(fault)?;
-                    self.stderr.flush().await.map_err(fault)?;
+                    self.stderr.write_all(&bytes).await.map_err(stderr_fault)?;
+                    self.stderr.flush().await.map_err(stderr_fault)?;
                 }
             }
         }

@@ -34,7 +34,7 @@ pub enum UsageError {
         path: String,
     },
     /// Too many or too few arguments.
-    #[error("berth: '{path}' {what}\n\nUsage:  {usage}\n\nSee '{path} --help' for more information")]
+    #[error("berth: '{path}' {what}\n\nUsage:  {usage}\n\n{hint} '{path} --help' for more information")]
     Arity {
         /// What is wrong.
         what: String,
@@ -42,6 +42,8 @@ pub enum UsageError {
         usage: String,
         /// The command.
         path: String,
+        /// "See" or "Run": docker's own habit.
+        hint: &'static str,
     },
     /// Nobody knows this command.
     #[error("berth: unknown command: {path} {word}\n\nRun '{path} --help' for more information")]
@@ -283,7 +285,8 @@ impl Level<'_> {
             (min, max) if min == max => format!("requires {}", plural(min)),
             (min, max) => format!("requires at least {min} and at most {}", plural(max)),
         };
-        Err(UsageError::Arity { what, usage: help::usage(self.command, &self.path), path: self.path.clone() })
+        let hint = if min > 0 && max == usize::MAX { "See" } else { "Run" };
+        Err(UsageError::Arity { what, usage: help::usage(self.command, &self.path), path: self.path.clone(), hint })
     }
 
     fn finish(&self, root: &clap::Command, canonical: Vec<String>) -> Result<Parsed, UsageError> {

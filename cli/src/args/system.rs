@@ -84,6 +84,9 @@ pub struct DemoArgs {
     /// Name of the container
     #[arg(long, value_name = "string")]
     pub name: Option<String>,
+    /// Memory limit
+    #[arg(short, long, value_name = "bytes", default_value = "64m")]
+    pub memory: String,
     /// Network of the container
     #[arg(long, alias = "net", value_name = "network")]
     pub network: Option<String>,

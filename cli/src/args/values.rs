@@ -26,10 +26,10 @@ pub enum ValueError {
     #[error("value is too precise")]
     TooPrecise,
     /// Not an integer.
-    #[error("parsing {0:?}: invalid syntax")]
+    #[error("strconv.ParseInt: parsing {0:?}: invalid syntax")]
     Integer(String),
     /// An integer that is too large.
-    #[error("parsing {0:?}: value out of range")]
+    #[error("strconv.ParseInt: parsing {0:?}: value out of range")]
     Range(String),
     /// Not a duration.
     #[error("time: invalid duration {0:?}")]
@@ -52,12 +52,12 @@ pub enum ValueError {
     /// Not a domain.
     #[error("{0} is not a valid domain")]
     Domain(String),
-    /// A filter without "=".
+    /// A pair without "=".
     #[error("invalid argument {0:?}, expected KEY=VALUE")]
     Map(String),
     /// A filter without "=".
-    #[error("invalid filter '{0}'")]
-    Filter(String),
+    #[error("bad format of filter (expected name=value)")]
+    Filter,
     /// A kernel parameter no namespace confines.
     #[error("sysctl '{0}' is not allowed")]
     Sysctl(String),
@@ -205,7 +205,7 @@ pub fn map(text: &str) -> Result<(String, String), ValueError> {
 
 /// A filter: K=V, keys in lower case.
 pub fn filter(text: &str) -> Result<(String, String), ValueError> {
-    let (key, value) = text.split_once('=').ok_or_else(|| ValueError::Filter(text.to_owned()))?;
+    let (key, value) = text.split_once('=').ok_or(ValueError::Filter)?;
     Ok((key.trim().to_ascii_lowercase(), value.trim().to_owned()))
 }
 
@@ -266,13 +266,12 @@ pub fn stream(text: &str) -> Result<String, ValueError> {
     if matches!(name.as_str(), "stdin" | "stdout" | "stderr") { Ok(name) } else { Err(ValueError::Stream) }
 }
 
-/// A link: name[:alias], always complete.
+/// A link: name[:alias].
 pub fn link(text: &str) -> Result<String, ValueError> {
-    match text.split(':').collect::<Vec<_>>()[..] {
-        [name] if !name.is_empty() => Ok(format!("{name}:{name}")),
-        [name, alias] if !name.is_empty() && !alias.is_empty() => Ok(text.to_owned()),
-        _ => Err(ValueError::Link(text.to_owned())),
+    if text.is_empty() || text.split(':').count() > 2 {
+        return Err(ValueError::Link(text.to_owned()));
     }
+    Ok(text.to_owned())
 }
 
 #[cfg(test)]
@@ -324,8 +323,8 @@ mod tests {
         assert_eq!(extra_host("a:[::1]").as_deref(), Ok("a:::1"));
         assert_eq!(extra_host("a:host-gateway").as_deref(), Ok("a:host-gateway"));
         assert!(extra_host("a").is_err() && extra_host("a:").is_err() && extra_host("a:b").is_err());
-        assert_eq!(link("db").as_deref(), Ok("db:db"));
-        assert!(link(":x").is_err() && link("a:b:c").is_err());
+        assert_eq!(link("db:alias").as_deref(), Ok("db:alias"));
+        assert!(link("").is_err() && link("a:b:c").is_err());
         assert!(sysctl("net.core.somaxconn=1").is_ok() && sysctl("kernel.panic=1").is_err());
         assert_eq!(filter("Label=a=b"), Ok(("label".into(), "a=b".into())));
         assert!(filter("x").is_err());

@@ -14,9 +14,9 @@ pub async fn run(app: &App, args: &AttachArgs) -> Outcome {
     let container = client.send(Call::get(format!("/containers/{name}/json"))).await?.value().await?;
     let state = |field: &str| container.at(&["State", field]).and_then(|v| v.as_bool()).unwrap_or(false);
     let refusal = match () {
-        () if !state("Running") => Some("cannot attach to a stopped container, start it first"),
-        () if state("Paused") => Some("cannot attach to a paused container, unpause it first"),
-        () if state("Restarting") => Some("cannot attach to a restarting container, wait until it is running"),
+        () if !state("Running") => Some("You cannot attach to a stopped container, start it first"),
+        () if state("Paused") => Some("You cannot attach to a paused container, unpause it first"),
+        () if state("Restarting") => Some("You cannot attach to a restarting container, wait until it is running"),
         () => None,
     };
     if let Some(text) = refusal {

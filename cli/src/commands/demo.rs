@@ -6,7 +6,6 @@ use crate::client::{Call, Client};
 use crate::demo::image;
 use crate::exit::{Failure, Outcome};
 use crate::output::progress;
-use proto::digest::Digest;
 use std::ffi::OsString;
 
 /// Runs `demo`.
@@ -30,18 +29,20 @@ pub async fn run(app: &App, args: &DemoArgs) -> Outcome {
 
 /// Loads the image unless the engine has it, of this very build.
 async fn load(client: &Client) -> Outcome {
-    let program = tokio::fs::read("/proc/self/exe").await.map_err(|cause| Failure::io("read /proc/self/exe", cause))?;
+    let fault = |cause| Failure::io("read /proc/self/exe", cause);
+    let build = image::Build::running().map_err(fault)?;
     match client.send(Call::get(format!("/images/{}/json", image::NAME))).await {
         Ok(reply) => {
             let known = reply.value().await?;
-            if known.text(&["Config", "Labels", image::LABEL]) == Digest::of(&program).to_string() {
+            if known.text(&["Config", "Labels", image::LABEL]) == build.name {
                 return Ok(());
             }
         }
         Err(error) if error.is_not_found() => {}
         Err(error) => return Err(error.into()),
     }
-    let body = streamed(std::io::Cursor::new(image::archive(&program)));
+    let program = tokio::fs::read("/proc/self/exe").await.map_err(fault)?;
+    let body = streamed(std::io::Cursor::new(image::archive(&program, &build)));
     let call = Call::post("/images/load").query("quiet", "1").header("content-type", "application/x-tar").body(body);
     progress::drain(client.send(call).await?).await
 }
@@ -57,6 +58,7 @@ fn run_args(args: &DemoArgs) -> Outcome<RunArgs> {
     }
     words.extend(args.name.iter().map(|name| format!("--name={name}")));
     words.extend(args.network.iter().map(|network| format!("--network={network}")));
+    words.push(format!("--memory={}", args.memory));
     words.extend(args.publish.iter().map(|port| format!("--publish={port}")));
     words.push(image::NAME.to_owned());
     words.extend(args.words.iter().cloned());

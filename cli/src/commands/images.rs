@@ -109,7 +109,7 @@ fn row(image: &Summary, repository: String, tag: String, digest: &str, short: bo
         ("Size", units::size(image.size, 3).into()),
         ("SharedSize", size_or(image.shared).into()),
         ("UniqueSize", size_or(unique).into()),
-        ("VirtualSize", units::size(image.size, 3).into()),
+        ("VirtualSize", units::size(image.size, 4).into()),
         ("Containers", count.into()),
     ]);
     Context { fields, labels: Value::Null }

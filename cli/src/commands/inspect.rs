@@ -26,7 +26,11 @@ pub async fn any(app: &App, args: &system::InspectArgs) -> Outcome {
         Some(known @ ("volume" | "service" | "task" | "node" | "plugin" | "secret" | "config")) => {
             return Err(Failure::Refused(format!("inspect --type {known} is not implemented yet")));
         }
-        Some(other) => return Err(Failure::Refused(format!("unknown type: {other:?}"))),
+        Some(other) => {
+            return Err(Failure::Refused(format!(
+                "unknown type: {other:?}: must be one of \"container\", \"image\", \"network\""
+            )));
+        }
     };
     let client = app.client().await?;
     let mut found = Found::new(args.format.as_deref())?;
@@ -35,7 +39,7 @@ pub async fn any(app: &App, args: &system::InspectArgs) -> Outcome {
         for kind in kinds {
             match get(&client, *kind, name).await {
                 Ok(value) => {
-                    result = Ok((*kind, value));
+                    result = Ok(value);
                     break;
                 }
                 Err(error) if error.is_not_found() && kinds.len() > 1 => {}
@@ -46,7 +50,7 @@ pub async fn any(app: &App, args: &system::InspectArgs) -> Outcome {
             }
         }
         match result {
-            Ok((kind, value)) => found.add(kind, value)?,
+            Ok(value) => found.add(value)?,
             Err(Some(error)) => found.errors.push(error.to_string()),
             Err(None) => found.errors.push(format!("Error: No such object: {name}")),
         }
@@ -84,7 +88,7 @@ async fn each(
     let mut found = Found::new(format)?;
     for name in names {
         match fetch(client, kind, name, platform.as_deref()).await {
-            Ok(value) => found.add(kind, value)?,
+            Ok(value) => found.add(value)?,
             Err(error) => found.errors.push(error.to_string()),
         }
     }
@@ -131,19 +135,16 @@ impl Found {
         Ok(Self { format, values: Vec::new(), text: String::new(), errors: Vec::new() })
     }
 
-    fn add(&mut self, kind: Kind, mut value: Value) -> Outcome {
+    fn add(&mut self, value: Value) -> Outcome {
         match &self.format {
             Format::Array | Format::Json => self.values.push(value),
-            Format::Template(template) => {
-                complete(kind, &mut value);
-                match template.execute(&Context { fields: value, labels: Value::Null }) {
-                    Ok(line) => {
-                        self.text.push_str(&line);
-                        self.text.push('\n');
-                    }
-                    Err(error) => self.errors.push(error.to_string()),
+            Format::Template(template) => match template.execute(&Context { fields: value, labels: Value::Null }) {
+                Ok(line) => {
+                    self.text.push_str(&line);
+                    self.text.push('\n');
                 }
-            }
+                Err(error) => self.errors.push(error.to_string()),
+            },
         }
         Ok(())
     }
@@ -158,34 +159,5 @@ impl Found {
             Format::Template(_) => output::print(&self.text)?,
         }
         if self.errors.is_empty() { Ok(()) } else { Err(Failure::Several(self.errors)) }
-    }
-}
-
-/// Adds the fields that the engine leaves out when they are empty, so that templates can ask for them.
-fn complete(kind: Kind, value: &mut Value) {
-    if !matches!(kind, Kind::Container { .. }) {
-        return;
-    }
-    if let Some(state) = value.get_mut("State") {
-        state.add_missing("Health", Value::Null);
-    }
-    if let Some(config) = value.get_mut("Config") {
-        for (name, empty) in [
-            ("Healthcheck", Value::Null),
-            ("ExposedPorts", Value::Null),
-            ("Volumes", Value::Null),
-            ("Labels", Value::Null),
-            ("MacAddress", "".into()),
-            ("StopSignal", "".into()),
-            ("StopTimeout", Value::Null),
-            ("Shell", Value::Null),
-        ] {
-            config.add_missing(name, empty);
-        }
-    }
-    if let Some(host) = value.get_mut("HostConfig") {
-        for name in ["Mounts", "Init", "Annotations", "Sysctls", "Tmpfs", "StorageOpt"] {
-            host.add_missing(name, Value::Null);
-        }
     }
 }

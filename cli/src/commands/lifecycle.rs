@@ -50,7 +50,7 @@ pub async fn unpause(app: &App, names: &[String]) -> Outcome {
     each(&app.client().await?, names, |name| Call::post(path(name, "unpause"))).await
 }
 
-/// Runs `rm`. By force, a container that does not exist is as good as removed.
+/// Runs `rm`. By force, a container that does not exist is as good as removed: worth a note only.
 pub async fn rm(app: &App, args: &RmArgs) -> Outcome {
     let client = app.client().await?;
     let call = |name: &str| {
@@ -63,8 +63,7 @@ pub async fn rm(app: &App, args: &RmArgs) -> Outcome {
         return Err(Failure::Refused(format!("container name cannot be empty: {empty:?}")));
     }
     let results = send_all(&client, &args.containers, call).await;
-    let gone = |error: &ClientError| args.force && error.is_not_found();
-    report(results.into_iter().filter(|(_, result)| !result.as_ref().is_err_and(gone)))
+    report(results, |error| args.force && error.is_not_found())
 }
 
 /// Runs `rename`.
@@ -73,8 +72,12 @@ pub async fn rename(app: &App, args: &RenameArgs) -> Outcome {
     if old.is_empty() || new.is_empty() {
         return Err(Failure::Refused("Error: Neither old nor new names may be empty".to_owned()));
     }
-    app.client().await?.send(Call::post(path(old, "rename")).query("name", new)).await?;
-    Ok(())
+    match app.client().await?.send(Call::post(path(old, "rename")).query("name", new)).await {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            Err(Failure::Several(vec![error.to_string(), format!("Error: failed to rename container named {old}")]))
+        }
+    }
 }
 
 fn path(name: &str, verb: &str) -> String {
@@ -83,7 +86,7 @@ fn path(name: &str, verb: &str) -> String {
 
 /// Sends a call for every container at once, and prints in the order of the arguments.
 async fn each(client: &Client, names: &[String], call: impl Fn(&str) -> Call) -> Outcome {
-    report(send_all(client, names, call).await.into_iter())
+    report(send_all(client, names, call).await, |_| false)
 }
 
 async fn send_all<'n>(
@@ -98,11 +101,13 @@ async fn send_all<'n>(
     stream::iter(requests.collect::<Vec<_>>()).buffered(AT_ONCE).collect().await
 }
 
-fn report<'n>(results: impl Iterator<Item = (&'n str, Result<(), ClientError>)>) -> Outcome {
+/// Prints the names that went well; a `minor` error is worth a note only.
+fn report(results: Vec<(&str, Result<(), ClientError>)>, minor: impl Fn(&ClientError) -> bool) -> Outcome {
     let mut errors = Vec::new();
     for (name, result) in results {
         match result {
             Ok(()) => output::print_line(name)?,
+            Err(error) if minor(&error) => output::note(&error.to_string()),
             Err(error) => errors.push(error.to_string()),
         }
     }

@@ -101,9 +101,7 @@ pub fn require(client: &Client, flag: &str, given: bool, minor: u16) -> Outcome 
         return Ok(());
     }
     let has = client.version();
-    Err(Failure::Refused(format!(
-        "{flag:?} requires API version {needed}, but the Berth engine's API version is {has}"
-    )))
+    Err(Failure::Refused(format!("{flag:?} requires API version {needed}, but the Berth engine API version is {has}")))
 }
 
 /// A value printed by a template, or as JSON on one line.

@@ -7,7 +7,7 @@ use crate::exit::Outcome;
 use crate::output::listing::{self, Layout};
 use crate::output::template::Context;
 use crate::output::value::Value;
-use crate::output::{self, units};
+use crate::output::{self, time, units};
 
 const LAYOUT: Layout<'_> = Layout {
     columns: "{{.ID}}\t{{.Name}}\t{{.Driver}}\t{{.Scope}}",
@@ -51,7 +51,7 @@ fn row(network: &Value, short: bool) -> Context {
         ("IPv6", flag("EnableIPv6")),
         ("Internal", flag("Internal")),
         ("Labels", pairs.join(",").into()),
-        ("CreatedAt", network.text(&["Created"]).into()),
+        ("CreatedAt", time::go_time_of(network.text(&["Created"])).into()),
     ]);
     Context { fields, labels }
 }

@@ -20,7 +20,7 @@ pub async fn run(app: &App, args: &PortArgs) -> Outcome {
         let key = format!("{number}/{protocol}");
         let bindings = ports.iter().find(|(port, _)| *port == key).map(|(_, bindings)| bindings.items());
         let Some([_, ..]) = bindings else {
-            return Err(Failure::Refused(format!("no public port '{key}' published for {}", args.container)));
+            return Err(Failure::Refused(format!("Error: No public port '{wanted}' published for {}", args.container)));
         };
         lines.extend(bindings.into_iter().flatten().map(|binding| (0, address(binding))));
     } else {

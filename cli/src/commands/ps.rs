@@ -99,7 +99,7 @@ const TITLES: &[(&str, &str)] = &[
 pub async fn run(app: &App, args: &PsArgs) -> Outcome {
     let format = args.format.as_deref().or(if args.quiet { None } else { app.config.ps_format() });
     // Sizes cost the engine a walk over the files: they are asked for when they are shown.
-    let size = args.size || format.is_some_and(|f| f.contains(".Size"));
+    let size = args.size || format.is_some_and(|f| f.contains(".Size") || f.contains("{{json .}}"));
     let last = if args.latest && args.last == -1 { 1 } else { args.last };
     let call = Call::get("/containers/json")
         .switch("all", args.all)

@@ -14,7 +14,7 @@ pub async fn run(app: &App, args: RunArgs) -> Outcome {
     let flags = &args.container;
     if args.detach && !flags.process.attach.is_empty() {
         let text = "conflicting options: cannot specify both --attach and --detach";
-        return Err(Failure::Refused(text.to_owned()).in_run_flags());
+        return Err(Failure::Refused(text.to_owned()));
     }
     let client = app.client().await.map_err(Failure::in_run)?;
     let wanted = create::prepare(app, &client, flags, args.detach)?;

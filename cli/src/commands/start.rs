@@ -27,7 +27,7 @@ pub async fn run(app: &App, args: &StartArgs) -> Outcome {
         if failed.is_empty() {
             return Ok(());
         }
-        return Err(Failure::Refused(format!("failed to start containers: {}", failed.join(", "))));
+        return Err(Failure::Refused(format!("Error: failed to start containers: {}", failed.join(", "))));
     }
     let [name] = &args.containers[..] else {
         return Err(Failure::Refused("you cannot start and attach multiple containers at once".to_owned()));

@@ -8,7 +8,10 @@ use proto::image_ref::ImageRef;
 
 /// Runs `tag`.
 pub async fn run(app: &App, args: &TagArgs) -> Outcome {
-    let target: ImageRef = args.target.parse()?;
+    let target: ImageRef = args.target.parse().map_err(|error| {
+        let target = &args.target;
+        Failure::Refused(format!("Error parsing reference: {target:?} is not a valid repository/tag: {error}"))
+    })?;
     if target.digest().is_some() {
         return Err(Failure::Refused("refusing to create a tag with a digest reference".to_owned()));
     }

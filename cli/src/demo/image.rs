@@ -5,27 +5,44 @@ use serde_json::json;
 
 /// Its name.
 pub const NAME: &str = "berth/demo:latest";
-/// Label with the digest of the program inside, to see whether the engine's image is of this build.
+/// Label with the build of the program inside, to see whether the engine's image is of this one.
 pub const LABEL: &str = "berth.demo.program";
 
-/// A docker-archive of the image.
-pub fn archive(program: &[u8]) -> Vec<u8> {
+/// A build of this program.
+#[derive(Debug, Clone)]
+pub struct Build {
+    /// Tells it from other builds: size and time, since a digest would cost more than the container.
+    pub name: String,
+    /// When it was made, RFC 3339.
+    pub made: String,
+}
+
+impl Build {
+    /// The running program's.
+    pub fn running() -> std::io::Result<Self> {
+        let facts = std::fs::metadata("/proc/self/exe")?;
+        let made = jiff::Timestamp::try_from(facts.modified()?).map_err(std::io::Error::other)?;
+        Ok(Self { name: format!("{}-{}", facts.len(), made.as_nanosecond()), made: made.to_string() })
+    }
+}
+
+/// A docker-archive of the image. The same build gives the same image.
+pub fn archive(program: &[u8], build: &Build) -> Vec<u8> {
     let layer = layer(program);
     let diff_id = Digest::of(&layer);
     let config = json!({
         "architecture": crate::commands::version::go_arch(),
         "os": "linux",
-        // A fixed time: the same program gives the same image.
-        "created": "1970-01-01T00:00:00Z",
+        "created": build.made,
         "config": {
             "Entrypoint": ["/bin/berth", "demo-guest"],
             "Env": ["PATH=/bin"],
             "WorkingDir": "/",
             "ExposedPorts": { "80/tcp": {} },
-            "Labels": { LABEL: Digest::of(program).to_string() },
+            "Labels": { LABEL: build.name },
         },
         "rootfs": { "type": "layers", "diff_ids": [diff_id.to_string()] },
-        "history": [{ "created": "1970-01-01T00:00:00Z", "created_by": "berth demo" }],
+        "history": [{ "created": build.made, "created_by": "berth demo" }],
     })
     .to_string();
     let config_name = format!("{}.json", Digest::of(config.as_bytes()).hex());
@@ -115,13 +132,17 @@ mod tests {
 
     #[test]
     fn tar_reads_the_archive() {
-        let names: Vec<String> =
-            list(&archive(b"program")).lines().filter_map(|l| l.split_whitespace().last()).map(str::to_owned).collect();
+        let build = Build::running().unwrap();
+        let names: Vec<String> = list(&archive(b"program", &build))
+            .lines()
+            .filter_map(|l| l.split_whitespace().last())
+            .map(str::to_owned)
+            .collect();
         assert_eq!(names.len(), 4);
         assert!(names[0].ends_with(".json") && names[2].ends_with("/layer.tar") && names[3] == "manifest.json");
         let layer = list(&layer(&[7; 1000]));
         assert!(layer.contains("-rwxr-xr-x 0/0            1000 1970-01-01 00:00 bin/berth"), "{layer}");
         assert!(layer.contains("drwxrwxrwt"), "{layer}");
-        assert_eq!(archive(b"a"), archive(b"a"));
+        assert_eq!(archive(b"a", &build), archive(b"a", &build));
     }
 }

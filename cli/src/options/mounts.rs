@@ -62,6 +62,7 @@ pub fn parse(text: &str) -> Result<Mount, MountError> {
     let mut mount = Map::new();
     let mut kind = "volume".to_owned();
     let mut groups = Groups::default();
+    let (mut labels, mut driver, mut driver_options) = (Map::new(), Map::new(), Map::new());
     for field in csv(text)? {
         let (key, value) = match field.split_once('=') {
             Some((key, value)) => (key.to_ascii_lowercase(), value),
@@ -104,9 +105,9 @@ pub fn parse(text: &str) -> Result<Mount, MountError> {
             },
             "volume-subpath" => put(&mut groups.volume, "Subpath", json!(value)),
             "volume-nocopy" => put(&mut groups.volume, "NoCopy", json!(boolean()?)),
-            "volume-label" => pair(nested(&mut groups.volume, &["Labels"]), value),
-            "volume-driver" => put(nested(&mut groups.volume, &["DriverConfig"]), "Name", json!(value)),
-            "volume-opt" => pair(nested(&mut groups.volume, &["DriverConfig", "Options"]), value),
+            "volume-label" => pair(&mut labels, value),
+            "volume-driver" => put(&mut driver, "Name", json!(value)),
+            "volume-opt" => pair(&mut driver_options, value),
             "image-subpath" => put(&mut groups.image, "Subpath", json!(value)),
             "tmpfs-size" => put(&mut groups.tmpfs, "SizeBytes", json!(values::bytes(value).map_err(|_| bad())?.0)),
             "tmpfs-mode" => {
@@ -117,6 +118,14 @@ pub fn parse(text: &str) -> Result<Mount, MountError> {
     }
     if mount.get("Target").and_then(Value::as_str).unwrap_or_default().is_empty() {
         return Err(MountError::Target);
+    }
+    for (outer, name, inner) in [(&mut driver, "Options", driver_options), (&mut groups.volume, "Labels", labels)] {
+        if !inner.is_empty() {
+            outer.insert(name.to_owned(), Value::Object(inner));
+        }
+    }
+    if !driver.is_empty() {
+        groups.volume.insert("DriverConfig".to_owned(), Value::Object(driver));
     }
     for (options, name, group, own) in [
         ("bind-*", "BindOptions", groups.bind, "bind"),
@@ -145,22 +154,6 @@ fn absolute(source: &str) -> String {
         Ok(cwd) => super::volumes::clean(&cwd.join(source)).to_string_lossy().into_owned(),
         Err(_) => source.to_owned(),
     }
-}
-
-fn nested<'m>(map: &'m mut Map<String, Value>, path: &[&str]) -> &'m mut Map<String, Value> {
-    let mut map = map;
-    for name in path {
-        let slot = map.entry((*name).to_owned()).or_insert_with(|| json!({}));
-        if !slot.is_object() {
-            *slot = json!({});
-        }
-        map = match slot {
-            Value::Object(inner) => inner,
-            // Made an object above.
-            _ => unreachable!(),
-        };
-    }
-    map
 }
 
 fn pair(map: &mut Map<String, Value>, text: &str) {

@@ -104,6 +104,10 @@ pub fn resolve(flags: &NetworkFlags) -> Result<Networks, OptionError> {
         if !attachment.mac.is_empty() && !is_mac(&attachment.mac) {
             return Err(OptionError::Invalid(format!("{} is not a valid mac address", attachment.mac)));
         }
+        if !attachment.aliases.is_empty() && !is_user_defined(&attachment.target) {
+            let text = "network-scoped aliases are only supported for user-defined networks";
+            return Err(OptionError::Invalid(text.to_owned()));
+        }
         let settings = settings(attachment, &flags.link);
         if attachments.len() == 1 && settings.is_empty() {
             continue;
@@ -227,6 +231,7 @@ mod tests {
         for (networks, part) in [
             (&["a", "host"][..], "cannot attach both user-defined"),
             (&["a", "a"], "network \"a\" is specified multiple times"),
+            (&["name=host,alias=x"], "network-scoped aliases are only supported for user-defined networks"),
             (&["alias=x"], "network name/id is not specified"),
             (&["name=a,what=1"], "invalid field key what"),
             (&["name=a,mac-address=zz"], "zz is not a valid mac address"),

@@ -41,9 +41,24 @@ pub fn parse(texts: &[String]) -> Result<Security, OptionError> {
     Ok(security)
 }
 
+/// Capabilities in the kernel's spelling, sorted, each one once: "net_admin" is CAP_NET_ADMIN.
+pub fn capabilities(names: &[String]) -> Vec<String> {
+    let full = |name: &String| {
+        let name = name.trim().to_ascii_uppercase();
+        if name == "ALL" || name.starts_with("CAP_") { name } else { format!("CAP_{name}") }
+    };
+    names.iter().map(full).collect::<std::collections::BTreeSet<_>>().into_iter().collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn capability_names() {
+        let names = ["net_admin", "ALL", "CAP_NET_ADMIN", "chown"].map(str::to_owned);
+        assert_eq!(capabilities(&names), ["ALL", "CAP_CHOWN", "CAP_NET_ADMIN"]);
+    }
 
     #[test]
     fn options() {

@@ -28,37 +28,12 @@ pub fn parse(text: &str, cwd: &Path) -> Result<Volume, OptionError> {
     if parts.iter().any(|part| part.is_empty()) {
         return Err(spec("empty section between colons"));
     }
-    if parts.len() == 2 && parts[0].starts_with('/') && !parts[1].contains('/') && is_options(parts[1]) {
-        // "/data:ro": an anonymous volume with options.
-        return Ok(Volume::Anonymous(text.to_owned()));
-    }
     let source = if parts[0].starts_with('.') {
         clean(&cwd.join(parts[0])).to_string_lossy().into_owned()
     } else {
         parts[0].to_owned()
     };
     Ok(Volume::Bind([&[source.as_str()][..], &parts[1..]].concat().join(":")))
-}
-
-fn is_options(text: &str) -> bool {
-    text.split(',').all(|word| {
-        matches!(
-            word,
-            "ro" | "rw"
-                | "z"
-                | "Z"
-                | "nocopy"
-                | "cached"
-                | "delegated"
-                | "consistent"
-                | "shared"
-                | "rshared"
-                | "slave"
-                | "rslave"
-                | "private"
-                | "rprivate"
-        )
-    })
 }
 
 /// Takes "." and ".." out of an absolute path, by its letters only.
@@ -97,7 +72,6 @@ mod tests {
             ("../x:/b:ro", bind("/x:/b:ro")),
             (".:/b", bind("/work:/b")),
             ("/a", Volume::Anonymous("/a".to_owned())),
-            ("/a:ro", Volume::Anonymous("/a:ro".to_owned())),
         ] {
             assert_eq!(parse(text, Path::new("/work")).unwrap(), want, "{text}");
         }

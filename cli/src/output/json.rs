@@ -18,6 +18,11 @@ pub fn line(value: &Value) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }
 
+/// Escapes what HTML would take for markup, as Go's encoder does it for lists.
+pub fn escape_html(json: &str) -> String {
+    json.replace('&', "\\u0026").replace('<', "\\u003c").replace('>', "\\u003e")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,7 +3,7 @@
 use super::template::{Context, Template};
 use super::value::Value;
 use super::{json, table};
-use crate::exit::Outcome;
+use crate::exit::{Failure, Outcome};
 
 /// How a kind of list looks.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub struct Layout<'a> {
 pub fn render(layout: &Layout<'_>, format: Option<&str>, quiet: bool, rows: &[Context]) -> Outcome<String> {
     let format = format.unwrap_or("table").trim();
     if format == "json" || format == "{{json .}}" {
-        return Ok(rows.iter().map(|row| json::line(&sorted(&row.fields)) + "\n").collect());
+        return Ok(rows.iter().map(|row| json::escape_html(&json::line(&sorted(&row.fields))) + "\n").collect());
     }
     let (template, titled) = match format.strip_prefix("table") {
         Some("") if quiet => (layout.quiet.to_owned(), false),
@@ -29,14 +29,18 @@ pub fn render(layout: &Layout<'_>, format: Option<&str>, quiet: bool, rows: &[Co
         _ => (format.to_owned(), false),
     };
     // The shell leaves these two as they are typed.
-    let template = Template::parse(&template.replace("\\t", "\t").replace("\\n", "\n"))?;
+    let template = Template::parse(&template.replace("\\t", "\t").replace("\\n", "\n"))
+        .map_err(|error| Failure::Refused(format!("failed to parse template: {error}")))?;
+    let execute = |context: &Context| {
+        template.execute(context).map_err(|error| Failure::Refused(format!("failed to execute template: {error}")))
+    };
     let mut text = String::new();
     if titled {
         let titles = layout.titles.iter().map(|(field, title)| ((*field).to_owned(), Value::from(*title))).collect();
-        text = template.execute(&Context { fields: Value::Object(titles), labels: Value::Null })? + "\n";
+        text = execute(&Context { fields: Value::Object(titles), labels: Value::Null })? + "\n";
     }
     for row in rows {
-        text.push_str(&template.execute(row)?);
+        text.push_str(&execute(row)?);
         text.push('\n');
     }
     Ok(if titled { table::align_tabs(&text) } else { text })

@@ -15,9 +15,7 @@ use std::io::{self, Write};
 /// Writes to standard output.
 pub fn print(text: &str) -> Outcome {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())
-        .and_then(|()| out.flush())
-        .map_err(|cause| Failure::io("write to standard output", cause))
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|cause| Failure::io("write /dev/stdout", cause))
 }
 
 /// Writes a line to standard output.

@@ -4,9 +4,7 @@ use jiff::{Timestamp, Zoned, civil::DateTime, fmt::strtime, tz::TimeZone};
 
 /// A time that could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "failed to parse {name} {text:?}: expected a time like 2013-01-02T13:23:37Z, unix seconds, or a duration like 42m"
-)]
+#[error("invalid value for {name:?}: failed to parse value as time or duration: {text:?}")]
 pub struct TimeError {
     name: &'static str,
     text: String,
@@ -18,6 +16,12 @@ pub fn go_time(seconds: i64) -> String {
         Some(time) => strtime::format("%Y-%m-%d %H:%M:%S %z %Z", &time).unwrap_or_default(),
         None => seconds.to_string(),
     }
+}
+
+/// The same with its fraction of a second, from RFC 3339; other text stays as it is.
+pub fn go_time_of(text: &str) -> String {
+    let Ok(time) = text.parse::<Timestamp>() else { return text.to_owned() };
+    strtime::format("%Y-%m-%d %H:%M:%S%.f %z %Z", &time.to_zoned(TimeZone::UTC)).unwrap_or_default()
 }
 
 /// RFC 3339 with nine digits of nanoseconds, local zone.

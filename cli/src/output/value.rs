@@ -98,14 +98,6 @@ impl Value {
             fields.push((name.to_owned(), value));
         }
     }
-
-    /// The field of an object, to be changed.
-    pub fn get_mut(&mut self, name: &str) -> Option<&mut Value> {
-        match self {
-            Self::Object(fields) => fields.iter_mut().find(|(key, _)| key == name).map(|(_, value)| value),
-            _ => None,
-        }
-    }
 }
 
 impl From<&str> for Value {

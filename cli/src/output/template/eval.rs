@@ -64,6 +64,25 @@ const MAPS: &[&str] = &[
     "IPAMConfig",
 ];
 
+/// Fields of docker's own structures that the engine leaves out when they are empty: they can be asked for all the same.
+const OPTIONAL: &[&str] = &[
+    "Health",
+    "Healthcheck",
+    "ExposedPorts",
+    "MacAddress",
+    "StopSignal",
+    "StopTimeout",
+    "Shell",
+    "Mounts",
+    "Init",
+    "Annotations",
+    "Sysctls",
+    "Tmpfs",
+    "StorageOpt",
+    "SizeRw",
+    "SizeRootFs",
+];
+
 /// Longest output: a template can't be used to fill the memory.
 const LONGEST: usize = 64 << 20;
 
@@ -274,6 +293,8 @@ fn fields(base: &Value, operand: &Operand) -> Result<Value, TemplateError> {
                 Some(found) => found,
                 // A key nobody set, in a map that is the user's own.
                 None if MAPS.contains(&parent) => return Ok(Value::Null),
+                None if matches!(name.as_str(), "StopSignal" | "MacAddress") => return Ok("".into()),
+                None if OPTIONAL.contains(&name.as_str()) => return Ok(Value::Null),
                 None => return Err(fault(operand, format!("map has no entry for key {name:?}"))),
             },
             Value::Null if MAPS.contains(&parent) => return Ok(Value::Null),

@@ -27,10 +27,10 @@ pub struct Context {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
     /// It can't be read.
-    #[error("template parsing error: template: :1: {0}")]
+    #[error("template: :1: {0}")]
     Parse(String),
     /// It can't be applied.
-    #[error("template parsing error: template: :1:{at}: executing \"\" at <{what}>: {cause}")]
+    #[error("template: :1:{at}: executing \"\" at <{what}>: {cause}")]
     Execute {
         /// Where in the template.
         at: usize,

@@ -72,7 +72,7 @@ pub(super) fn parse(template: &str) -> Result<Vec<Node>, TemplateError> {
         Parser { pieces: cut(template)?.into_iter(), ranges: 0, depth: 0, variables: vec!["$".to_owned()] };
     match parser.block()? {
         (nodes, End::Input) => Ok(nodes),
-        (_, End::End) => Err(bad("unexpected {{end}}")),
+        (_, End::Closed) => Err(bad("unexpected {{end}}")),
         (_, End::Else(_)) => Err(bad("unexpected {{else}}")),
     }
 }
@@ -80,7 +80,8 @@ pub(super) fn parse(template: &str) -> Result<Vec<Node>, TemplateError> {
 /// What ended a block.
 enum End {
     Input,
-    End,
+    /// `end`
+    Closed,
     /// `else`, with the words after it.
     Else(Vec<Token>),
 }
@@ -116,7 +117,7 @@ impl Parser {
                 _ => "",
             };
             match word {
-                "end" => break End::End,
+                "end" => break End::Closed,
                 "else" => break End::Else(tokens[1..].to_vec()),
                 "if" => nodes.push(self.branches(&tokens[1..])?),
                 "with" => {
@@ -151,7 +152,7 @@ impl Parser {
             arms.push((pipeline, body));
             match end {
                 End::Input => return Err(bad("unexpected EOF")),
-                End::End => break Vec::new(),
+                End::Closed => break Vec::new(),
                 End::Else(words) if words.is_empty() => break self.last_block()?,
                 End::Else(words) if words[0].kind == Kind::Word("if".to_owned()) => condition = words[1..].to_vec(),
                 End::Else(_) => return Err(bad("unexpected words in {{else}}")),
@@ -184,7 +185,7 @@ impl Parser {
         let (body, end) = self.block()?;
         match end {
             End::Input => Err(bad("unexpected EOF")),
-            End::End => Ok((body, Vec::new())),
+            End::Closed => Ok((body, Vec::new())),
             End::Else(words) if words.is_empty() => Ok((body, self.last_block()?)),
             End::Else(_) => Err(bad("unexpected words in {{else}}")),
         }
@@ -192,7 +193,7 @@ impl Parser {
 
     fn last_block(&mut self) -> Result<Vec<Node>, TemplateError> {
         match self.block()? {
-            (nodes, End::End) => Ok(nodes),
+            (nodes, End::Closed) => Ok(nodes),
             (_, End::Input) => Err(bad("unexpected EOF")),
             (_, End::Else(_)) => Err(bad("unexpected {{else}}")),
         }
