@@ -185,9 +185,10 @@ fn serve(args: &Args, places: Places, bundle: &Path, listener: UnixListener) -> 
         .build()
         .map_err(StartError::Serve)?;
     let served = LocalSet::new().block_on(&runtime, run(args, &places, listener));
-    // A later shim may have the path by now only if ours was gone; then it isn't ours to remove, but neither can that
-    // be told apart. The supervisor starts no second shim for a container before it has deleted the first.
-    let _ = fs::remove_file(&places.socket);
+    // An orderly end has removed the socket already, and a later shim of the same name may have made its own meanwhile.
+    if served.is_err() {
+        let _ = fs::remove_file(&places.socket);
+    }
     served.map_err(StartError::Serve)
 }
 
