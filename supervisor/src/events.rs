@@ -43,6 +43,14 @@ pub(crate) enum EventError {
         /// What was given.
         topic: String,
     },
+    /// Every event belongs to somebody.
+    #[error("event on topic {topic:?}: namespace {namespace:?} is none")]
+    Namespace {
+        /// Its topic.
+        topic: String,
+        /// What was given.
+        namespace: String,
+    },
     /// An event without content.
     #[error("event on topic {topic:?} has no content")]
     Empty {
@@ -60,7 +68,7 @@ pub(crate) enum EventError {
 impl Failure for EventError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::Topic { .. } | Self::Empty { .. } => ErrorKind::InvalidArgument,
+            Self::Topic { .. } | Self::Namespace { .. } | Self::Empty { .. } => ErrorKind::InvalidArgument,
             Self::Slow => ErrorKind::ResourceExhausted,
             Self::Closed => ErrorKind::Unavailable,
         }
@@ -110,6 +118,9 @@ impl EventBus {
     /// Publishes an event of somebody else's, who stamped it.
     pub(crate) fn forward(&self, envelope: Envelope) -> Result<(), EventError> {
         check_topic(&envelope.topic)?;
+        if NamespaceName::new(envelope.namespace.as_str()).is_err() {
+            return Err(EventError::Namespace { topic: envelope.topic, namespace: envelope.namespace });
+        }
         if envelope.event.is_none() {
             return Err(EventError::Empty { topic: envelope.topic });
         }

@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use proto::kind::chain;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::{
     Tasks,
@@ -17,7 +17,7 @@ use super::{
 };
 
 /// How long a shim's socket may take to be connected; it is there already, or nobody is.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+pub(super) const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
 /// What a bundle says about how far its task has come.
 enum Trace {
@@ -46,16 +46,13 @@ impl Tasks {
             let tasks = self.clone();
             tokio::spawn(async move {
                 let _turn = turn;
-                if let Err(error) = tasks.adopt_one(&task).await {
-                    error!(namespace = %task.namespace, id = %task.id, error = %chain(&error), "task not adopted");
-                    tasks.forget(&task);
-                }
+                tasks.adopt_one(&task).await;
             });
         }
         Ok(())
     }
 
-    async fn adopt_one(self: &Arc<Self>, task: &Arc<Task>) -> Result<(), TaskError> {
+    async fn adopt_one(self: &Arc<Self>, task: &Arc<Task>) {
         let trace = trace(task);
         if let Trace::Starting(origin) | Trace::Shim(origin, _) | Trace::Buried(origin) = &trace {
             task.facts.send_modify(|facts| facts.origin = Some(origin.clone()));
@@ -84,22 +81,22 @@ impl Tasks {
             }
             Trace::Shim(_, address) => {
                 match tokio::time::timeout(CONNECT_LIMIT, Connection::open(address.as_ref())).await {
-                    Ok(Ok(connection)) => self.take_over(task, connection).await?,
+                    Ok(Ok(connection)) => self.take_over(task, connection).await,
                     Ok(Err(error)) => {
                         info!(namespace = %task.namespace, id = %task.id, error = %chain(&error), "shim not reached");
-                        self.bury(task).await?;
+                        self.bury(task).await;
                     }
                     Err(_) => {
                         warn!(namespace = %task.namespace, id = %task.id, "shim does not take connections");
-                        self.bury(task).await?;
+                        self.bury(task).await;
                     }
                 }
             }
         }
-        Ok(())
     }
 
-    async fn take_over(self: &Arc<Self>, task: &Arc<Task>, connection: Connection) -> Result<(), TaskError> {
+    /// Takes a task over from a shim that takes our connection. The caller holds the turn.
+    pub(super) async fn take_over(self: &Arc<Self>, task: &Arc<Task>, connection: Connection) {
         task.facts.send_modify(|facts| facts.connection = Some(connection.clone()));
         match task.ask_state(&connection, None).await {
             Ok(state) => {
@@ -114,7 +111,7 @@ impl Tasks {
                 // Killed between the start of the shim and the creation of the container, or between the deletions of both.
                 self.abandon(task).await;
             }
-            Err(TaskError::ShimGone { .. }) => self.bury(task).await?,
+            Err(TaskError::ShimGone { .. }) => self.bury(task).await,
             Err(error) => {
                 // It lives but says nothing. Its container may be well: we keep both, and ask again when we are asked.
                 warn!(namespace = %task.namespace, id = %task.id, error = %chain(&error), "task adopted without its state");
@@ -126,7 +123,6 @@ impl Tasks {
                 self.watch(task, connection);
             }
         }
-        Ok(())
     }
 
     async fn abandon(&self, task: &Task) {

@@ -13,13 +13,14 @@ use nix::{
     unistd::Pid,
 };
 use proto::{containerd::events::TaskExit, kind::chain};
+use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use super::{
     Tasks,
+    adopt::CONNECT_LIMIT,
     bundle::Exit,
     connection::Connection,
-    error::TaskError,
     task::{Phase, Task},
 };
 
@@ -27,26 +28,37 @@ use super::{
 pub(super) const KILLED: u32 = 137;
 
 impl Tasks {
-    /// Notices the end of a shim, and buries it, unless it left because its task was deleted.
+    /// Notices the end of the connection to a shim, unless it left because its task was deleted.
     pub(super) fn watch(self: &Arc<Self>, task: &Arc<Task>, connection: Connection) {
         let (tasks, task) = (self.clone(), task.clone());
         tokio::spawn(async move {
             connection.lost().await;
             let _turn = task.turn().await;
-            if task.phase() == Phase::Live
-                && let Err(error) = tasks.bury(&task).await
-            {
-                error!(namespace = %task.namespace, id = %task.id, error = %chain(&error), "clean-up after a dead shim");
+            if task.phase() == Phase::Live {
+                tasks.reconnect(&task).await;
             }
         });
     }
 
+    /// Finds out whether a shim died or only the connection to it: nobody's container ends because of the latter. A socket
+    /// without its process refuses at once.
+    async fn reconnect(self: &Arc<Self>, task: &Arc<Task>) {
+        if let Some(bootstrap) = task.bundle.bootstrap()
+            && let Ok(Ok(connection)) = timeout(CONNECT_LIMIT, Connection::open(bootstrap.address.as_ref())).await
+        {
+            warn!(namespace = %task.namespace, id = %task.id, "connection to the shim was lost, made again");
+            self.take_over(task, connection).await;
+        } else {
+            self.bury(task).await;
+        }
+    }
+
     /// Ends and clears away what a dead shim left. The caller holds the turn. The order matters: the exit is recorded
     /// before the address of the shim goes, so that whoever is killed here finds the work half done, and does it again.
-    pub(super) async fn bury(&self, task: &Arc<Task>) -> Result<(), TaskError> {
+    /// What fails is left to the task's deletion, which tries again and reports it.
+    pub(super) async fn bury(&self, task: &Arc<Task>) {
         warn!(namespace = %task.namespace, id = %task.id, "shim is gone, cleaning up after it");
         let bundle = &task.bundle;
-        let failed = |cause| TaskError::Bundle { id: task.id.clone(), cause };
         let (mut reported, mut cleaned) = (None, false);
         if let Some(program) = task.program(&self.program) {
             match program.delete(&task.namespace, &task.id, bundle.path()).await {
@@ -62,12 +74,16 @@ impl Tasks {
         };
         // Most often the program above has done it; nothing may survive because it could not.
         kill_leftovers(bundle.cgroup().as_deref(), (!cleaned).then_some(pid)).await;
-        bundle.unmount().map_err(failed)?;
+        if let Err(error) = bundle.unmount() {
+            warn!(namespace = %task.namespace, id = %task.id, error = %chain(&error), "mount left until the task's deletion");
+        }
         let now = || Exit { pid, status: KILLED, at: SystemTime::now().into() };
         let exit = bundle.exit().or_else(|| task.facts.borrow().exit.clone()).or(reported).unwrap_or_else(now);
         // A program that doesn't know the pid says nothing about it.
         let exit = if exit.pid == 0 { Exit { pid, ..exit } } else { exit };
-        bundle.set_exit(&exit).map_err(failed)?;
+        if let Err(error) = bundle.set_exit(&exit) {
+            error!(namespace = %task.namespace, id = %task.id, error = %chain(&error), "exit not recorded");
+        }
         self.announce(task, exit);
         for file in ["bootstrap.json", "config.json"] {
             if let Err(error) = fs::remove_file(bundle.path().join(file))
@@ -80,7 +96,6 @@ impl Tasks {
             facts.connection = None;
             facts.phase = Phase::Orphan;
         });
-        Ok(())
     }
 
     /// Tells of the exits that the shim didn't live to tell: further processes first, as shims do.

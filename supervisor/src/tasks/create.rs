@@ -47,7 +47,7 @@ impl Tasks {
     }
 
     fn plan(&self, id: &ContainerId, container: Container, request: CreateTaskRequest) -> Result<Plan, TaskError> {
-        if request.checkpoint.is_some() {
+        if request.checkpoint.is_some_and(|checkpoint| !checkpoint.digest.is_empty()) {
             return Err(TaskError::Unsupported { id: id.clone(), what: "create from a checkpoint" });
         }
         let runtime = container.runtime.unwrap_or_default();

@@ -58,7 +58,7 @@ impl Tasks {
                     tokio::spawn(self.dismiss_in_turn(task, connection, turn));
                     return Ok(answer);
                 }
-                Err(TaskError::ShimGone { .. }) => self.bury(&task).await?,
+                Err(TaskError::ShimGone { .. }) => self.bury(&task).await,
                 Err(error) => return Err(error),
             }
         }

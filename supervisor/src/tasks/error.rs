@@ -83,7 +83,7 @@ pub(crate) enum TaskError {
     #[error("{}", .0.message())]
     Answer(Box<tonic::Status>),
     /// The shim went away during the call.
-    #[error("task {id}: its shim (berth-shim) died during {call}; the container was ended with it")]
+    #[error("task {id}: its shim went away during {call}")]
     ShimGone {
         /// The container.
         id: ContainerId,

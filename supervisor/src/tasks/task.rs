@@ -140,6 +140,13 @@ impl Task {
         let _ = self.facts.subscribe().wait_for(|facts| wanted(facts.phase)).await;
     }
 
+    /// Waits until the shim can be asked (again), or is known to be gone.
+    pub(super) async fn connected_or_not_live(&self) {
+        let usable = |connection: &Connection| !connection.is_lost();
+        let settled = |facts: &Facts| facts.phase != Phase::Live || facts.connection.as_ref().is_some_and(usable);
+        let _ = self.facts.subscribe().wait_for(settled).await;
+    }
+
     /// Waits for this request's turn.
     pub(super) async fn turn(&self) -> OwnedMutexGuard<()> {
         self.turn.clone().lock_owned().await

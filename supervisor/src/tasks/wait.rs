@@ -27,31 +27,38 @@ impl Tasks {
 }
 
 async fn wait(task: &Task, exec: Option<ExecId>) -> Result<Exit, TaskError> {
-    if let Some(exit) = known(task, exec.as_ref()) {
-        return Ok(exit);
-    }
-    if task.connection()?.is_some() {
-        let exec_id = exec.as_ref().map(ToString::to_string).unwrap_or_default();
-        let message = WaitRequest { id: task.id.to_string(), exec_id };
-        match task.call("Wait", message, |mut shim, request| async move { shim.wait(request).await }).await {
-            Ok(WaitResponse { exit_status, exited_at }) => {
-                let at = exited_at.unwrap_or_default();
-                if exec.is_none() {
-                    task.facts.send_modify(|facts| {
-                        let pid = facts.pid;
-                        facts.set_exit(Exit { pid, status: exit_status, at });
-                    });
-                }
-                return Ok(Exit { pid: 0, status: exit_status, at });
-            }
-            Err(TaskError::ShimGone { .. }) => {}
-            Err(error) => return Err(error),
+    loop {
+        if let Some(exit) = known(task, exec.as_ref()) {
+            return Ok(exit);
+        }
+        if task.connection()?.is_none() {
+            let id = task.id.clone();
+            return Err(exec.map_or_else(
+                || TaskError::NotFound(task.id.to_string()),
+                |exec| TaskError::ProcessNotFound { id, exec },
+            ));
+        }
+        match ask(task, exec.as_ref()).await {
+            // Either the connection is made again, and we ask again, or the task is cleaned up, and the exit is known.
+            Err(TaskError::ShimGone { .. }) => task.connected_or_not_live().await,
+            answer => return answer,
         }
     }
-    // The shim died: its task is being cleaned up, and then the exit is known.
-    task.reaches(|phase| phase != Phase::Live).await;
-    let process = || exec.clone().map(|exec| TaskError::ProcessNotFound { id: task.id.clone(), exec });
-    known(task, exec.as_ref()).ok_or_else(|| process().unwrap_or_else(|| TaskError::NotFound(task.id.to_string())))
+}
+
+async fn ask(task: &Task, exec: Option<&ExecId>) -> Result<Exit, TaskError> {
+    let exec_id = exec.map(ToString::to_string).unwrap_or_default();
+    let message = WaitRequest { id: task.id.to_string(), exec_id };
+    let asked = task.call("Wait", message, |mut shim, request| async move { shim.wait(request).await });
+    let WaitResponse { exit_status, exited_at } = asked.await?;
+    let exit = Exit { pid: 0, status: exit_status, at: exited_at.unwrap_or_default() };
+    if exec.is_none() {
+        task.facts.send_modify(|facts| {
+            let pid = facts.pid;
+            facts.set_exit(Exit { pid, ..exit.clone() });
+        });
+    }
+    Ok(exit)
 }
 
 fn known(task: &Task, exec: Option<&ExecId>) -> Option<Exit> {
