@@ -126,7 +126,9 @@ impl Drop for Supervisor {
 
 fn spawn(root: &Path) -> Child {
     let log = std::fs::File::options().create(true).append(true).open(root.join("log")).unwrap();
-    Command::new(env!("CARGO_BIN_EXE_berth-supervisor"))
+    // Figures are taken with an optimized one.
+    let program = std::env::var_os("BERTH_SUPERVISOR").unwrap_or(env!("CARGO_BIN_EXE_berth-supervisor").into());
+    Command::new(program)
         .args(["--data-root".as_ref(), root.join("data").as_os_str()])
         .args(["--run-root".as_ref(), root.join("run").as_os_str()])
         .stdin(Stdio::null())

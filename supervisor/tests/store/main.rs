@@ -1,7 +1,10 @@
 //! The stores of a real supervisor over its socket: with containerd's own client, a real registry, and hostile ones.
 
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
 mod archives;
 mod bad;
 mod clients;
+mod figures;
 mod harness;
 mod registries;

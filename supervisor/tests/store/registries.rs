@@ -18,14 +18,14 @@ use crate::{
 };
 
 /// Debian's docker-registry on loopback.
-struct DockerRegistry {
+pub(crate) struct DockerRegistry {
     child: Child,
-    port: u16,
+    pub(crate) port: u16,
     _dir: tempfile::TempDir,
 }
 
 impl DockerRegistry {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let port = free_port();
         let config = dir.path().join("config.yml");

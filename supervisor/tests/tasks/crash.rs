@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::stack::{Stack, assert_state, eventually, lives, process_spec, request};
+use crate::stack::{NAMESPACE, Stack, assert_state, eventually, lives, process_spec, request};
 use proto::containerd::{
     services::tasks::v1::{ExecProcessRequest, GetRequest, ListTasksRequest, StartRequest, WaitRequest},
     v1::types::Status as State,
@@ -173,5 +173,55 @@ async fn asked_to_end_it_sends_those_away_who_wait() {
     assert!(events.ended().await);
     stack.start().await;
     stack.finish("long").await;
+    stack.nothing_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_connection_is_made_again_and_ends_nobody() {
+    let mut stack = Stack::new().await;
+    let pid = stack.run_task("cut", "sleep 1000").await;
+    stack.kill();
+    // Somebody in the middle who can cut the line.
+    let bootstrap = stack.run().join("supervisor/tasks").join(NAMESPACE).join("cut/bootstrap.json");
+    let mut said: serde_json::Value = serde_json::from_slice(&std::fs::read(&bootstrap).unwrap()).unwrap();
+    let shim = std::path::PathBuf::from(said["address"].as_str().unwrap());
+    let middle = stack.folder().join("middle.sock");
+    said["address"] = middle.display().to_string().into();
+    std::fs::write(&bootstrap, said.to_string()).unwrap();
+    let listener = tokio::net::UnixListener::bind(&middle).unwrap();
+    let (cut, _) = tokio::sync::broadcast::channel::<()>(1);
+    let cutter = cut.clone();
+    let proxy = tokio::spawn(async move {
+        while let Ok((mut ours, _)) = listener.accept().await {
+            let mut theirs = tokio::net::UnixStream::connect(&shim).await.unwrap();
+            let mut end = cutter.subscribe();
+            tokio::spawn(async move {
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut ours, &mut theirs) => {}
+                    _ = end.recv() => {}
+                }
+            });
+        }
+    });
+    stack.start().await;
+    assert_eq!(stack.get("cut").await.unwrap().pid, pid);
+    let waiting = {
+        let mut tasks = stack.tasks();
+        let message = WaitRequest { container_id: "cut".into(), exec_id: String::new() };
+        tokio::spawn(async move { tasks.wait(request(message)).await })
+    };
+    for round in 1..4 {
+        cut.send(()).unwrap();
+        let again = || stack.log().matches("connection to the shim was lost, made again").count() == round;
+        eventually("the connection is made again", again).await;
+        let process = stack.get("cut").await.unwrap();
+        assert_state(&process, State::Running);
+        assert_eq!(process.pid, pid);
+    }
+    assert!(lives(pid) && !waiting.is_finished());
+    stack.signal("cut", 9).await.unwrap();
+    assert_eq!(waiting.await.unwrap().unwrap().into_inner().exit_status, 137);
+    stack.delete("cut").await.unwrap();
+    proxy.abort();
     stack.nothing_left().await;
 }
