@@ -146,6 +146,11 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     for path in &app.config.listen {
         let _ = std::fs::remove_file(path);
     }
+    match tokio::task::spawn_blocking(move || app.networks.remove_if_unused()).await {
+        Ok(Err(error)) => warn!(error = %proto::kind::chain(&error), "bridge left behind"),
+        Err(error) => warn!(%error, "bridge left behind"),
+        Ok(Ok(_)) => {}
+    }
     Ok(())
 }
 
@@ -158,17 +163,17 @@ fn open(config: Config) -> Result<Arc<App>, AppError> {
     let identity = Identity::load_or_make(&data.join("identity.json"))?;
     let (store, records) = Store::open(&data.join("engine.redb"))?;
     let volumes_folder = data.join("volumes");
-    let volumes = Volumes::open(volumes_folder.clone())
-        .map_err(|cause| AppError::Folder { path: volumes_folder, cause })?;
+    let volumes =
+        Volumes::open(volumes_folder.clone()).map_err(|cause| AppError::Folder { path: volumes_folder, cause })?;
     let bridge = BridgeConfig {
         name: config.bridge.clone(),
-        address: config.bip.as_deref().map(|text| text.parse::<Subnet>().map_err(|e| AppError::Subnet(e.to_string()))).transpose()?,
+        address: config
+            .bip
+            .as_deref()
+            .map(|text| text.parse::<Subnet>().map_err(|e| AppError::Subnet(e.to_string())))
+            .transpose()?,
         mtu: 1500,
-        ids: NetworkIds {
-            bridge: identity.bridge.clone(),
-            host: identity.host.clone(),
-            none: identity.none.clone(),
-        },
+        ids: NetworkIds { bridge: identity.bridge.clone(), host: identity.host.clone(), none: identity.none.clone() },
     };
     let networks = Networks::open(bridge, &config.run_root)?;
     // All endpoints, also of containers that ended meanwhile: their ends are worked off in the usual way.
@@ -197,7 +202,7 @@ fn open(config: Config) -> Result<Arc<App>, AppError> {
 }
 
 fn is_cgroup2() -> bool {
-    let magic = nix::sys::statfs::statfs("/sys/fs/cgroup").map(|s| s.filesystem_type().0 as i64);
+    let magic = nix::sys::statfs::statfs("/sys/fs/cgroup").map(|s| s.filesystem_type().0);
     magic == Ok(sys::path::CGROUP2_MAGIC)
 }
 

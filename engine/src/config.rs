@@ -136,8 +136,7 @@ impl Config {
 }
 
 fn read_file(path: &Path) -> Result<File, ConfigError> {
-    let text =
-        std::fs::read_to_string(path).map_err(|cause| ConfigError::Read { path: path.to_owned(), cause })?;
+    let text = std::fs::read_to_string(path).map_err(|cause| ConfigError::Read { path: path.to_owned(), cause })?;
     toml::from_str(&text).map_err(|error| ConfigError::Parse {
         path: path.to_owned(),
         cause: error.to_string().split_whitespace().collect::<Vec<_>>().join(" "),

@@ -13,10 +13,7 @@ use crate::{
     supervisor::SupervisorError,
 };
 use proto::{berth::streams::v1::AttachRequest, kind::chain};
-use std::{
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 use tokio::{io::AsyncWriteExt, sync::oneshot};
 use tracing::{debug, warn};
 
@@ -67,7 +64,10 @@ pub async fn join(app: &Arc<App>, container: &Arc<Container>, ask: Ask<'_>) -> A
             rules::decide(rules::Operation::Exec, live.record.state.phase, &container.id, &live.record.name)?;
         }
         if live.record.state.phase == super::record::Phase::Paused && ask.stream {
-            return Err(ApiError::conflict(format!("container {} is paused, unpause the container before attach", container.id)));
+            return Err(ApiError::conflict(format!(
+                "container {} is paused, unpause the container before attach",
+                container.id
+            )));
         }
         (live.record.config.tty, live.record.config.open_stdin, live.record.config.stdin_once)
     };
@@ -155,7 +155,8 @@ impl Joining {
         let id = self.container.id.clone();
         let mut client = client;
         if self.replay {
-            let options = logs::Options { stdout: self.wants.stdout, stderr: self.wants.stderr, ..logs::Options::default() };
+            let options =
+                logs::Options { stdout: self.wants.stdout, stderr: self.wants.stderr, ..logs::Options::default() };
             match self.replay(&app, &options, client).await {
                 Some(back) => client = back,
                 None => return,
@@ -223,4 +224,3 @@ async fn left(client: &ClientStream) {
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
 }
-

@@ -2,7 +2,10 @@
 //! what fails undoes what was made.
 
 use super::{
-    Container, Containers, files, layers::Layers, merge, mounts, names, record::{MountKind, MountPoint, Record, State},
+    Container, Containers, files,
+    layers::Layers,
+    merge, mounts, names,
+    record::{MountKind, MountPoint, Record, State},
     validate::{self, not_yet},
 };
 use crate::{
@@ -45,7 +48,12 @@ pub struct Created {
 }
 
 /// Makes a container.
-pub async fn create(app: &Arc<App>, name: Option<&str>, platform: Option<&str>, request: CreateRequest) -> ApiResult<Created> {
+pub async fn create(
+    app: &Arc<App>,
+    name: Option<&str>,
+    platform: Option<&str>,
+    request: CreateRequest,
+) -> ApiResult<Created> {
     let begun = std::time::Instant::now();
     validate::check(&request)?;
     let CreateRequest { mut config, mut host_config, networking_config } = request;
@@ -71,7 +79,9 @@ pub async fn create(app: &Arc<App>, name: Option<&str>, platform: Option<&str>, 
     let network = validate::network_kind(&host_config.network_mode)?;
     let endpoint = networking_config.endpoints_config.into_values().flatten().next().unwrap_or_default();
     let mac = [endpoint.mac_address.as_str(), config.mac_address.as_str()].into_iter().find(|m| !m.is_empty());
-    let mac = mac.map(|text| text.parse::<crate::networks::Mac>().map_err(|e| ApiError::invalid(e.to_string()))).transpose()?;
+    let mac = mac
+        .map(|text| text.parse::<crate::networks::Mac>().map_err(|e| ApiError::invalid(e.to_string())))
+        .transpose()?;
     let ip = endpoint.other.get("IPAMConfig").and_then(|c| c["IPv4Address"].as_str()).filter(|ip| !ip.is_empty());
     if ip.is_some_and(|ip| ip.parse::<std::net::Ipv4Addr>().is_err()) {
         return Err(ApiError::invalid(format!("invalid IPv4 address: {}", ip.unwrap_or_default())));
@@ -152,7 +162,11 @@ impl Drop for Undo {
             let (app, id) = (self.app.clone(), self.id.clone());
             tokio::spawn(async move {
                 let request = RemoveSnapshotRequest { snapshotter: SNAPSHOTTER.into(), key: id };
-                match app.supervisor.retry(request.clone(), |client, request| async move { client.snapshots().remove(request).await }).await {
+                match app
+                    .supervisor
+                    .retry(request.clone(), |client, request| async move { client.snapshots().remove(request).await })
+                    .await
+                {
                     Err(error) if !error.is_not_found() => warn!(error = %chain(&error), "snapshot left behind"),
                     _ => {}
                 }
@@ -277,7 +291,11 @@ fn resolve_mounts(app: &App, id: &str, wanted: Vec<mounts::Wanted>) -> ApiResult
             }
             MountKind::Volume => {
                 point.anonymous = mount.source.is_empty();
-                let name = if point.anonymous { ids::random_id().map_err(|e| ApiError::unexpected(&e))? } else { mount.source };
+                let name = if point.anonymous {
+                    ids::random_id().map_err(|e| ApiError::unexpected(&e))?
+                } else {
+                    mount.source
+                };
                 let (_, made) = app.volumes.ensure(&name, mount.labels, point.anonymous)?;
                 if made {
                     app.events.publish("volume", "create", &name, BTreeMap::from([("driver".into(), "local".into())]));
@@ -298,11 +316,8 @@ fn resolve_mounts(app: &App, id: &str, wanted: Vec<mounts::Wanted>) -> ApiResult
 fn bind_source(source: &str, create: bool) -> ApiResult<()> {
     match std::fs::symlink_metadata(source) {
         Ok(_) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && create => {
-            std::fs::create_dir_all(source).map_err(|cause| {
-                ApiError::internal(format!("error while creating mount source path '{source}': {cause}"))
-            })
-        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && create => std::fs::create_dir_all(source)
+            .map_err(|cause| ApiError::internal(format!("error while creating mount source path '{source}': {cause}"))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(ApiError::invalid(format!(
             "invalid mount config for type \"bind\": bind source path does not exist: {source}"
         ))),
@@ -326,7 +341,10 @@ async fn prepare_snapshot(app: &App, record: &Record) -> ApiResult<Vec<Mount>> {
         parent: record.chain_id.clone(),
         labels,
     };
-    let answer = app.supervisor.retry(request.clone(), |client, request| async move { client.snapshots().prepare(request).await }).await;
+    let answer = app
+        .supervisor
+        .retry(request.clone(), |client, request| async move { client.snapshots().prepare(request).await })
+        .await;
     match answer {
         Ok(answer) => Ok(answer.mounts),
         Err(error) => {

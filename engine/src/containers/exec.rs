@@ -207,7 +207,8 @@ pub async fn start(app: &Arc<App>, exec: &Arc<Exec>, options: ExecStart) -> ApiR
             Ok(Running { exec: exec.clone(), container, ends })
         }
         Err(error) => {
-            let code = if error.message.contains("not found") || error.message.contains("no such file") { 127 } else { 126 };
+            let code =
+                if error.message.contains("not found") || error.message.contains("no such file") { 127 } else { 126 };
             finish(exec, code, Timestamp::now());
             forget_process(app, exec).await;
             Err(error)
@@ -219,7 +220,8 @@ async fn launch(app: &Arc<App>, exec: &Arc<Exec>, record: &Record, options: Exec
     let failed = |error: &SupervisorError| {
         let message = format!("exec in container {} ({}): {}", record.name, exec.config.cmd[0], chain(error));
         let lower = message.to_lowercase();
-        let of_command = ["executable file not found", "no such file or directory", "permission denied", "is a directory"];
+        let of_command =
+            ["executable file not found", "no such file or directory", "permission denied", "is a directory"];
         let status = if of_command.iter().any(|words| lower.contains(words)) {
             axum::http::StatusCode::BAD_REQUEST
         } else {
@@ -278,7 +280,9 @@ fn process(exec: &Exec, record: &Record, options: ExecStart) -> ApiResult<Vec<u8
     merge::overlay(&mut env, &config.env);
     let cwd = if config.working_dir.is_empty() { &record.config.working_dir } else { &config.working_dir };
     let mut process = spec::process(record, &user, &caps, config.cmd.clone(), env, cwd, config.tty)?;
-    if let Some([rows, columns]) = options.console_size.or(config.console_size).filter(|[r, c]| config.tty && *r > 0 && *c > 0) {
+    if let Some([rows, columns]) =
+        options.console_size.or(config.console_size).filter(|[r, c]| config.tty && *r > 0 && *c > 0)
+    {
         process["consoleSize"] = serde_json::json!({"height": rows, "width": columns});
     }
     serde_json::to_vec(&process).map_err(|e| ApiError::unexpected(&e))
@@ -370,8 +374,20 @@ impl Running {
 /// Refuses what a create request may hold and is not built.
 pub fn check_unbuilt(body: &serde_json::Map<String, serde_json::Value>) -> ApiResult<()> {
     let known = [
-        "User", "Privileged", "Tty", "ConsoleSize", "AttachStdin", "AttachStdout", "AttachStderr", "DetachKeys", "Env",
-        "WorkingDir", "Cmd", "Detach", "Container", "ExecIDs",
+        "User",
+        "Privileged",
+        "Tty",
+        "ConsoleSize",
+        "AttachStdin",
+        "AttachStdout",
+        "AttachStderr",
+        "DetachKeys",
+        "Env",
+        "WorkingDir",
+        "Cmd",
+        "Detach",
+        "Container",
+        "ExecIDs",
     ];
     match body.iter().find(|(key, value)| !known.contains(&key.as_str()) && !crate::api::serial::is_zero(value)) {
         Some((key, _)) => Err(not_yet(&format!("exec option {key}"))),

@@ -137,10 +137,10 @@ async fn finish(app: &Arc<App>, container: &Arc<Container>, exit: Exit) {
     };
     let bury = async {
         // A container that removes itself leaves nobody to ask for its exit code later.
-        if !record.host.auto_remove {
-            if let Err(error) = app.containers.store.put(&record).await {
-                warn!(id, error = %chain(&error), "exit not kept");
-            }
+        if !record.host.auto_remove
+            && let Err(error) = app.containers.store.put(&record).await
+        {
+            warn!(id, error = %chain(&error), "exit not kept");
         }
         start::delete_task(app, &container.id).await;
     };
@@ -151,7 +151,6 @@ async fn finish(app: &Arc<App>, container: &Arc<Container>, exit: Exit) {
             code: exit.code,
             manual: live.record.state.manually_stopped,
             restarts: live.record.state.restart_count,
-            ran,
         };
         let manual = ending.manual;
         let restart = restart::wants_restart(&live.record.host.restart_policy, ending);
@@ -224,7 +223,9 @@ pub fn remove_by_itself(app: &Arc<App>, container: &Arc<Container>) {
 async fn compare(app: &Arc<App>, first: bool) -> Result<(), SupervisorError> {
     let tasks = app
         .supervisor
-        .retry(ListTasksRequest { filter: String::new() }, |client, request| async move { client.tasks().list(request).await })
+        .retry(ListTasksRequest { filter: String::new() }, |client, request| async move {
+            client.tasks().list(request).await
+        })
         .await?
         .tasks;
     let mut tasks: HashMap<String, Process> = tasks.into_iter().map(|task| (name_of(&task), task)).collect();
@@ -301,7 +302,11 @@ async fn sweep(app: &Arc<App>) {
     let ours = format!("labels.\"{LABEL}\"");
     let filters = vec![ours.clone()];
     let list = ListContainersRequest { filters };
-    match app.supervisor.retry(list.clone(), |client, request| async move { client.containers().list(request).await }).await {
+    match app
+        .supervisor
+        .retry(list.clone(), |client, request| async move { client.containers().list(request).await })
+        .await
+    {
         Ok(answer) => {
             for found in answer.containers {
                 if found.labels.contains_key(LABEL) && app.containers.get(&found.id).is_none() {

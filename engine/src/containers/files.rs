@@ -117,9 +117,10 @@ fn resolv_conf(facts: &Facts<'_>, of_host: &str) -> String {
         return of_host.to_owned();
     }
     let words = |key: &str| {
-        of_host.lines().rfind(|line| line.split_whitespace().next() == Some(key)).map_or_else(Vec::new, |line| {
-            line.split_whitespace().skip(1).map(str::to_owned).collect::<Vec<_>>()
-        })
+        of_host
+            .lines()
+            .rfind(|line| line.split_whitespace().next() == Some(key))
+            .map_or_else(Vec::new, |line| line.split_whitespace().skip(1).map(str::to_owned).collect::<Vec<_>>())
     };
     let mut servers = facts.dns.to_vec();
     if servers.is_empty() {
@@ -129,7 +130,8 @@ fn resolv_conf(facts: &Facts<'_>, of_host: &str) -> String {
         });
         // A resolver on the host's loopback is out of reach from another network namespace.
         let reachable = |server: &&str| {
-            facts.host_network || !server.split('%').next().unwrap_or("").parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+            facts.host_network
+                || !server.split('%').next().unwrap_or("").parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
         };
         servers = listed.filter(reachable).map(str::to_owned).collect();
         if servers.is_empty() {

@@ -4,10 +4,7 @@ use super::{
     Container, list, ports,
     record::{Phase, Record},
 };
-use crate::{
-    app::App,
-    http::ApiResult,
-};
+use crate::{app::App, http::ApiResult};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 

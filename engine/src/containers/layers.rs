@@ -53,9 +53,9 @@ impl Layers {
         let failed = |step| move |cause| LayersError::Mount { step, cause };
         let Some(mount) = mounts.first() else { return Err(LayersError::Kind("none".into())) };
         match mount.r#type.as_str() {
-            "bind" => clone_tree(nix::fcntl::AT_FDCWD, Path::new(&mount.source), Reach::One)
-                .map(Self)
-                .map_err(failed("bind")),
+            "bind" => {
+                clone_tree(nix::fcntl::AT_FDCWD, Path::new(&mount.source), Reach::One).map(Self).map_err(failed("bind"))
+            }
             "overlay" => {
                 let folders = overlay_folders(&mount.options);
                 // One folder is no overlay to the kernel.
@@ -69,7 +69,10 @@ impl Layers {
                     // One call for each (Linux 6.7): a value of fsconfig(2) holds 255 bytes.
                     overlay.string("lowerdir+", folder).map_err(failed("lowerdir"))?;
                 }
-                overlay.mount(attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC).map(Self).map_err(failed("fsmount"))
+                overlay
+                    .mount(attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC)
+                    .map(Self)
+                    .map_err(failed("fsmount"))
             }
             other => Err(LayersError::Kind(other.to_owned())),
         }
@@ -163,9 +166,10 @@ mod tests {
         let layers = Layers::open(&overlay([&upper, &lower])).unwrap();
         let users = layers.users().unwrap();
         assert_eq!((users.passwd.as_str(), users.group.as_str()), ("upper", ""));
-        let root = std::fs::read_dir(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(
-            &layers.folder("/data/out/../../..").unwrap().unwrap()
-        )));
+        let root = std::fs::read_dir(format!(
+            "/proc/self/fd/{}",
+            std::os::fd::AsRawFd::as_raw_fd(&layers.folder("/data/out/../../..").unwrap().unwrap())
+        ));
         assert_eq!(root.unwrap().count(), 2);
         assert!(layers.folder("/none").unwrap().is_none());
     }

@@ -20,8 +20,21 @@ use std::{
 
 /// Filters of the list.
 pub const FILTERS: [&str; 15] = [
-    "ancestor", "before", "exited", "expose", "health", "id", "is-task", "isolation", "label", "label!", "name", "network",
-    "publish", "since", "status",
+    "ancestor",
+    "before",
+    "exited",
+    "expose",
+    "health",
+    "id",
+    "is-task",
+    "isolation",
+    "label",
+    "label!",
+    "name",
+    "network",
+    "publish",
+    "since",
+    "status",
 ];
 
 /// What to list.
@@ -42,7 +55,8 @@ pub async fn list(app: &Arc<App>, options: &Options) -> ApiResult<Vec<Value>> {
     let since = bound(app, filters, "since")?;
     let ancestors = ancestors(app, filters).await?;
     check_values(filters)?;
-    let all = options.all || options.limit > 0 || ["status", "exited", "before", "since"].iter().any(|k| filters.has(k));
+    let all =
+        options.all || options.limit > 0 || ["status", "exited", "before", "since"].iter().any(|k| filters.has(k));
     let mut rows = Vec::new();
     for container in app.containers.all() {
         let record = container.record();
@@ -106,7 +120,8 @@ fn check_values(filters: &Filters) -> ApiResult<()> {
 fn passes(record: &Record, filters: &Filters) -> bool {
     let state = &record.state;
     let health = filters.any("health", |wanted| wanted == "none");
-    let published: Vec<String> = endpoint_ports(state).map(|p| super::ports::port_key(p.container_port, p.protocol)).collect();
+    let published: Vec<String> =
+        endpoint_ports(state).map(|p| super::ports::port_key(p.container_port, p.protocol)).collect();
     let within = |list: &[String], wanted: &str| {
         super::ports::parse_port(wanted).is_ok_and(|(first, last, protocol)| {
             (first..=last).any(|port| list.contains(&super::ports::port_key(port, protocol)))
@@ -118,9 +133,7 @@ fn passes(record: &Record, filters: &Filters) -> bool {
         && filters.any("id", |id| record.id.starts_with(id))
         && filters.any("name", |name| name_matches(&record.name, name))
         && filters.any("status", |status| status == state.phase.name())
-        && filters.any("exited", |code| {
-            state.phase == Phase::Exited && code.parse() == Ok(state.exit_code)
-        })
+        && filters.any("exited", |code| state.phase == Phase::Exited && code.parse() == Ok(state.exit_code))
         && filters.any("network", |network| network == record.host.network_mode || network_id_fits(state, network))
         && filters.any("publish", |port| within(&published, port))
         && filters.any("expose", |port| within(&exposed, port) || within(&published, port))
@@ -221,7 +234,11 @@ fn ports(record: &Record) -> Vec<Value> {
 
 /// `Mounts` of list and inspect.
 pub fn mounts(record: &Record) -> Vec<Value> {
-    let visible = record.mounts.iter().filter(|mount| mount.kind != MountKind::Tmpfs || mount.options.is_empty() || !record.host.tmpfs.contains_key(&mount.destination));
+    let visible = record.mounts.iter().filter(|mount| {
+        mount.kind != MountKind::Tmpfs
+            || mount.options.is_empty()
+            || !record.host.tmpfs.contains_key(&mount.destination)
+    });
     visible
         .map(|mount| {
             let mut value = json!({
@@ -274,7 +291,8 @@ pub fn on_network(app: &App, network_id: &str) -> HashMap<String, Value> {
     for container in app.containers.all() {
         let live = container.live();
         let state = &live.record.state;
-        if let Some(endpoint) = state.endpoint.as_ref().filter(|e| state.phase.is_live() && e.network_id == network_id) {
+        if let Some(endpoint) = state.endpoint.as_ref().filter(|e| state.phase.is_live() && e.network_id == network_id)
+        {
             let address = endpoint.address.as_ref();
             members.insert(
                 live.record.id.clone(),

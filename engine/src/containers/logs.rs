@@ -212,7 +212,11 @@ fn last_lines(files: Vec<File>, lines: usize, options: &Options) -> Vec<File> {
     let mut missing = lines;
     let mut chosen = Vec::new();
     for mut file in files {
-        let found = if selective { start_by_reading(&mut file, missing, options) } else { start_by_newlines(&mut file, missing) };
+        let found = if selective {
+            start_by_reading(&mut file, missing, options)
+        } else {
+            start_by_newlines(&mut file, missing)
+        };
         let Ok((start, counted)) = found else { break };
         if file.seek(SeekFrom::Start(start)).is_err() {
             break;
@@ -298,7 +302,12 @@ impl Watch {
     pub fn new(folder: &Path) -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
         inotify.add_watch(folder, AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO)?;
-        Ok(Self(AsyncFd::new(Watched(inotify))?))
+        #[expect(
+            deprecated,
+            reason = "the new form is unsafe; what it asks for holds: `Watched` owns the one number it gives"
+        )]
+        let watched = AsyncFd::new(Watched(inotify))?;
+        Ok(Self(watched))
     }
 
     /// Returns when something has happened since the last call.
@@ -326,7 +335,9 @@ mod tests {
     }
 
     fn read(reader: &mut Reader) -> Vec<String> {
-        std::iter::from_fn(|| reader.next_line()).map(|(_, text)| String::from_utf8(text).unwrap().trim().to_owned()).collect()
+        std::iter::from_fn(|| reader.next_line())
+            .map(|(_, text)| String::from_utf8(text).unwrap().trim().to_owned())
+            .collect()
     }
 
     #[test]
@@ -360,7 +371,8 @@ mod tests {
     fn growing_and_rotated_while_read() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
-        let append = |text: &str| File::options().append(true).create(true).open(&path).unwrap().write_all(text.as_bytes());
+        let append =
+            |text: &str| File::options().append(true).create(true).open(&path).unwrap().write_all(text.as_bytes());
         append(&line(1, "stdout")).unwrap();
         let half = line(2, "stdout");
         append(&half[..10]).unwrap();

@@ -97,7 +97,8 @@ mod tests {
     #[test]
     fn entrypoint_and_command() {
         let image = Config { entrypoint: words(&["/entry"]), cmd: words(&["a", "b"]), ..Config::default() };
-        let cases: [(Option<Vec<String>>, Option<Vec<String>>, &[&str]); 6] = [
+        type Words = Option<Vec<String>>;
+        let cases: [(Words, Words, &[&str]); 6] = [
             (None, None, &["/entry", "a", "b"]),
             (None, words(&["c"]), &["/entry", "c"]),
             (words(&["/mine"]), None, &["/mine"]),

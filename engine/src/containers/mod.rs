@@ -11,9 +11,9 @@ pub mod exec;
 pub mod exits;
 pub mod files;
 pub mod frames;
+pub mod inspect;
 pub mod layers;
 pub mod list;
-pub mod inspect;
 pub mod log_config;
 pub mod logs;
 pub mod merge;
@@ -177,14 +177,7 @@ impl Containers {
             table.names.insert(record.name.clone(), record.id.clone());
             table.by_id.insert(record.id.clone(), Arc::new(Container::new(record)));
         }
-        Self {
-            store,
-            folder,
-            streams,
-            table: Mutex::new(table),
-            execs: Mutex::default(),
-            users: Mutex::default(),
-        }
+        Self { store, folder, streams, table: Mutex::new(table), execs: Mutex::default(), users: Mutex::default() }
     }
 
     /// Finds by full id, name, or unique beginning of an id.

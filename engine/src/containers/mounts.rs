@@ -3,7 +3,7 @@
 
 use super::record::MountKind;
 use crate::{
-    api::{HostConfig, Mount, serial::is_zero, serial::Set},
+    api::{HostConfig, Mount, serial::Set, serial::is_zero},
     http::ApiError,
 };
 use std::collections::BTreeMap;
@@ -142,10 +142,14 @@ fn from_mount(mount: &Mount) -> Result<Wanted, ApiError> {
     ];
     for (group, other) in nested.into_iter().flatten() {
         let local_driver = |key: &str, value: &serde_json::Value| {
-            key == "DriverConfig" && matches!(value["Name"].as_str(), None | Some("" | "local")) && is_zero(&value["Options"])
+            key == "DriverConfig"
+                && matches!(value["Name"].as_str(), None | Some("" | "local"))
+                && is_zero(&value["Options"])
         };
         if let Some((key, _)) = other.iter().find(|(key, value)| !is_zero(value) && !local_driver(key, value)) {
-            return Err(ApiError::not_implemented(format!("mount option {group}.{key} is not implemented in berth yet")));
+            return Err(ApiError::not_implemented(format!(
+                "mount option {group}.{key} is not implemented in berth yet"
+            )));
         }
     }
     if mount.target.is_empty() {
@@ -224,10 +228,44 @@ fn from_mount(mount: &Mount) -> Result<Wanted, ApiError> {
 fn check_tmpfs_option(option: &str) -> Result<(), ApiError> {
     let key = option.split_once('=').map_or(option, |(key, _)| key);
     let known = [
-        "size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "mpol", "huge", "ro", "rw", "exec", "noexec", "suid",
-        "nosuid", "dev", "nodev", "sync", "async", "dirsync", "remount", "mand", "nomand", "atime", "noatime", "diratime",
-        "nodiratime", "bind", "rbind", "private", "rprivate", "shared", "rshared", "slave", "rslave", "relatime",
-        "norelatime", "strictatime", "nostrictatime",
+        "size",
+        "mode",
+        "uid",
+        "gid",
+        "nr_inodes",
+        "nr_blocks",
+        "mpol",
+        "huge",
+        "ro",
+        "rw",
+        "exec",
+        "noexec",
+        "suid",
+        "nosuid",
+        "dev",
+        "nodev",
+        "sync",
+        "async",
+        "dirsync",
+        "remount",
+        "mand",
+        "nomand",
+        "atime",
+        "noatime",
+        "diratime",
+        "nodiratime",
+        "bind",
+        "rbind",
+        "private",
+        "rprivate",
+        "shared",
+        "rshared",
+        "slave",
+        "rslave",
+        "relatime",
+        "norelatime",
+        "strictatime",
+        "nostrictatime",
     ];
     let clean = option.bytes().all(|b| b.is_ascii_graphic());
     // These turn the tmpfs into something else.
@@ -298,9 +336,14 @@ mod tests {
         ];
         for (text, kind, source, destination, writable) in cases {
             let got = parse_bind(text).unwrap();
-            assert_eq!((got.kind, got.source.as_str(), got.destination.as_str(), got.writable), (kind, source, destination, writable), "{text}");
+            assert_eq!(
+                (got.kind, got.source.as_str(), got.destination.as_str(), got.writable),
+                (kind, source, destination, writable),
+                "{text}"
+            );
         }
-        for bad in ["", ":", "/a:b", "/a:/", "/a:/b:x", "/a:/b:ro,rw", "a/b:/c", "/a:/b:ro:z", "x:/b:rshared", "x:/.."] {
+        for bad in ["", ":", "/a:b", "/a:/", "/a:/b:x", "/a:/b:ro,rw", "a/b:/c", "/a:/b:ro:z", "x:/b:rshared", "x:/.."]
+        {
             assert!(parse_bind(bad).is_err(), "{bad}");
         }
     }

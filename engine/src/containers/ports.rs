@@ -57,7 +57,12 @@ pub fn requests(host: &HostConfig, exposed: &Set) -> Result<Vec<PortRequest>, Ap
             let (first, last, protocol) = parse_port(key)?;
             for container_port in first..=last {
                 if !requests.iter().any(|r| r.container_port == container_port && r.protocol == protocol) {
-                    requests.push(PortRequest { protocol, container_port, host_ip: None, host_port: HostPort::Ephemeral });
+                    requests.push(PortRequest {
+                        protocol,
+                        container_port,
+                        host_ip: None,
+                        host_port: HostPort::Ephemeral,
+                    });
                 }
             }
         }

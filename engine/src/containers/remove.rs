@@ -83,12 +83,15 @@ async fn take_apart(app: &Arc<App>, container: &Container, registered: bool) -> 
     let (unregistered, removed, emptied) = tokio::join!(
         async {
             if registered {
-                app.supervisor.retry(entry.clone(), |client, request| async move { client.containers().delete(request).await }).await
+                app.supervisor
+                    .retry(entry.clone(), |client, request| async move { client.containers().delete(request).await })
+                    .await
             } else {
                 Ok(())
             }
         },
-        app.supervisor.retry(snapshot.clone(), |client, request| async move { client.snapshots().remove(request).await }),
+        app.supervisor
+            .retry(snapshot.clone(), |client, request| async move { client.snapshots().remove(request).await }),
         tokio::task::spawn_blocking(move || std::fs::remove_dir_all(&folder)),
     );
     for (what, result) in [("record", unregistered), ("root file system", removed.map(drop))] {
@@ -109,8 +112,7 @@ async fn take_apart(app: &Arc<App>, container: &Container, registered: bool) -> 
 }
 
 async fn remove_anonymous_volumes(app: &Arc<App>, record: &super::record::Record) {
-    let names: Vec<String> =
-        record.mounts.iter().filter(|m| m.anonymous).filter_map(|m| m.volume.clone()).collect();
+    let names: Vec<String> = record.mounts.iter().filter(|m| m.anonymous).filter_map(|m| m.volume.clone()).collect();
     if names.is_empty() {
         return;
     }

@@ -17,8 +17,6 @@ pub struct Ending {
     pub manual: bool,
     /// Restarts so far.
     pub restarts: u32,
-    /// How long it ran.
-    pub ran: Duration,
 }
 
 /// Whether to start again.
@@ -87,7 +85,7 @@ mod tests {
 
     #[test]
     fn who_starts_again() {
-        let end = |code, manual, restarts| Ending { code, manual, restarts, ran: Duration::ZERO };
+        let end = |code, manual, restarts| Ending { code, manual, restarts };
         let cases = [
             ("no", 0, end(1, false, 0), false),
             ("", 0, end(1, false, 0), false),

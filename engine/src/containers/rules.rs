@@ -41,9 +41,7 @@ pub fn decide(operation: Operation, phase: Phase, id: &str, name: &str) -> Resul
         }
 
         (Op::Start, Phase::Running) => Err(ApiError::not_modified()),
-        (Op::Start, Phase::Paused) => {
-            Err(ApiError::conflict("cannot start a paused container, try unpause instead"))
-        }
+        (Op::Start, Phase::Paused) => Err(ApiError::conflict("cannot start a paused container, try unpause instead")),
         (Op::Start, _) => Ok(()),
 
         (Op::Stop, Phase::Created | Phase::Exited) => Err(ApiError::not_modified()),
@@ -64,12 +62,14 @@ pub fn decide(operation: Operation, phase: Phase, id: &str, name: &str) -> Resul
             Err(ApiError::conflict(format!("container {name} is paused, unpause the container before exec")))
         }
         (Op::Exec | Op::Resize | Op::Top, Phase::Running) | (Op::Resize | Op::Top, Phase::Paused) => Ok(()),
-        (Op::Exec, Phase::Restarting) => Err(ApiError::conflict(format!(
-            "container {id} is restarting, wait until the container is running"
-        ))),
+        (Op::Exec, Phase::Restarting) => {
+            Err(ApiError::conflict(format!("container {id} is restarting, wait until the container is running")))
+        }
         (Op::Exec | Op::Resize | Op::Top, _) => Err(not_running()),
 
-        (Op::Remove, Phase::Running) => Err(in_use(name, "running", "stop the container before removing or force remove")),
+        (Op::Remove, Phase::Running) => {
+            Err(in_use(name, "running", "stop the container before removing or force remove"))
+        }
         (Op::Remove, Phase::Paused) => {
             Err(in_use(name, "paused", "unpause and then stop the container before removing or force remove"))
         }

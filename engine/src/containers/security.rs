@@ -51,7 +51,9 @@ pub fn parse(host: &HostConfig) -> ApiResult<Security> {
             ("systempaths", "unconfined") => security.system_paths_unconfined = true,
             // There is neither here: to be without is what one gets.
             ("apparmor", "unconfined") | ("label", "disable") => {}
-            ("apparmor" | "label" | "writable-cgroups", _) => return Err(not_yet(&format!("security option {option}"))),
+            ("apparmor" | "label" | "writable-cgroups", _) => {
+                return Err(not_yet(&format!("security option {option}")));
+            }
             _ => return Err(ApiError::invalid(format!("invalid --security-opt: {option:?}"))),
         }
     }

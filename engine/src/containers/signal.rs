@@ -37,7 +37,8 @@ mod tests {
 
     #[test]
     fn forms() {
-        let cases = [("9", 9), ("KILL", 9), ("sigterm", 15), ("SIGRTMIN+3", 37), ("RTMAX-1", 63), ("CLD", 17), ("HUP", 1)];
+        let cases =
+            [("9", 9), ("KILL", 9), ("sigterm", 15), ("SIGRTMIN+3", 37), ("RTMAX-1", 63), ("CLD", 17), ("HUP", 1)];
         for (text, number) in cases {
             assert_eq!(parse(text).unwrap(), number, "{text}");
         }

@@ -30,7 +30,9 @@ use proto::{
     containerd::{
         runc::v1::Options,
         services::{
-            containers::v1::{Container as SupervisorContainer, CreateContainerRequest, UpdateContainerRequest, container::Runtime},
+            containers::v1::{
+                Container as SupervisorContainer, CreateContainerRequest, UpdateContainerRequest, container::Runtime,
+            },
             snapshots::v1::MountsRequest,
             tasks::v1::{CreateTaskRequest, DeleteTaskRequest, KillRequest, StartRequest},
         },
@@ -224,7 +226,10 @@ impl Drop for Undo {
 /// Kills and deletes a task whatever its state; what is not there is fine.
 pub async fn delete_task(app: &App, id: &str) {
     let delete = DeleteTaskRequest { container_id: id.to_owned() };
-    let deleted = app.supervisor.retry(delete.clone(), |client, request| async move { client.tasks().delete(request).await }).await;
+    let deleted = app
+        .supervisor
+        .retry(delete.clone(), |client, request| async move { client.tasks().delete(request).await })
+        .await;
     let error = match deleted {
         Ok(_) => return,
         Err(error) if error.is_not_found() => return,
@@ -236,9 +241,14 @@ pub async fn delete_task(app: &App, id: &str) {
     }
     let kill = KillRequest { container_id: id.to_owned(), exec_id: String::new(), signal: 9, all: true };
     let _ = app.supervisor.tasks().kill(kill).await;
-    let wait = proto::containerd::services::tasks::v1::WaitRequest { container_id: id.to_owned(), exec_id: String::new() };
+    let wait =
+        proto::containerd::services::tasks::v1::WaitRequest { container_id: id.to_owned(), exec_id: String::new() };
     let _ = tokio::time::timeout(std::time::Duration::from_secs(10), app.supervisor.tasks().wait(wait)).await;
-    match app.supervisor.retry(delete.clone(), |client, request| async move { client.tasks().delete(request).await }).await {
+    match app
+        .supervisor
+        .retry(delete.clone(), |client, request| async move { client.tasks().delete(request).await })
+        .await
+    {
         Err(error) if !error.is_not_found() => warn!(id = ids::short(id), error = %chain(&error), "task left behind"),
         _ => {}
     }
@@ -265,11 +275,7 @@ async fn attach_network(app: &Arc<App>, record: &Record, kind: NetworkKind) -> A
     let record = record.clone();
     let work = move || -> ApiResult<Option<Endpoint>> {
         let failed = |error: crate::networks::NetworkError| {
-            let text = format!(
-                "driver failed programming external connectivity on endpoint {} ({}): {}",
-                record.name, record.id, chain(&error)
-            );
-            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, text)
+            ApiError::internal(format!("start container {}: {}", record.name, chain(&error)))
         };
         let endpoint = match kind {
             NetworkKind::Host => None,
@@ -313,10 +319,17 @@ async fn register(app: &Arc<App>, container: &Container, record: &Record, kind: 
         Some(mounts) => mounts,
         None => {
             let request = MountsRequest { snapshotter: SNAPSHOTTER.into(), key: record.id.clone() };
-            let answer = app.supervisor.retry(request.clone(), |client, request| async move { client.snapshots().mounts(request).await }).await;
+            let answer = app
+                .supervisor
+                .retry(request.clone(), |client, request| async move { client.snapshots().mounts(request).await })
+                .await;
             let mounts = answer
                 .map_err(|e| {
-                    ApiError::internal(format!("start container {}: find its root file system: {}", record.name, chain(&e)))
+                    ApiError::internal(format!(
+                        "start container {}: find its root file system: {}",
+                        record.name,
+                        chain(&e)
+                    ))
                 })?
                 .mounts;
             container.live().snapshot = Some(mounts.clone());
@@ -349,14 +362,22 @@ async fn register(app: &Arc<App>, container: &Container, record: &Record, kind: 
     let create = CreateContainerRequest { container: Some(entry.clone()) };
     let update = UpdateContainerRequest { container: Some(entry), update_mask: None };
     let told = if record.registered {
-        app.supervisor.retry(update.clone(), |client, request| async move { client.containers().update(request).await }).await.map(drop)
+        app.supervisor
+            .retry(update.clone(), |client, request| async move { client.containers().update(request).await })
+            .await
+            .map(drop)
     } else {
-        let created = app.supervisor.retry(create.clone(), |client, request| async move { client.containers().create(request).await }).await;
+        let created = app
+            .supervisor
+            .retry(create.clone(), |client, request| async move { client.containers().create(request).await })
+            .await;
         match created {
             // An engine before us got this far and no further.
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                app.supervisor.retry(update.clone(), |client, request| async move { client.containers().update(request).await }).await.map(drop)
-            }
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => app
+                .supervisor
+                .retry(update.clone(), |client, request| async move { client.containers().update(request).await })
+                .await
+                .map(drop),
             created => created.map(drop),
         }
     };

@@ -108,7 +108,7 @@ fn fill_v1(value: &mut Value, metrics: &v1::Metrics) {
         }
     }
     if let Some(memory) = &metrics.memory {
-        let usage = memory.usage.clone().unwrap_or_default();
+        let usage = memory.usage.unwrap_or_default();
         value["memory_stats"] = json!({"usage": usage.usage, "max_usage": usage.max, "failcnt": usage.failcnt,
             "limit": memory_limit(usage.limit),
             "stats": {"cache": memory.cache, "rss": memory.rss, "inactive_file": memory.inactive_file,

@@ -92,7 +92,10 @@ async fn send(app: &App, container: &Container, signal: u32) -> ApiResult<()> {
     let mut attributes = container.attributes();
     attributes.insert("signal".into(), signal.to_string());
     let request = KillRequest { container_id: container.id.clone(), exec_id: String::new(), signal, all: false };
-    let sent = app.supervisor.retry(request.clone(), |client, request| async move { client.tasks().kill(request).await }).await;
+    let sent = app
+        .supervisor
+        .retry(request.clone(), |client, request| async move { client.tasks().kill(request).await })
+        .await;
     match sent {
         Ok(()) => {}
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::FailedPrecondition) => {
@@ -197,12 +200,8 @@ fn check(container: &Container, operation: Operation) -> ApiResult<()> {
 /// Tells the process the size of its terminal.
 pub async fn resize(app: &Arc<App>, container: &Arc<Container>, exec: &str, rows: u32, columns: u32) -> ApiResult<()> {
     check(container, Operation::Resize)?;
-    let request = ResizePtyRequest {
-        container_id: container.id.clone(),
-        exec_id: exec.to_owned(),
-        width: columns,
-        height: rows,
-    };
+    let request =
+        ResizePtyRequest { container_id: container.id.clone(), exec_id: exec.to_owned(), width: columns, height: rows };
     let done = app.supervisor.tasks().resize_pty(request).await.map_err(SupervisorError::from);
     done.map_err(|error| failed(app, container, "resize", &error))?;
     let mut attributes = container.attributes();
@@ -241,7 +240,11 @@ pub async fn rename(app: &Arc<App>, container: &Arc<Container>, name: &str) -> A
 }
 
 /// Processes of a container as the host sees them: titles and rows of `ps`.
-pub async fn top(app: &Arc<App>, container: &Arc<Container>, arguments: &str) -> ApiResult<(Vec<String>, Vec<Vec<String>>)> {
+pub async fn top(
+    app: &Arc<App>,
+    container: &Arc<Container>,
+    arguments: &str,
+) -> ApiResult<(Vec<String>, Vec<Vec<String>>)> {
     check(container, Operation::Top)?;
     let request = ListPidsRequest { container_id: container.id.clone() };
     let answer = app.supervisor.tasks().list_pids(request).await.map_err(SupervisorError::from);

@@ -47,8 +47,7 @@ impl Store {
     /// Opens or makes the store, and reads all records. One that cannot be read is left alone and reported.
     pub fn open(path: &Path) -> Result<(Self, Vec<Record>), StoreError> {
         let failed = |cause: redb::Error| StoreError::Open { path: path.to_owned(), cause: Box::new(cause) };
-        let database =
-            redb::Builder::new().set_cache_size(4 << 20).create(path).map_err(|e| failed(e.into()))?;
+        let database = redb::Builder::new().set_cache_size(4 << 20).create(path).map_err(|e| failed(e.into()))?;
         let records = read_all(&database).map_err(failed)?;
         let (writes, queue) = mpsc::channel();
         let thread = std::thread::Builder::new()

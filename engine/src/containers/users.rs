@@ -41,7 +41,8 @@ pub fn find(database: &Database, wanted: &str, extra_groups: &[String]) -> Resul
     }
     let user = if user.is_empty() { "0" } else { user };
     // A name that looks like a number is a number: a passwd line named "1000" must not choose the id (CVE-2016-3697).
-    let number = number(user).map_err(|()| ApiError::invalid(format!("uids and gids must be in range 0-2147483647: {user:?}")))?;
+    let number = number(user)
+        .map_err(|()| ApiError::invalid(format!("uids and gids must be in range 0-2147483647: {user:?}")))?;
     let entry = database.passwd.lines().filter_map(passwd_entry).find(|entry| match number {
         Some(uid) => entry.uid == uid,
         None => entry.name == user,
@@ -84,9 +85,9 @@ fn find_group(database: &Database, wanted: &str) -> Result<u32, ApiError> {
         return Ok(gid);
     }
     let entry = database.group.lines().filter_map(group_entry).find(|entry| entry.name == wanted);
-    entry.map(|entry| entry.gid).ok_or_else(|| {
-        ApiError::invalid(format!("unable to find group {wanted}: no matching entries in group file"))
-    })
+    entry
+        .map(|entry| entry.gid)
+        .ok_or_else(|| ApiError::invalid(format!("unable to find group {wanted}: no matching entries in group file")))
 }
 
 /// `Ok(None)`: a name. `Err`: a number that is no id (CVE-2024-40635: it must never wrap around to 0).
@@ -161,7 +162,11 @@ mod tests {
         ];
         for (wanted, uid, gid, groups, home) in cases {
             let user = find(&database(), wanted, &[]).unwrap();
-            assert_eq!((user.uid, user.gid, user.groups.as_slice(), user.home.as_str()), (uid, gid, groups, home), "{wanted}");
+            assert_eq!(
+                (user.uid, user.gid, user.groups.as_slice(), user.home.as_str()),
+                (uid, gid, groups, home),
+                "{wanted}"
+            );
         }
         assert_eq!(find(&database(), "www:33", &["staff".into(), "9".into()]).unwrap().groups, [9, 33, 50]);
         assert_eq!(find(&Database::default(), "", &[]).unwrap().home, "/root");
@@ -169,7 +174,19 @@ mod tests {
 
     #[test]
     fn never_root_by_accident() {
-        for wanted in ["4294967295", "2147483648", "99999999999", "-1", "+0", "nobody", "big", "1:2:3", "www:nogroup", "0x10", " 1"] {
+        for wanted in [
+            "4294967295",
+            "2147483648",
+            "99999999999",
+            "-1",
+            "+0",
+            "nobody",
+            "big",
+            "1:2:3",
+            "www:nogroup",
+            "0x10",
+            " 1",
+        ] {
             assert!(find(&database(), wanted, &[]).is_err(), "{wanted}");
         }
     }

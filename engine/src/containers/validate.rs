@@ -12,9 +12,7 @@ use std::time::Duration;
 const MIN_MEMORY: i64 = 6 << 20;
 
 /// Fields that old clients still send and that have had no meaning for years, or that only clients read.
-const IGNORED: [&str; 5] = [
-    "KernelMemory", "KernelMemoryTCP", "DiskQuota", "PublishService", "LxcConf",
-];
+const IGNORED: [&str; 5] = ["KernelMemory", "KernelMemoryTCP", "DiskQuota", "PublishService", "LxcConf"];
 
 /// Checks everything about a request that can be checked without looking at the image or the host.
 pub fn check(request: &CreateRequest) -> ApiResult<()> {
@@ -41,7 +39,9 @@ pub fn check(request: &CreateRequest) -> ApiResult<()> {
         let kind = network_kind(name)?;
         let wanted = if network == kind { Ok(()) } else { Err(()) };
         wanted.map_err(|()| not_yet(&format!("a second network ({name})")))?;
-        if let Some((key, _)) = endpoint.iter().flat_map(|e| &e.other).find(|(key, value)| !endpoint_default(key, value)) {
+        if let Some((key, _)) =
+            endpoint.iter().flat_map(|e| &e.other).find(|(key, value)| !endpoint_default(key, value))
+        {
             return Err(not_yet(&format!("NetworkingConfig.EndpointsConfig.{name}.{key}")));
         }
     }
@@ -176,8 +176,16 @@ fn check_sysctl(host: &HostConfig, key: &str, value: &str) -> ApiResult<()> {
     if !plain(key) || key.contains("..") || value.contains(['\0', '\n']) {
         return Err(ApiError::invalid(format!("invalid sysctl: {key:?}")));
     }
-    let ipc = ["kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax",
-        "kernel.shmmni", "kernel.shm_rmid_forced"];
+    let ipc = [
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.sem",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+        "kernel.shm_rmid_forced",
+    ];
     if key.starts_with("net.") {
         in_namespace(host.network_mode != "host", "network")
     } else if ipc.contains(&key) || key.starts_with("fs.mqueue.") {
@@ -335,6 +343,7 @@ mod tests {
             assert_eq!(error.status.as_u16(), status, "{json}: {error}");
             assert!(error.message.contains(word), "{json}: {error}");
         }
-        request(r#"{"HostConfig":{"Sysctls":{"net.core.somaxconn":"1"},"KernelMemory":5,"Isolation":"default"}}"#).unwrap();
+        request(r#"{"HostConfig":{"Sysctls":{"net.core.somaxconn":"1"},"KernelMemory":5,"Isolation":"default"}}"#)
+            .unwrap();
     }
 }

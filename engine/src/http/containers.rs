@@ -54,10 +54,9 @@ pub async fn create(
     let query = Query::parse(query.as_deref());
     let request: CreateRequest = json_body(&headers, body).await?;
     create::check_query(&query)?;
-    let created = run_to_end(async move {
-        create::create(&app, query.get("name"), query.get("platform"), request).await
-    })
-    .await?;
+    let created =
+        run_to_end(async move { create::create(&app, query.get("name"), query.get("platform"), request).await })
+            .await?;
     Ok(json(StatusCode::CREATED, &json!({"Id": created.id, "Warnings": created.warnings})))
 }
 

@@ -66,12 +66,6 @@ impl ApiError {
     pub fn unexpected(error: &dyn std::error::Error) -> Self {
         Self::of(ErrorKind::Internal, error)
     }
-
-    /// What the supervisor answered, with the operation it was asked for in front.
-    pub fn from_status(operation: &str, status: &tonic::Status) -> Self {
-        let kind = ErrorKind::from_grpc(status.code());
-        Self::new(status_of(kind), format!("{operation}: {}", status.message()))
-    }
 }
 
 /// HTTP status of each kind of error.

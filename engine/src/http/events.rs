@@ -13,8 +13,21 @@ use tokio::sync::{broadcast::error::RecvError, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
 const FILTERS: [&str; 15] = [
-    "config", "container", "daemon", "event", "image", "label", "network", "node", "plugin", "scope", "secret", "service",
-    "type", "volume", "label!",
+    "config",
+    "container",
+    "daemon",
+    "event",
+    "image",
+    "label",
+    "network",
+    "node",
+    "plugin",
+    "scope",
+    "secret",
+    "service",
+    "type",
+    "volume",
+    "label!",
 ];
 
 /// `GET /events`
@@ -26,10 +39,10 @@ pub async fn events(State(app): State<Arc<App>>, RawQuery(query): RawQuery) -> A
         parsed.map_err(|e| ApiError::invalid(format!("invalid value for {key}: {e}")))
     };
     let (since, until) = (moment("since")?, moment("until")?);
-    if let (Some(since), Some(until)) = (since, until) {
-        if until < since {
-            return Err(ApiError::invalid(format!("`since` time ({since}) cannot be after `until` time ({until})")));
-        }
+    if let (Some(since), Some(until)) = (since, until)
+        && until < since
+    {
+        return Err(ApiError::invalid(format!("`since` time ({since}) cannot be after `until` time ({until})")));
     }
     let (past, mut live) = app.events.subscribe(since);
     let (sender, receiver) = mpsc::channel::<Result<Bytes, Infallible>>(64);

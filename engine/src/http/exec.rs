@@ -5,8 +5,9 @@ use crate::{
     app::App,
     containers::{
         exec::{self, ExecConfig, ExecStart},
+        frames::Stream,
         stop,
-        streams::Framing,
+        streams::{ClientStream, Framing, write_frame},
     },
     http::ApiError,
 };
@@ -18,6 +19,7 @@ use axum::{
 };
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
+use tokio::io::AsyncWriteExt;
 
 /// `POST /containers/{id}/exec`
 pub async fn create(State(app): State<Arc<App>>, Path(id): Path<String>, headers: HeaderMap, body: Body) -> ApiResult {
@@ -42,14 +44,31 @@ pub async fn start(
     let options: ExecStart = json_body(&headers, request.into_body()).await?;
     let exec = app.containers.exec(&id)?;
     let framing = if exec.config.tty { Framing::Raw } else { Framing::Multiplexed };
-    let running = {
+    let started = {
         let app = app.clone();
-        run_to_end(async move { exec::start(&app, &exec, options).await }).await?
+        run_to_end(async move { exec::start(&app, &exec, options).await }).await
     };
-    if options.detach {
-        return Ok(StatusCode::OK.into_response());
+    match started {
+        Ok(_) if options.detach => Ok(StatusCode::OK.into_response()),
+        Ok(running) => takeover.answer(framing, version, Box::new(move |client| Box::pin(running.serve(app, client)))),
+        // The command could not be executed: clients expect the words in the stream and the code in inspect.
+        Err(error) if error.status == StatusCode::BAD_REQUEST && !options.detach && takeover.is_wanted() => {
+            takeover.answer(framing, version, Box::new(move |client| Box::pin(tell(client, framing, error))))
+        }
+        Err(error) => Err(error),
     }
-    takeover.answer(framing, version, Box::new(move |client| Box::pin(running.serve(app, client))))
+}
+
+async fn tell(client: ClientStream, framing: Framing, error: ApiError) {
+    let (_reader, mut writer) = client.stream.into_split();
+    let text = format!("{}\r\n", error.message);
+    let written = match framing {
+        Framing::Raw => writer.write_all(text.as_bytes()).await,
+        Framing::Multiplexed => write_frame(&mut writer, Stream::Stderr, text.as_bytes()).await,
+    };
+    if written.is_ok() {
+        let _ = writer.shutdown().await;
+    }
 }
 
 /// `POST /exec/{id}/resize`

@@ -39,7 +39,9 @@ pub fn json<T: Serialize>(status: StatusCode, value: &T) -> Response {
 pub async fn run_to_end<T: Send + 'static>(work: impl Future<Output = ApiResult<T>> + Send + 'static) -> ApiResult<T> {
     match tokio::spawn(work).await {
         Ok(result) => result,
-        Err(error) if error.is_panic() => Err(ApiError::internal("the engine met a defect of its own; its log tells more")),
+        Err(error) if error.is_panic() => {
+            Err(ApiError::internal("the engine met a defect of its own; its log tells more"))
+        }
         Err(error) => Err(ApiError::unexpected(&error)),
     }
 }

@@ -1,7 +1,11 @@
 //! `/networks`: the predefined ones, to look at.
 
 use super::{ApiError, ApiResult, Filters, Query, json};
-use crate::{app::App, containers::list, networks::{NetworkDescription, NetworkKind}};
+use crate::{
+    app::App,
+    containers::list,
+    networks::{NetworkDescription, NetworkKind},
+};
 use axum::{
     extract::{Path, RawQuery, State},
     http::StatusCode,
@@ -11,8 +15,8 @@ use std::{collections::BTreeMap, sync::Arc};
 
 /// `GET /networks`
 pub async fn list(State(app): State<Arc<App>>, RawQuery(query): RawQuery) -> ApiResult {
-    let filters =
-        Query::parse(query.as_deref()).filters(&["dangling", "driver", "id", "label", "label!", "name", "scope", "type"])?;
+    let filters = Query::parse(query.as_deref())
+        .filters(&["dangling", "driver", "id", "label", "label!", "name", "scope", "type"])?;
     let dangling = filters.boolean("dangling")?;
     let mut rows = Vec::new();
     for network in app.networks.describe() {

@@ -1,8 +1,9 @@
 //! Which path goes where. What Docker's API has and Berth lacks answers 501 by name; what nobody has answers 404.
 
 use super::{
+    containers,
     error::ApiError,
-    containers, events, exec, images, networks, system,
+    events, exec, images, networks, system,
     version::{negotiate, stamp},
     volumes,
 };

@@ -60,7 +60,10 @@ pub async fn list(State(app): State<Arc<App>>, RawQuery(query): RawQuery) -> Api
 pub async fn create(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> ApiResult {
     let request: CreateVolume = json_body(&headers, body).await?;
     if !matches!(request.driver.as_str(), "" | "local") {
-        return Err(ApiError::not_implemented(format!("volume driver {} is not implemented in berth yet", request.driver)));
+        return Err(ApiError::not_implemented(format!(
+            "volume driver {} is not implemented in berth yet",
+            request.driver
+        )));
     }
     if let Some(key) = request.driver_opts.keys().next() {
         return Err(ApiError::not_implemented(format!("volume driver option {key} is not implemented in berth yet")));

@@ -9,8 +9,7 @@ pub use devices::parse_device_rule;
 pub use resources::rlimit;
 
 use super::{
-    caps,
-    merge,
+    caps, merge,
     record::Record,
     seccomp,
     security::{self, Seccomp},
@@ -40,8 +39,17 @@ pub struct Surroundings<'a> {
 
 /// Paths that show or change the host, replaced by nothing.
 const MASKED: [&str; 12] = [
-    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
-    "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap",
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
     "/sys/firmware",
 ];
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];

@@ -11,9 +11,7 @@ pub(super) fn mounts(record: &Record, around: &Surroundings<'_>) -> Vec<Value> {
     let host = &record.host;
     let access = if host.privileged { "rw" } else { "ro" };
     let shm = if host.shm_size > 0 { host.shm_size } else { DEFAULT_SHM };
-    let kernel = |kind: &str, at: &str, source: &str, options: &[&str]| {
-        json!({"type": kind, "destination": at, "source": source, "options": options})
-    };
+    let kernel = |kind: &str, at: &str, source: &str, options: &[&str]| json!({"type": kind, "destination": at, "source": source, "options": options});
     let mut list = vec![
         kernel("proc", "/proc", "proc", &["nosuid", "noexec", "nodev"]),
         kernel("tmpfs", "/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
@@ -63,7 +61,8 @@ fn user_mount(mount: &MountPoint) -> Value {
                     options.retain(|o| *o != opposite);
                 }
             }
-            options.extend(mount.options.iter().map(String::as_str).filter(|o| !options.contains(o)).collect::<Vec<_>>());
+            options
+                .extend(mount.options.iter().map(String::as_str).filter(|o| !options.contains(o)).collect::<Vec<_>>());
             json!({"type": "tmpfs", "destination": mount.destination, "source": "tmpfs", "options": options})
         }
         MountKind::Bind | MountKind::Volume => {

@@ -8,8 +8,22 @@ use crate::{
 use serde_json::{Map, Value, json};
 
 const LIMITS: [&str; 16] = [
-    "as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio",
-    "rttime", "sigpending", "stack",
+    "as",
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "rttime",
+    "sigpending",
+    "stack",
 ];
 
 pub(super) fn resources(host: &HostConfig) -> ApiResult<Value> {
@@ -74,7 +88,10 @@ pub fn rlimit(ulimit: &Ulimit) -> ApiResult<Value> {
     let value = |n: i64| if n < 0 { u64::MAX } else { n as u64 };
     let (soft, hard) = (value(ulimit.soft), value(ulimit.hard));
     if soft > hard {
-        return Err(ApiError::invalid(format!("ulimit soft limit must be less than or equal to hard limit: {} > {}", ulimit.soft, ulimit.hard)));
+        return Err(ApiError::invalid(format!(
+            "ulimit soft limit must be less than or equal to hard limit: {} > {}",
+            ulimit.soft, ulimit.hard
+        )));
     }
     let kind = format!("RLIMIT_{}", ulimit.name.to_ascii_uppercase());
     Ok(json!({"type": kind, "soft": soft, "hard": hard}))

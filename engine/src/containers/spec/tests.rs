@@ -61,8 +61,18 @@ fn plain() {
     assert!(spec["linux"]["seccomp"].is_object());
     assert_eq!(
         destinations(&spec),
-        ["/proc", "/dev", "/dev/pts", "/sys", "/sys/fs/cgroup", "/dev/mqueue", "/dev/shm", "/etc/resolv.conf",
-         "/etc/hostname", "/etc/hosts"]
+        [
+            "/proc",
+            "/dev",
+            "/dev/pts",
+            "/sys",
+            "/sys/fs/cgroup",
+            "/dev/mqueue",
+            "/dev/shm",
+            "/etc/resolv.conf",
+            "/etc/hostname",
+            "/etc/hosts"
+        ]
     );
 }
 
