@@ -76,7 +76,7 @@ fn server(out: &mut String, info: &Value) {
         [("containerd version", "ContainerdCommit"), ("runc version", "RuncCommit"), ("init version", "InitCommit")]
     {
         if let Some(commit) = info.get(name) {
-            page.line(1, title, commit.text(&["ID"]));
+            page.commit(title, commit.text(&["ID"]));
         }
     }
     let security = info.get("SecurityOptions").map(Value::items).unwrap_or_default();
@@ -160,6 +160,11 @@ impl Page<'_> {
         }
     }
 
+    /// A version, which docker's output shows even when nobody knows it.
+    fn commit(&mut self, name: &str, id: &str) {
+        let _ = writeln!(self.out, " {name}: {id}");
+    }
+
     /// A word on a line of its own, below a title.
     fn bare(&mut self, word: &str) {
         let _ = writeln!(self.out, "  {word}");
@@ -188,4 +193,26 @@ fn show(value: Option<&Value>) -> String {
 
 fn words(value: Option<&Value>) -> String {
     value.map(Value::items).unwrap_or_default().iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layout() {
+        let info = serde_json::from_str(
+            r#"{"Containers":2,"ContainersRunning":1,"ContainersPaused":0,"ContainersStopped":1,"Images":3,"ServerVersion":"1",
+            "Driver":"overlayfs","DriverStatus":[["Backing","ext4"]],"Plugins":{"Log":["json-file","none"]},"InitCommit":{"ID":""},
+            "SecurityOptions":["name=seccomp,profile=builtin"],"NCPU":2,"MemTotal":67108864,
+            "RegistryConfig":{"InsecureRegistryCIDRs":["127.0.0.0/8"]}}"#,
+        )
+        .unwrap();
+        let mut out = String::new();
+        server(&mut out, &info);
+        assert_eq!(
+            out,
+            " Containers: 2\n  Running: 1\n  Paused: 0\n  Stopped: 1\n Images: 3\n Server Version: 1\n Storage Driver: overlayfs\n  Backing: ext4\n Plugins:\n  Log: json-file none\n Swarm: inactive\n init version: \n Security Options:\n  seccomp\n   Profile: builtin\n CPUs: 2\n Total Memory: 64MiB\n Debug Mode: false\n Experimental: false\n Insecure Registries:\n  127.0.0.0/8\n Live Restore Enabled: false\n"
+        );
+    }
 }

@@ -143,7 +143,7 @@ impl Found {
                     self.text.push_str(&line);
                     self.text.push('\n');
                 }
-                Err(error) => self.errors.push(error.to_string()),
+                Err(error) => self.errors.push(Failure::from(error).to_string()),
             },
         }
         Ok(())

@@ -109,6 +109,8 @@ pub fn print_formatted(format: &str, value: Value) -> Outcome {
     if format == "json" {
         return output::print_line(&json::line(&value));
     }
-    let text = Template::parse(format)?.execute(&Context { fields: value, labels: Value::Null })?;
+    let text = Template::parse(format)?
+        .execute(&Context { fields: value, labels: Value::Null })
+        .map_err(|error| Failure::Refused(error.to_string()))?;
     output::print_line(&text)
 }

@@ -1,5 +1,7 @@
 //! An engine that says what a test tells it to: HTTP/1.1 on a unix socket, one thread per connection.
 
+#![expect(clippy::unwrap_used, reason = "part of the tests: what fails here fails the test")]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Stdio};

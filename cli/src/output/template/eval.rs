@@ -287,7 +287,8 @@ impl Run<'_> {
 fn fields(base: &Value, operand: &Operand) -> Result<Value, TemplateError> {
     let mut value = base;
     let mut parent = "";
-    for name in &operand.fields {
+    for (depth, name) in operand.fields.iter().enumerate() {
+        let fault = |cause| fault_at(operand, depth, cause);
         value = match value {
             Value::Object(all) => match find(all, name) {
                 Some(found) => found,
@@ -295,12 +296,12 @@ fn fields(base: &Value, operand: &Operand) -> Result<Value, TemplateError> {
                 None if MAPS.contains(&parent) => return Ok(Value::Null),
                 None if matches!(name.as_str(), "StopSignal" | "MacAddress") => return Ok("".into()),
                 None if OPTIONAL.contains(&name.as_str()) => return Ok(Value::Null),
-                None => return Err(fault(operand, format!("map has no entry for key {name:?}"))),
+                None => return Err(fault(format!("map has no entry for key {name:?}"))),
             },
             Value::Null if MAPS.contains(&parent) => return Ok(Value::Null),
-            Value::Null => return Err(fault(operand, format!("nil pointer evaluating .{name}"))),
+            Value::Null => return Err(fault(format!("nil pointer evaluating .{name}"))),
             other => {
-                return Err(fault(operand, format!("can't evaluate field {name} in type {}", funcs::kind(other))));
+                return Err(fault(format!("can't evaluate field {name} in type {}", funcs::kind(other))));
             }
         };
         parent = name;
@@ -339,6 +340,16 @@ fn first(pipeline: &Pipeline) -> &Operand {
 
 fn fault(operand: &Operand, cause: String) -> TemplateError {
     TemplateError::Execute { at: operand.at, what: text_of(operand), cause }
+}
+
+/// A fault of one of the fields: Go points at the field, and shows the operand.
+fn fault_at(operand: &Operand, depth: usize, cause: String) -> TemplateError {
+    let base = match &operand.base {
+        Base::Variable(name) => name.len(),
+        _ => 0,
+    };
+    let before: usize = operand.fields[..depth].iter().map(|field| field.len() + 1).sum();
+    TemplateError::Execute { at: operand.at + base + before, what: text_of(operand), cause }
 }
 
 fn text_of(operand: &Operand) -> String {

@@ -129,7 +129,7 @@ mod tests {
     fn errors_name_the_place() {
         for (template, part) in [
             ("{{.Nope}}", "template: :1:2: executing \"\" at <.Nope>: map has no entry for key \"Nope\""),
-            ("{{.State.Nope}}", "at <.State.Nope>: map has no entry for key \"Nope\""),
+            ("{{.State.Nope}}", "template: :1:8: executing \"\" at <.State.Nope>: map has no entry for key \"Nope\""),
             ("{{.Name.X}}", "can't evaluate field X in type string"),
             ("{{foo}}", "function \"foo\" not defined"),
             ("{{.Name", "unclosed action"),
