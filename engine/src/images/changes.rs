@@ -1,6 +1,6 @@
 //! The Dockerfile instructions that `docker import --change` (and commit) apply to an image's config.
 
-use crate::api::{Config, Healthcheck};
+use crate::api::{Config, config::Healthcheck};
 use std::collections::BTreeMap;
 
 /// Most changes and longest text; the request line bounds them already, this bounds what expansion can make of them.

@@ -4,6 +4,7 @@
 //! An image is known by its id, the digest of its config. Image records in the supervisor give it names; a record under
 //! a name of its own (`names::dangling_name`) keeps one that has lost its last name, until it is deleted or pruned.
 
+mod board;
 pub mod changes;
 pub mod config;
 pub mod content;
@@ -23,7 +24,6 @@ pub mod tag;
 #[cfg(test)]
 pub mod testing;
 
-pub use config::ImageConfig;
 pub use content::ImageContent;
 pub use resolve::{ImageGroup, ResolvedImage};
 
@@ -174,11 +174,6 @@ impl Images {
         Self { client, cache: Mutex::default(), names: tokio::sync::Mutex::default() }
     }
 
-    /// The supervisor they are kept by.
-    pub fn client(&self) -> &Client {
-        &self.client
-    }
-
     /// What a record points to, parsed.
     pub async fn content(&self, name: &str, target: &Descriptor) -> Result<Arc<ImageContent>, ImageError> {
         if let Some(content) = self.cache().by_target.get(&target.digest) {
@@ -191,10 +186,10 @@ impl Images {
             if cache.by_target.insert(target.digest.clone(), content.clone()).is_none() {
                 cache.order.push_back(target.digest.clone());
             }
-            if cache.order.len() > CACHED {
-                if let Some(oldest) = cache.order.pop_front() {
-                    cache.by_target.remove(&oldest);
-                }
+            if cache.order.len() > CACHED
+                && let Some(oldest) = cache.order.pop_front()
+            {
+                cache.by_target.remove(&oldest);
             }
         }
         Ok(content)

@@ -68,10 +68,11 @@ impl Wanted {
     pub fn parse(text: &str) -> Result<Self, proto::image_ref::ImageRefError> {
         let hex = text.strip_prefix("sha256:").unwrap_or(text);
         let is_hex = !hex.is_empty() && hex.len() <= 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-        if is_hex && hex.len() == 64 {
-            if let Ok(id) = format!("sha256:{hex}").parse() {
-                return Ok(Self::Id(id));
-            }
+        if is_hex
+            && hex.len() == 64
+            && let Ok(id) = format!("sha256:{hex}").parse()
+        {
+            return Ok(Self::Id(id));
         }
         if is_hex && hex.len() < text.len() {
             return Ok(Self::Prefix(hex.to_owned()));

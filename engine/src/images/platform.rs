@@ -56,10 +56,10 @@ impl Platform {
     pub fn parse(text: &str) -> Result<Self, PlatformError> {
         let bad = || PlatformError(text.chars().take(60).collect());
         let parts: Vec<&str> = text.split('/').collect();
-        let word = |part: &&str| {
+        let word = |part: &str| {
             !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
         };
-        if !parts.iter().all(|part| word(&part)) {
+        if !parts.iter().all(|part| word(part)) {
             return Err(bad());
         }
         match parts[..] {

@@ -79,11 +79,11 @@ impl Images {
         };
         let wanted = Wanted::parse(text)?;
         // The usual case, without a look at all the others.
-        if let Wanted::Name { reference, .. } = &wanted {
-            if let Some(record) = self.record(&reference.to_string()).await? {
-                let content = self.content(&record.name, &record.target).await?;
-                return Ok(found(record, content));
-            }
+        if let Wanted::Name { reference, .. } = &wanted
+            && let Some(record) = self.record(&reference.to_string()).await?
+        {
+            let content = self.content(&record.name, &record.target).await?;
+            return Ok(found(record, content));
         }
         let group = self.find(text, &wanted, self.groups().await?)?;
         let by_name = matches!(&wanted, Wanted::Name { reference, .. } if reference.digest().is_some());

@@ -13,8 +13,7 @@ use proto::{
     },
 };
 use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 use tonic::{
@@ -57,7 +56,6 @@ impl Interceptor for Headers {
 pub struct Client {
     channel: Channel,
     headers: Headers,
-    socket: Arc<Path>,
 }
 
 macro_rules! accessors {
@@ -75,23 +73,17 @@ impl Client {
     /// A client for the supervisor at `socket`. Connects when first used, so it can be made before the supervisor runs;
     /// must be called within a tokio runtime.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        let socket = socket.into();
-        Self::over(Connector::new(socket.clone()), socket)
+        Self::over(Connector::new(socket.into()))
     }
 
-    pub(super) fn over(connector: Connector, socket: PathBuf) -> Self {
+    pub(super) fn over(connector: Connector) -> Self {
         // The address only fills the :authority header; where to connect to is the connector's business.
         let channel = Endpoint::from_static("http://localhost")
             // Archives and blobs travel here: windows that hold a few messages, on a link without latency.
             .initial_stream_window_size(1 << 20)
             .initial_connection_window_size(4 << 20)
             .connect_with_connector_lazy(connector);
-        Self { channel, headers: Headers { lease: None }, socket: socket.into() }
-    }
-
-    /// The socket this client connects to.
-    pub fn socket(&self) -> &Path {
-        &self.socket
+        Self { channel, headers: Headers { lease: None } }
     }
 
     /// The same connection, with every call made under the lease `id`: what it creates is kept while the lease exists.
@@ -101,11 +93,6 @@ impl Client {
             message: format!("lease id {id:?} cannot be sent"),
         })?;
         Ok(Self { headers: Headers { lease: Some(lease) }, ..self.clone() })
-    }
-
-    /// Whether somebody accepts connections on the socket right now, without waiting and without using the channel.
-    pub async fn is_listening(&self) -> bool {
-        tokio::net::UnixStream::connect(&*self.socket).await.is_ok()
     }
 
     /// Waits until the supervisor answers, and gives its version and revision.

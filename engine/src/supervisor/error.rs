@@ -26,18 +26,14 @@ pub enum SupervisorError {
 }
 
 impl SupervisorError {
-    /// What kind of failure this is.
+    /// What kind of failure this is. `Unimplemented` if the peer doesn't have the service or method, as a containerd lacks
+    /// Berth's own.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Refused { kind, .. } => *kind,
             Self::Away(_) | Self::Lost(_) => ErrorKind::Unavailable,
             Self::Protocol(_) => ErrorKind::Internal,
         }
-    }
-
-    /// Whether the peer doesn't have the service or method called, as a containerd lacks Berth's own.
-    pub fn lacks_service(&self) -> bool {
-        self.kind() == ErrorKind::Unimplemented
     }
 
     /// Whether the object named in the call doesn't exist.

@@ -5,7 +5,7 @@
 //! under way when the supervisor went away fails with [`SupervisorError::Lost`]: only its caller knows whether it may be
 //! made twice ([`Client::retry`] is for those that may).
 //!
-//! The peer may be a containerd: what only Berth's supervisor offers answers [`SupervisorError::lacks_service`].
+//! The peer may be a containerd: what only Berth's supervisor offers answers with the kind `Unimplemented`.
 
 pub mod auth;
 pub mod client;
@@ -19,7 +19,7 @@ mod tests;
 pub mod transfer;
 
 pub use auth::Credentials;
-pub use client::{Client, Service};
+pub use client::Client;
 pub use error::SupervisorError;
 pub use events::{Notice, Subscription};
 pub use transfer::{Step, Transfer};

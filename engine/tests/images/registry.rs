@@ -115,10 +115,10 @@ fn serve(shared: &Shared, mut stream: TcpStream) -> std::io::Result<()> {
             if header.trim().is_empty() {
                 break;
             }
-            if let Some((name, value)) = header.split_once(':') {
-                if name.eq_ignore_ascii_case("authorization") {
-                    authorization = value.trim().to_owned();
-                }
+            if let Some((name, value)) = header.split_once(':')
+                && name.eq_ignore_ascii_case("authorization")
+            {
+                authorization = value.trim().to_owned();
             }
         }
         let path = path.split('?').next().unwrap_or("").to_owned();
