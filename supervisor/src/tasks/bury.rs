@@ -85,6 +85,10 @@ impl Tasks {
             error!(namespace = %task.namespace, id = %task.id, error = %chain(&error), "exit not recorded");
         }
         self.announce(task, exit);
+        if !cleaned && let Some(bootstrap) = bundle.bootstrap() {
+            // Nobody listens there any more; its folder should not collect the sockets of the dead.
+            let _ = fs::remove_file(bootstrap.address);
+        }
         for file in ["bootstrap.json", "config.json"] {
             if let Err(error) = fs::remove_file(bundle.path().join(file))
                 && error.kind() != std::io::ErrorKind::NotFound

@@ -10,7 +10,7 @@ use proto::{
     },
     id::{ContainerId, NamespaceName},
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{
     Tasks,
@@ -103,7 +103,7 @@ impl Tasks {
         match self.build(&task, plan).await {
             Ok(pid) => {
                 reserved.keep();
-                info!(namespace = %task.namespace, id = %task.id, pid, ms = began.elapsed().as_millis(), "task created");
+                info!(namespace = %task.namespace, id = %task.id, pid, us = began.elapsed().as_micros(), "task created");
                 Ok(pid)
             }
             Err(error) => {
@@ -119,13 +119,16 @@ impl Tasks {
         let shim_failed = |cause| TaskError::Shim { id: task.id.clone(), cause };
         task.bundle.make(&spec, &origin).map_err(bundle_failed)?;
         task.facts.send_modify(|facts| facts.origin = Some(origin));
+        let began = Instant::now();
         let bootstrap = program.start(&task.namespace, &task.id, task.bundle.path()).await.map_err(shim_failed)?;
+        debug!(namespace = %task.namespace, id = %task.id, us = began.elapsed().as_micros(), "shim started");
         task.bundle.set_bootstrap(&bootstrap).map_err(bundle_failed)?;
         let socket = PathBuf::from(bootstrap.address);
         let connection = Connection::open(&socket).await;
         let connection = connection.map_err(|cause| shim_failed(ShimError::Connect { socket, cause }))?;
         task.facts.send_modify(|facts| facts.connection = Some(connection.clone()));
         request.bundle = task.bundle.path().display().to_string();
+        let began = Instant::now();
         let created = connection.tasks().create(super::connection::request(&task.namespace, request)).await;
         let created = match created {
             Ok(created) => created.into_inner(),
@@ -134,6 +137,7 @@ impl Tasks {
                 return Err(answer.unwrap_or_else(|| TaskError::ShimGone { id: task.id.clone(), call: "Create" }));
             }
         };
+        debug!(namespace = %task.namespace, id = %task.id, us = began.elapsed().as_micros(), "shim created the container");
         task.facts.send_modify(|facts| {
             facts.pid = created.pid;
             facts.set_state(State::Created);

@@ -2,7 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::stack::{NAMESPACE, Stack, assert_state, eventually, lives, process_spec, request};
+use crate::{
+    spec,
+    stack::{NAMESPACE, Stack, assert_state, eventually, lives, request},
+};
 use proto::containerd::{
     services::tasks::v1::{ExecProcessRequest, GetRequest, ListTasksRequest, StartRequest, WaitRequest},
     v1::types::Status as State,
@@ -43,7 +46,7 @@ async fn an_exit_while_nobody_minds_is_told_with_its_code_and_time() {
     let exec = ExecProcessRequest {
         container_id: "brief".into(),
         exec_id: "e".into(),
-        spec: Some(process_spec("sleep 0.1; exit 5")),
+        spec: Some(spec::process("sleep 0.1; exit 5")),
         ..Default::default()
     };
     stack.tasks().exec(request(exec)).await.unwrap();

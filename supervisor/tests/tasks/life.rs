@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::stack::{Stack, assert_state, eventually, lives, process_spec, request};
+use crate::{
+    spec,
+    stack::{Stack, assert_state, eventually, lives, program, request},
+};
 use proto::{
     berth::streams::v1::AttachRequest,
     containerd::{
@@ -83,7 +86,7 @@ async fn further_processes_run_and_are_told_apart() {
         container_id: "web".into(),
         exec_id: exec.into(),
         stdout: output.clone(),
-        spec: Some(process_spec(script)),
+        spec: Some(spec::process(script)),
         ..Default::default()
     };
     let named = |exec: &str| (String::from("web"), exec.to_owned());
@@ -126,7 +129,7 @@ async fn a_paused_container_waits_for_its_resume() {
     let exec = ExecProcessRequest {
         container_id: "froze".into(),
         exec_id: "x".into(),
-        spec: Some(process_spec("true")),
+        spec: Some(spec::process("true")),
         ..Default::default()
     };
     assert_eq!(stack.tasks().exec(request(exec)).await.unwrap_err().code(), Code::FailedPrecondition);
@@ -173,6 +176,24 @@ async fn a_dead_shim_is_noticed_and_cleaned_up_after() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_dead_shim_left_is_ended_even_if_its_program_fails() {
+    let stack = Stack::new().await;
+    let text =
+        format!("case \"$*\" in *delete*) echo no >&2; exit 1;; esac\nexec {} \"$@\"", program("berth-shim").display());
+    let wrapper = script(&stack, "wrapper", &text);
+    stack.record_with("rest", "sleep 1000 & sleep 1000", &wrapper).await.unwrap();
+    let pid = stack.create("rest").await;
+    stack.start_task("rest").await;
+    let started = || ["memory", "pids", ""].iter().any(|c| stack.processes_in(c, "rest") >= 2);
+    eventually("both processes run", started).await;
+    kill(parent_of(pid));
+    assert_eq!(stack.wait("rest").await.exit_status, 137);
+    assert!(!lives(pid));
+    assert_eq!(stack.delete("rest").await.unwrap(), 137);
+    stack.nothing_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hanging_shim_hinders_nobody_else() {
     let stack = Stack::new().await;
     let stuck = stack.run_task("stuck", "sleep 1000").await;
@@ -195,15 +216,9 @@ async fn a_hanging_shim_hinders_nobody_else() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_can_not_be_is_refused_and_leaves_nothing() {
     let stack = Stack::new().await;
-    let script = |name: &str, text: &str| {
-        let at = stack.folder().join(name);
-        std::fs::write(&at, format!("#!/bin/sh\n{text}\n")).unwrap();
-        std::fs::set_permissions(&at, std::fs::Permissions::from_mode(0o755)).unwrap();
-        at.display().to_string()
-    };
-    let old = script("old-shim", "[ $1 = delete ] || echo unix:///nowhere");
-    let bad = script("bad-shim", "echo out of luck >&2; exit 1");
-    let silent = script("silent-shim", "exit 0");
+    let old = script(&stack, "old-shim", "[ $1 = delete ] || echo unix:///nowhere");
+    let bad = script(&stack, "bad-shim", "echo out of luck >&2; exit 1");
+    let silent = script(&stack, "silent-shim", "exit 0");
     for (id, runtime, code, words) in [
         ("gone", "io.containerd.kata.v2", Code::NotFound, "containerd-shim-kata-v2 was not found"),
         ("name", "./shim", Code::InvalidArgument, "neither of the form"),
@@ -235,6 +250,13 @@ async fn what_can_not_be_is_refused_and_leaves_nothing() {
     let missing = stack.tasks().list(tonic::Request::new(ListTasksRequest::default())).await.unwrap_err();
     assert!(missing.message().contains("namespace is required"), "{missing}");
     stack.nothing_left().await;
+}
+
+fn script(stack: &Stack, name: &str, text: &str) -> String {
+    let at = stack.folder().join(name);
+    std::fs::write(&at, format!("#!/bin/sh\n{text}\n")).expect("script");
+    std::fs::set_permissions(&at, std::fs::Permissions::from_mode(0o755)).expect("mode");
+    at.display().to_string()
 }
 
 fn parent_of(pid: u32) -> u32 {

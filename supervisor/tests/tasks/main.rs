@@ -3,5 +3,6 @@
 
 mod crash;
 mod life;
+mod spec;
 mod speed;
 mod stack;

@@ -4,7 +4,10 @@ use std::time::{Duration, Instant};
 
 use proto::containerd::services::tasks::v1::{ExecProcessRequest, ListTasksRequest, StartRequest, WaitRequest};
 
-use crate::stack::{Stack, process_spec, request};
+use crate::{
+    spec,
+    stack::{Stack, request},
+};
 
 const ROUNDS: usize = 30;
 
@@ -43,7 +46,7 @@ async fn latency_of_each_call() {
         let began = Instant::now();
         stack.tasks().list(request(ListTasksRequest::default())).await.unwrap();
         took(began);
-        let spec = Some(process_spec("true"));
+        let spec = Some(spec::process("true"));
         let exec = ExecProcessRequest { container_id: id.clone(), exec_id: "e".into(), spec, ..Default::default() };
         let began = Instant::now();
         stack.tasks().exec(request(exec)).await.unwrap();

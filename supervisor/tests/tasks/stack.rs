@@ -25,12 +25,13 @@ use proto::{
     },
     typeurl,
 };
-use serde_json::json;
 use tokio::{net::UnixStream, sync::mpsc};
 use tonic::{
     Request, Status, Streaming,
     transport::{Channel, Endpoint},
 };
+
+use crate::spec;
 
 /// The namespace of the tests.
 pub(crate) const NAMESPACE: &str = "tests";
@@ -173,7 +174,7 @@ impl Stack {
         let container = Container {
             id: id.into(),
             runtime: Some(container::Runtime { name: runtime.into(), options: Some(options) }),
-            spec: Some(typeurl::pack_json(typeurl::SPEC, spec(&self.cgroup(), id, script))),
+            spec: Some(typeurl::pack_json(typeurl::SPEC, spec::container(&self.cgroup(), id, script))),
             ..Default::default()
         };
         self.containers().create(request(CreateContainerRequest { container: Some(container) })).await.map(drop)
@@ -281,6 +282,12 @@ impl Stack {
         }
     }
 
+    /// How many processes are in a container's cgroup of one hierarchy.
+    pub(crate) fn processes_in(&self, controller: &str, id: &str) -> usize {
+        let at = Path::new("/sys/fs/cgroup").join(controller).join(self.cgroup()).join(id).join("cgroup.procs");
+        fs::read_to_string(at).map(|pids| pids.lines().count()).unwrap_or(0)
+    }
+
     /// The cgroup that holds the containers' ones.
     fn cgroup(&self) -> String {
         format!("berth-{}", self.folder().file_name().expect("name").to_string_lossy())
@@ -378,34 +385,4 @@ fn processes(wanted: impl Fn(&str) -> bool) -> Vec<u32> {
 
 fn entries_of_folders(at: &Path) -> usize {
     fs::read_dir(at).map(|all| all.flatten().filter(|entry| entry.path().is_dir()).count()).unwrap_or(0)
-}
-
-fn spec(cgroup: &str, id: &str, script: &str) -> Vec<u8> {
-    let mount = |to: &str, kind: &str, options: &[&str]| json!({"destination": to, "type": kind, "source": kind, "options": options});
-    let spec = json!({
-        "ociVersion": "1.0.2",
-        "process": {
-            "user": {"uid": 0, "gid": 0},
-            "args": ["sh", "-c", script],
-            "env": ["PATH=/bin"],
-            "cwd": "/",
-        },
-        "root": {"path": "rootfs"},
-        "hostname": id,
-        "mounts": [
-            mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
-            mount("/dev", "tmpfs", &["nosuid", "mode=755"]),
-        ],
-        "linux": {
-            "cgroupsPath": format!("/{cgroup}/{id}"),
-            "namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}, {"type": "network"}],
-        },
-    });
-    serde_json::to_vec(&spec).expect("spec")
-}
-
-/// The process of an exec that runs `sh -c SCRIPT`.
-pub(crate) fn process_spec(script: &str) -> prost_types::Any {
-    let process = json!({"user": {"uid": 0, "gid": 0}, "args": ["sh", "-c", script], "env": ["PATH=/bin"], "cwd": "/"});
-    typeurl::pack_json(typeurl::PROCESS, serde_json::to_vec(&process).expect("process"))
 }
