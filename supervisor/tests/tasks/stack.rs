@@ -306,15 +306,33 @@ impl Drop for Stack {
             eprintln!("supervisor's log:\n{}", self.log());
         }
         self.kill();
-        // What a failed test leaves: only processes below this stack's own folder.
+        // What a failed test leaves: only processes and mounts below this stack's own folder and cgroup.
         for pid in self.shims() {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::Signal::SIGKILL);
+            end(pid);
         }
-        // Runtimes remove the cgroup they made, and leave its parent.
         for group in self.cgroups() {
+            let children = fs::read_dir(&group).into_iter().flatten().flatten().map(|entry| entry.path());
+            for child in children.filter(|at| at.is_dir()) {
+                let pids = fs::read_to_string(child.join("cgroup.procs")).unwrap_or_default();
+                pids.lines().filter_map(|pid| pid.parse().ok()).for_each(end);
+                let began = Instant::now();
+                while fs::remove_dir(&child).is_err() && child.exists() && began.elapsed() < Duration::from_secs(2) {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
+            // Runtimes remove the cgroup they made, and leave its parent.
             let _ = fs::remove_dir(group);
         }
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let ours = format!("{}/", self.folder().display());
+        for at in mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|at| at.starts_with(&ours)) {
+            let _ = nix::mount::umount2(at, nix::mount::MntFlags::MNT_DETACH);
+        }
     }
+}
+
+fn end(pid: u32) {
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::Signal::SIGKILL);
 }
 
 /// Events as they come.
