@@ -84,7 +84,7 @@ fn option(arg: &Arg) -> (String, String) {
         let _ = write!(left, " {kind}");
     }
     let mut right = arg.get_help().map(ToString::to_string).unwrap_or_default();
-    let default = arg.get_default_values().first().and_then(|value| value.to_str());
+    let default = arg.get_default_values().first().and_then(|value| value.to_str()).filter(|value| *value != "false");
     if let Some(default) = default.filter(|_| !arg.is_hide_default_value_set() && !right.contains("(default")) {
         let text = arg.get_value_names().and_then(|n| n.first()).is_some_and(|name| name.as_str() == "string");
         let _ = if text { write!(right, " (default {default:?})") } else { write!(right, " (default {default})") };
@@ -124,6 +124,8 @@ mod tests {
         let help = of(&["logs"]);
         let tail = help.lines().find(|l| l.contains("--tail")).unwrap();
         assert!(tail.starts_with("  -n, --tail string") && tail.ends_with("(default \"all\")"), "{tail}");
-        assert!(help.lines().any(|l| l.starts_with("  -f, --follow  ")));
+        let follow = help.lines().find(|l| l.contains("--follow")).unwrap();
+        assert!(follow.starts_with("  -f, --follow  ") && !follow.contains("default"), "{follow}");
+        assert!(of(&["run"]).lines().any(|l| l.contains("--sig-proxy ") && l.ends_with("(default true)")));
     }
 }
