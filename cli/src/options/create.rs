@@ -357,7 +357,7 @@ mod tests {
         let Ok(grammar::Parsed::Command(cli)) = grammar::parse(line) else { panic!("{words:?}") };
         let Command::Run(run) = cli.command else { panic!() };
         let around = Surroundings {
-            cwd: Path::new("/work"),
+            cwd: Path::new("/home/me"),
             env: &|_| None,
             extra_env: &[("HTTP_PROXY".into(), "http://p".into())],
             version: crate::client::NEWEST,
@@ -427,7 +427,7 @@ mod tests {
             (&body["Healthcheck"], json!({"Test": ["CMD-SHELL", "x"]})),
             (&host["Memory"], json!(64 << 20)),
             (&host["NanoCpus"], json!(1_500_000_000)),
-            (&host["Binds"], json!(["/work/a:/b:ro"])),
+            (&host["Binds"], json!(["/home/me/a:/b:ro"])),
             (&host["Tmpfs"], json!({"/t": "size=1m"})),
             (&host["NetworkMode"], json!("none")),
             (&host["RestartPolicy"], json!({"Name": "on-failure", "MaximumRetryCount": 3})),
