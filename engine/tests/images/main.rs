@@ -13,7 +13,10 @@ use stack::{Stack, eventually, send_chunk};
 
 macro_rules! stack {
     () => {
-        match Stack::start() {
+        stack!(Stack::start())
+    };
+    ($stack:expr) => {
+        match $stack {
             Some(stack) => stack,
             None => return,
         }
@@ -151,6 +154,30 @@ fn broken_imports_say_why_and_leave_nothing() {
     drop(cut);
     stack.expect_nothing_left();
     assert_eq!(stack.get("/images/json").json(), json!([]));
+}
+
+#[test]
+fn full_disk_is_one_line_and_everything_is_given_back() {
+    let stack = stack!(Stack::start_on(Some(16 << 20)));
+    let big = tar(&[("big", &noise(9 << 20, 12))]);
+    let image = Image::new("full", vec![big.clone()]);
+    // The blob fits, its files beside it don't; then not even the blob.
+    for archive in [&big, &tar(&[("big", &noise(20 << 20, 13))])] {
+        let answer = stack.post("/images/create?fromSrc=-&repo=a", archive);
+        assert_eq!(answer.status, 500, "{answer:?}");
+        assert!(answer.message().contains("No space left on device"), "{answer:?}");
+        stack.expect_nothing_left();
+    }
+    let loaded = stack.post("/images/load", &image.docker_archive(&["a:1"]));
+    assert!(loaded.error().unwrap().contains("No space left on device"), "{loaded:?}");
+    stack.expect_nothing_left();
+    let registry = Registry::start(None);
+    registry.push("team/app", "1", &image);
+    let pulled = stack.post(&format!("/images/create?fromImage={}/team/app&tag=1", registry.address), b"");
+    assert!(pulled.error().unwrap().contains("No space left on device"), "{pulled:?}");
+    stack.expect_nothing_left();
+    // And there is room again for what fits.
+    import(&stack, "&repo=a", &tar(&[("small", &noise(5 << 20, 14))]));
 }
 
 #[test]

@@ -53,6 +53,11 @@ fn supervisor_program() -> Option<PathBuf> {
 impl Stack {
     /// Starts both; `None`, and a line that says why, where that cannot be.
     pub fn start() -> Option<Self> {
+        Self::start_on(None)
+    }
+
+    /// The same, with room for only so many bytes if `room` is given.
+    pub fn start_on(room: Option<usize>) -> Option<Self> {
         let Some(program) = supervisor_program() else {
             eprintln!("skipped: berth-supervisor is not built (cargo build -p supervisor)");
             return None;
@@ -62,6 +67,13 @@ impl Stack {
             return None;
         }
         let root = tempfile::Builder::new().prefix("berth-images-").tempdir().unwrap();
+        if let Some(bytes) = room {
+            let data = root.path().join("D");
+            std::fs::create_dir(&data).unwrap();
+            let size = format!("size={bytes}");
+            let flags = nix::mount::MsFlags::empty();
+            nix::mount::mount(Some("tmpfs"), &data, Some("tmpfs"), flags, Some(size.as_str())).unwrap();
+        }
         let supervisor = spawn(&program, root.path(), "supervisor");
         wait_for(&root.path().join("R/supervisor.sock"));
         let engine = spawn(Path::new(env!("CARGO_BIN_EXE_berth-engine")), root.path(), "engine");
@@ -158,6 +170,8 @@ impl Drop for Stack {
             let _ = child.kill();
             let _ = child.wait();
         }
+        // Not mounted in most tests.
+        let _ = nix::mount::umount2(&self.root.path().join("D"), nix::mount::MntFlags::MNT_DETACH);
         if std::thread::panicking() {
             for log in ["engine.log", "supervisor.log"] {
                 eprintln!("{log}:\n{}", std::fs::read_to_string(self.root.path().join(log)).unwrap_or_default());
