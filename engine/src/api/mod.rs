@@ -4,5 +4,5 @@ pub mod config;
 pub mod host_config;
 pub mod serial;
 
-pub use config::{Config, CreateRequest, Healthcheck};
+pub use config::{Config, CreateRequest};
 pub use host_config::{HostConfig, LogConfig, Mount, PortBinding, RestartPolicy, Ulimit};

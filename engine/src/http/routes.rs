@@ -91,8 +91,8 @@ fn matches(pattern: &str, path: &str) -> bool {
     fn walk(pattern: &[&str], path: &[&str]) -> bool {
         match (pattern.split_first(), path.split_first()) {
             (None, None) => true,
-            (Some((p, rest)), Some((_, tail))) if p.ends_with("...}") => {
-                (1..=path.len()).any(|n| walk(rest, &path[n..])) && (!tail.is_empty() || !path[0].is_empty())
+            (Some((p, rest)), Some((first, _))) if p.ends_with("...}") => {
+                !first.is_empty() && (1..=path.len()).any(|n| walk(rest, &path[n..]))
             }
             (Some((p, rest)), Some((segment, tail))) => {
                 ((p.starts_with('{') && !segment.is_empty()) || p == segment) && walk(rest, tail)

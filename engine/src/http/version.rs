@@ -48,11 +48,11 @@ impl fmt::Display for ApiVersion {
 #[allow(clippy::result_large_err)]
 pub fn negotiate(request: &mut Request<Body>) -> Result<(), Response> {
     let path = request.uri().path();
-    let Some((text, rest)) = versioned(path) else {
-        request.extensions_mut().insert(ApiVersion::CURRENT);
-        return Ok(());
+    let (version, rest) = match versioned(path) {
+        Some((text, rest)) => (ApiVersion::parse(text), rest),
+        None => (Some(ApiVersion::CURRENT), path),
     };
-    let Some(version) = ApiVersion::parse(text) else {
+    let Some(version) = version else {
         return Err(ApiError::not_found("page not found").into_response());
     };
     if version > ApiVersion::CURRENT {
@@ -70,9 +70,11 @@ pub fn negotiate(request: &mut Request<Body>) -> Result<(), Response> {
         // Clients that old expect plain text.
         return Err((StatusCode::BAD_REQUEST, message).into_response());
     }
+    // `/containers//web/json` is how clients ask for the name as inspect shows it.
+    let rest = rest.replace("//", "/");
     let target = match request.uri().query() {
         Some(query) => format!("{rest}?{query}"),
-        None => rest.to_owned(),
+        None => rest,
     };
     let Ok(target) = target.parse::<PathAndQuery>() else {
         return Err(ApiError::not_found("page not found").into_response());
@@ -116,6 +118,7 @@ mod tests {
             ("/version", "/version", "1.51"),
             ("/v1.51/version", "/version", "1.51"),
             ("/volumes/x", "/volumes/x", "1.51"),
+            ("/v1.30/containers//web/json", "/containers/web/json", "1.30"),
         ];
         for (path, rest, version) in cases {
             let mut request = request(path);
