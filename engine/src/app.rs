@@ -151,7 +151,17 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         Err(error) => warn!(%error, "bridge left behind"),
         Ok(Ok(_)) => {}
     }
+    remove_cgroup_parent();
     Ok(())
+}
+
+/// Removes the cgroup that containers are put in, unless one is still there (rmdir refuses then).
+fn remove_cgroup_parent() {
+    let root = Path::new("/sys/fs/cgroup");
+    let hierarchies = std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
+    for hierarchy in hierarchies.chain([root.to_owned()]) {
+        let _ = std::fs::remove_dir(hierarchy.join("berth"));
+    }
 }
 
 /// Reads what is kept, takes up the networks of containers that may live.

@@ -174,8 +174,16 @@ pub struct Running {
     ends: Ends,
 }
 
-/// Starts the process. Its output is held in the FIFOs until [`Running::serve`] reads it.
-pub async fn start(app: &Arc<App>, exec: &Arc<Exec>, options: ExecStart) -> ApiResult<Running> {
+/// An exec that may be started: by whoever holds this, and nobody else any more.
+#[derive(Debug)]
+pub struct Claim {
+    exec: Arc<Exec>,
+    container: Arc<Container>,
+    record: Record,
+}
+
+/// Checks whether an exec can be started, and claims it.
+pub fn claim(app: &Arc<App>, exec: &Arc<Exec>) -> ApiResult<Claim> {
     let container = app
         .containers
         .get(&exec.container)
@@ -185,16 +193,21 @@ pub async fn start(app: &Arc<App>, exec: &Arc<Exec>, options: ExecStart) -> ApiR
         decide(Operation::Exec, live.record.state.phase, &container.id, &live.record.name)?;
         live.record.clone()
     };
-    {
-        let mut state = lock(&exec.state);
-        if state.started {
-            let why = if state.running { "is already running" } else { "has already run" };
-            return Err(ApiError::conflict(format!("exec command {} {why}", exec.id)));
-        }
-        state.started = true;
+    let mut state = lock(&exec.state);
+    if state.started {
+        let why = if state.running { "is already running" } else { "has already run" };
+        return Err(ApiError::conflict(format!("exec command {} {why}", exec.id)));
     }
+    state.started = true;
+    drop(state);
+    Ok(Claim { exec: exec.clone(), container, record })
+}
+
+/// Starts the process. Its output is held in the FIFOs until [`Running::serve`] reads it.
+pub async fn start(app: &Arc<App>, claim: Claim, options: ExecStart) -> ApiResult<Running> {
+    let Claim { exec, container, record } = claim;
     let begun = std::time::Instant::now();
-    match launch(app, exec, &record, options).await {
+    match launch(app, &exec, &record, options).await {
         Ok((pid, ends)) => {
             {
                 let mut state = lock(&exec.state);
@@ -204,13 +217,13 @@ pub async fn start(app: &Arc<App>, exec: &Arc<Exec>, options: ExecStart) -> ApiR
             }
             tell(app, &container, &format!("exec_start: {}", exec.config.cmd.join(" ")), &exec.id);
             debug!(id = ids::short(&exec.id), pid, took = ?begun.elapsed(), "exec started");
-            Ok(Running { exec: exec.clone(), container, ends })
+            Ok(Running { exec, container, ends })
         }
         Err(error) => {
-            let code =
-                if error.message.contains("not found") || error.message.contains("no such file") { 127 } else { 126 };
-            finish(exec, code, Timestamp::now());
-            forget_process(app, exec).await;
+            let lower = error.message.to_lowercase();
+            let missing = lower.contains("executable file not found") || lower.contains("no such file or directory");
+            finish(&exec, if missing { 127 } else { 126 }, Timestamp::now());
+            forget_process(app, &exec).await;
             Err(error)
         }
     }

@@ -44,19 +44,24 @@ pub async fn start(
     let options: ExecStart = json_body(&headers, request.into_body()).await?;
     let exec = app.containers.exec(&id)?;
     let framing = if exec.config.tty { Framing::Raw } else { Framing::Multiplexed };
-    let started = {
-        let app = app.clone();
-        run_to_end(async move { exec::start(&app, &exec, options).await }).await
-    };
-    match started {
-        Ok(_) if options.detach => Ok(StatusCode::OK.into_response()),
-        Ok(running) => takeover.answer(framing, version, Box::new(move |client| Box::pin(running.serve(app, client)))),
-        // The command could not be executed: clients expect the words in the stream and the code in inspect.
-        Err(error) if error.status == StatusCode::BAD_REQUEST && !options.detach && takeover.is_wanted() => {
-            takeover.answer(framing, version, Box::new(move |client| Box::pin(tell(client, framing, error))))
-        }
-        Err(error) => Err(error),
+    let claim = exec::claim(&app, &exec)?;
+    if options.detach {
+        run_to_end(async move { exec::start(&app, claim, options).await.map(drop) }).await?;
+        return Ok(StatusCode::OK.into_response());
     }
+    // The head of the answer goes out before the process runs, as in Docker: clients that read the head through a buffer
+    // (docker-py) would lose output that comes along with it. What fails from here on is told in the stream.
+    let serve = async move |client: ClientStream| {
+        let starting = {
+            let app = app.clone();
+            run_to_end(async move { exec::start(&app, claim, options).await })
+        };
+        match starting.await {
+            Ok(running) => running.serve(app, client).await,
+            Err(error) => tell(client, framing, error).await,
+        }
+    };
+    takeover.answer(framing, version, Box::new(move |client| Box::pin(serve(client))))
 }
 
 async fn tell(client: ClientStream, framing: Framing, error: ApiError) {

@@ -40,11 +40,6 @@ impl Takeover {
         Self { wanted: headers.contains_key(header::UPGRADE), upgrade: extensions.remove::<OnUpgrade>() }
     }
 
-    /// Whether the client asked for an upgrade.
-    pub fn is_wanted(&self) -> bool {
-        self.wanted && self.upgrade.is_some()
-    }
-
     /// Answers, and has `serve` called with the connection.
     pub fn answer(self, framing: Framing, version: ApiVersion, serve: Serve) -> ApiResult {
         let kind = content_type(framing, version);
