@@ -272,16 +272,33 @@ async fn compare_one(app: &Arc<App>, container: &Arc<Container>, task: Option<Pr
         },
         (false, Some(task)) if first => {
             // An engine before us died in the middle: of a start, or of cleaning up.
-            if task.status() == Status::Running {
+            let exited_at = task.exited_at.map_or_else(Timestamp::now, Timestamp::from);
+            let unheard = {
                 let mut live = container.live();
-                live.record.state.phase = Phase::Running;
-                live.record.state.pid = task.pid;
-                live.record.state.started_at = Timestamp::now();
-                app.containers.store.put_soon(&live.record);
-                info!(id, pid = task.pid, "adopted in the middle of its start");
-            } else {
-                start::delete_task(app, &container.id).await;
-                forget_endpoint(app, container).await;
+                let state = &mut live.record.state;
+                let unheard = match task.status() {
+                    Status::Running | Status::Paused | Status::Pausing => true,
+                    // The end of a run that is on record already has the same time.
+                    Status::Stopped => exited_at > state.finished_at && state.launched_at > state.finished_at,
+                    Status::Created | Status::Unknown => false,
+                };
+                if unheard {
+                    state.phase = Phase::Running;
+                    state.pid = task.pid;
+                    state.started_at = state.launched_at;
+                    app.containers.store.put_soon(&live.record);
+                }
+                unheard
+            };
+            match (unheard, task.status()) {
+                (true, Status::Stopped) => {
+                    ended(app, container, Exit { code: i64::from(task.exit_status), at: exited_at });
+                }
+                (true, _) => info!(id, pid = task.pid, "adopted in the middle of its start"),
+                (false, _) => {
+                    start::delete_task(app, &container.id).await;
+                    forget_endpoint(app, container).await;
+                }
             }
         }
         (false, None) if first => forget_endpoint(app, container).await,

@@ -105,6 +105,9 @@ pub struct State {
     pub error: String,
     /// Whether the kernel killed for want of memory in the last run.
     pub oom_killed: bool,
+    /// When the last start was about to happen; on disk before the process can live.
+    #[serde(default)]
+    pub launched_at: Timestamp,
     /// Last start.
     pub started_at: Timestamp,
     /// Last end.
@@ -126,6 +129,7 @@ impl State {
             exit_code: 0,
             error: String::new(),
             oom_killed: false,
+            launched_at: Timestamp::NEVER,
             started_at: Timestamp::NEVER,
             finished_at: Timestamp::NEVER,
             restart_count: 0,

@@ -169,6 +169,7 @@ async fn launch(app: &Arc<App>, container: &Arc<Container>, record: Record) -> A
         let mut live = container.live();
         live.record.registered = true;
         live.record.state.endpoint.clone_from(&undo.endpoint);
+        live.record.state.launched_at = Timestamp::now();
     }
     // The record must know of the endpoint before the process can live: an engine that dies in between finds both.
     let current = container.record();

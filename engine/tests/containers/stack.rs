@@ -248,6 +248,13 @@ impl Stack {
         assert!(answer.status == 200 && !answer.text().contains("error"), "{}", answer.text());
     }
 
+    fn remove_all(&self) {
+        for container in self.get("/containers/json?all=1").json().as_array().unwrap() {
+            let id = container["Id"].as_str().unwrap();
+            assert_eq!(self.delete(&format!("/containers/{id}?force=1&v=1")).status, 204);
+        }
+    }
+
     /// What is still on the host of containers that are gone.
     pub fn leftovers(&self) -> Vec<String> {
         let mut left = Vec::new();
@@ -266,11 +273,11 @@ impl Stack {
 impl Drop for Stack {
     fn drop(&mut self) {
         // All containers first, so that nothing outlives the test.
-        if !std::thread::panicking() {
-            for container in self.get("/containers/json?all=1").json().as_array().unwrap() {
-                let id = container["Id"].as_str().unwrap();
-                assert_eq!(self.delete(&format!("/containers/{id}?force=1&v=1")).status, 204);
-            }
+        if std::thread::panicking() {
+            // On a thread of its own, since it may panic too.
+            let _ = std::thread::scope(|scope| scope.spawn(|| self.remove_all()).join());
+        } else {
+            self.remove_all();
             eventually("nothing is left", || match self.leftovers() {
                 left if left.is_empty() => Ok(()),
                 left => Err(format!("{left:?}")),
