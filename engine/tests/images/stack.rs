@@ -5,6 +5,7 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU8, Ordering},
     time::{Duration, Instant},
 };
 
@@ -166,10 +167,12 @@ impl Stack {
 
 impl Drop for Stack {
     fn drop(&mut self) {
-        for child in [&mut self.engine, &mut self.supervisor] {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        // In an orderly way, so that the engine takes its bridge with it.
+        let engine = nix::unistd::Pid::from_raw(self.engine.id() as i32);
+        let _ = nix::sys::signal::kill(engine, nix::sys::signal::Signal::SIGTERM);
+        let _ = self.engine.wait();
+        let _ = self.supervisor.kill();
+        let _ = self.supervisor.wait();
         // Not mounted in most tests.
         let _ = nix::mount::umount2(&self.root.path().join("D"), nix::mount::MntFlags::MNT_DETACH);
         if std::thread::panicking() {
@@ -193,12 +196,21 @@ pub fn eventually(what: &str, mut attempt: impl FnMut() -> Result<(), String>) {
 }
 
 fn spawn(program: &Path, root: &Path, name: &str) -> Child {
+    // Engines side by side need bridges and subnets of their own.
+    static ENGINES: AtomicU8 = AtomicU8::new(0);
+    let mut network = Vec::new();
+    if name == "engine" {
+        let number = ENGINES.fetch_add(1, Ordering::Relaxed);
+        let bridge = format!("bei{}x{number}", std::process::id() % 10_000);
+        network = vec!["--bridge".to_owned(), bridge, "--bip".to_owned(), format!("10.233.{number}.1/24")];
+    }
     let log = std::fs::File::options().create(true).append(true).open(root.join(format!("{name}.log"))).unwrap();
     Command::new(program)
         .arg("--data-root")
         .arg(root.join("D"))
         .arg("--run-root")
         .arg(root.join("R"))
+        .args(network)
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
         .stderr(log)
