@@ -86,7 +86,7 @@ impl Namespaces {
 
     /// Every namespace with its labels.
     pub(crate) fn list(&self) -> Result<Vec<(String, Labels)>, NamespaceError> {
-        Ok(self.db.read(|tx| all_in(tx))?)
+        Ok(self.db.read(all_in)?)
     }
 
     /// Makes a namespace.

@@ -340,10 +340,10 @@ impl Registry {
         let target = self.base.join(&format!("blobs/{}", blob.digest));
         let mut headers = HeaderMap::new();
         let start = writer.offset();
-        if start > 0 {
-            if let Ok(range) = format!("bytes={start}-").parse() {
-                headers.insert(header::RANGE, range);
-            }
+        if start > 0
+            && let Ok(range) = format!("bytes={start}-").parse()
+        {
+            headers.insert(header::RANGE, range);
         }
         let answer = match self.session.request(&Method::GET, &target, &headers).await.map_err(|e| self.name(e)) {
             Ok(answer) => answer,

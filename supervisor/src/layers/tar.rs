@@ -8,6 +8,9 @@ use std::io::{self, Read};
 use tar::{EntryType, Header};
 
 const BLOCK: usize = 512;
+/// Names and values, as bytes.
+type Records = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// Largest extended header: names and attributes of one entry.
 const EXTENDED_LIMIT: u64 = 1 << 20;
 
@@ -80,7 +83,7 @@ pub(crate) struct Entry {
     /// Bytes that follow.
     pub(crate) size: u64,
     /// Extended attributes.
-    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(crate) xattrs: Records,
 }
 
 /// The archive; after `next_entry` it reads as the bytes of that entry.
@@ -90,7 +93,7 @@ pub(crate) struct TarReader<R> {
     left: u64,
     padding: u64,
     at: u64,
-    global: Vec<(Vec<u8>, Vec<u8>)>,
+    global: Records,
 }
 
 impl<R: Read> Read for TarReader<R> {
@@ -117,7 +120,7 @@ impl<R: Read> TarReader<R> {
 
     /// Skips what is left of the present entry and reads the next one; `None` at the end of the archive.
     pub(crate) fn next_entry(&mut self) -> Result<Option<Entry>, TarError> {
-        let mut records: Vec<(Vec<u8>, Vec<u8>)> = self.global.clone();
+        let mut records: Records = self.global.clone();
         let (mut long_name, mut long_link) = (None, None);
         loop {
             self.skip_entry()?;
@@ -154,7 +157,7 @@ impl<R: Read> TarReader<R> {
         at: u64,
         header: &Header,
         size: u64,
-        records: Vec<(Vec<u8>, Vec<u8>)>,
+        records: Records,
         long_name: Option<Vec<u8>>,
         long_link: Option<Vec<u8>>,
     ) -> Result<Entry, TarError> {
@@ -285,7 +288,7 @@ impl<R: Read> TarReader<R> {
     }
 
     // Records `LENGTH KEY=VALUE\n`; the length counts itself.
-    fn records(&mut self, at: u64, size: u64) -> Result<Vec<(Vec<u8>, Vec<u8>)>, TarError> {
+    fn records(&mut self, at: u64, size: u64) -> Result<Records, TarError> {
         let bytes = self.extended(at, size)?;
         let bad = || TarError::Extended { at, why: "records are malformed" };
         let mut rest = bytes.as_slice();

@@ -45,12 +45,15 @@ impl Failure for StreamError {
     }
 }
 
+/// One message of a stream, or how it broke.
+pub(crate) type Message = Result<Any, Status>;
+
 /// Our end of a client's stream.
 pub(crate) struct Stream {
     /// What the client sends; an error if it went away, the end if it is through.
-    pub(crate) inbound: mpsc::Receiver<Result<Any, Status>>,
+    pub(crate) inbound: mpsc::Receiver<Message>,
     /// What the client gets. The stream ends when this is dropped.
-    pub(crate) outbound: mpsc::Sender<Result<Any, Status>>,
+    pub(crate) outbound: mpsc::Sender<Message>,
 }
 
 /// Streams that wait for a transfer.
@@ -201,7 +204,7 @@ impl Write for StreamWriter {
 }
 
 /// An end for us and one for the client's side.
-pub(crate) fn pair() -> (Stream, mpsc::Sender<Result<Any, Status>>, mpsc::Receiver<Result<Any, Status>>) {
+pub(crate) fn pair() -> (Stream, mpsc::Sender<Message>, mpsc::Receiver<Message>) {
     let (to_us, inbound) = mpsc::channel(16);
     let (outbound, to_client) = mpsc::channel(super::progress::QUEUE);
     (Stream { inbound, outbound }, to_us, to_client)
