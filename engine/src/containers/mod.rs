@@ -21,6 +21,7 @@ pub mod mounts;
 pub mod names;
 pub mod ports;
 pub mod record;
+pub mod register;
 pub mod remove;
 pub mod restart;
 pub mod rules;

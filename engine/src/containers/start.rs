@@ -8,13 +8,10 @@
 //! ```
 
 use super::{
-    Container, Exit, attach, exits, files,
-    layers::Layers,
-    log_config, ports,
+    Container, Exit, attach, exits, files, log_config, ports,
     record::{Phase, Record},
+    register::register,
     rules::{Operation, decide},
-    spec::{self, Surroundings},
-    users::{self, Database, User},
     validate::{self, words},
 };
 use crate::{
@@ -22,30 +19,19 @@ use crate::{
     http::{ApiError, ApiResult},
     ids,
     networks::{Endpoint, EndpointRequest, NetworkKind},
-    supervisor::{SupervisorError, client::SNAPSHOTTER},
+    supervisor::SupervisorError,
     time::Timestamp,
 };
 use axum::http::StatusCode;
 use proto::{
     containerd::{
-        runc::v1::Options,
-        services::{
-            containers::v1::{
-                Container as SupervisorContainer, CreateContainerRequest, UpdateContainerRequest, container::Runtime,
-            },
-            snapshots::v1::MountsRequest,
-            tasks::v1::{CreateTaskRequest, DeleteTaskRequest, KillRequest, StartRequest},
-        },
+        services::tasks::v1::{CreateTaskRequest, DeleteTaskRequest, KillRequest, StartRequest, WaitRequest},
         types::Mount,
     },
     kind::{ErrorKind, chain},
-    typeurl,
 };
-use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 use tracing::{debug, warn};
-
-/// The shim's runtime type.
-const SHIM: &str = "io.containerd.berth.v1";
 
 /// Who starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -242,8 +228,7 @@ pub async fn delete_task(app: &App, id: &str) {
     }
     let kill = KillRequest { container_id: id.to_owned(), exec_id: String::new(), signal: 9, all: true };
     let _ = app.supervisor.tasks().kill(kill).await;
-    let wait =
-        proto::containerd::services::tasks::v1::WaitRequest { container_id: id.to_owned(), exec_id: String::new() };
+    let wait = WaitRequest { container_id: id.to_owned(), exec_id: String::new() };
     let _ = tokio::time::timeout(std::time::Duration::from_secs(10), app.supervisor.tasks().wait(wait)).await;
     match app
         .supervisor
@@ -266,17 +251,17 @@ pub async fn detach_network(app: &Arc<App>, id: &str, endpoint: Endpoint) {
     }
 }
 
-/// Path where the namespace of a container is pinned; the network makes it, the specification names it.
-pub fn netns_path(app: &App, id: &str) -> PathBuf {
-    app.config.engine_run().join("netns").join(id)
-}
-
 async fn attach_network(app: &Arc<App>, record: &Record, kind: NetworkKind) -> ApiResult<Option<Endpoint>> {
     let owner = app.clone();
     let record = record.clone();
     let work = move || -> ApiResult<Option<Endpoint>> {
         let failed = |error: crate::networks::NetworkError| {
-            ApiError::internal(format!("start container {}: {}", record.name, chain(&error)))
+            // Docker answers 500 for a port in use; only what was asked for wrongly is the client's fault.
+            let status = match error.kind() {
+                ErrorKind::InvalidArgument => StatusCode::BAD_REQUEST,
+                _ => StatusCode::INTERNAL_SERVER_ERROR,
+            };
+            ApiError::new(status, format!("start container {}: {}", record.name, chain(&error)))
         };
         let endpoint = match kind {
             NetworkKind::Host => None,
@@ -311,112 +296,6 @@ async fn attach_network(app: &Arc<App>, record: &Record, kind: NetworkKind) -> A
         Ok(endpoint)
     };
     tokio::task::spawn_blocking(work).await.map_err(|e| ApiError::unexpected(&e))?
-}
-
-/// Tells the supervisor what is to run. Gives the mounts of the root file system.
-async fn register(app: &Arc<App>, container: &Container, record: &Record, kind: NetworkKind) -> ApiResult<Vec<Mount>> {
-    let known = container.live().snapshot.clone();
-    let snapshot = match known {
-        Some(mounts) => mounts,
-        None => {
-            let request = MountsRequest { snapshotter: SNAPSHOTTER.into(), key: record.id.clone() };
-            let answer = app
-                .supervisor
-                .retry(request.clone(), |client, request| async move { client.snapshots().mounts(request).await })
-                .await;
-            let mounts = answer
-                .map_err(|e| {
-                    ApiError::internal(format!(
-                        "start container {}: find its root file system: {}",
-                        record.name,
-                        chain(&e)
-                    ))
-                })?
-                .mounts;
-            container.live().snapshot = Some(mounts.clone());
-            mounts
-        }
-    };
-    let user = find_user(app, record, &snapshot).await?;
-    let netns = netns_path(app, &record.id);
-    let folder = app.containers.folder_of(&record.id);
-    let around = Surroundings {
-        user: &user,
-        hostname: &record.config.hostname,
-        folder: &folder,
-        network: kind,
-        netns: (kind != NetworkKind::Host).then_some(netns.as_path()),
-        unified_cgroups: app.unified_cgroups,
-    };
-    let spec = spec::build(record, &around)?;
-    let spec = serde_json::to_vec(&spec).map_err(|e| ApiError::unexpected(&e))?;
-    let entry = SupervisorContainer {
-        id: record.id.clone(),
-        labels: HashMap::from([(super::create::LABEL.to_owned(), record.id.clone())]),
-        image: record.config.image.clone(),
-        runtime: Some(Runtime { name: SHIM.into(), options: Some(typeurl::pack(&options(app, record))) }),
-        spec: Some(typeurl::pack_json(typeurl::SPEC, spec)),
-        snapshotter: SNAPSHOTTER.into(),
-        snapshot_key: record.id.clone(),
-        ..SupervisorContainer::default()
-    };
-    let create = CreateContainerRequest { container: Some(entry.clone()) };
-    let update = UpdateContainerRequest { container: Some(entry), update_mask: None };
-    let told = if record.registered {
-        app.supervisor
-            .retry(update.clone(), |client, request| async move { client.containers().update(request).await })
-            .await
-            .map(drop)
-    } else {
-        let created = app
-            .supervisor
-            .retry(create.clone(), |client, request| async move { client.containers().create(request).await })
-            .await;
-        match created {
-            // An engine before us got this far and no further.
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => app
-                .supervisor
-                .retry(update.clone(), |client, request| async move { client.containers().update(request).await })
-                .await
-                .map(drop),
-            created => created.map(drop),
-        }
-    };
-    told.map_err(|e| ApiError::internal(format!("start container {}: register: {}", record.name, chain(&e))))?;
-    Ok(snapshot)
-}
-
-fn options(app: &App, record: &Record) -> Options {
-    let chosen = match record.host.runtime.as_str() {
-        "" | SHIM => app.config.runtime.as_str(),
-        name => name,
-    };
-    Options { binary_name: chosen.to_owned(), ..Options::default() }
-}
-
-/// Who the process runs as. The files of an image are read once; those of a container that ran before may have changed.
-async fn find_user(app: &Arc<App>, record: &Record, snapshot: &[Mount]) -> ApiResult<User> {
-    let fresh = !record.state.started_at.is_set();
-    let cached = if fresh { super::lock(&app.containers.users).get(&record.chain_id).cloned() } else { None };
-    let database = match cached {
-        Some(database) => database,
-        None => {
-            let mounts = snapshot.to_vec();
-            let read = tokio::task::spawn_blocking(move || Layers::open(&mounts)?.users()).await;
-            let database: Arc<Database> =
-                Arc::new(read.map_err(|e| ApiError::unexpected(&e))?.map_err(|e| ApiError::unexpected(&e))?);
-            // Small files of few images; a large one is not worth keeping.
-            if fresh && database.passwd.len() + database.group.len() < 64 << 10 {
-                let mut cache = super::lock(&app.containers.users);
-                if cache.len() >= 64 {
-                    cache.clear();
-                }
-                cache.insert(record.chain_id.clone(), database.clone());
-            }
-            database
-        }
-    };
-    users::find(&database, &record.config.user, words(&record.host.group_add))
 }
 
 async fn create_task(app: &App, record: &Record, rootfs: Vec<Mount>) -> Result<(), SupervisorError> {

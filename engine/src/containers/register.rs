@@ -1,0 +1,150 @@
+//! What the supervisor is told of a container before its task: the record with the complete specification.
+
+use super::{
+    Container,
+    layers::Layers,
+    record::Record,
+    spec::{self, Surroundings},
+    users::{self, Database, User},
+    validate::words,
+};
+use crate::{
+    app::App,
+    http::{ApiError, ApiResult},
+    networks::NetworkKind,
+    supervisor::client::SNAPSHOTTER,
+};
+use proto::{
+    containerd::{
+        runc::v1::Options,
+        services::{
+            containers::v1::{
+                Container as SupervisorContainer, CreateContainerRequest, UpdateContainerRequest, container::Runtime,
+            },
+            snapshots::v1::MountsRequest,
+        },
+        types::Mount,
+    },
+    kind::{ErrorKind, chain},
+    typeurl,
+};
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
+
+/// The shim's runtime type.
+const SHIM: &str = "io.containerd.berth.v1";
+
+/// Tells the supervisor what is to run. Gives the mounts of the root file system.
+pub async fn register(
+    app: &Arc<App>,
+    container: &Container,
+    record: &Record,
+    kind: NetworkKind,
+) -> ApiResult<Vec<Mount>> {
+    let known = container.live().snapshot.clone();
+    let snapshot = match known {
+        Some(mounts) => mounts,
+        None => {
+            let request = MountsRequest { snapshotter: SNAPSHOTTER.into(), key: record.id.clone() };
+            let answer = app
+                .supervisor
+                .retry(request.clone(), |client, request| async move { client.snapshots().mounts(request).await })
+                .await;
+            let mounts = answer
+                .map_err(|e| {
+                    ApiError::internal(format!(
+                        "start container {}: find its root file system: {}",
+                        record.name,
+                        chain(&e)
+                    ))
+                })?
+                .mounts;
+            container.live().snapshot = Some(mounts.clone());
+            mounts
+        }
+    };
+    let user = find_user(app, record, &snapshot).await?;
+    let netns = netns_path(app, &record.id);
+    let folder = app.containers.folder_of(&record.id);
+    let around = Surroundings {
+        user: &user,
+        hostname: &record.config.hostname,
+        folder: &folder,
+        network: kind,
+        netns: (kind != NetworkKind::Host).then_some(netns.as_path()),
+        unified_cgroups: app.unified_cgroups,
+    };
+    let spec = spec::build(record, &around)?;
+    let spec = serde_json::to_vec(&spec).map_err(|e| ApiError::unexpected(&e))?;
+    let entry = SupervisorContainer {
+        id: record.id.clone(),
+        labels: HashMap::from([(super::create::LABEL.to_owned(), record.id.clone())]),
+        image: record.config.image.clone(),
+        runtime: Some(Runtime { name: SHIM.into(), options: Some(typeurl::pack(&options(app, record))) }),
+        spec: Some(typeurl::pack_json(typeurl::SPEC, spec)),
+        snapshotter: SNAPSHOTTER.into(),
+        snapshot_key: record.id.clone(),
+        ..SupervisorContainer::default()
+    };
+    let create = CreateContainerRequest { container: Some(entry.clone()) };
+    let update = UpdateContainerRequest { container: Some(entry), update_mask: None };
+    let told = if record.registered {
+        app.supervisor
+            .retry(update.clone(), |client, request| async move { client.containers().update(request).await })
+            .await
+            .map(drop)
+    } else {
+        let created = app
+            .supervisor
+            .retry(create.clone(), |client, request| async move { client.containers().create(request).await })
+            .await;
+        match created {
+            // An engine before us got this far and no further.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => app
+                .supervisor
+                .retry(update.clone(), |client, request| async move { client.containers().update(request).await })
+                .await
+                .map(drop),
+            created => created.map(drop),
+        }
+    };
+    told.map_err(|e| ApiError::internal(format!("start container {}: register: {}", record.name, chain(&e))))?;
+    Ok(snapshot)
+}
+
+fn options(app: &App, record: &Record) -> Options {
+    let chosen = match record.host.runtime.as_str() {
+        "" | SHIM => app.config.runtime.as_str(),
+        name => name,
+    };
+    Options { binary_name: chosen.to_owned(), ..Options::default() }
+}
+
+/// Who the process runs as. The files of an image are read once; those of a container that ran before may have changed.
+async fn find_user(app: &Arc<App>, record: &Record, snapshot: &[Mount]) -> ApiResult<User> {
+    let fresh = !record.state.started_at.is_set();
+    let cached = if fresh { super::lock(&app.containers.users).get(&record.chain_id).cloned() } else { None };
+    let database = match cached {
+        Some(database) => database,
+        None => {
+            let mounts = snapshot.to_vec();
+            let read = tokio::task::spawn_blocking(move || Layers::open(&mounts)?.users()).await;
+            let database: Arc<Database> =
+                Arc::new(read.map_err(|e| ApiError::unexpected(&e))?.map_err(|e| ApiError::unexpected(&e))?);
+            // Small files of few images; a large one is not worth keeping.
+            if fresh && database.passwd.len() + database.group.len() < 64 << 10 {
+                let mut cache = super::lock(&app.containers.users);
+                if cache.len() >= 64 {
+                    cache.clear();
+                }
+                cache.insert(record.chain_id.clone(), database.clone());
+            }
+            database
+        }
+    };
+    users::find(&database, &record.config.user, words(&record.host.group_add))
+}
+
+/// Path where the namespace of a container is pinned; the network makes it, the specification names it.
+pub fn netns_path(app: &App, id: &str) -> PathBuf {
+    app.config.engine_run().join("netns").join(id)
+}
