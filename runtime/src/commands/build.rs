@@ -112,6 +112,13 @@ pub(super) fn build(
         context.log.warn(warning);
     }
     let cgroup = Cgroup::locate(&cgroup_path(&plan.cgroups_path, &args.id))?;
+    context.log.debug(&format!(
+        "cgroup {} ({}), {} mounts, seccomp filter of {} instructions",
+        cgroup.path(),
+        if cgroup.is_unified() { "v2" } else { "v1" },
+        plan.mounts.len(),
+        plan.seccomp.as_ref().map_or(0, |filter| filter.program.len()),
+    ));
     let entry = context.states.reserve(&args.id)?;
     let mut state = State {
         id: args.id.clone(),

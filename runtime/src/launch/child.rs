@@ -87,6 +87,7 @@ impl Child<'_> {
             // Changing ids cancelled it.
             sys::process::set_parent_death_signal(Some(Signal::SIGKILL)).map_err(step("set parent death signal"))?;
         }
+        sys::ns::unshare(plan.namespaces.made_by_child()).map_err(step("make namespaces"))?;
         if !self.joined {
             for (join, namespace) in plan.namespaces.join.iter().zip(&self.prepared.joins) {
                 sys::ns::enter(namespace, join.flag)

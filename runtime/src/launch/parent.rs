@@ -292,7 +292,7 @@ fn clone_child(
         || (namespaces.new & NEWUSER != 0 && !namespaces.join.is_empty());
     let offsets = if namespaces.time_offsets.is_empty() { 0 } else { NEWTIME };
     // The cgroup namespace comes later: it is rooted where its maker is.
-    let flags = namespaces.new & !(NEWCGROUP | offsets);
+    let flags = namespaces.new & !(NEWCGROUP | offsets | namespaces.made_by_child());
     let options = Options { namespaces: flags, cgroup: unified, sibling: by_helper };
     let work = Child { plan, prepared, cgroup, state, joined: by_helper };
     if !by_helper {
