@@ -226,7 +226,7 @@ fn cgroups_of(id: &str) -> Vec<PathBuf> {
     let hierarchies = std::fs::read_dir(root).expect("cgroups").flatten().map(|entry| entry.path());
     hierarchies
         .chain([root.to_owned()])
-        .map(|path| path.join("berth-suite").join(id))
+        .map(|path| path.join(format!("berth-{id}")))
         .filter(|path| path.exists())
         .collect()
 }
@@ -256,7 +256,7 @@ fn config(id: &str) -> Value {
             mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
         ],
         "linux": {
-            "cgroupsPath": format!("/berth-suite/{id}"),
+            "cgroupsPath": format!("/berth-{id}"),
             "namespaces": namespaces,
             "resources": {"devices": [{"allow": false, "access": "rwm"}]},
             "maskedPaths": [],
