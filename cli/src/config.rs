@@ -188,6 +188,11 @@ impl ConfigFile {
         match fs::read(&path) {
             Ok(text) => serde_json::from_slice(&text).map_err(|cause| ConfigError::Json { path, cause }),
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            // As docker does: somebody else's file (sudo keeps HOME) must not stop a command that may not need it.
+            Err(cause) if cause.kind() == io::ErrorKind::PermissionDenied => {
+                eprintln!("WARNING: Error loading config file: open {}: permission denied", path.display());
+                Ok(Self::default())
+            }
             Err(cause) => Err(ConfigError::Read { path, cause }),
         }
     }

@@ -52,15 +52,18 @@ struct Number {
 impl Number {
     fn claim() -> Self {
         let folder = Path::new("/tmp/berth-test-numbers");
-        fs::create_dir_all(folder).unwrap();
         for value in 0..250u8 {
+            // Whoever gives back the last number removes the folder.
+            fs::create_dir_all(folder).unwrap();
             let claim = folder.join(value.to_string());
             let taken = fs::read_to_string(&claim).ok().and_then(|pid| pid.trim().parse::<i32>().ok());
             if taken.is_some_and(|pid| kill(Pid::from_raw(pid), None).is_err()) {
                 fs::remove_file(&claim).ok();
             }
             let pid_file = folder.join(format!(".{}-{value}", std::process::id()));
-            fs::write(&pid_file, std::process::id().to_string()).unwrap();
+            if fs::write(&pid_file, std::process::id().to_string()).is_err() {
+                continue;
+            }
             // link(2) fails if the name exists: the claim appears with its content, or not at all.
             let claimed = fs::hard_link(&pid_file, &claim).is_ok();
             fs::remove_file(&pid_file).ok();
@@ -75,6 +78,7 @@ impl Number {
 impl Drop for Number {
     fn drop(&mut self) {
         fs::remove_file(&self.claim).ok();
+        self.claim.parent().map(fs::remove_dir);
     }
 }
 

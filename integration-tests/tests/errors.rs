@@ -30,7 +30,7 @@ fn names_that_do_not_exist() {
 fn requests_that_are_wrong() {
     let stack = Stack::with_busybox();
     let api = stack.api();
-    stack.berth(["run", "--rm", "UPPER/case"]).expect_code(125).expect_error("invalid reference format");
+    stack.berth(["run", "--rm", "UPPER"]).expect_code(125).expect_error("invalid reference format");
     let raw =
         api.open("POST", "/containers/create", None, "Content-Type: application/json\r\nX: y\r\n").unwrap().finish();
     assert_eq!(raw.status, 400, "{}", raw.text());

@@ -55,7 +55,8 @@ pub fn network_kind(mode: &str) -> ApiResult<NetworkKind> {
         "host" => Ok(NetworkKind::Host),
         "none" => Ok(NetworkKind::None),
         mode if mode.starts_with("container:") => Err(not_yet(&format!("network mode {mode}"))),
-        name => Err(ApiError::not_found(format!(
+        // Not 404: clients take a 404 at create for a missing image, and pull it.
+        name => Err(ApiError::not_implemented(format!(
             "network {name} not found (networks other than bridge, host and none are not implemented in berth yet)"
         ))),
     }
@@ -325,7 +326,7 @@ mod tests {
             (r#"{"HostConfig":{"NoSuchThing":1}}"#, 501, "NoSuchThing"),
             (r#"{"HostConfig":{"Init":true}}"#, 501, "Init"),
             (r#"{"HostConfig":{"NetworkMode":"container:x"}}"#, 501, "container:x"),
-            (r#"{"HostConfig":{"NetworkMode":"mynet"}}"#, 404, "network mynet not found"),
+            (r#"{"HostConfig":{"NetworkMode":"mynet"}}"#, 501, "network mynet not found"),
             (r#"{"HostConfig":{"Memory":1000}}"#, 400, "6MB"),
             (r#"{"HostConfig":{"PidMode":"x"}}"#, 400, "PidMode"),
             (r#"{"HostConfig":{"CapAdd":["NOPE"]}}"#, 400, "NOPE"),

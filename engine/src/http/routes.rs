@@ -78,6 +78,14 @@ pub async fn serve(router: Router, mut request: Request<Body>) -> Result<Respons
 
 async fn unknown(method: Method, uri: Uri) -> Response {
     let path = uri.path();
+    // There are no plugins, so none has this name; `docker inspect NAME` asks for one last and wants a plain 404.
+    if method == Method::GET && matches("/plugins/{name...}/json", path) {
+        return ApiError::not_found(format!(
+            "plugin {:?} not found",
+            &path["/plugins/".len()..path.len() - "/json".len()]
+        ))
+        .into_response();
+    }
     match UNBUILT.iter().find(|(m, pattern)| *m == method.as_str() && matches(pattern, path)) {
         Some((method, pattern)) => {
             ApiError::not_implemented(format!("{method} {pattern} is not implemented in berth yet")).into_response()
@@ -138,7 +146,6 @@ const UNBUILT: &[(&str, &str)] = &[
     ("GET", "/plugins/privileges"),
     ("POST", "/plugins/pull"),
     ("POST", "/plugins/create"),
-    ("GET", "/plugins/{name...}/json"),
     ("DELETE", "/plugins/{name...}"),
     ("POST", "/plugins/{name...}/enable"),
     ("POST", "/plugins/{name...}/disable"),

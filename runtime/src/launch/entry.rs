@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
+use nix::sys::resource::Resource;
 use nix::sys::stat::{Mode, SFlag, fstat, umask};
 use nix::unistd::{Gid, Uid, fchdir, fchown};
 use sys::Errno;
@@ -24,7 +25,7 @@ use super::hooks::HookError;
 use crate::confine::caps::SYS_ADMIN;
 use crate::confine::limits;
 use crate::confine::seccomp::Filter;
-use crate::plan::process::ProcessPlan;
+use crate::plan::process::{LimitStep, ProcessPlan};
 use crate::rootfs::RootfsError;
 
 /// Why the child could not become the container's process.
@@ -117,10 +118,12 @@ impl Entrant<'_> {
         let _ = self.channel.send(Kind::Warning, text);
     }
 
-    /// Does all that comes before the wait for `start`.
-    pub(crate) fn settle(&self) -> Result<Settled, ChildError> {
-        let process = self.process;
-        for limit in &process.limits {
+    // A limit on descriptors that is below what this process itself holds until execve comes last (`few`); it is lowered
+    // then, which needs no privilege. All others come first, while the privilege to raise them is there.
+    fn limit(&self, wanted: impl Fn(bool) -> bool) -> Result<(), ChildError> {
+        const OWN_DESCRIPTORS: u64 = 1024;
+        let few = |limit: &LimitStep| limit.resource == Resource::RLIMIT_NOFILE && limit.hard < OWN_DESCRIPTORS;
+        for limit in self.process.limits.iter().filter(|limit| wanted(few(limit))) {
             let resource = format!("{:?}", limit.resource);
             match limits::set(limit) {
                 Ok(None) => {}
@@ -131,6 +134,13 @@ impl Entrant<'_> {
                 Err(cause) => return Err(ChildError::Limit { resource, cause }),
             }
         }
+        Ok(())
+    }
+
+    /// Does all that comes before the wait for `start`.
+    pub(crate) fn settle(&self) -> Result<Settled, ChildError> {
+        let process = self.process;
+        self.limit(|few| !few)?;
         if let Some(scheduling) = process.scheduling {
             sys::task::set_scheduling(scheduling).map_err(step("set scheduler"))?;
         }
@@ -179,6 +189,7 @@ impl Entrant<'_> {
 
     /// Does what comes last. Comes back only with the reason why not.
     pub(crate) fn execute(&self, settled: Settled) -> Result<Infallible, ChildError> {
+        self.limit(|few| few)?;
         if let Some(filter) = self.seccomp {
             sys::seccomp::load(&filter.program, filter.flags).map_err(step("load seccomp filter"))?;
         }
