@@ -1,6 +1,9 @@
 //! The command line of `berth`, defined once with clap: parsing, help, completions and man pages come from here.
 //! The grammar in which flags are written is docker's (pflag) and lives in `grammar`; it hands clap one canonical form.
 
+// Doc comments in here are help texts: brackets mean what they mean in usage lines, not links.
+#![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags, rustdoc::bare_urls)]
+
 pub mod container;
 pub mod grammar;
 pub mod help;

@@ -178,7 +178,7 @@ fn sizes(container: &Summary) -> String {
     own
 }
 
-/// "0.0.0.0:8080->80/tcp, [::]:8080->80/tcp", neighbours put together to ranges.
+/// `0.0.0.0:8080->80/tcp, [::]:8080->80/tcp`, neighbours put together to ranges.
 fn ports(all: &[Port]) -> String {
     let mut all = all.to_vec();
     all.sort();

@@ -59,7 +59,7 @@ pub enum DeviceError {
     GpuCount(String),
 }
 
-/// Reads host[:container[:rwm]] or vendor/class=name.
+/// Reads `host[:container[:rwm]]` or vendor/class=name.
 pub fn parse(text: &str) -> Result<Device, OptionError> {
     if is_cdi(text) {
         return Ok(Device::Cdi(text.to_owned()));

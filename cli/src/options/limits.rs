@@ -1,6 +1,6 @@
 //! `--ulimit`
 
-/// name=soft[:hard]
+/// `name=soft[:hard]`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ulimit {
     /// Name, like nofile.
@@ -14,7 +14,7 @@ pub struct Ulimit {
 /// Why a limit was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UlimitError {
-    /// Not name=soft[:hard].
+    /// Not `name=soft[:hard]`.
     #[error("invalid ulimit argument: {0}")]
     Format(String),
     /// An unknown name.

@@ -6,13 +6,13 @@ use std::path::{Component, Path, PathBuf};
 /// What one `--volume` asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Volume {
-    /// `HostConfig.Binds`: source:target[:options]
+    /// `HostConfig.Binds`: `source:target[:options]`
     Bind(String),
     /// `Config.Volumes`: an anonymous volume.
     Anonymous(String),
 }
 
-/// Reads [source:]target[:options]; a source that begins with "." is below the working directory.
+/// Reads `[source:]target[:options]`; a source that begins with "." is below the working directory.
 pub fn parse(text: &str, cwd: &Path) -> Result<Volume, OptionError> {
     let spec = |why: &str| OptionError::Invalid(format!("invalid spec: {text}: {why}"));
     if text.is_empty() {
@@ -51,7 +51,7 @@ pub fn clean(path: &Path) -> PathBuf {
     out
 }
 
-/// Reads path[:options] of a tmpfs.
+/// Reads `path[:options]` of a tmpfs.
 pub fn tmpfs(text: &str) -> (String, String) {
     let (path, options) = text.split_once(':').unwrap_or((text, ""));
     (path.to_owned(), options.to_owned())

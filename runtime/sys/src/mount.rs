@@ -7,7 +7,7 @@ use nix::errno::Errno;
 
 use crate::raw::{check, own, with_path};
 
-/// Attributes of a mount, for [`fsmount`] and [`set_attributes`].
+/// Attributes of a mount, for [`Filesystem::mount`] and [`set_attributes`].
 pub mod attr {
     /// Read-only.
     pub const RDONLY: u64 = 0x01;

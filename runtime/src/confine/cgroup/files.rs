@@ -49,7 +49,7 @@ pub(super) fn write(hierarchy: &Hierarchy, path: &str, file: &str, value: &str) 
     nix::unistd::write(&opened, value.as_bytes()).map(drop).map_err(failed)
 }
 
-/// Like [`write`], but false when there is no such file.
+/// Like [`write()`], but false when there is no such file.
 pub(super) fn write_if_there(hierarchy: &Hierarchy, path: &str, file: &str, value: &str) -> Result<bool, CgroupError> {
     match write(hierarchy, path, file, value) {
         Ok(()) => Ok(true),
