@@ -200,6 +200,7 @@ fn settings_are_honoured() {
             sh(&["--pids-limit", "9"], "cat /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/pids.max 2>/dev/null").stdout(),
             "9"
         );
+        assert_eq!(sh(&["--ulimit", "nofile=10:20"], "ulimit -n").stdout(), "10");
         let quota =
             sh(&["--cpus", "0.5"], "cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us /sys/fs/cgroup/cpu.max 2>/dev/null");
         assert!(quota.stdout().starts_with("50000"), "{quota}");

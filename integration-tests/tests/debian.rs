@@ -1,6 +1,8 @@
 //! A real Debian with a real server in it: imported, published, pushed to a real registry, pulled by tag and by digest.
 
-use integration_tests::{Stack, eventually, programs::peer_or_skip, registry::Registry, run, run_with};
+use integration_tests::{
+    Stack, eventually, programs::peer_or_skip, registry::Registry, run, run_with, stack::has_docker,
+};
 use std::{
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
@@ -100,6 +102,12 @@ fn debian_with_nginx_lives_and_travels() {
     stack.berth(["rmi", "-f", &format!("{name}:1")]).success();
     stack.berth(["pull", "-q", &digests]).success();
     assert_eq!(stack.berth(["run", "--rm", &digests, "cat", "/etc/hostname"]).code(), 0);
+    if has_docker() {
+        let pulled = stack.docker(["pull", &format!("{name}:1")]).success();
+        assert!(pulled.stdout().contains("Status: ") && pulled.stdout().contains("Digest: sha256:"), "{pulled}");
+        assert!(stack.docker(["images"]).success().stdout().contains(&name));
+        stack.docker(["run", "--rm", &format!("{name}:1"), "true"]).success();
+    }
     let unknown = stack.berth(["pull", &format!("{name}:nope")]).expect_code(1);
     assert!(unknown.stderr().contains("not found") || unknown.stderr().contains("manifest unknown"), "{unknown}");
 }
