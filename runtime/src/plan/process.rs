@@ -50,6 +50,9 @@ impl ProcessPlan {
         if process.args.is_empty() {
             return Err(PlanError::Missing { field: "process.args" });
         }
+        if process.exec_cpu_affinity.is_some() {
+            warnings.push("process.execCPUAffinity is not honoured yet".to_owned());
+        }
         if process.args[0].is_empty() {
             return Err(PlanError::invalid("process.args[0]", "", "is empty"));
         }

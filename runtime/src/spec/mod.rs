@@ -154,6 +154,9 @@ pub(crate) struct Process {
     pub(crate) scheduler: Option<Scheduler>,
     #[serde(rename = "ioPriority")]
     pub(crate) io_priority: Option<IoPriority>,
+    /// Read only to say that it isn't honoured yet.
+    #[serde(rename = "execCPUAffinity")]
+    pub(crate) exec_cpu_affinity: Option<serde::de::IgnoredAny>,
 }
 
 /// `process.consoleSize`
