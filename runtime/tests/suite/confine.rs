@@ -31,6 +31,30 @@ fn limits_are_in_the_cgroup_and_can_change() {
 }
 
 #[test]
+fn huge_page_limits_hold_for_reservations_too() {
+    let Some(bundle) = Bundle::new() else { return };
+    let tree = std::path::Path::new("/sys/fs/cgroup").join(if unified() { "" } else { "unified" });
+    let controllers = std::fs::read_to_string(tree.join("cgroup.controllers")).unwrap_or_default();
+    if !is_ours() || !controllers.contains("hugetlb") || !tree.join("cgroup.subtree_control").exists() {
+        eprintln!("skipped: needs berth-runtime and the hugetlb controller on cgroup2");
+        return;
+    }
+    let enabled = std::fs::read_to_string(tree.join("cgroup.subtree_control")).expect("read");
+    let limits = json!([{"pageSize": "2MB", "limit": 4_194_304}]);
+    let bundle = bundle.shell("sleep 1000").set("/linux/resources/hugepageLimits", limits);
+    bundle.start();
+    let own = tree.join(format!("berth-{}", bundle.id));
+    for file in ["hugetlb.2MB.max", "hugetlb.2MB.rsvd.max"] {
+        assert_eq!(std::fs::read_to_string(own.join(file)).expect(file).trim(), "4194304", "{file}");
+    }
+    drop(bundle);
+    if !enabled.contains("hugetlb") {
+        // Enabled on the way down; the root is given back as it was.
+        std::fs::write(tree.join("cgroup.subtree_control"), "-hugetlb").expect("disable");
+    }
+}
+
+#[test]
 fn masks_hide_and_protect() {
     let Some(bundle) = Bundle::new() else { return };
     let bundle = bundle

@@ -74,11 +74,15 @@ pub(super) fn limit(
     for limit in &resources.hugepage_limits {
         let (size, value) = (&limit.page_size, limit.limit.to_string());
         match (find("hugetlb", "linux.resources.hugepageLimits"), unified) {
-            (Ok(hierarchy), _) => write(hierarchy, path, &format!("hugetlb.{size}.limit_in_bytes"), &value)?,
+            (Ok(hierarchy), _) => {
+                write(hierarchy, path, &format!("hugetlb.{size}.limit_in_bytes"), &value)?;
+                // The limit is for reservations too where the kernel counts them (Linux 5.7).
+                write_if_there(hierarchy, path, &format!("hugetlb.{size}.rsvd.limit_in_bytes"), &value)?;
+            }
             // On a hybrid host the controller may be with cgroup2.
             (Err(_), Some(hierarchy)) => {
                 super::unified::enable(hierarchy, path, &["hugetlb"])?;
-                write(hierarchy, path, &format!("hugetlb.{size}.max"), &value)?;
+                super::unified::huge_pages(hierarchy, path, limit)?;
             }
             (Err(error), None) => return Err(error),
         }

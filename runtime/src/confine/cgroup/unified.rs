@@ -5,7 +5,7 @@ use sys::Errno;
 use super::files::{read, write, write_if_there};
 use super::legacy::pids;
 use super::{CgroupError, Hierarchy};
-use crate::spec::{Rdma, Resources};
+use crate::spec::{HugepageLimit, Rdma, Resources};
 
 /// Hands all available controllers down to the cgroup, level by level.
 pub(super) fn enable_controllers(hierarchy: &Hierarchy, path: &str) -> Result<(), CgroupError> {
@@ -158,14 +158,14 @@ pub(super) fn limit(
             add("io.max", format!("{}:{} {key}={}", device.major, device.minor, device.rate));
         }
     }
-    for limit in &resources.hugepage_limits {
-        add(&format!("hugetlb.{}.max", limit.page_size), limit.limit.to_string());
-    }
     for (device, limit) in &resources.rdma {
         add("rdma.max", rdma_line(device, limit));
     }
     for (file, value) in &resources.unified {
         add(file, value.clone());
+    }
+    for limit in &resources.hugepage_limits {
+        huge_pages(hierarchy, path, limit)?;
     }
     for (file, value) in lines {
         write(hierarchy, path, &file, &value)?;
@@ -177,6 +177,13 @@ pub(super) fn limit(
         warn("linux.resources.blockIO.weight: nothing here keeps weights; ignored".into());
     }
     Ok(())
+}
+
+/// Limits use of one size of huge pages, and reservations too where the kernel counts them (Linux 5.7).
+pub(super) fn huge_pages(hierarchy: &Hierarchy, path: &str, limit: &HugepageLimit) -> Result<(), CgroupError> {
+    let (size, value) = (&limit.page_size, limit.limit.to_string());
+    write(hierarchy, path, &format!("hugetlb.{size}.max"), &value)?;
+    write_if_there(hierarchy, path, &format!("hugetlb.{size}.rsvd.max"), &value).map(drop)
 }
 
 #[cfg(test)]
