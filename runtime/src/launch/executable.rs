@@ -19,8 +19,8 @@ pub(crate) enum LookupError {
     /// A path that leads nowhere.
     #[error("exec: {name:?}: stat {name}: {}", words(*cause))]
     Stat { name: String, cause: Errno },
-    /// A folder.
-    #[error("exec: {0:?}: is a directory")]
+    /// A folder. execve(2) says EACCES; docker clients before 23 look for those words to exit with 126, newer ones for either.
+    #[error("exec: {0:?}: is a directory: permission denied")]
     Directory(String),
     /// Not for this user.
     #[error("exec: {0:?}: permission denied")]
@@ -88,7 +88,7 @@ mod tests {
         for (name, text) in [
             ("no-such-tool", "exec: \"no-such-tool\": executable file not found in $PATH"),
             ("/no/such", "exec: \"/no/such\": stat /no/such: no such file or directory"),
-            ("/usr", "exec: \"/usr\": is a directory"),
+            ("/usr", "exec: \"/usr\": is a directory: permission denied"),
             ("/etc/passwd", "exec: \"/etc/passwd\": permission denied"),
         ] {
             assert_eq!(look(name, "/bin"), Err(text.to_owned()));
