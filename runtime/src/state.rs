@@ -45,6 +45,9 @@ pub(crate) enum StateError {
         #[source]
         cause: serde_json::Error,
     },
+    /// The file says something that this runtime never wrote.
+    #[error("{path}: {field} is not what this runtime wrote; delete --force removes the container")]
+    Foreign { path: PathBuf, field: &'static str },
     /// Its cgroup could not be asked.
     #[error("look at the container's cgroup")]
     Cgroup(#[from] CgroupError),
@@ -52,8 +55,22 @@ pub(crate) enum StateError {
 
 /// An id that is safe as the name of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "String", into = "String")]
 pub(crate) struct ContainerId(String);
+
+impl TryFrom<String> for ContainerId {
+    type Error = StateError;
+
+    fn try_from(text: String) -> Result<Self, StateError> {
+        Self::parse(&text)
+    }
+}
+
+impl From<ContainerId> for String {
+    fn from(id: ContainerId) -> Self {
+        id.0
+    }
+}
 
 impl ContainerId {
     /// Checks an id.
@@ -158,6 +175,37 @@ impl State {
         }
     }
 
+    /// The field with which a state could make a command act on something else than the container it was read for.
+    fn foreign_field(&self, id: &ContainerId) -> Option<&'static str> {
+        if self.id != *id {
+            Some("id")
+        } else if self.pid < 0 {
+            Some("pid")
+        } else if !crate::plan::is_cgroup_path(&self.cgroup) || self.cgroup.split('/').all(str::is_empty) {
+            // The root's processes are everybody's.
+            Some("cgroup")
+        } else {
+            None
+        }
+    }
+
+    /// What there is to know of a container whose state.json is of no use: where it would be if it followed config.json.
+    pub(crate) fn guess(id: &ContainerId, cgroups_path: &str) -> Self {
+        Self {
+            id: id.clone(),
+            pid: 0,
+            start_time: 0,
+            bundle: PathBuf::new(),
+            rootfs: PathBuf::new(),
+            created: String::new(),
+            owner: String::new(),
+            annotations: BTreeMap::new(),
+            cgroup: cgroups_path.to_owned(),
+            own_pid_namespace: false,
+            hooks: Hooks::default(),
+        }
+    }
+
     /// The process, if it is still the one that was started.
     pub(crate) fn live_pid(&self) -> Option<Pid> {
         let stat = ProcessStat::read(self.pid).filter(|_| self.pid > 0)?;
@@ -234,8 +282,15 @@ impl StateDir {
     /// Reads the state of a container.
     pub(crate) fn load(&self, id: &ContainerId) -> Result<State, StateError> {
         let path = self.dir(id).join(STATE_FILE);
-        match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|cause| StateError::Parse { path, cause }),
+        match read_bounded(&path) {
+            Ok(bytes) => {
+                let state: State =
+                    serde_json::from_slice(&bytes).map_err(|cause| StateError::Parse { path: path.clone(), cause })?;
+                match state.foreign_field(id) {
+                    None => Ok(state),
+                    Some(field) => Err(StateError::Foreign { path, field }),
+                }
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(StateError::Missing(id.clone())),
             Err(error) => Err(io("read", &path)(error)),
         }
@@ -295,6 +350,18 @@ impl StateDir {
         ids.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(ids)
     }
+}
+
+/// Larger than any annotations that config.json may hold.
+const MAX_SIZE: u64 = 64 << 20;
+
+fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {
+    use std::io::Read;
+    let mut bytes = Vec::new();
+    // Not to wait for the other end of what has been put in the file's place.
+    let file = fs::OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
+    file.take(MAX_SIZE).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Removes a container's folder, which holds plain files only; what is gone already is fine.

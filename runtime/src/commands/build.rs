@@ -159,7 +159,7 @@ pub(super) fn build(
 }
 
 /// The cgroup of a container that config.json gives none: one of its own below the root.
-fn cgroup_path(given: &str, id: &ContainerId) -> String {
+pub(super) fn cgroup_path(given: &str, id: &ContainerId) -> String {
     let given = given.trim_matches('/');
     if given.is_empty() { format!("berth-{id}") } else { given.to_owned() }
 }

@@ -9,6 +9,8 @@ use super::{CommandError, Context};
 use crate::args::{Flag, Order, Parsed, switch};
 use crate::confine::cgroup::Cgroup;
 use crate::launch::hooks;
+use crate::plan;
+use crate::spec::{Spec, load_json};
 use crate::state::{ContainerId, State, StateError, Status};
 
 const FLAGS: &[Flag] = &[switch(&["force", "f"], "kill it if it runs; a container that is not there is fine")];
@@ -24,6 +26,16 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
                 context.states.remove(&id)?;
             }
             return Ok(0);
+        }
+        // Whatever state.json has become: what config.json says about the container's place is enough to clear it.
+        Err(error @ (StateError::Parse { .. } | StateError::Foreign { .. } | StateError::Io { .. })) if force => {
+            context
+                .log
+                .warn(&format!("{}; its cgroup is taken from config.json", crate::launch::handshake::chain(&error)));
+            let spec: Option<Spec> = load_json(&context.states.config(&id)).ok();
+            let given = spec.and_then(|spec| spec.linux).map(|linux| linux.cgroups_path).unwrap_or_default();
+            let given = if plan::is_cgroup_path(&given) { given } else { String::new() };
+            State::guess(&id, &super::build::cgroup_path(&given, &id))
         }
         other => other?,
     };

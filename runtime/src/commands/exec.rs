@@ -276,7 +276,8 @@ impl Work {
             }
         };
         let entrant = Entrant { process: &self.process, seccomp: self.seccomp.as_ref(), proc: &self.proc, channel };
-        let settled = entrant.settle()?;
+        let keep: Vec<_> = self.console.iter().chain(&terminal).map(AsFd::as_fd).collect();
+        let settled = entrant.settle(&keep)?;
         sys::process::set_parent_death_signal(None).map_err(step("set parent death signal"))?;
         report_ready(channel, self.console.as_ref(), terminal)?;
         entrant.execute(settled)
@@ -287,8 +288,8 @@ impl Work {
 fn cgroup_path(state: &State, below: Option<&str>) -> Result<String, CommandError> {
     let Some(given) = below.filter(|given| !given.is_empty()) else { return Ok(state.cgroup.clone()) };
     let path = given.split_once(':').map_or(given, |(_, path)| path).trim_matches('/');
-    if path.split('/').any(|part| part == "..") {
-        let why = "leads out of the container's cgroup";
+    if !crate::plan::is_cgroup_path(path) {
+        let why = "is no path below the container's cgroup";
         return Err(CommandError::BadValue { flag: "cgroup", value: given.to_owned(), why });
     }
     Ok(format!("{}/{path}", state.cgroup).trim_end_matches('/').to_owned())

@@ -8,7 +8,7 @@
 //! until it is ready.
 
 use std::convert::Infallible;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use nix::sys::signal::Signal;
@@ -174,10 +174,15 @@ impl Child<'_> {
 
     fn start(&self, channel: &mut Channel, pid: i32, terminal: Option<OwnedFd>) -> Result<Infallible, ChildError> {
         let (plan, prepared) = (self.plan, self.prepared);
+        let gate = match &prepared.wait {
+            Wait::Gate(gate) => Some(gate),
+            Wait::Parent => None,
+        };
+        let keep: Vec<_> = gate.into_iter().chain(&prepared.console).chain(&terminal).map(AsFd::as_fd).collect();
         let settled = {
             let entrant =
                 Entrant { process: &plan.process, seccomp: plan.seccomp.as_ref(), proc: &prepared.proc, channel };
-            entrant.settle()?
+            entrant.settle(&keep)?
         };
         // From here on the container lives without its parent.
         sys::process::set_parent_death_signal(None).map_err(step("set parent death signal"))?;

@@ -7,7 +7,7 @@
 
 use std::convert::Infallible;
 use std::ffi::CString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
@@ -137,8 +137,8 @@ impl Entrant<'_> {
         Ok(())
     }
 
-    /// Does all that comes before the wait for `start`.
-    pub(crate) fn settle(&self) -> Result<Settled, ChildError> {
+    /// Does all that comes before the wait for `start`. Of the descriptors only `keep` and the channel stay open.
+    pub(crate) fn settle(&self, keep: &[BorrowedFd<'_>]) -> Result<Settled, ChildError> {
         let process = self.process;
         self.limit(|few| !few)?;
         if let Some(scheduling) = process.scheduling {
@@ -160,6 +160,9 @@ impl Entrant<'_> {
             self.enter_cwd()?;
         }
         let env = self.environment();
+        // From here on names are looked up that the image chose, through magic links too.
+        let keep = [keep, &[self.channel.as_fd()]].concat();
+        sys::inherited::close_before_execve(&keep).map_err(step("close own descriptors"))?;
         let program = executable::find(&process.args[0], &env)?;
         Ok(Settled { program, env })
     }
@@ -263,25 +266,27 @@ impl Entrant<'_> {
         let mut env = self.process.env.clone();
         let has = |name: &[u8]| self.process.env.iter().any(|entry| entry.to_bytes().starts_with(name));
         if !has(b"HOME=") {
-            let home = home_of(self.process.uid).unwrap_or_else(|| "/".into());
+            let home = home_of(self.proc, self.process.uid).unwrap_or_else(|| "/".into());
             env.extend(CString::new(format!("HOME={home}")));
         }
         env
     }
 }
 
-/// The home directory in the container's passwd file: a regular file of a bounded size, read as text.
-fn home_of(uid: u32) -> Option<String> {
+/// The home directory in the container's passwd file: a regular file of a bounded size inside the root, read as text. What the
+/// image has in its place, say a device or a FIFO, is looked at but never opened.
+fn home_of(proc: &OwnedFd, uid: u32) -> Option<String> {
     use std::io::Read;
-    use std::os::unix::fs::OpenOptionsExt;
     const MAX: u64 = 1 << 20;
-    // Non-blocking, because it might be a FIFO.
-    let file = std::fs::OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open("/etc/passwd").ok()?;
-    if !file.metadata().ok()?.is_file() {
+    let root = nix::fcntl::open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
+    let found = open_within(&root, "etc/passwd", OFlag::O_PATH, 0, Within::Root).ok()?;
+    if SFlag::from_bits_truncate(fstat(&found).ok()?.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
         return None;
     }
+    let again = format!("self/fd/{}", found.as_raw_fd());
+    let file = nix::fcntl::openat(proc, again.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
     let mut bytes = Vec::new();
-    file.take(MAX).read_to_end(&mut bytes).ok()?;
+    std::fs::File::from(file).take(MAX).read_to_end(&mut bytes).ok()?;
     home_in(&String::from_utf8_lossy(&bytes), uid)
 }
 

@@ -45,12 +45,22 @@ pub(crate) enum PlanError {
 
 impl PlanError {
     pub(crate) fn invalid(field: impl Into<String>, value: impl Into<String>, why: &'static str) -> Self {
-        Self::Invalid { field: field.into(), value: value.into(), why }
+        Self::Invalid { field: field.into(), value: cut(value.into()), why }
     }
 
     pub(crate) fn unknown(field: impl Into<String>, word: impl Into<String>) -> Self {
-        Self::Unknown { field: field.into(), word: word.into() }
+        Self::Unknown { field: field.into(), word: cut(word.into()) }
     }
+}
+
+/// A value as far as somebody will read it.
+fn cut(mut value: String) -> String {
+    const MAX: usize = 200;
+    if let Some((at, _)) = value.char_indices().nth(MAX) {
+        value.truncate(at);
+        value.push('…');
+    }
+    value
 }
 
 /// Flags of `create` and `run` that change what is done.
@@ -97,6 +107,9 @@ impl Plan {
         let root = spec.root.as_ref().ok_or(PlanError::Missing { field: "root" })?;
         if root.path.as_os_str().is_empty() {
             return Err(PlanError::Missing { field: "root.path" });
+        }
+        if root.path.as_os_str().as_encoded_bytes().contains(&0) {
+            return Err(PlanError::invalid("root.path", root.path.to_string_lossy(), "contains a NUL"));
         }
         let linux = spec.linux.clone().unwrap_or_default();
         let namespaces = NamespacePlan::new(&linux)?;
@@ -205,13 +218,22 @@ fn propagation(word: &str) -> Result<(Propagation, Reach), PlanError> {
     })
 }
 
+/// Whether a text is fit to be a path below a cgroup root: no component that leads elsewhere or that no file system would take.
+pub(crate) fn is_cgroup_path(path: &str) -> bool {
+    path.len() < PATH_MAX
+        && !path.chars().any(char::is_control)
+        && path.split('/').all(|part| part.len() <= NAME_MAX && !matches!(part, "." | ".."))
+}
+
+/// Longest path, with its NUL, and longest name of a file.
+pub(crate) const PATH_MAX: usize = 4096;
+const NAME_MAX: usize = 255;
+
 fn check_cgroups_path(path: &str) -> Result<(), PlanError> {
     let field = "linux.cgroupsPath";
-    if path.split('/').any(|part| part == "..") {
-        return Err(PlanError::invalid(field, path, "contains \"..\""));
-    }
-    if path.contains(['\0', '\n']) {
-        return Err(PlanError::invalid(field, path, "contains a control character"));
+    if !is_cgroup_path(path) {
+        let why = "has \".\", \"..\" or a control character in it, or is too long";
+        return Err(PlanError::invalid(field, path, why));
     }
     // slice:prefix:name is what callers write for systemd; taking it for a path would make odd folders.
     if !path.starts_with('/') && path.split(':').count() == 3 {
@@ -232,6 +254,11 @@ fn check_hooks(hooks: &Hooks) -> Result<(), PlanError> {
         for hook in list {
             if !hook.path.is_absolute() {
                 return Err(PlanError::invalid(field, hook.path.to_string_lossy(), "is not an absolute path"));
+            }
+            let words = hook.args.iter().chain(hook.env.iter().flatten()).map(String::as_str);
+            let path = hook.path.to_string_lossy();
+            if let Some(word) = words.chain([&*path]).find(|word| word.contains('\0')) {
+                return Err(PlanError::invalid(field, word, "contains a NUL"));
             }
             if let Some(timeout) = hook.timeout.filter(|timeout| *timeout <= 0) {
                 return Err(PlanError::invalid(field, timeout.to_string(), "is no timeout in seconds"));
@@ -279,7 +306,11 @@ pub(crate) mod tests {
                 "linux.namespaces needs a private mount namespace",
             ),
             ("/linux/namespaces", serde_json::json!([{"type": "moon"}]), "linux.namespaces: \"moon\" is unknown"),
-            ("/linux/cgroupsPath", serde_json::json!("/a/../b"), "linux.cgroupsPath: \"/a/../b\" contains \"..\""),
+            (
+                "/linux/cgroupsPath",
+                serde_json::json!("/a/../b"),
+                "linux.cgroupsPath: \"/a/../b\" has \".\", \"..\" or a control character in it, or is too long",
+            ),
             ("/linux/maskedPaths", serde_json::json!(["x"]), "linux.maskedPaths: \"x\" is not an absolute path"),
             ("/linux/rootfsPropagation", serde_json::json!("up"), "linux.rootfsPropagation: \"up\" is unknown"),
             (

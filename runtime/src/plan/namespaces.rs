@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::PlanError;
 use super::libc_flag::*;
+use super::{PATH_MAX, PlanError};
 use crate::spec::{IdMapping, Linux};
 
 /// A namespace of somebody else.
@@ -41,6 +41,13 @@ pub(crate) fn flag_of(kind: &str) -> Option<u64> {
     })
 }
 
+/// Lines of an id map that the kernel takes (user_namespaces(7)).
+const MAX_MAPPINGS: usize = 340;
+
+fn has_nul(path: &std::path::Path) -> bool {
+    path.as_os_str().as_encoded_bytes().contains(&0)
+}
+
 impl NamespacePlan {
     pub(super) fn new(linux: &Linux) -> Result<Self, PlanError> {
         let field = "linux.namespaces";
@@ -52,6 +59,9 @@ impl NamespacePlan {
             }
             if namespace.path.as_os_str().is_empty() {
                 plan.new |= flag;
+            } else if namespace.path.as_os_str().len() >= PATH_MAX || has_nul(&namespace.path) {
+                let shown: String = namespace.path.to_string_lossy().chars().take(64).collect();
+                return Err(PlanError::invalid(field, shown, "is a path that is too long, or has a NUL in it"));
             } else if namespace.path.is_absolute() {
                 plan.join.push(Join { flag, path: namespace.path.clone() });
             } else {
@@ -68,6 +78,13 @@ impl NamespacePlan {
             }
             if plan.new & NEWUSER != 0 && map.is_empty() {
                 return Err(PlanError::Missing { field });
+            }
+            if map.len() > MAX_MAPPINGS {
+                return Err(PlanError::invalid(
+                    field,
+                    format!("{} mappings", map.len()),
+                    "are more than the kernel takes, 340",
+                ));
             }
             for mapping in map {
                 let fits = |start: u32| start.checked_add(mapping.size).is_some();

@@ -53,6 +53,9 @@ pub(crate) enum RootfsError {
     /// A link where procfs or sysfs is to go (CVE-2023-28642).
     #[error("mount {what} on {at}: it is a symbolic link in the image, not a directory")]
     Link { what: String, at: PathBuf },
+    /// A destination that a link of the image leads into /proc (CVE-2019-19921).
+    #[error("mount {what} on {at}: it leads into /proc")]
+    InsideProc { what: String, at: PathBuf },
     /// A bind of something else onto /proc.
     #[error("bind {what} on /proc: it is not procfs")]
     NotProc { what: String },

@@ -114,7 +114,13 @@ fn destination(root: &OwnedFd, step: &MountStep, make: Make) -> Result<OwnedFd, 
             return Err(RootfsError::Link { what: kind.clone(), at: at.clone() });
         }
     }
-    resolve::destination(root, at, make).map_err(|cause| RootfsError::Destination { at: at.clone(), cause })
+    let found = resolve::destination(root, at, make);
+    let found = found.map_err(|cause| RootfsError::Destination { at: at.clone(), cause })?;
+    // What is to be below /proc by its name has been looked at in the plan; a link of the image may lead there as well.
+    if !at.starts_with("/proc") && sys::path::filesystem_magic(&found) == Ok(sys::path::PROC_MAGIC) {
+        return Err(RootfsError::InsideProc { what: what(step), at: at.clone() });
+    }
+    Ok(found)
 }
 
 fn filesystem(

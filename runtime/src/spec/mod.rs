@@ -4,6 +4,7 @@
 //! field), and `null` is the same as absent, because Go writes empty lists that way.
 
 pub(crate) mod linux;
+mod locate;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -32,6 +33,14 @@ pub(crate) enum SpecError {
     #[error("parse {path}")]
     Parse {
         path: PathBuf,
+        #[source]
+        cause: serde_json::Error,
+    },
+    /// One value of the file is not what it should be.
+    #[error("parse {path}: {field}")]
+    Field {
+        path: PathBuf,
+        field: String,
         #[source]
         cause: serde_json::Error,
     },
@@ -75,15 +84,23 @@ impl Spec {
     pub(crate) fn load(bundle: &Path) -> Result<(Self, Vec<u8>), SpecError> {
         let path = bundle.join("config.json");
         let bytes = read_bounded(&path)?;
-        let spec = serde_json::from_slice(&bytes).map_err(|cause| SpecError::Parse { path, cause })?;
-        Ok((spec, bytes))
+        Ok((parse(&path, &bytes)?, bytes))
     }
 }
 
 /// Reads any JSON file of a bounded size into `T`.
 pub(crate) fn load_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, SpecError> {
-    let bytes = read_bounded(path)?;
-    serde_json::from_slice(&bytes).map_err(|cause| SpecError::Parse { path: path.to_owned(), cause })
+    parse(path, &read_bounded(path)?)
+}
+
+fn parse<T: for<'de> Deserialize<'de>>(path: &Path, bytes: &[u8]) -> Result<T, SpecError> {
+    serde_json::from_slice(bytes).map_err(|cause| {
+        let path = path.to_owned();
+        match locate::field_at(bytes, cause.line(), cause.column()) {
+            field if field.is_empty() => SpecError::Parse { path, cause },
+            field => SpecError::Field { path, field, cause },
+        }
+    })
 }
 
 fn read_bounded(path: &Path) -> Result<Vec<u8>, SpecError> {
