@@ -304,11 +304,11 @@ impl StateDir {
         if state.live_pid().is_none() {
             return Ok(Status::Stopped);
         }
-        if self.is_waiting(&state.id) {
-            return Ok(Status::Created);
+        // First, because a frozen process does not answer knocks: they would queue up until one blocks.
+        if Cgroup::locate(&state.cgroup)?.is_frozen()? {
+            return Ok(Status::Paused);
         }
-        let frozen = Cgroup::locate(&state.cgroup)?.is_frozen()?;
-        Ok(if frozen { Status::Paused } else { Status::Running })
+        Ok(if self.is_waiting(&state.id) { Status::Created } else { Status::Running })
     }
 
     /// Whether the process still waits at the gate. The socket is removed by `start`, which may be killed before it gets there:

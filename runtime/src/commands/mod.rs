@@ -3,6 +3,7 @@
 mod build;
 mod create;
 mod delete;
+mod events;
 mod exec;
 mod features;
 mod foreground;
@@ -72,6 +73,12 @@ pub(crate) enum CommandError {
     /// The words containerd looks for.
     #[error("container not running")]
     NotRunning,
+    /// The same, for one that lives.
+    #[error("container not running: it is {0}")]
+    NotRunningBut(Status),
+    /// The words of runc.
+    #[error("container not paused: it is {0}")]
+    NotPaused(Status),
     /// A signal that does not exist.
     #[error("unknown signal {0:?}")]
     UnknownSignal(String),
@@ -106,6 +113,7 @@ type Run = fn(&Context, &[String]) -> Result<u8, CommandError>;
 const COMMANDS: &[(&str, bool, Run)] = &[
     ("create", true, create::run),
     ("delete", false, delete::run),
+    ("events", false, events::run),
     ("exec", true, exec::run),
     ("features", false, features::run),
     ("kill", false, kill::run),
@@ -121,7 +129,7 @@ const COMMANDS: &[(&str, bool, Run)] = &[
 ];
 
 /// Commands that runc has and this runtime does not have yet.
-const ABSENT: &[&str] = &["checkpoint", "restore", "events"];
+const ABSENT: &[&str] = &["checkpoint", "restore"];
 
 const GLOBAL: &[Flag] = &[
     value(&["root"], "folder of the containers' state (default /run/berth-runtime)"),

@@ -22,7 +22,11 @@ fn change(
     let state = context.states.load(&only_id(verb, arguments)?)?;
     let status = context.states.status(&state)?;
     if !from.contains(&status) {
-        return Err(CommandError::WrongStatus { verb, status });
+        return Err(match (freeze, status) {
+            (true, Status::Stopped | Status::Creating) => CommandError::NotRunning,
+            (true, status) => CommandError::NotRunningBut(status),
+            (false, status) => CommandError::NotPaused(status),
+        });
     }
     Cgroup::locate(&state.cgroup)?.freeze(freeze)?;
     Ok(0)

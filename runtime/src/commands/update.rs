@@ -20,9 +20,9 @@ const FLAGS: &[Flag] = &[
     value(&["cpuset-cpus"], "CPUs to use"),
     value(&["cpuset-mems"], "memory nodes to use"),
     value(&["cpu-idle"], "1 for idle scheduling"),
-    value(&["memory"], "memory, bytes"),
-    value(&["memory-reservation"], "memory kept when it is short, bytes"),
-    value(&["memory-swap"], "memory and swap, bytes"),
+    value(&["memory"], "memory, bytes or with a unit such as 512m; -1 for no limit"),
+    value(&["memory-reservation"], "memory kept when it is short"),
+    value(&["memory-swap"], "memory and swap together"),
     value(&["pids-limit"], "number of processes"),
     value(&["kernel-memory"], "obsolete and ignored"),
     value(&["kernel-memory-tcp"], "obsolete and ignored"),
@@ -38,15 +38,19 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
             return Err(CommandError::UnsupportedFlag(flag));
         }
     }
-    let resources = match parsed.value("resources") {
+    let resources = match parsed.value("resources").filter(|value| !value.is_empty()) {
         None => from_flags(&parsed)?,
         Some("-") => from_stdin()?,
         Some(path) => load_json(path.as_ref())?,
     };
+    for flag in ["kernel-memory", "kernel-memory-tcp"] {
+        if parsed.value(flag).is_some_and(|value| !value.is_empty()) {
+            context.log.warn(&format!("--{flag} is obsolete and ignored"));
+        }
+    }
     let state = context.states.load(&id)?;
-    match context.states.status(&state)? {
-        Status::Created | Status::Running | Status::Paused => {}
-        status => return Err(CommandError::WrongStatus { verb: "update", status }),
+    if let Status::Stopped | Status::Creating = context.states.status(&state)? {
+        return Err(CommandError::NotRunning);
     }
     Cgroup::locate(&state.cgroup)?.update(&resources, &mut |text| context.log.warn(&text))?;
     Ok(0)
@@ -60,23 +64,97 @@ fn from_stdin() -> Result<Resources, CommandError> {
     serde_json::from_slice(&bytes).map_err(|cause| SpecError::Parse { path: "stdin".into(), cause }.into())
 }
 
-fn from_flags(parsed: &Parsed) -> Result<Resources, ArgsError> {
+/// Empty values are as good as none: callers pass flags that they have nothing for.
+fn from_flags(parsed: &Parsed) -> Result<Resources, CommandError> {
     let mut resources = Resources::default();
     let text = |name: &str| parsed.value(name).unwrap_or_default().to_owned();
-    resources.block_io.weight = parsed.number("blkio-weight")?;
+    fn number<T: std::str::FromStr>(parsed: &Parsed, name: &'static str) -> Result<Option<T>, ArgsError> {
+        match parsed.value(name) {
+            None | Some("") => Ok(None),
+            Some(_) => parsed.number(name),
+        }
+    }
+    resources.block_io.weight = number(parsed, "blkio-weight")?;
     let cpu = &mut resources.cpu;
-    cpu.period = parsed.number("cpu-period")?;
-    cpu.quota = parsed.number("cpu-quota")?;
-    cpu.burst = parsed.number("cpu-burst")?;
-    cpu.shares = parsed.number("cpu-share")?;
-    cpu.realtime_period = parsed.number("cpu-rt-period")?;
-    cpu.realtime_runtime = parsed.number("cpu-rt-runtime")?;
-    cpu.idle = parsed.number("cpu-idle")?;
+    cpu.period = number(parsed, "cpu-period")?;
+    cpu.quota = number(parsed, "cpu-quota")?;
+    cpu.burst = number(parsed, "cpu-burst")?;
+    cpu.shares = number(parsed, "cpu-share")?;
+    cpu.realtime_period = number(parsed, "cpu-rt-period")?;
+    cpu.realtime_runtime = number(parsed, "cpu-rt-runtime")?;
+    cpu.idle = number(parsed, "cpu-idle")?;
     (cpu.cpus, cpu.mems) = (text("cpuset-cpus"), text("cpuset-mems"));
     let memory = &mut resources.memory;
-    memory.limit = parsed.number("memory")?;
-    memory.reservation = parsed.number("memory-reservation")?;
-    memory.swap = parsed.number("memory-swap")?;
-    resources.pids.limit = parsed.number("pids-limit")?;
+    for (name, field) in [
+        ("memory", &mut memory.limit),
+        ("memory-reservation", &mut memory.reservation),
+        ("memory-swap", &mut memory.swap),
+    ] {
+        let Some(text) = parsed.value(name).filter(|text| !text.is_empty()) else { continue };
+        let why = "is neither a number of bytes such as 512M or 1.5g, nor -1";
+        *field = Some(size(text).ok_or(CommandError::BadValue { flag: name, value: text.to_owned(), why })?);
+    }
+    resources.pids.limit = number(parsed, "pids-limit")?;
     Ok(resources)
+}
+
+/// A number of bytes with a unit of 1024s, as docker and runc write it: `512m`, `1.5GiB`, `100 kb`; `-1` is no limit.
+fn size(text: &str) -> Option<i64> {
+    if text == "-1" {
+        return Some(-1);
+    }
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit = unit.strip_prefix(' ').unwrap_or(unit).to_ascii_lowercase();
+    let power = match unit.as_str() {
+        "" | "b" => 0,
+        other => {
+            let letter = other.trim_end_matches('b').trim_end_matches('i');
+            let spelled = [letter.to_owned(), format!("{letter}b"), format!("{letter}i"), format!("{letter}ib")];
+            let power = ["k", "m", "g", "t", "p"].iter().position(|known| *known == letter)?;
+            spelled.contains(&unit).then_some(power as i32 + 1)?
+        }
+    };
+    if let Ok(whole) = number.parse::<i64>() {
+        return whole.checked_mul(1 << (10 * power));
+    }
+    if !number.starts_with(|c: char| c.is_ascii_digit()) {
+        return None;
+    }
+    let bytes = number.parse::<f64>().ok()? * 1024_f64.powi(power);
+    (bytes < i64::MAX as f64).then_some(bytes as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_those_of_docker() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("-1", -1),
+            ("4096", 4096),
+            ("32b", 32),
+            ("1k", 1024),
+            ("1KB", 1024),
+            ("1KiB", 1024),
+            ("2 m", 2 << 20),
+            ("1.5g", 3 << 29),
+            ("1T", 1 << 40),
+            ("1p", 1 << 50),
+        ] {
+            assert_eq!(size(text), Some(bytes), "{text}");
+        }
+        for text in ["", "m", "-2", "1x", "1kk", "1bb", "1 k", "1.2.3", ".5m", "9999999p", "1e3", "inf", "nan"] {
+            assert_eq!(size(text).is_some(), text == "1 k", "{text}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn sizes_never_panic(text in ".{0,20}") {
+            let _ = size(&text);
+        }
+    }
 }

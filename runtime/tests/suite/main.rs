@@ -3,7 +3,9 @@
 mod bundle;
 mod confine;
 mod errors;
+mod events;
 mod exec;
 mod hostile;
 mod lifecycle;
 mod terminal;
+mod update;

@@ -49,6 +49,32 @@ pub(super) fn write(hierarchy: &Hierarchy, path: &str, file: &str, value: &str) 
     nix::unistd::write(&opened, value.as_bytes()).map(drop).map_err(failed)
 }
 
+/// Writes values of which some bound others (quota, period and burst, say): one that is refused is tried again after the rest.
+pub(super) fn write_in_some_order(
+    hierarchy: &Hierarchy,
+    path: &str,
+    values: &[(String, String)],
+) -> Result<(), CgroupError> {
+    let mut left: Vec<&(String, String)> = values.iter().collect();
+    while !left.is_empty() {
+        let (mut refused, mut first) = (Vec::new(), None);
+        for value in &left {
+            match write(hierarchy, path, &value.0, &value.1) {
+                Err(error @ CgroupError::Write { cause: Errno::EINVAL, .. }) => {
+                    refused.push(*value);
+                    first.get_or_insert(error);
+                }
+                done => done?,
+            }
+        }
+        match first {
+            Some(error) if refused.len() == left.len() => return Err(error),
+            _ => left = refused,
+        }
+    }
+    Ok(())
+}
+
 /// Like [`write()`], but false when there is no such file.
 pub(super) fn write_if_there(hierarchy: &Hierarchy, path: &str, file: &str, value: &str) -> Result<bool, CgroupError> {
     match write(hierarchy, path, file, value) {

@@ -2,7 +2,7 @@
 
 use sys::Errno;
 
-use super::files::{read, write, write_if_there};
+use super::files::{read, write, write_if_there, write_in_some_order};
 use super::{CgroupError, Hierarchy, devices};
 use crate::spec::{DeviceRule, Resources};
 
@@ -47,20 +47,19 @@ pub(super) fn limit(
     };
     memory(&find, path, resources, warn)?;
     let cpu = &resources.cpu;
-    let period_and_quota = [
+    let values = [
         ("cpu.cfs_period_us", cpu.period.filter(|period| *period != 0).map(|value| value.to_string())),
         ("cpu.cfs_quota_us", cpu.quota.filter(|quota| *quota != 0).map(|value| value.to_string())),
-    ];
-    for (file, value) in period_and_quota.into_iter().chain([
         ("cpu.cfs_burst_us", cpu.burst.map(|value| value.to_string())),
         ("cpu.rt_period_us", cpu.realtime_period.filter(|period| *period != 0).map(|value| value.to_string())),
         ("cpu.rt_runtime_us", cpu.realtime_runtime.filter(|runtime| *runtime != 0).map(|value| value.to_string())),
-        ("cpu.idle", cpu.idle.map(|value| value.to_string())),
         ("cpu.shares", cpu.shares.filter(|shares| *shares != 0).map(|value| value.to_string())),
-    ]) {
-        if let Some(value) = value {
-            write(find("cpu", "linux.resources.cpu")?, path, file, &value)?;
-        }
+        ("cpu.idle", cpu.idle.map(|value| value.to_string())),
+    ];
+    let values: Vec<(String, String)> =
+        values.into_iter().filter_map(|(file, value)| Some((file.to_owned(), value?))).collect();
+    if !values.is_empty() {
+        write_in_some_order(find("cpu", "linux.resources.cpu")?, path, &values)?;
     }
     for (file, value) in [("cpuset.cpus", &cpu.cpus), ("cpuset.mems", &cpu.mems)] {
         if !value.is_empty() {

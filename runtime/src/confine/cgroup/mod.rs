@@ -9,7 +9,12 @@
 pub(crate) mod devices;
 mod files;
 mod legacy;
+pub(crate) mod oom;
+pub(crate) mod stats;
+mod stats_legacy;
+mod stats_unified;
 mod unified;
+mod update;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -74,6 +79,16 @@ pub(crate) enum CgroupError {
         #[source]
         cause: Errno,
     },
+    /// A limit could not be changed; all others are as before.
+    #[error("cannot set {field}")]
+    Update {
+        field: String,
+        #[source]
+        cause: Box<CgroupError>,
+    },
+    /// A change that cannot be.
+    #[error("{field}: {why}")]
+    Refused { field: &'static str, why: String },
     /// Freezing did not end.
     #[error("freeze cgroup {0}: still not frozen after 10 s")]
     NotFrozen(PathBuf),
@@ -200,14 +215,6 @@ impl Cgroup {
             return Ok(());
         }
         legacy::limit(&self.legacy, self.unified.as_ref(), &self.path, resources, warn)
-    }
-
-    /// Changes the limits of a cgroup that exists; devices are left as they are.
-    pub(crate) fn update(&self, resources: &Resources, warn: &mut dyn FnMut(String)) -> Result<(), CgroupError> {
-        if let (true, Some(hierarchy)) = (self.is_unified(), &self.unified) {
-            return unified::limit(hierarchy, &self.path, resources, warn);
-        }
-        self.limit_legacy(resources, warn)
     }
 
     fn check_empty(&self, hierarchy: &Hierarchy, file: &str) -> Result<(), CgroupError> {

@@ -2,7 +2,7 @@
 
 use sys::Errno;
 
-use super::files::{read, write, write_if_there};
+use super::files::{read, write, write_if_there, write_in_some_order};
 use super::legacy::pids;
 use super::{CgroupError, Hierarchy};
 use crate::spec::{HugepageLimit, Rdma, Resources};
@@ -167,9 +167,7 @@ pub(super) fn limit(
     for limit in &resources.hugepage_limits {
         huge_pages(hierarchy, path, limit)?;
     }
-    for (file, value) in lines {
-        write(hierarchy, path, &file, &value)?;
-    }
+    write_in_some_order(hierarchy, path, &lines)?;
     if let Some(weight) = block.weight.filter(|weight| *weight != 0)
         && !write_if_there(hierarchy, path, "io.bfq.weight", &weight.to_string())?
         && !write_if_there(hierarchy, path, "io.weight", &io_weight(weight).to_string())?
