@@ -6,7 +6,8 @@
 //! that, since it ends with the very execve. So the process that enters a container must not have a writable file as its
 //! program: it runs from a detached, read-only copy of the mount. Once the descriptor of that mount is closed (by execve, it is
 //! close-on-exec) the mount belongs to no namespace: no mount call can make it writable again, and opening the file for writing is EROFS.
-//! This costs one execve of a small static program (about 0.3 ms); copying it to a sealed memfd costs more.
+//! Changing over to that copy takes a few mappings (`sys::reseat`). Where the kernel or a missing privilege forbids that, it takes
+//! a second execve, about 0.4 ms; copying the program to a sealed memfd costs more still.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,12 +22,16 @@ use sys::mount::{Reach, attr, clone_tree, set_attributes};
 
 const SELF: &str = "/proc/self/exe";
 
-/// Makes sure that the program file cannot be written through this process; executes itself anew for that, once.
+/// Makes sure that the program file cannot be written through this process; executes itself anew for that, once, if it must.
 pub(crate) fn run_from_read_only() -> Result<(), Errno> {
     if statvfs(SELF)?.flags().contains(FsFlags::ST_RDONLY) || is_sealed()? {
         return Ok(());
     }
-    let program = read_only_mount().or_else(|_| sealed_copy())?;
+    let program = match read_only_mount() {
+        Ok(mount) if change_over(&mount).is_ok() => return Ok(()),
+        Ok(mount) => mount,
+        Err(_) => sealed_copy()?,
+    };
     let strings = |list: &mut dyn Iterator<Item = Vec<u8>>| -> Result<Vec<CString>, Errno> {
         list.map(|bytes| CString::new(bytes).map_err(|_| Errno::EINVAL)).collect()
     };
@@ -45,6 +50,14 @@ fn read_only_mount() -> Result<OwnedFd, Errno> {
     let mount = clone_tree(&program, "", Reach::One)?;
     set_attributes(&mount, Reach::One, attr::RDONLY, 0, None)?;
     Ok(mount)
+}
+
+/// Makes the file behind a mount of this very program the one that this process runs from.
+fn change_over(mount: &OwnedFd) -> Result<(), Errno> {
+    // Mappings need a descriptor that is open for more than its path.
+    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(mount));
+    let file = open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    sys::reseat::onto(&std::fs::File::from(file))
 }
 
 const SEALS: i32 = nix::libc::F_SEAL_SEAL | nix::libc::F_SEAL_SHRINK | nix::libc::F_SEAL_GROW | nix::libc::F_SEAL_WRITE;

@@ -21,6 +21,7 @@ pub mod path;
 pub mod process;
 pub mod pty;
 mod raw;
+pub mod reseat;
 pub mod seccomp;
 pub mod session;
 pub mod task;
