@@ -9,6 +9,7 @@ mod commands;
 mod confine;
 mod launch;
 mod log;
+mod netdev;
 mod plan;
 mod rootfs;
 mod spec;

@@ -18,12 +18,7 @@ pub(super) fn run(_: &Context, arguments: &[String]) -> Result<u8, CommandError>
         "ociVersionMin": "1.0.0",
         "ociVersionMax": VERSION,
         "hooks": words("prestart createRuntime createContainer startContainer poststart poststop"),
-        "mountOptions": words(
-            "atime bind defaults dev diratime exec noatime nodev nodiratime noexec norelatime nostrictatime nosuid nosymfollow \
-             private ratime rbind rdev rdiratime relatime rexec rnoatime rnodev rnodiratime rnoexec rnosuid ro rprivate rro \
-             rrelatime rrw rshared rslave rstrictatime rsuid runbindable rw shared slave strictatime suid symfollow tmpcopyup \
-             unbindable"
-        ),
+        "mountOptions": crate::plan::mount_words::KNOWN,
         "linux": {
             "namespaces": words("cgroup ipc mount network pid time user uts"),
             "capabilities": capabilities,
@@ -49,8 +44,8 @@ pub(super) fn run(_: &Context, arguments: &[String]) -> Result<u8, CommandError>
             "selinux": {"enabled": true},
             "intelRdt": {"enabled": false},
             "memoryPolicy": {},
-            "mountExtensions": {"idmap": {"enabled": false}},
-            "netDevices": {"enabled": false},
+            "mountExtensions": {"idmap": {"enabled": true}},
+            "netDevices": {"enabled": true},
         },
         "annotations": {"org.berth.runtime.version": env!("CARGO_PKG_VERSION")},
     });

@@ -214,11 +214,14 @@ fn subject(rest: &[String]) -> &str {
     }
 }
 
+/// Where state goes unless `--root` says so: a place that is gone after a reboot. An ordinary user has one of his own.
 fn default_root() -> PathBuf {
-    match std::env::var_os("XDG_RUNTIME_DIR") {
-        Some(folder) if !nix::unistd::geteuid().is_root() => PathBuf::from(folder).join("berth-runtime"),
-        _ => "/run/berth-runtime".into(),
+    let user = nix::unistd::geteuid();
+    if user.is_root() {
+        return "/run/berth-runtime".into();
     }
+    let own = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|folder| folder.is_absolute());
+    own.unwrap_or_else(|| format!("/run/user/{user}").into()).join("berth-runtime")
 }
 
 fn fail(log: &Log, about: &str, error: &dyn std::error::Error) -> u8 {

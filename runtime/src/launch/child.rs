@@ -11,7 +11,9 @@ use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
 use sys::Errno;
 
 use super::entry::{ChildError, Entrant, open_terminal, report_ready, step};
@@ -20,9 +22,11 @@ use super::hooks;
 use super::parent::{Prepared, Wait};
 use crate::confine::cgroup::{self, Cgroup};
 use crate::confine::limits;
-use crate::plan::libc_flag::{NEWCGROUP, NEWNET, NEWUSER};
+use crate::netdev::netlink;
+use crate::plan::libc_flag::{NEWCGROUP, NEWNET, NEWTIME};
 use crate::plan::mounts::Source;
 use crate::plan::{Plan, sysctl};
+use crate::rootfs::sources::Sources;
 use crate::rootfs::{cgroups, devices, masks, mounts, pivot, resolve};
 use crate::state::{State, Status};
 
@@ -53,10 +57,18 @@ impl Child<'_> {
         let (plan, prepared) = (self.plan, self.prepared);
         sys::process::set_parent_death_signal(Some(Signal::SIGKILL)).map_err(step("set parent death signal"))?;
         sys::process::reset_signals().map_err(step("reset signals"))?;
-        nix::sys::stat::umask(nix::sys::stat::Mode::empty());
+        nix::sys::stat::umask(Mode::empty());
         self.namespaces(channel)?;
-        let pid = self.file_system(channel)?;
-        let root = &prepared.rootfs;
+        let taken;
+        let sources = match &prepared.sources {
+            Some(sources) => sources,
+            None => {
+                taken = prepared.take_sources(plan)?.ok_or(ChildError::Step("copy mounts", Errno::EPERM))?;
+                &taken
+            }
+        };
+        let pid = self.file_system(channel, sources)?;
+        let root = &sources.rootfs;
         // Made while the root can still be written to; if it cannot be made, entering it says so.
         let _ = resolve::directory(root, Path::new(&plan.process.cwd), 0);
         let terminal = match plan.process.terminal {
@@ -76,9 +88,20 @@ impl Child<'_> {
 
     fn namespaces(&self, channel: &Channel) -> Result<(), ChildError> {
         let plan = self.plan;
-        if plan.namespaces.new & NEWUSER != 0 {
+        let offsets = !plan.namespaces.time_offsets.is_empty();
+        if offsets {
+            sys::ns::unshare(NEWTIME).map_err(step("make a time namespace"))?;
+        }
+        if plan.namespaces.needs_parent() {
+            // A parent that is not root could not write them otherwise. Nobody but him can reach us yet.
+            if self.prepared.sources.is_none() {
+                sys::process::set_dumpable(true).map_err(step("become dumpable"))?;
+            }
             channel.send(Kind::NeedMaps, "").map_err(step("ask for id maps"))?;
             channel.expect(Kind::Mapped).map_err(step("wait for id maps"))?;
+        }
+        if offsets {
+            self.enter_time_namespace().map_err(step("enter the time namespace"))?;
         }
         if plan.namespaces.in_user_namespace() {
             sys::creds::set_gid(0).map_err(step("become root of the user namespace"))?;
@@ -106,37 +129,50 @@ impl Child<'_> {
             nix::unistd::sethostname(name).map_err(step("set hostname"))?;
         }
         if let Some(name) = &plan.domainname {
-            limits::write_proc(&self.prepared.proc, "sys/kernel/domainname", name.as_bytes())
-                .map_err(step("set domainname"))?;
+            sys::ns::set_domain_name(name).map_err(step("set domainname"))?;
         }
         if plan.namespaces.new & NEWNET != 0 {
             sys::netns::loopback_up().map_err(step("bring up the loopback interface"))?;
         }
+        if !plan.net_devices.is_empty() {
+            let socket = netlink::open().map_err(step("open a netlink socket"))?;
+            channel.send_with(Kind::NetDevices, "", &[socket.as_fd()]).map_err(step("ask for network devices"))?;
+            channel.expect(Kind::NetDone).map_err(step("wait for network devices"))?;
+        }
         Ok(())
     }
 
+    /// Its offsets are written: from now on nobody can change them. A process with one thread enters at once.
+    fn enter_time_namespace(&self) -> Result<(), Errno> {
+        let own = nix::fcntl::readlinkat(&self.prepared.proc, "self")?;
+        let path = Path::new(&own).join("ns/time_for_children");
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let namespace = nix::fcntl::openat(&self.prepared.proc, &path, flags, Mode::empty())?;
+        sys::ns::enter(namespace, NEWTIME)
+    }
+
     /// Mounts and devices. The cgroup is joined on the way, before anything that shows it; returns the pid that the parent sees.
-    fn file_system(&self, channel: &Channel) -> Result<i32, ChildError> {
+    fn file_system(&self, channel: &Channel, sources: &Sources) -> Result<i32, ChildError> {
         let (plan, prepared) = (self.plan, self.prepared);
-        let root = &prepared.rootfs;
+        let root = &sources.rootfs;
         let default = match plan.rootfs_propagation.0 {
             sys::mount::Propagation::Private | sys::mount::Propagation::Unbindable => sys::mount::Propagation::Private,
             _ => sys::mount::Propagation::Slave,
         };
         mounts::attach_root(root, &plan.rootfs, default)?;
         let mut pid = None;
-        for (step, tree) in plan.mounts.iter().zip(&prepared.trees) {
+        for (step, taken) in plan.mounts.iter().zip(&sources.mounts) {
             if step.source == Source::Cgroup {
                 if pid.is_none() {
                     pid = Some(self.join_cgroup(channel)?);
                 }
                 cgroups::make(root, step, self.cgroup, plan.namespaces.is_private(NEWCGROUP))?;
             } else {
-                mounts::make(root, step, tree.as_ref(), default)?;
+                mounts::make(root, step, taken, default)?;
             }
         }
         if plan.populate_dev {
-            devices::make(root, &plan.devices, &prepared.devices)?;
+            devices::make(root, &plan.devices, &sources.devices)?;
             devices::link(root)?;
         }
         for (key, value) in &plan.sysctl {

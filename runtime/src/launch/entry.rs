@@ -178,6 +178,10 @@ impl Entrant<'_> {
         match creds::set_groups(&process.groups) {
             // In a user namespace whose owner may not change groups there are none to lose either.
             Err(Errno::EPERM) if process.groups.is_empty() => {}
+            Err(Errno::EPERM) => {
+                let what = "set process.user.additionalGids: not allowed in this user namespace (setgroups is denied)";
+                return Err(ChildError::Step(what, Errno::EPERM));
+            }
             done => done.map_err(step("set supplementary groups"))?,
         }
         creds::set_gid(process.gid).map_err(step("set group id"))?;

@@ -1,7 +1,7 @@
 //! What parent and child say to each other over a pair of sockets that keep message boundaries: a byte for the kind, then text.
 //!
 //! ```text
-//! child: [NeedMaps ->  <- Mapped]  .. (namespaces, mounts) ..  <- Cgroup(fds)  [Hooks ->  <- HooksDone]  Ready ->
+//! child: [NeedMaps ->  <- Mapped]  [NetDevices(fd) ->  <- NetDone]  .. (namespaces, mounts) ..  <- Cgroup(fds)  [Hooks ->  <- HooksDone]  Ready ->
 //! run:   <- Start, then the socket closes by execve, or Failed ->
 //! ```
 //! The child may say Warning at any time, and Failed in place of anything else. Its end of the socket is close-on-exec: that it
@@ -14,10 +14,14 @@ use sys::Errno;
 /// The kinds of message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Child: my user namespace needs id maps.
+    /// Child: my user namespace needs id maps, or my time namespace its offsets.
     NeedMaps = b'u' as isize,
     /// Parent: written.
     Mapped = b'm' as isize,
+    /// Child: this socket is in my network namespace, bring the devices.
+    NetDevices = b'n' as isize,
+    /// Parent: they are there.
+    NetDone = b'e' as isize,
     /// Parent: these are the `tasks` files of your cgroups.
     Cgroup = b'g' as isize,
     /// Child: namespaces and mounts are there, run the createRuntime hooks.
@@ -36,9 +40,11 @@ pub(crate) enum Kind {
     Start = b's' as isize,
 }
 
-const ALL: [Kind; 10] = [
+const ALL: [Kind; 12] = [
     Kind::NeedMaps,
     Kind::Mapped,
+    Kind::NetDevices,
+    Kind::NetDone,
     Kind::Cgroup,
     Kind::Hooks,
     Kind::HooksDone,

@@ -7,5 +7,6 @@ pub(crate) mod executable;
 pub(crate) mod gate;
 pub(crate) mod handshake;
 pub(crate) mod hooks;
+pub(crate) mod id_maps;
 pub(crate) mod parent;
 pub(crate) mod protect;

@@ -9,20 +9,21 @@ use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 use sys::Errno;
 use sys::clone::{Cloned, Options, clone};
-use sys::mount::Reach;
 use sys::process::Fork;
 
 use super::child::{self, Child};
 use super::handshake::{Channel, Kind, Message};
 use super::hooks::{self, HookError};
+use super::id_maps::{self, MapError};
 use crate::confine::cgroup::{Cgroup, CgroupError};
 use crate::confine::limits;
 use crate::log::Log;
+use crate::netdev::{self, NetDeviceError};
 use crate::plan::Plan;
-use crate::plan::libc_flag::{NEWCGROUP, NEWPID, NEWTIME, NEWUSER};
-use crate::plan::namespaces::map_lines;
-use crate::rootfs::mounts::{self, Trees};
-use crate::rootfs::{RootfsError, devices};
+use crate::plan::libc_flag::{NEWCGROUP, NEWIPC, NEWNET, NEWPID, NEWTIME, NEWUSER, NEWUTS};
+use crate::plan::namespaces::Join;
+use crate::rootfs::RootfsError;
+use crate::rootfs::sources::Sources;
 use crate::state::{ProcessStat, State, Status};
 
 /// Why there is no container.
@@ -54,13 +55,21 @@ pub(crate) enum LaunchError {
     /// The cgroup.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// A namespace to be joined that is the runtime's own, when something would be changed in it.
+    #[error("{path} is the runtime's own namespace: {what} would change the host")]
+    HostsOwn { path: PathBuf, what: &'static str },
+    /// An ordinary user without a user namespace.
+    #[error("copy mounts: this takes root, or a user namespace in linux.namespaces (see spec --rootless)")]
+    NotAllowed(#[source] Errno),
+    /// Labels without SELinux.
+    #[error("config.json: linux.mountLabel: SELinux is not enabled here")]
+    NoSelinux,
     /// An id map.
-    #[error("write {file}")]
-    Map {
-        file: &'static str,
-        #[source]
-        cause: Errno,
-    },
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// A network device.
+    #[error(transparent)]
+    NetDevice(#[from] NetDeviceError),
     /// A hook.
     #[error(transparent)]
     Hook(#[from] HookError),
@@ -90,11 +99,9 @@ pub(crate) enum Wait {
 pub(crate) struct Prepared {
     /// The host's procfs.
     pub(super) proc: OwnedFd,
-    /// A detached copy of the root's mounts.
-    pub(super) rootfs: OwnedFd,
-    pub(super) trees: Trees,
-    /// Host devices, for a user namespace.
-    pub(super) devices: Vec<Option<OwnedFd>>,
+    /// What is taken from the host's file system; `None` if the child has to do it, because this user may not.
+    pub(super) sources: Option<Sources>,
+    pub(super) bundle: PathBuf,
     /// In the order of the plan's.
     pub(super) joins: Vec<OwnedFd>,
     pub(super) console: Option<OwnedFd>,
@@ -105,26 +112,54 @@ impl Prepared {
     /// Opens everything. Nothing on the host changes.
     pub(crate) fn new(plan: &Plan, bundle: &Path, console: Option<&Path>, wait: Wait) -> Result<Self, LaunchError> {
         let proc = limits::open_proc().map_err(step("open /proc"))?;
-        let rootfs =
-            nix::fcntl::open(&plan.rootfs, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
-                .and_then(|directory| sys::mount::clone_tree(&directory, "", Reach::Tree))
-                .map_err(|cause| RootfsError::Root { action: "open", path: plan.rootfs.clone(), cause })?;
-        let trees = mounts::clone_sources(&plan.mounts, bundle)?;
-        let in_user_namespace = plan.namespaces.in_user_namespace() && plan.populate_dev;
-        let devices = if in_user_namespace { devices::clone_host_devices(&plan.devices)? } else { Vec::new() };
+        if plan.labels_mounts && !Path::new("/sys/fs/selinux/enforce").exists() {
+            return Err(LaunchError::NoSelinux);
+        }
         let join = |join: &crate::plan::namespaces::Join| {
             let failed = |cause| LaunchError::Namespace { path: join.path.clone(), cause };
             let file =
                 nix::fcntl::open(&join.path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).map_err(failed)?;
             match sys::ns::kind(&file) {
-                Ok(kind) if kind == join.flag => Ok(file),
+                Ok(kind) if kind == join.flag => {
+                    check_own(plan, join, &file)?;
+                    Ok(file)
+                }
                 _ => Err(LaunchError::NotThatNamespace { path: join.path.clone() }),
             }
         };
-        let joins = plan.namespaces.join.iter().map(join).collect::<Result<_, _>>()?;
+        let joins = plan.namespaces.join.iter().map(join).collect::<Result<Vec<_>, _>>()?;
         let console = console.map(connect_console).transpose()?;
-        Ok(Self { proc, rootfs, trees, devices, joins, console, wait })
+        let mut prepared = Self { proc, sources: None, bundle: bundle.to_owned(), joins, console, wait };
+        prepared.sources = prepared.take_sources(plan)?;
+        if prepared.sources.is_none() && !plan.namespaces.in_user_namespace() {
+            return Err(LaunchError::NotAllowed(Errno::EPERM));
+        }
+        Ok(prepared)
     }
+
+    /// Takes what the container needs of the host's file system, seen from where this process is.
+    pub(super) fn take_sources(&self, plan: &Plan) -> Result<Option<Sources>, RootfsError> {
+        let mut joins = plan.namespaces.join.iter().zip(&self.joins);
+        let joined = joins.find(|(join, _)| join.flag == NEWUSER).map(|(_, file)| file);
+        Sources::take(plan, &self.bundle, &self.proc, joined)
+    }
+}
+
+/// A path to a namespace may lead to the runtime's own, and so past what `plan` could see (GHSA-w2j5-3rcx-vx7x).
+fn check_own(plan: &Plan, join: &Join, file: &OwnedFd) -> Result<(), LaunchError> {
+    let (name, what) = match join.flag {
+        NEWUTS if plan.hostname.is_some() || plan.domainname.is_some() => ("uts", "hostname or domainname"),
+        NEWNET if !plan.net_devices.is_empty() => ("net", "linux.netDevices"),
+        NEWUTS if !plan.sysctl.is_empty() => ("uts", "linux.sysctl"),
+        NEWNET if !plan.sysctl.is_empty() => ("net", "linux.sysctl"),
+        NEWIPC if !plan.sysctl.is_empty() => ("ipc", "linux.sysctl"),
+        _ => return Ok(()),
+    };
+    let own = format!("/proc/self/ns/{name}");
+    let same = nix::sys::stat::stat(own.as_str())
+        .and_then(|own| nix::sys::stat::fstat(file).map(|file| (own.st_dev, own.st_ino) == (file.st_dev, file.st_ino)))
+        .map_err(step("compare namespaces"))?;
+    if same { Err(LaunchError::HostsOwn { path: join.path.clone(), what }) } else { Ok(()) }
 }
 
 /// Connects to a console socket; the master of the terminal goes there.
@@ -185,16 +220,26 @@ pub(crate) fn spawn(
     let pid = process.pid;
     let stat = ProcessStat::read(pid.as_raw()).ok_or(LaunchError::ChildDied)?;
     let mut parent = Parent { plan, prepared, state, log, channel: &channel, pid };
-    if plan.namespaces.new & NEWUSER != 0 {
+    // Files of an undumpable process are root's: whoever is not root reaches them only while the child waits for its maps.
+    let mut score = plan.process.oom_score_adj;
+    if plan.namespaces.needs_parent() {
         parent.until(Kind::NeedMaps)?;
         parent.write_maps()?;
+        if let Some(score) = score.take_if(|_| prepared.sources.is_none()) {
+            set_oom_score(&prepared.proc, pid, score, log).map_err(step("set oom_score_adj"))?;
+        }
         channel.send(Kind::Mapped, "").map_err(|_| parent.last_words())?;
+    }
+    if !plan.net_devices.is_empty() {
+        let socket = parent.until(Kind::NetDevices)?.fds.pop().ok_or(LaunchError::ChildDied)?;
+        netdev::move_all(&plan.net_devices, socket, pid)?;
+        channel.send(Kind::NetDone, "").map_err(|_| parent.last_words())?;
     }
     cgroup.create_legacy(&plan.resources, &mut warn)?;
     let tasks = cgroup.task_files()?;
     let tasks: Vec<BorrowedFd<'_>> = tasks.iter().map(AsFd::as_fd).collect();
     channel.send_with(Kind::Cgroup, &pid.to_string(), &tasks).map_err(|_| parent.last_words())?;
-    if let Some(score) = plan.process.oom_score_adj {
+    if let Some(score) = score {
         set_oom_score(&prepared.proc, pid, score, log).map_err(step("set oom_score_adj"))?;
     }
     let ready = parent.until(Kind::Ready)?;
@@ -256,21 +301,16 @@ impl Parent<'_> {
     }
 
     fn write_maps(&self) -> Result<(), LaunchError> {
-        let write = |file: &'static str, text: &str| {
-            limits::write_proc(&self.prepared.proc, &format!("{}/{file}", self.pid), text.as_bytes())
-                .map_err(|cause| LaunchError::Map { file, cause })
-        };
         let namespaces = &self.plan.namespaces;
-        write("uid_map", &map_lines(&namespaces.uid_mappings))?;
-        let gids = map_lines(&namespaces.gid_mappings);
-        match write("gid_map", &gids) {
-            // Without CAP_SETGID only one id may be mapped, and only if groups cannot be dropped.
-            Err(LaunchError::Map { cause: Errno::EPERM, .. }) => {
-                write("setgroups", "deny")?;
-                write("gid_map", &gids)
-            }
-            other => other,
+        if namespaces.new & NEWUSER != 0 {
+            id_maps::write(&self.prepared.proc, self.pid, namespaces)?;
         }
+        if !namespaces.time_offsets.is_empty() {
+            let file = format!("{}/timens_offsets", self.pid);
+            limits::write_proc(&self.prepared.proc, &file, namespaces.time_offsets.concat().as_bytes())
+                .map_err(step("set linux.timeOffsets"))?;
+        }
+        Ok(())
     }
 }
 
@@ -287,9 +327,8 @@ fn clone_child(
 ) -> Result<Guard, LaunchError> {
     let namespaces = &plan.namespaces;
     let joins_early = namespaces.join.iter().any(|join| join.flag & (NEWUSER | NEWPID | NEWTIME) != 0);
-    let by_helper = joins_early
-        || !namespaces.time_offsets.is_empty()
-        || (namespaces.new & NEWUSER != 0 && !namespaces.join.is_empty());
+    let by_helper = joins_early || (namespaces.new & NEWUSER != 0 && !namespaces.join.is_empty());
+    // With offsets the child makes it, since they have to be written before it is entered.
     let offsets = if namespaces.time_offsets.is_empty() { 0 } else { NEWTIME };
     // The cgroup namespace comes later: it is rooted where its maker is.
     let flags = namespaces.new & !(NEWCGROUP | offsets | namespaces.made_by_child());
@@ -349,12 +388,6 @@ fn join_and_clone(work: &Child<'_>, options: &Options<'_>) -> Result<Cloned, Lau
             Err(Errno::EPERM) if !user.is_empty() => later.push((join, file)),
             done => done.map_err(failed(&join.path))?,
         }
-    }
-    if !namespaces.time_offsets.is_empty() {
-        sys::ns::unshare(NEWTIME).map_err(step("make a time namespace"))?;
-        let file = format!("{}/timens_offsets", nix::unistd::getpid());
-        limits::write_proc(&work.prepared.proc, &file, namespaces.time_offsets.concat().as_bytes())
-            .map_err(step("set linux.timeOffsets"))?;
     }
     for (join, file) in user.into_iter().chain(later) {
         sys::ns::enter(file, join.flag).map_err(failed(&join.path))?;

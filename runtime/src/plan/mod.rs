@@ -3,8 +3,11 @@
 //! `create`, `run` and `exec` act on these plans only. An error names the field of config.json it is about.
 
 pub(crate) mod devices;
+pub(crate) mod id_maps;
+pub(crate) mod mount_words;
 pub(crate) mod mounts;
 pub(crate) mod namespaces;
+pub(crate) mod net_devices;
 pub(crate) mod process;
 pub(crate) mod sysctl;
 
@@ -16,8 +19,9 @@ use sys::mount::{Propagation, Reach};
 use crate::confine::seccomp::{self, Filter};
 use crate::spec::{Hooks, Resources, Spec};
 use devices::DeviceStep;
-use mounts::MountStep;
+use mounts::{MountStep, Surroundings};
 use namespaces::NamespacePlan;
+use net_devices::NetDeviceStep;
 use process::ProcessPlan;
 
 /// Why a configuration is refused. `field` is the path in config.json.
@@ -82,12 +86,15 @@ pub(crate) struct Plan {
     pub(crate) domainname: Option<String>,
     pub(crate) namespaces: NamespacePlan,
     pub(crate) mounts: Vec<MountStep>,
+    /// True when new file systems get a label of SELinux.
+    pub(crate) labels_mounts: bool,
     /// False when /dev is bound from elsewhere: then nothing is made in it.
     pub(crate) populate_dev: bool,
     pub(crate) devices: Vec<DeviceStep>,
     pub(crate) masked_paths: Vec<String>,
     pub(crate) readonly_paths: Vec<String>,
     pub(crate) sysctl: BTreeMap<String, String>,
+    pub(crate) net_devices: Vec<NetDeviceStep>,
     pub(crate) process: ProcessPlan,
     pub(crate) seccomp: Option<Filter>,
     pub(crate) resources: Resources,
@@ -115,6 +122,7 @@ impl Plan {
         let namespaces = NamespacePlan::new(&linux)?;
         let process = spec.process.as_ref().ok_or(PlanError::Missing { field: "process" })?;
         let process = ProcessPlan::new(process, &mut warnings)?;
+        namespaces.check_ids(&process)?;
         let named = |field: &str, value: &str| match value {
             "" => Ok(None),
             _ if !namespaces.is_private(libc_flag::NEWUTS) => {
@@ -126,11 +134,12 @@ impl Plan {
             _ => Ok(Some(value.to_owned())),
         };
         let (hostname, domainname) = (named("hostname", &spec.hostname)?, named("domainname", &spec.domainname)?);
+        let around = Surroundings { namespaces: &namespaces, label: &linux.mount_label };
         let mounts = spec
             .mounts
             .iter()
             .enumerate()
-            .map(|(index, mount)| MountStep::new(index, mount))
+            .map(|(index, mount)| MountStep::new(index, mount, &around, &mut warnings))
             .collect::<Result<Vec<_>, _>>()?;
         let populate_dev = !mounts.iter().any(|mount| mount.destination == Path::new("/dev") && mount.source.is_bind());
         sysctl::check(&linux.sysctl, &namespaces)?;
@@ -144,11 +153,9 @@ impl Plan {
         if linux.intel_rdt.is_some() {
             return Err(PlanError::Unsupported { field: "linux.intelRdt" });
         }
-        if !linux.net_devices.is_empty() {
-            return Err(PlanError::Unsupported { field: "linux.netDevices" });
-        }
-        if !linux.mount_label.is_empty() {
-            return Err(PlanError::Unsupported { field: "linux.mountLabel" });
+        let net_devices = net_devices::plan(&linux.net_devices, &namespaces)?;
+        if linux.mount_label.contains('\0') {
+            return Err(PlanError::invalid("linux.mountLabel", linux.mount_label.as_str(), "contains a NUL"));
         }
         if linux.personality.is_some() {
             return Err(PlanError::Unsupported { field: "linux.personality" });
@@ -174,11 +181,13 @@ impl Plan {
             hostname,
             domainname,
             mounts,
+            labels_mounts: !linux.mount_label.is_empty(),
             populate_dev,
             devices: devices::plan(&linux.devices)?,
             masked_paths: linux.masked_paths,
             readonly_paths: linux.readonly_paths,
             sysctl: linux.sysctl,
+            net_devices,
             process,
             seccomp: seccomp.flatten(),
             resources,

@@ -5,6 +5,10 @@ use std::path::{Path, PathBuf};
 use sys::mount::{Propagation, Reach, attr};
 
 use super::PlanError;
+use super::id_maps::{self, IdMap};
+use super::libc_flag::NEWUSER;
+use super::mount_words::{self, Word};
+use super::namespaces::NamespacePlan;
 use crate::spec::Mount;
 
 /// What is mounted.
@@ -14,6 +18,8 @@ pub(crate) enum Source {
     Bind { path: PathBuf, reach: Reach },
     /// The container's own part of the cgroup tree.
     Cgroup,
+    /// Nothing: what is mounted there already is changed (`remount`). Options are for the file system as a whole.
+    Remount { options: Vec<(String, Option<String>)> },
     /// A filesystem of its own.
     Filesystem { kind: String, source: String, options: Vec<(String, Option<String>)> },
 }
@@ -49,6 +55,8 @@ impl Attributes {
 /// One mount to make.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct MountStep {
+    /// Its place in `mounts`, for errors.
+    pub(crate) index: usize,
     /// Always absolute; inside the rootfs.
     pub(crate) destination: PathBuf,
     pub(crate) source: Source,
@@ -60,7 +68,32 @@ pub(crate) struct MountStep {
     pub(crate) propagation: Vec<(Propagation, Reach)>,
     /// Fill a tmpfs with what it covers.
     pub(crate) copy_up: bool,
+    pub(crate) id_map: Option<IdMap>,
+    pub(crate) links: Links,
 }
+
+/// What happens with symbolic links at the ends of source and destination; they are followed unless something is set.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Links {
+    /// A source that is a link is made again at the destination.
+    pub(crate) copy: bool,
+    /// A source that is a link is bound itself.
+    pub(crate) source_itself: bool,
+    /// A destination that is a link is covered itself.
+    pub(crate) destination_itself: bool,
+}
+
+/// What the rest of config.json has to say about mounts.
+#[derive(Debug)]
+pub(super) struct Surroundings<'a> {
+    pub(super) namespaces: &'a NamespacePlan,
+    /// `linux.mountLabel`
+    pub(super) label: &'a str,
+}
+
+/// File systems without a device, which "ro" leaves writable as a whole: one of them may be shared with other mounts.
+const WITHOUT_DEVICE: &[&str] =
+    &["tmpfs", "ramfs", "proc", "sysfs", "mqueue", "devpts", "bpf", "debugfs", "tracefs", "securityfs", "overlay"];
 
 /// Files below /proc that may be covered; anything else there could mislead the runtime or the container's tools.
 const BELOW_PROC: &[&str] = &[
@@ -78,7 +111,12 @@ const BELOW_PROC: &[&str] = &[
 ];
 
 impl MountStep {
-    pub(super) fn new(index: usize, mount: &Mount) -> Result<Self, PlanError> {
+    pub(super) fn new(
+        index: usize,
+        mount: &Mount,
+        around: &Surroundings<'_>,
+        warnings: &mut Vec<String>,
+    ) -> Result<Self, PlanError> {
         let field = |name: &str| format!("mounts[{index}].{name}");
         for (name, text) in [("destination", &mount.destination), ("source", &mount.source), ("type", &mount.kind)] {
             if text.contains('\0') {
@@ -88,43 +126,68 @@ impl MountStep {
         if mount.destination.is_empty() {
             return Err(PlanError::invalid(field("destination"), "", "is empty"));
         }
-        if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-            return Err(PlanError::Unsupported { field: "mounts[].uidMappings (idmapped mounts)" });
-        }
-        // Relative destinations are legal since 1.2 and mean the same.
-        let destination = normalise(&mount.destination);
         let mut step = Self {
-            destination,
+            index,
+            // Relative destinations are legal since 1.2 and mean the same.
+            destination: normalise(&mount.destination),
             source: Source::Cgroup,
             attributes: Attributes::default(),
             tree_attributes: Attributes::default(),
             propagation: Vec::new(),
             copy_up: false,
+            id_map: None,
+            links: Links::default(),
         };
         let mut bind = (mount.kind == "bind").then_some(Reach::One);
-        let mut data = Vec::new();
+        let (mut remount, mut id_map) = (false, None);
+        let mut options: Vec<(String, Option<String>)> = Vec::new();
+        // Those of them that ask for nothing that would be missed.
+        let mut idle = Vec::new();
         for option in &mount.options {
-            match option.as_str() {
-                "bind" => bind = bind.or(Some(Reach::One)),
-                "rbind" => bind = Some(Reach::Tree),
-                "tmpcopyup" => step.copy_up = true,
-                "idmap" | "ridmap" => {
-                    return Err(PlanError::Unsupported { field: "mounts[].options: idmap (idmapped mounts)" });
-                }
-                word => {
-                    if !step.word(word) {
-                        if word.contains('\0') {
-                            return Err(PlanError::invalid(field("options"), word, "contains a NUL"));
-                        }
-                        data.push(match word.split_once('=') {
-                            Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
-                            None => (word.to_owned(), None),
-                        });
+            if option.contains('\0') {
+                return Err(PlanError::invalid(field("options"), option.as_str(), "contains a NUL"));
+            }
+            match mount_words::read(option) {
+                Some(Word::Bind(Reach::Tree)) => bind = Some(Reach::Tree),
+                Some(Word::Bind(Reach::One)) => bind = bind.or(Some(Reach::One)),
+                Some(Word::Propagation(kind, reach)) => step.propagation.push((kind, reach)),
+                Some(Word::Attributes(Reach::One, set, clear)) => step.attributes.add(set, clear),
+                Some(Word::Attributes(Reach::Tree, set, clear)) => step.tree_attributes.add(set, clear),
+                Some(Word::Superblock(name, wanted)) => {
+                    options.push((name.to_owned(), None));
+                    if !wanted {
+                        idle.push(name);
                     }
                 }
+                Some(Word::Iversion) if mount.kind.starts_with("ext") => options.push(("i_version".to_owned(), None)),
+                Some(Word::Iversion) => {
+                    warnings.push(format!("{}: {:?} has no iversion; left out", field("options"), mount.kind));
+                }
+                Some(Word::Remount) => remount = true,
+                Some(Word::CopyUp) => step.copy_up = true,
+                Some(Word::IdMap(reach, ids)) => id_map = Some((reach, ids)),
+                Some(Word::CopySymlink) => step.links.copy = true,
+                Some(Word::SourceNoFollow) => step.links.source_itself = true,
+                Some(Word::DestinationNoFollow) => step.links.destination_itself = true,
+                Some(Word::Nothing) => {}
+                None => options.push(match option.split_once('=') {
+                    Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
+                    None => (option.to_owned(), None),
+                }),
+            }
+        }
+        step.id_map = id_maps::plan(index, mount, id_map, around.namespaces)?;
+        if bind.is_some() {
+            // mount(2) ignores them for a bind, and so do the other runtimes.
+            for (key, _) in options.drain(..).filter(|(key, _)| !idle.contains(&key.as_str())) {
+                warnings.push(format!(
+                    "{}: {key:?} belongs to a file system as a whole, and has no effect on a bind mount",
+                    field("options")
+                ));
             }
         }
         step.source = match bind {
+            _ if remount => Source::Remount { options },
             Some(reach) => {
                 if mount.source.is_empty() {
                     return Err(PlanError::invalid(field("source"), "", "is empty"));
@@ -133,17 +196,37 @@ impl MountStep {
             }
             None if matches!(mount.kind.as_str(), "cgroup" | "cgroup2") => Source::Cgroup,
             None if mount.kind.is_empty() => return Err(PlanError::invalid(field("type"), "", "is empty")),
-            None => Source::Filesystem { kind: mount.kind.clone(), source: mount.source.clone(), options: data },
+            None => {
+                let kind = mount.kind.clone();
+                if step.attributes.set & attr::RDONLY != 0 && !WITHOUT_DEVICE.contains(&kind.as_str()) {
+                    options.push(("ro".to_owned(), None));
+                }
+                if !around.label.is_empty() && !matches!(kind.as_str(), "proc" | "sysfs") {
+                    options.push(("context".to_owned(), Some(around.label.to_owned())));
+                }
+                check_owners(index, &options, around.namespaces)?;
+                Source::Filesystem { kind, source: mount.source.clone(), options }
+            }
         };
         if step.copy_up && mount.kind != "tmpfs" {
             return Err(PlanError::invalid(field("options"), "tmpcopyup", "is for tmpfs only"));
         }
-        step.check_proc(index)?;
+        if step.id_map.is_some() && matches!(step.source, Source::Cgroup | Source::Remount { .. }) {
+            return Err(PlanError::invalid(field("options"), "idmap", "is for binds and file systems of their own"));
+        }
+        if step.links.copy && step.id_map.is_some() {
+            return Err(PlanError::invalid(field("options"), "copy-symlink", "does not go with idmap"));
+        }
+        if (step.links.copy || step.links.source_itself) && !step.source.is_bind() {
+            return Err(PlanError::invalid(field("options"), "copy-symlink or src-nofollow", "is for binds only"));
+        }
+        step.check_proc()?;
         Ok(step)
     }
 
     /// A mount over or inside /proc could fake the files that labels and sysctls are written to (CVE-2019-16884).
-    fn check_proc(&self, index: usize) -> Result<(), PlanError> {
+    fn check_proc(&self) -> Result<(), PlanError> {
+        let index = self.index;
         let Ok(below) = self.destination.strip_prefix("/proc") else { return Ok(()) };
         let refused = |why| {
             Err(PlanError::invalid(format!("mounts[{index}].destination"), self.destination.to_string_lossy(), why))
@@ -151,6 +234,8 @@ impl MountStep {
         if below.as_os_str().is_empty() {
             return match &self.source {
                 Source::Filesystem { kind, .. } if kind == "proc" => Ok(()),
+                // Changes what is there.
+                Source::Remount { .. } => Ok(()),
                 // Whether the source really is procfs is checked when it is opened.
                 Source::Bind { .. } => Ok(()),
                 _ => refused("can only be procfs"),
@@ -161,83 +246,31 @@ impl MountStep {
         }
         refused("is inside /proc")
     }
-
-    /// Takes one of the words of mount(8); false if it is an option of the filesystem itself.
-    fn word(&mut self, word: &str) -> bool {
-        let propagation = |kind, reach| Some((kind, reach));
-        let found = match word {
-            "private" => propagation(Propagation::Private, Reach::One),
-            "rprivate" => propagation(Propagation::Private, Reach::Tree),
-            "shared" => propagation(Propagation::Shared, Reach::One),
-            "rshared" => propagation(Propagation::Shared, Reach::Tree),
-            "slave" => propagation(Propagation::Slave, Reach::One),
-            "rslave" => propagation(Propagation::Slave, Reach::Tree),
-            "unbindable" => propagation(Propagation::Unbindable, Reach::One),
-            "runbindable" => propagation(Propagation::Unbindable, Reach::Tree),
-            _ => None,
-        };
-        if let Some(found) = found {
-            self.propagation.push(found);
-            return true;
-        }
-        // Without meaning for one mount, or the default.
-        if matches!(
-            word,
-            "defaults"
-                | "remount"
-                | "silent"
-                | "loud"
-                | "relatime"
-                | "atime"
-                | "norelatime"
-                | "nostrictatime"
-                | "async"
-                | "nomand"
-                | "noiversion"
-                | "nolazytime"
-                | "copy-symlink"
-                | "private-users"
-        ) {
-            if word == "relatime" {
-                self.attributes.add(0, attr::ATIME);
-            }
-            return true;
-        }
-        let (recursive, plain) = match word.strip_prefix('r') {
-            // "ro" and "rw" begin with an r of their own.
-            Some(rest) if attribute(rest).is_some() && attribute(word).is_none() => (true, rest),
-            _ => (false, word),
-        };
-        let Some((set, clear)) = attribute(plain) else { return false };
-        if recursive {
-            self.tree_attributes.add(set, clear)
-        } else {
-            self.attributes.add(set, clear)
-        }
-        true
-    }
 }
 
-/// What a word sets and clears.
-fn attribute(word: &str) -> Option<(u64, u64)> {
-    Some(match word {
-        "ro" => (attr::RDONLY, 0),
-        "rw" => (0, attr::RDONLY),
-        "nosuid" => (attr::NOSUID, 0),
-        "suid" => (0, attr::NOSUID),
-        "nodev" => (attr::NODEV, 0),
-        "dev" => (0, attr::NODEV),
-        "noexec" => (attr::NOEXEC, 0),
-        "exec" => (0, attr::NOEXEC),
-        "noatime" => (attr::NOATIME, 0),
-        "relatime" => (0, attr::ATIME),
-        "strictatime" => (attr::STRICTATIME, 0),
-        "nodiratime" => (attr::NODIRATIME, 0),
-        "diratime" => (0, attr::NODIRATIME),
-        "nosymfollow" => (attr::NOSYMFOLLOW, 0),
-        "symfollow" => (0, attr::NOSYMFOLLOW),
-        _ => return None,
-    })
+/// `uid=` and `gid=` of a file system are ids of the container: one that it has not could not be told to the kernel.
+fn check_owners(
+    index: usize,
+    options: &[(String, Option<String>)],
+    namespaces: &NamespacePlan,
+) -> Result<(), PlanError> {
+    if namespaces.new & NEWUSER == 0 {
+        return Ok(());
+    }
+    for (key, value) in options {
+        let (map, why) = match key.as_str() {
+            "uid" => (&namespaces.uid_mappings, "is not in linux.uidMappings"),
+            "gid" => (&namespaces.gid_mappings, "is not in linux.gidMappings"),
+            _ => continue,
+        };
+        let id = value.as_deref().and_then(|value| value.parse().ok());
+        if let Some(id) = id
+            && id_maps::outside(map, id).is_none()
+        {
+            return Err(PlanError::invalid(format!("mounts[{index}].options"), format!("{key}={id}"), why));
+        }
+    }
+    Ok(())
 }
 
 /// Absolute, without `.`, `..` and doubled slashes. What `..` meant is decided here, as text: links cannot change it.
@@ -268,7 +301,70 @@ mod tests {
             options,
             ..Mount::default()
         };
-        MountStep::new(0, &mount)
+        let namespaces = NamespacePlan::default();
+        MountStep::new(0, &mount, &Surroundings { namespaces: &namespaces, label: "" }, &mut Vec::new())
+    }
+
+    #[test]
+    fn what_belongs_to_a_file_system_goes_there_and_not_to_a_bind() {
+        let options = |kind| match step(kind, "/x", &["sync", "nolazytime", "ro"]).expect("step").source {
+            Source::Filesystem { options, .. } => options.into_iter().map(|(key, _)| key).collect::<Vec<_>>().join(" "),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(options("tmpfs"), "sync nolazytime");
+        assert_eq!(options("ext4"), "sync nolazytime ro");
+        let mount = Mount {
+            destination: "/x".into(),
+            kind: "bind".into(),
+            source: "/y".into(),
+            options: ["sync", "async", "ro", "size=1m"].map(str::to_owned).to_vec(),
+            ..Mount::default()
+        };
+        let (namespaces, mut warnings) = (NamespacePlan::default(), Vec::new());
+        let around = Surroundings { namespaces: &namespaces, label: "a:b:c" };
+        let made = MountStep::new(4, &mount, &around, &mut warnings).expect("step");
+        assert!(made.source.is_bind());
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
+        assert!(warnings[0].starts_with("mounts[4].options: \"sync\"") && warnings[1].contains("\"size\""));
+    }
+
+    #[test]
+    fn labels_go_with_new_file_systems() {
+        let namespaces = NamespacePlan::default();
+        let around = Surroundings { namespaces: &namespaces, label: "u:r:t:s0:c1,c2" };
+        for (kind, labelled) in [("tmpfs", true), ("mqueue", true), ("proc", false), ("sysfs", false)] {
+            let mount = Mount { destination: format!("/{kind}"), kind: kind.into(), ..Mount::default() };
+            let made = MountStep::new(0, &mount, &around, &mut Vec::new()).expect("step");
+            let Source::Filesystem { options, .. } = made.source else { panic!("{kind}") };
+            assert_eq!(options == [("context".into(), Some("u:r:t:s0:c1,c2".into()))], labelled, "{kind}");
+        }
+    }
+
+    #[test]
+    fn owners_have_to_be_mapped() {
+        let map = vec![crate::spec::IdMapping { container_id: 0, host_id: 1000, size: 1 }];
+        let namespaces =
+            NamespacePlan { new: NEWUSER, uid_mappings: map.clone(), gid_mappings: map, ..NamespacePlan::default() };
+        let around = Surroundings { namespaces: &namespaces, label: "" };
+        for (option, allowed) in [("gid=5", false), ("gid=0", true), ("uid=1", false), ("mode=0620", true)] {
+            let mount = Mount {
+                destination: "/dev/pts".into(),
+                kind: "devpts".into(),
+                options: vec![option.into()],
+                ..Mount::default()
+            };
+            assert_eq!(MountStep::new(2, &mount, &around, &mut Vec::new()).is_ok(), allowed, "{option}");
+        }
+    }
+
+    #[test]
+    fn words_that_do_not_go_together() {
+        assert!(step("tmpfs", "/x", &["copy-symlink"]).is_err());
+        assert!(step("tmpfs", "/x", &["src-nofollow"]).is_err());
+        assert!(step("bind", "/x", &["tmpcopyup"]).is_err());
+        assert!(step("bind", "/x", &["idmap"]).is_err(), "no user namespace, no map");
+        assert!(step("", "/x", &["remount", "ro"]).is_ok());
+        assert!(step("bind", "/x", &["copy-symlink", "src-nofollow", "dest-nofollow"]).is_ok());
     }
 
     #[test]

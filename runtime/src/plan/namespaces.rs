@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::libc_flag::*;
+use super::process::ProcessPlan;
 use super::{PATH_MAX, PlanError};
 use crate::spec::{IdMapping, Linux};
 
@@ -41,9 +42,6 @@ pub(crate) fn flag_of(kind: &str) -> Option<u64> {
     })
 }
 
-/// Lines of an id map that the kernel takes (user_namespaces(7)).
-const MAX_MAPPINGS: usize = 340;
-
 fn has_nul(path: &std::path::Path) -> bool {
     path.as_os_str().as_encoded_bytes().contains(&0)
 }
@@ -79,19 +77,7 @@ impl NamespacePlan {
             if plan.new & NEWUSER != 0 && map.is_empty() {
                 return Err(PlanError::Missing { field });
             }
-            if map.len() > MAX_MAPPINGS {
-                return Err(PlanError::invalid(
-                    field,
-                    format!("{} mappings", map.len()),
-                    "are more than the kernel takes, 340",
-                ));
-            }
-            for mapping in map {
-                let fits = |start: u32| start.checked_add(mapping.size).is_some();
-                if mapping.size == 0 || !fits(mapping.container_id) || !fits(mapping.host_id) {
-                    return Err(PlanError::invalid(field, format!("{mapping:?}"), "is no range of ids"));
-                }
-            }
+            super::id_maps::check(field, map)?;
         }
         // Maps of a namespace that is joined were written by whoever made it.
         if plan.new & NEWUSER != 0 {
@@ -105,6 +91,10 @@ impl NamespacePlan {
             if !matches!(clock.as_str(), "monotonic" | "boottime") {
                 return Err(PlanError::unknown("linux.timeOffsets", clock));
             }
+            if offset.nanosecs >= 1_000_000_000 {
+                let why = "is not within a second";
+                return Err(PlanError::invalid("linux.timeOffsets", offset.nanosecs.to_string(), why));
+            }
             plan.time_offsets.push(format!("{clock} {} {}\n", offset.secs, offset.nanosecs));
         }
         Ok(plan)
@@ -115,10 +105,31 @@ impl NamespacePlan {
         self.new & flag != 0 || self.join.iter().any(|join| join.flag == flag)
     }
 
+    /// The ids of the process have to be there in a user namespace that is made for it.
+    pub(super) fn check_ids(&self, process: &ProcessPlan) -> Result<(), PlanError> {
+        if self.new & NEWUSER == 0 {
+            return Ok(());
+        }
+        let uid = ("process.user.uid", process.uid, &self.uid_mappings, "is not in linux.uidMappings");
+        let gid = |field, id| (field, id, &self.gid_mappings, "is not in linux.gidMappings");
+        let groups = process.groups.iter().map(|id| gid("process.user.additionalGids", *id));
+        for (field, id, map, why) in [uid, gid("process.user.gid", process.gid)].into_iter().chain(groups) {
+            if super::id_maps::outside(map, id).is_none() {
+                return Err(PlanError::invalid(field, id.to_string(), why));
+            }
+        }
+        Ok(())
+    }
+
     /// Those that the child makes for itself, while its parent makes the cgroups on another processor: a network namespace alone
     /// takes a good part of a millisecond. What is left for the clone changes only what comes after it.
     pub(crate) fn made_by_child(&self) -> u64 {
         self.new & (NEWNS | NEWNET | NEWIPC | NEWUTS)
+    }
+
+    /// True when something of the child's namespaces has to be written from outside.
+    pub(crate) fn needs_parent(&self) -> bool {
+        self.new & NEWUSER != 0 || !self.time_offsets.is_empty()
     }
 
     /// True when the container's ids are those of another user namespace.

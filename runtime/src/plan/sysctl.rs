@@ -23,7 +23,7 @@ pub(super) fn check(sysctl: &BTreeMap<String, String>, namespaces: &NamespacePla
         let dotted = key.replace('/', ".");
         let field = || format!("linux.sysctl {key}");
         let bad = |why| Err(PlanError::invalid("linux.sysctl", key.as_str(), why));
-        if key.contains(['\0', '\n']) || value.contains('\0') {
+        if key.contains(['\0', '\n']) || value.contains(['\0', '\n']) {
             return bad("contains a control character");
         }
         if dotted.split('.').any(str::is_empty) {

@@ -6,10 +6,13 @@
 pub(crate) mod cgroups;
 pub(crate) mod copy_up;
 pub(crate) mod devices;
+mod filesystem;
+pub(crate) mod idmap;
 pub(crate) mod masks;
 pub(crate) mod mounts;
 pub(crate) mod pivot;
 pub(crate) mod resolve;
+pub(crate) mod sources;
 
 use std::path::PathBuf;
 
@@ -34,6 +37,38 @@ pub(crate) enum RootfsError {
         #[source]
         cause: Errno,
     },
+    /// What is to be bound.
+    #[error("mounts[{index}].source {path}")]
+    Source {
+        index: usize,
+        path: PathBuf,
+        #[source]
+        cause: Errno,
+    },
+    /// Changing a mount.
+    #[error("remount {at}")]
+    Remount {
+        at: PathBuf,
+        #[source]
+        cause: Errno,
+    },
+    /// An id map was refused.
+    #[error("map the ids of {what}")]
+    IdMap {
+        what: String,
+        #[source]
+        cause: Errno,
+    },
+    /// Something that has no id maps.
+    #[error("map the ids of {what}: its file system, or this kernel, has no id-mapped mounts")]
+    IdMapUnsupported {
+        what: String,
+        #[source]
+        cause: Errno,
+    },
+    /// Something else is where a link is to be.
+    #[error("make link {at} to {target}: something else is there")]
+    NotTheLink { at: PathBuf, target: PathBuf },
     /// An option that a file system refused.
     #[error("mount {what} on {at}: option {option:?}")]
     MountOption {

@@ -38,9 +38,23 @@ pub(crate) fn destination(root: &OwnedFd, path: &Path, make: Make) -> Result<Own
         return directory(root, path, 0);
     }
     let (parent, name) = parent_and_name(root, path)?;
+    file(&parent, &name)
+}
+
+/// Like [`destination`], but a link at the end of the path is the destination itself.
+pub(crate) fn destination_itself(root: &OwnedFd, path: &Path, make: Make) -> Result<OwnedFd, Errno> {
+    let Ok((parent, name)) = parent_and_name(root, path) else { return destination(root, path, make) };
+    match open_within(&parent, name.as_path(), OFlag::O_PATH | OFlag::O_NOFOLLOW, 0, Within::Root) {
+        Err(Errno::ENOENT) if make == Make::Directory => directory(root, path, 0),
+        Err(Errno::ENOENT) => file(&parent, &name),
+        found => found,
+    }
+}
+
+fn file(parent: &OwnedFd, name: &Path) -> Result<OwnedFd, Errno> {
     let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    openat(&parent, name.as_path(), flags, Mode::from_bits_truncate(0o644))?;
-    open_within(&parent, name.as_path(), OFlag::O_PATH | OFlag::O_NOFOLLOW, 0, Within::Root)
+    openat(parent, name, flags, Mode::from_bits_truncate(0o644))?;
+    open_within(parent, name, OFlag::O_PATH | OFlag::O_NOFOLLOW, 0, Within::Root)
 }
 
 /// The directory that `path` is in, made if needed, and the last component.

@@ -39,7 +39,7 @@ pub(crate) struct Linux {
     pub(crate) memory_policy: Option<MemoryPolicy>,
     pub(crate) intel_rdt: Option<serde::de::IgnoredAny>,
     #[serde(deserialize_with = "nullable")]
-    pub(crate) net_devices: BTreeMap<String, serde::de::IgnoredAny>,
+    pub(crate) net_devices: BTreeMap<String, NetDevice>,
 }
 
 /// One of `uidMappings`, `gidMappings`
@@ -71,6 +71,14 @@ pub(crate) struct TimeOffset {
     pub(crate) secs: i64,
     #[serde(deserialize_with = "nullable")]
     pub(crate) nanosecs: u32,
+}
+
+/// One of `netDevices`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct NetDevice {
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) name: String,
 }
 
 /// One of `devices`

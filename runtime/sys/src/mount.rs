@@ -171,6 +171,15 @@ impl Filesystem {
         self.config(1, key, Some(value))
     }
 
+    /// Changes a filesystem that exists to what was configured.
+    pub fn apply(self) -> Result<(), Errno> {
+        const FSCONFIG_CMD_RECONFIGURE: libc::c_uint = 7;
+        let none: *const libc::c_char = std::ptr::null();
+        // SAFETY: the command takes neither key nor value.
+        check(unsafe { libc::syscall(libc::SYS_fsconfig, self.0.as_raw_fd(), FSCONFIG_CMD_RECONFIGURE, none, none, 0) })
+            .map(drop)
+    }
+
     /// Creates the filesystem and gives its mount, detached.
     pub fn mount(self, attributes: u64) -> Result<OwnedFd, Errno> {
         const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
@@ -182,6 +191,15 @@ impl Filesystem {
         // SAFETY: integers only.
         own(unsafe { libc::syscall(libc::SYS_fsmount, fd, FSMOUNT_CLOEXEC, attributes as libc::c_uint) })
     }
+}
+
+/// Begins to change the configuration of the filesystem that is mounted at a descriptor (fspick(2)).
+pub fn reconfigure(mount: impl AsFd) -> Result<Filesystem, Errno> {
+    const FSPICK_CLOEXEC: libc::c_uint = 1;
+    const FSPICK_EMPTY_PATH: libc::c_uint = 8;
+    let (empty, flags) = (c"".as_ptr(), FSPICK_CLOEXEC | FSPICK_EMPTY_PATH);
+    // SAFETY: an empty C string and integers.
+    own(unsafe { libc::syscall(libc::SYS_fspick, mount.as_fd().as_raw_fd(), empty, flags) }).map(Filesystem)
 }
 
 /// Makes the working directory the root of this mount namespace and lets go of the old root.

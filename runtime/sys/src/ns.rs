@@ -42,3 +42,9 @@ pub fn unshare(flags: u64) -> Result<(), Errno> {
     // SAFETY: integers only.
     check(libc::c_long::from(unsafe { libc::unshare(flags as libc::c_int) })).map(drop)
 }
+
+/// Sets the NIS domain name of this uts namespace.
+pub fn set_domain_name(name: &str) -> Result<(), Errno> {
+    // SAFETY: the kernel reads `len` bytes from the string.
+    check(libc::c_long::from(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) })).map(drop)
+}
