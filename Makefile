@@ -12,7 +12,7 @@ STATE  ?= $(CURDIR)/state
 # The runtime suite runs on another runtime with RUNTIME=/usr/sbin/runc.
 RUNTIME ?=
 
-.PHONY: help deps deps-test build install run stop test unit integration test-runtime lint fmt doc bench clean
+.PHONY: help deps deps-test build install run stop test unit integration test-runtime lint fmt doc bench bench-runtime clean
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -70,6 +70,10 @@ doc: ## build the documentation of the code
 bench: deps-test build ## Berth beside the peers that are installed, same work, same run: a table of ratios
 	$(CARGO) build --release -p integration-tests
 	$(TARGET)/$(HOST)/release/bench
+
+bench-runtime: deps-test build ## the runtime's part of it: beside runc, crun and youki, and beside the bare system calls
+	$(CARGO) build --release -p integration-tests
+	$(TARGET)/$(HOST)/release/bench runtime
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -77,8 +77,16 @@ struct Segment {
     flags: u32,
 }
 
-/// The segments that are mapped from the file, and the part that was made read-only after relocation.
-fn segments() -> Result<(Vec<Segment>, Option<(usize, usize)>), Errno> {
+/// How the program lies in memory.
+#[derive(Debug)]
+struct Layout {
+    /// Those that are mapped from the file.
+    segments: Vec<Segment>,
+    /// From where to where it was made read-only after relocation.
+    relro: Option<(usize, usize)>,
+}
+
+fn layout() -> Result<Layout, Errno> {
     // SAFETY: getauxval reads a table that the kernel left on the stack; absent entries are 0.
     let auxiliary = |kind| unsafe { libc::getauxval(kind) } as usize;
     // A dynamic loader, or libraries, would have mappings of their own to see to: not this way.
@@ -111,7 +119,7 @@ fn segments() -> Result<(Vec<Segment>, Option<(usize, usize)>), Errno> {
         let begin = bias.wrapping_add(header.p_vaddr as usize);
         (down(begin), down(begin + header.p_memsz as usize))
     });
-    Ok((found, relro))
+    Ok(Layout { segments: found, relro })
 }
 
 fn page_size() -> usize {
@@ -133,7 +141,7 @@ pub fn onto(file: &File) -> Result<(), Errno> {
     if !same(&nix::sys::stat::fstat(file)?, &nix::sys::stat::stat("/proc/self/exe")?) {
         return Err(Errno::EXDEV);
     }
-    let (segments, relro) = segments()?;
+    let Layout { segments, relro } = layout()?;
     let mut map = MemoryMap::current()?;
     map.exe_fd = u32::try_from(file.as_raw_fd()).map_err(|_| Errno::EBADF)?;
     for segment in &segments {

@@ -16,6 +16,11 @@ fn main() -> std::process::ExitCode {
     {
         return floor::run(rootfs);
     }
+    if let [mode, command @ ..] = only.as_slice()
+        && mode == "peak"
+    {
+        return bundle::peak(command);
+    }
     let wanted = |part: &str| only.is_empty() || only.iter().any(|o| o == part);
     let mut table = Table::default();
     if wanted("runtime") {

@@ -34,6 +34,9 @@ impl Table {
 
     /// Prints it as markdown: figure and ratio (Berth divided by the peer) per peer.
     pub fn print(&self) {
+        if self.rows.is_empty() {
+            return; // measured, and printed, by a process of its own
+        }
         println!("| work | berth | peers (ratio berth/peer) | goal |\n|---|---|---|---|");
         for row in &self.rows {
             let figure = |value: Option<f64>| value.map_or("-".to_owned(), |v| format!("{} {}", round(v), row.unit));
@@ -68,6 +71,26 @@ pub fn median(count: usize, mut work: impl FnMut() -> bool) -> Option<f64> {
     }
     times.sort_by(f64::total_cmp);
     Some(times[times.len() / 2])
+}
+
+/// The medians of several works done in turns, `count` times each after one that doesn't count; `None` for one that failed.
+pub fn interleaved<'a>(count: usize, mut works: Vec<Box<dyn FnMut() -> bool + 'a>>) -> Vec<Option<f64>> {
+    let mut times: Vec<Option<Vec<f64>>> = works.iter_mut().map(|work| work().then(Vec::new)).collect();
+    for _ in 0..count {
+        for (work, times) in works.iter_mut().zip(&mut times) {
+            if let Some(list) = times {
+                match timed(work) {
+                    Some(time) => list.push(time),
+                    None => *times = None,
+                }
+            }
+        }
+    }
+    let middle = |mut list: Vec<f64>| {
+        list.sort_by(f64::total_cmp);
+        list[list.len() / 2]
+    };
+    times.into_iter().map(|list| list.map(middle)).collect()
 }
 
 /// The time of one run in milliseconds; `None` if it fails.
