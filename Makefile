@@ -9,7 +9,7 @@ TARGET := $(CURDIR)/target
 BIN    := $(TARGET)/bin
 # State of the stack that `make run` starts: a folder of its own, so that it disturbs nothing else on the machine.
 STATE  ?= $(CURDIR)/state
-# The runtime suite runs on another runtime with RUNTIME=/usr/sbin/runc.
+# The runtime suite runs on another runtime with RUNTIME=runc, or the path of one.
 RUNTIME ?=
 
 .PHONY: help deps deps-test build install run stop test unit integration test-runtime lint fmt doc bench bench-runtime clean
@@ -53,7 +53,7 @@ unit: deps ## unit tests only; no root needed
 integration: deps-test build ## the suites that drive the real programs
 	$(CARGO) test -p integration-tests
 
-test-runtime: deps-test build ## the runtime suite, on berth-runtime or on RUNTIME=/path
+test-runtime: deps-test ## the runtime suite, on berth-runtime or on another, by RUNTIME=runc or its path
 	RUNTIME=$(RUNTIME) $(CARGO) test -p runtime --tests
 
 lint: deps ## rustfmt, clippy, rustdoc: no warning allowed

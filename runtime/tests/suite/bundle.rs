@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::peers;
+pub(crate) use super::peers::is_ours;
+
 const BUSYBOX: &str = "/bin/busybox";
 const APPLETS: &[&str] = &[
     "sh", "cat", "echo", "id", "ls", "mkdir", "mknod", "dd", "mount", "pwd", "ps", "sleep", "stty", "touch", "true",
@@ -22,11 +25,6 @@ pub(crate) struct Bundle {
     pub(crate) config: Value,
 }
 
-/// True when the built runtime is tested, and not somebody else's.
-pub(crate) fn is_ours() -> bool {
-    std::env::var_os("RUNTIME").is_none()
-}
-
 impl Bundle {
     /// `None`, with a reason printed, where containers cannot be made.
     pub(crate) fn new() -> Option<Self> {
@@ -36,6 +34,10 @@ impl Bundle {
         }
         if !Path::new(BUSYBOX).exists() {
             println!("skipped: needs a static {BUSYBOX}");
+            return None;
+        }
+        if let Some(reason) = peers::difference() {
+            println!("{reason}");
             return None;
         }
         let dir = tempfile::tempdir().expect("a folder");
@@ -86,15 +88,14 @@ impl Bundle {
 
     /// The runtime with this bundle's state folder.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let program = std::env::var_os("RUNTIME").unwrap_or_else(|| env!("CARGO_BIN_EXE_berth-runtime").into());
-        let mut command = Command::new(program);
+        let mut command = peers::command();
         command.arg("--root").arg(self.path("state")).args(arguments).stdin(Stdio::null());
         command
     }
 
     /// Runs a command that ends.
     pub(crate) fn call(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().expect("the runtime runs")
+        peers::output(&mut self.command(arguments))
     }
 
     /// Runs a command that has to succeed; gives its stdout.
@@ -200,6 +201,11 @@ impl Bundle {
 impl Drop for Bundle {
     fn drop(&mut self) {
         let _ = self.command(&["delete", "--force", &self.id]).stderr(Stdio::null()).status();
+        // Under other ids there is something only if the test has failed.
+        let others = std::fs::read_dir(self.path("state")).into_iter().flatten().flatten();
+        for id in others.filter_map(|entry| entry.file_name().into_string().ok()) {
+            let _ = self.command(&["delete", "--force", &id]).stderr(Stdio::null()).status();
+        }
         if !std::thread::panicking() {
             self.assert_nothing_left();
         }

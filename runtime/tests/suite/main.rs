@@ -7,5 +7,6 @@ mod events;
 mod exec;
 mod hostile;
 mod lifecycle;
+mod peers;
 mod terminal;
 mod update;

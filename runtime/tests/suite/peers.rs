@@ -1,0 +1,196 @@
+//! Other runtimes under the same tests: which one `RUNTIME` names, where it is known to differ, and an end to calls that hang.
+//!
+//! The suite is about the specification; what is Berth's own asks [`is_ours`]. Where a peer differs from the specification, or
+//! from what callers can rely on, the table says so: the test is then left out for that peer, and says why. `PEERS=try` runs them
+//! all the same, to see whether a newer version of the peer still differs.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::Once;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Test, peers, and what they do. A name that ends with `::` stands for all tests of a module.
+const DIFFERENCES: &[(&str, &[&str], &str)] = &[
+    (
+        "confine::cgroups_are_shown_and_rooted",
+        &["runc"],
+        "1.1 leaves the tmpfs above v1 controllers writable in a read-only mount",
+    ),
+    ("errors::ids_are_checked_by_every_command", &["runc"], "1.1 takes ids that begin with a dot"),
+    ("hostile::a_mount_over_proc_is_refused", &["runc"], "1.1 lets a tmpfs cover all of /proc"),
+    (
+        "hostile::a_shared_volume_that_changes_underneath",
+        &["runc"],
+        "1.1 makes mount points by path: CVE-2025-31133, CVE-2025-52565",
+    ),
+    (
+        "hostile::links_of_the_image_stay_inside",
+        &["runc"],
+        "1.1 makes the links in /dev by path, which a link in place of /dev leads to the host",
+    ),
+    (
+        "lifecycle::what_a_killed_create_leaves_can_be_deleted",
+        &["runc"],
+        "1.1 knows nothing of a container before its state is written, and leaves cgroups",
+    ),
+    ("terminal::run_serves_the_terminal_itself", &["runc"], "run with a terminal wants one itself (/dev/tty)"),
+];
+
+/// What `RUNTIME` says, if it is not Berth's own.
+fn foreign() -> Option<PathBuf> {
+    let name = std::env::var_os("RUNTIME").filter(|name| !name.is_empty()).map(PathBuf::from)?;
+    (name.file_name()? != "berth-runtime").then_some(name)
+}
+
+/// True when Berth's runtime is tested, and not somebody else's.
+pub(crate) fn is_ours() -> bool {
+    foreign().is_none()
+}
+
+/// The runtime under test: `RUNTIME` by path, or by name on the PATH and in the administrator's folders; else the one just built.
+pub(crate) fn program() -> PathBuf {
+    let built = || PathBuf::from(env!("CARGO_BIN_EXE_berth-runtime"));
+    let Some(name) = std::env::var_os("RUNTIME").filter(|name| !name.is_empty()).map(PathBuf::from) else {
+        return built();
+    };
+    if name.components().count() > 1 {
+        return name;
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from));
+    let found = folders.map(|folder| folder.join(&name)).find(|path| path.is_file());
+    found.unwrap_or_else(|| if is_ours() { built() } else { panic!("RUNTIME={}: not found", name.display()) })
+}
+
+/// Why the running test is left out for the runtime under test. The harness names the thread after the test.
+pub(crate) fn difference() -> Option<String> {
+    let peer = foreign()?.file_name()?.to_string_lossy().into_owned();
+    if std::env::var_os("PEERS").is_some_and(|word| word == "try") {
+        return None;
+    }
+    let thread = std::thread::current();
+    let test = thread.name().filter(|name| *name != "main")?;
+    let row = DIFFERENCES.iter().find(|(name, peers, _)| {
+        let named = if name.ends_with("::") { test.starts_with(name) } else { test == *name };
+        named && peers.contains(&peer.as_str())
+    });
+    row.map(|(_, _, reason)| format!("differs on {peer}: {reason}"))
+}
+
+/// Longest time that any call of a runtime may take.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Ends calls of the runtime that hang, with the containers they are about: a test that waits for one fails, and the rest go on.
+pub(crate) fn end_what_hangs() {
+    static BEGUN: Once = Once::new();
+    BEGUN.call_once(|| {
+        let program = program();
+        std::thread::spawn(move || {
+            let mut seen: Vec<(i32, u32)> = Vec::new();
+            loop {
+                std::thread::sleep(Duration::from_secs(1));
+                let now = calls(&program);
+                seen.retain(|(pid, _)| now.contains(pid));
+                for pid in now {
+                    match seen.iter_mut().find(|(known, _)| *known == pid) {
+                        Some((_, seconds)) => *seconds += 1,
+                        None => seen.push((pid, 0)),
+                    }
+                }
+                let limit = u32::try_from(LIMIT.as_secs()).unwrap_or(u32::MAX);
+                seen.iter().filter(|(_, seconds)| *seconds == limit).for_each(|(pid, _)| end(*pid));
+            }
+        });
+    });
+}
+
+/// Our children that run the program. One that was sealed or copied by itself still has its name.
+fn calls(program: &Path) -> Vec<i32> {
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let children = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    let pids: Vec<i32> =
+        children.flat_map(|text| text.split(' ').filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect();
+    let first = program.display().to_string();
+    pids.into_iter().filter(|pid| arguments(*pid).first() == Some(&first)).collect()
+}
+
+fn arguments(pid: i32) -> Vec<String> {
+    let text = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&text).split('\0').map(str::to_owned).collect()
+}
+
+fn end(pid: i32) {
+    let arguments = arguments(pid);
+    eprintln!("killed, because it hangs: {}", arguments.join(" "));
+    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    // What it made holds the pipes that the test reads from.
+    let id = arguments.iter().find(|word| word.starts_with("suite-")).cloned();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Ok(process) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
+        let cgroup = std::fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
+        if id.as_ref().is_some_and(|id| cgroup.lines().any(|line| line.ends_with(&format!("/berth-{id}")))) {
+            let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
+        }
+    }
+}
+
+/// A command that runs the runtime.
+pub(crate) fn command() -> Command {
+    end_what_hangs();
+    Command::new(program())
+}
+
+/// What a command prints until it ends. Containers that it leaves running may hold the pipes: they are waited for, but not for
+/// ever.
+pub(crate) fn output(command: &mut Command) -> Output {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the runtime runs");
+    let read = |mut pipe: Box<dyn Read + Send>| {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let mut chunk = [0; 4096];
+            while let Ok(count @ 1..) = pipe.read(&mut chunk) {
+                if sender.send(chunk[..count].to_vec()).is_err() {
+                    return;
+                }
+            }
+        });
+        receiver
+    };
+    let stdout = read(Box::new(child.stdout.take().expect("piped")));
+    let stderr = read(Box::new(child.stderr.take().expect("piped")));
+    let status = child.wait().expect("wait");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let collect = |receiver: std::sync::mpsc::Receiver<Vec<u8>>| {
+        let mut text = Vec::new();
+        while let Ok(chunk) = receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            text.extend(chunk);
+        }
+        text
+    };
+    Output { status, stdout: collect(stdout), stderr: collect(stderr) }
+}
+
+#[test]
+fn rows_name_tests() {
+    // A row whose test has another name by now would do nothing.
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/suite");
+    if !sources.is_dir() {
+        println!("skipped: not where it was built");
+        return;
+    }
+    for (name, peers, reason) in DIFFERENCES {
+        assert!(!peers.is_empty() && !reason.is_empty(), "{name}");
+        let mut path: Vec<&str> = name.trim_end_matches("::").split("::").collect();
+        let test = if name.ends_with("::") { None } else { path.pop() };
+        let base = sources.join(path.join("/"));
+        let text = std::fs::read_to_string(base.with_extension("rs"))
+            .or_else(|_| std::fs::read_to_string(base.join("mod.rs")))
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(test.is_none_or(|test| text.contains(&format!("fn {test}("))), "no test {name}");
+    }
+}
