@@ -155,11 +155,8 @@ impl Child<'_> {
     fn file_system(&self, channel: &Channel, sources: &Sources) -> Result<i32, ChildError> {
         let (plan, prepared) = (self.plan, self.prepared);
         let root = &sources.rootfs;
-        let default = match plan.rootfs_propagation.0 {
-            sys::mount::Propagation::Private | sys::mount::Propagation::Unbindable => sys::mount::Propagation::Private,
-            _ => sys::mount::Propagation::Slave,
-        };
-        mounts::attach_root(root, &plan.rootfs, default)?;
+        let outer = plan.rootfs_propagation.0;
+        mounts::attach_root(root, &plan.rootfs, mounts::inner(outer))?;
         let mut pid = None;
         for (step, taken) in plan.mounts.iter().zip(&sources.mounts) {
             if step.source == Source::Cgroup {
@@ -168,7 +165,7 @@ impl Child<'_> {
                 }
                 cgroups::make(root, step, self.cgroup, plan.namespaces.is_private(NEWCGROUP))?;
             } else {
-                mounts::make(root, step, taken, default)?;
+                mounts::make(root, step, taken, outer)?;
             }
         }
         if plan.populate_dev {

@@ -35,8 +35,16 @@ pub(crate) fn attach_root(tree: &OwnedFd, path: &Path, propagation: Propagation)
     attach(tree, &at).map_err(failed("attach"))
 }
 
-/// Makes one mount. `default` is the propagation of bound trees that config.json says nothing about.
-pub(crate) fn make(root: &OwnedFd, step: &MountStep, taken: &Taken, default: Propagation) -> Result<(), RootfsError> {
+/// How mounts propagate that config.json says nothing about, until the root is entered.
+pub(crate) fn inner(outer: Propagation) -> Propagation {
+    match outer {
+        Propagation::Private | Propagation::Unbindable => Propagation::Private,
+        Propagation::Shared | Propagation::Slave => Propagation::Slave,
+    }
+}
+
+/// Makes one mount in a container whose root is to propagate as `outer` says.
+pub(crate) fn make(root: &OwnedFd, step: &MountStep, taken: &Taken, outer: Propagation) -> Result<(), RootfsError> {
     let failed = |cause| RootfsError::Mount { what: what(step), at: step.destination.clone(), cause };
     let made;
     let (mount, kind) = match (&step.source, taken) {
@@ -63,7 +71,7 @@ pub(crate) fn make(root: &OwnedFd, step: &MountStep, taken: &Taken, default: Pro
     if step.copy_up {
         super::copy_up::copy(&destination, mount).map_err(failed)?;
     }
-    set(mount, step, default).map_err(failed)?;
+    set(mount, step, outer).map_err(failed)?;
     attach(mount, &destination).map_err(failed)
 }
 
@@ -101,10 +109,13 @@ fn link(root: &OwnedFd, step: &MountStep, target: &Path) -> Result<(), RootfsErr
 }
 
 /// Attributes before the mount can be seen: there is never a moment in which it is more open than asked for.
-fn set(mount: &OwnedFd, step: &MountStep, default: Propagation) -> Result<(), Errno> {
+fn set(mount: &OwnedFd, step: &MountStep, outer: Propagation) -> Result<(), Errno> {
     let bound = step.source.is_bind();
-    if bound && step.propagation.is_empty() {
-        set_attributes(mount, Reach::Tree, 0, 0, Some(default))?;
+    // A copy of a shared mount belongs to the host's group. It stays there only if the root is shared as well; otherwise what is
+    // shared is so among the container's own.
+    let shared = step.propagation.iter().any(|(propagation, _)| *propagation == Propagation::Shared);
+    if bound && (step.propagation.is_empty() || (shared && outer != Propagation::Shared)) {
+        set_attributes(mount, Reach::Tree, 0, 0, Some(inner(outer)))?;
     }
     for (propagation, reach) in &step.propagation {
         set_attributes(mount, *reach, 0, 0, Some(*propagation))?;
