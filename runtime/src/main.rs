@@ -7,6 +7,7 @@
 mod args;
 mod commands;
 mod confine;
+mod criu;
 mod launch;
 mod log;
 mod netdev;

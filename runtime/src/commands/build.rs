@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::{CommandError, Context, preserve_fds};
 use crate::args::{Flag, Parsed, switch, value};
-use crate::confine::cgroup::Cgroup;
+use crate::confine::cgroup::{Cgroup, CgroupError};
 use crate::launch::gate;
 use crate::launch::parent::{self, Launched, Prepared, Wait};
 use crate::plan::libc_flag::{NEWPID, NEWUSER};
@@ -75,6 +75,21 @@ pub(super) struct NewCgroup {
 }
 
 impl NewCgroup {
+    /// Takes charge of a cgroup.
+    pub(super) fn new(cgroup: Cgroup, failed: Option<&CgroupError>) -> Self {
+        Self { cgroup, keep: false }.unless_occupied(failed)
+    }
+
+    /// What somebody else is in must stay.
+    pub(super) fn unless_occupied(mut self, failed: Option<&CgroupError>) -> Self {
+        self.keep |= matches!(failed, Some(CgroupError::Occupied(_)));
+        self
+    }
+
+    pub(super) fn get(&self) -> &Cgroup {
+        &self.cgroup
+    }
+
     pub(super) fn keep(&mut self) {
         self.keep = true;
     }

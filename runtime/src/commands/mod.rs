@@ -1,6 +1,7 @@
 //! The commands, one file each, and what is common to them: global flags, dispatch, and how a failure is told.
 
 mod build;
+mod checkpoint;
 mod create;
 mod delete;
 mod events;
@@ -11,6 +12,7 @@ mod kill;
 mod list;
 mod pause;
 mod ps;
+mod restore;
 mod run;
 mod spec;
 mod start;
@@ -52,15 +54,15 @@ pub(crate) enum CommandError {
     /// A cgroup.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// criu.
+    #[error(transparent)]
+    Criu(#[from] crate::criu::CriuError),
     /// A hook.
     #[error(transparent)]
     Hook(#[from] HookError),
     /// No such command.
     #[error("unknown command {0:?}: see --help")]
     UnknownCommand(String),
-    /// A command that is not there yet.
-    #[error("the command is not supported yet")]
-    Unsupported,
     /// A flag that is not there yet.
     #[error("flag --{0} is not supported yet")]
     UnsupportedFlag(&'static str),
@@ -111,6 +113,7 @@ type Run = fn(&Context, &[String]) -> Result<u8, CommandError>;
 
 /// Name, whether it enters a container (and so has to protect the program file), and what it does.
 const COMMANDS: &[(&str, bool, Run)] = &[
+    ("checkpoint", false, checkpoint::run),
     ("create", true, create::run),
     ("delete", false, delete::run),
     ("events", false, events::run),
@@ -120,6 +123,7 @@ const COMMANDS: &[(&str, bool, Run)] = &[
     ("list", false, list::run),
     ("pause", false, pause::run),
     ("ps", false, ps::run),
+    ("restore", false, restore::run),
     ("resume", false, pause::resume),
     ("run", true, run::run),
     ("spec", false, spec::run),
@@ -127,9 +131,6 @@ const COMMANDS: &[(&str, bool, Run)] = &[
     ("state", false, state::run),
     ("update", false, update::run),
 ];
-
-/// Commands that runc has and this runtime does not have yet.
-const ABSENT: &[&str] = &["checkpoint", "restore"];
 
 const GLOBAL: &[Flag] = &[
     value(&["root"], "folder of the containers' state (default /run/berth-runtime)"),
@@ -185,9 +186,7 @@ pub(crate) fn run(arguments: &[String]) -> u8 {
         return print(&help());
     }
     let Some((_, enters, command)) = COMMANDS.iter().find(|(known, ..)| known == name) else {
-        let absent = ABSENT.contains(&name.as_str());
-        let error = if absent { CommandError::Unsupported } else { CommandError::UnknownCommand(name.clone()) };
-        return fail(&log, if absent { name } else { "" }, &error);
+        return fail(&log, "", &CommandError::UnknownCommand(name.clone()));
     };
     let failed = if name == "exec" { exec::FAILED } else { 1 };
     if *enters && let Err(errno) = crate::launch::protect::run_from_read_only() {

@@ -251,6 +251,17 @@ impl Cgroup {
         self.legacy.iter().map(|hierarchy| files::open_for_writing(hierarchy, &self.path, "tasks")).collect()
     }
 
+    /// Moves a process of somebody else's into the cgroup, with all its threads.
+    pub(crate) fn add(&self, pid: Pid) -> Result<(), CgroupError> {
+        let mut all = self.legacy.iter().chain(&self.unified);
+        all.try_for_each(|hierarchy| write(hierarchy, &self.path, "cgroup.procs", &pid.to_string()))
+    }
+
+    /// The directory by which all of it can be frozen.
+    pub(crate) fn freezer_path(&self) -> Option<PathBuf> {
+        self.freezer().map(|(hierarchy, _)| self.shown(hierarchy))
+    }
+
     /// All processes in the cgroup.
     pub(crate) fn processes(&self) -> Result<Vec<Pid>, CgroupError> {
         let hierarchy = self.legacy.iter().find(|hierarchy| hierarchy.controls("pids"));

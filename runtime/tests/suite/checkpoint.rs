@@ -1,0 +1,380 @@
+//! `checkpoint` and `restore`, with the criu that is in PATH.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::json;
+
+use super::bundle::{Bundle, eventually, is_ours, texts};
+
+/// Whether criu is there and works on this kernel; Debian 12's does on Debian 12's.
+fn criu() -> bool {
+    let Ok(output) = Command::new("criu").arg("check").stdin(Stdio::null()).output() else {
+        println!("skipped: criu is not installed");
+        return false;
+    };
+    if !output.status.success() {
+        let (_, stderr) = texts(&output);
+        println!("skipped: criu check: {}", stderr.lines().next().unwrap_or_default());
+    }
+    output.status.success()
+}
+
+/// Counts into a file, for ever.
+const COUNTER: &str = "i=0; while :; do i=$((i+1)); echo $i > /count.new; cat /count.new > /count; sleep 0.02; done";
+
+fn count(bundle: &Bundle) -> u64 {
+    std::fs::read_to_string(bundle.rootfs("count")).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+}
+
+fn images(bundle: &Bundle) -> String {
+    bundle.path("images").to_str().expect("utf-8").to_owned()
+}
+
+/// Detached, its stdio being the null device.
+fn run(bundle: &Bundle) {
+    bundle.write_config();
+    let folder = bundle.path("bundle");
+    let status = bundle
+        .command(&["run", "--detach", "--bundle", folder.to_str().expect("utf-8"), &bundle.id])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    assert!(status.expect("the runtime runs").success());
+}
+
+fn checkpoint(bundle: &Bundle, more: &[&str]) {
+    bundle.ok(&[&["checkpoint", "--image-path", &images(bundle)], more, &[bundle.id.as_str()]].concat());
+}
+
+/// A `restore`, still to be run. A checkpoint stays quiet about what it hears on stderr.
+fn restore(bundle: &Bundle, more: &[&str]) -> Command {
+    let folder = bundle.path("bundle");
+    let (images, folder) = (images(bundle), folder.to_str().expect("utf-8").to_owned());
+    let first = ["restore", "--image-path", &images, "--bundle", &folder];
+    let mut command = bundle.command(&[&first[..], more, &[bundle.id.as_str()]].concat());
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+fn restore_ok(bundle: &Bundle, more: &[&str]) {
+    let log = bundle.path("images/restore.log");
+    let status = restore(bundle, more).status().expect("the runtime runs");
+    assert!(status.success(), "{status}; {}", std::fs::read_to_string(log).unwrap_or_default());
+}
+
+#[test]
+fn a_counter_goes_on_where_it_was() {
+    let Some(bundle) = Bundle::new() else { return };
+    if !criu() {
+        return;
+    }
+    let shared = bundle.path("shared");
+    std::fs::create_dir(&shared).expect("folder");
+    std::fs::write(shared.join("given"), "from outside").expect("write");
+    let bundle = bundle
+        .shell(&format!("echo kept > /dev/shm/memory; {COUNTER}"))
+        .set("/linux/resources/pids", json!({"limit": 44}))
+        .set("/linux/maskedPaths", json!(["/proc/cpuinfo", "/proc/acpi", "/sys/firmware"]))
+        .set("/linux/readonlyPaths", json!(["/proc/sys"]))
+        .set(
+            "/mounts/-",
+            json!({"destination": "/data", "type": "bind", "source": shared, "options": ["rbind", "rw"]}),
+        );
+    run(&bundle);
+    eventually("it counts", || count(&bundle) > 3);
+    checkpoint(&bundle, &[]);
+    bundle.assert_nothing_left();
+    let stopped_at = count(&bundle);
+    assert!(stopped_at > 3);
+    let pid_file = bundle.path("pid");
+    restore_ok(&bundle, &["--detach", "--pid-file", pid_file.to_str().expect("utf-8")]);
+    eventually("it counts on", || count(&bundle) > stopped_at + 3);
+    let state = bundle.state();
+    assert_eq!(state["status"], "running");
+    assert_eq!(std::fs::read_to_string(&pid_file).expect("pid").trim(), bundle.pid().to_string());
+    let pids = std::fs::read_to_string(bundle.cgroup("pids").join("pids.max")).expect("pids.max");
+    assert_eq!(pids.trim(), "44", "limits are there again");
+    let cat = |path: &str| bundle.ok(&["exec", &bundle.id, "cat", path]);
+    assert_eq!(cat("/data/given"), "from outside");
+    assert_eq!(cat("/dev/shm/memory"), "kept");
+    assert_eq!(cat("/proc/cpuinfo"), "", "still masked");
+    assert!(bundle.fails(&["exec", &bundle.id, "sh", "-c", "echo x > /proc/sys/kernel/hostname"]).contains("ead-only"));
+    // And once more, from what was restored.
+    checkpoint(&bundle, &[]);
+    restore_ok(&bundle, &["--detach"]);
+    let before = count(&bundle);
+    eventually("it counts on again", || count(&bundle) > before);
+    bundle.ok(&["pause", &bundle.id]);
+    bundle.ok(&["resume", &bundle.id]);
+    bundle.ok(&["kill", &bundle.id, "KILL"]);
+    bundle.wait_for("stopped");
+    bundle.ok(&["delete", &bundle.id]);
+    bundle.assert_nothing_left();
+}
+
+#[test]
+fn a_container_left_running_is_left_alone() {
+    let Some(bundle) = Bundle::new() else { return };
+    if !criu() {
+        return;
+    }
+    let bundle = bundle.shell(COUNTER);
+    run(&bundle);
+    eventually("it counts", || count(&bundle) > 3);
+    let pid = bundle.pid();
+    let work = bundle.path("work");
+    checkpoint(&bundle, &["--leave-running", "--work-path", work.to_str().expect("utf-8")]);
+    assert!(work.join("dump.log").exists(), "logs go to the work path");
+    assert_eq!((bundle.state()["status"].as_str(), bundle.pid()), (Some("running"), pid));
+    let before = count(&bundle);
+    eventually("it counts on", || count(&bundle) > before);
+    if is_ours() {
+        let error = String::from_utf8(restore(&bundle, &["-d"]).stderr(Stdio::piped()).output().expect("runs").stderr);
+        assert!(error.expect("utf-8").contains("already exists"));
+    }
+}
+
+#[test]
+fn a_paused_container_can_be_checkpointed() {
+    let Some(bundle) = Bundle::new() else { return };
+    if !criu() {
+        return;
+    }
+    let bundle = bundle.shell(COUNTER);
+    run(&bundle);
+    eventually("it counts", || count(&bundle) > 3);
+    bundle.ok(&["pause", &bundle.id]);
+    checkpoint(&bundle, &[]);
+    let before = count(&bundle);
+    restore_ok(&bundle, &["--detach"]);
+    assert_eq!(bundle.state()["status"], "running");
+    eventually("it counts on", || count(&bundle) > before);
+}
+
+#[test]
+fn restored_in_the_foreground_its_end_is_ours() {
+    let Some(bundle) = Bundle::new() else { return };
+    if !criu() {
+        return;
+    }
+    let bundle = bundle.shell("echo > /ready; while [ ! -e /go ]; do sleep 0.02; done; exit 7");
+    run(&bundle);
+    eventually("it waits", || bundle.rootfs("ready").exists());
+    checkpoint(&bundle, &[]);
+    let mut child = restore(&bundle, &[]).spawn().expect("the runtime runs");
+    eventually("it runs", || {
+        let (stdout, _) = texts(&bundle.call(&["state", &bundle.id]));
+        stdout.contains("\"status\": \"running\"")
+    });
+    std::fs::write(bundle.rootfs("go"), "").expect("write");
+    assert_eq!(child.wait().expect("an end").code(), Some(7));
+    bundle.assert_nothing_left();
+}
+
+#[test]
+fn pipes_are_those_of_who_restores() {
+    let Some(bundle) = Bundle::new() else { return };
+    if !criu() {
+        return;
+    }
+    let bundle = bundle.shell("echo > /ready; while [ ! -e /go ]; do sleep 0.02; done; echo hello; echo and >&2");
+    bundle.write_config();
+    let folder = bundle.path("bundle");
+    let mut first = bundle
+        .command(&["run", "--detach", "--bundle", folder.to_str().expect("utf-8"), &bundle.id])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the runtime runs");
+    assert!(first.wait().expect("detached").success());
+    eventually("it waits", || bundle.rootfs("ready").exists());
+    checkpoint(&bundle, &[]);
+    let mut second = restore(&bundle, &["--detach"]);
+    let mut second = second.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the runtime runs");
+    assert!(second.wait().expect("detached").success());
+    std::fs::write(bundle.rootfs("go"), "").expect("write");
+    let (mut stdout, mut stderr) = (String::new(), String::new());
+    second.stdout.take().expect("stdout").read_to_string(&mut stdout).expect("read");
+    second.stderr.take().expect("stderr").read_to_string(&mut stderr).expect("read");
+    assert_eq!((stdout.as_str(), stderr.lines().last()), ("hello\n", Some("and")));
+}
+
+#[test]
+fn a_terminal_goes_to_the_console_socket() {
+    let Some(bundle) = Bundle::new() else { return };
+    if !criu() {
+        return;
+    }
+    let bundle = bundle.shell("echo ready; read x; echo got $x; sleep 1000").set("/process/terminal", json!(true));
+    let path = bundle.path("console.sock");
+    let socket = path.to_str().expect("utf-8").to_owned();
+    let listener = UnixListener::bind(&path).expect("bind");
+    let master = |listener: UnixListener| {
+        std::thread::spawn(move || {
+            let (stream, _) = listener.accept().expect("accept");
+            let (_, mut fds) = sys::fd::recv_fds(&stream, &mut [0; 4096]).expect("receive");
+            std::fs::File::from(fds.remove(0))
+        })
+    };
+    let read_until = |file: &mut std::fs::File, word: &str| {
+        let (mut text, mut buffer) = (String::new(), [0; 256]);
+        while !text.contains(word) {
+            let count = file.read(&mut buffer).expect("read");
+            text.push_str(&String::from_utf8_lossy(&buffer[..count]));
+        }
+    };
+    let first = master(listener.try_clone().expect("clone"));
+    assert!(bundle.create(&["--console-socket", &socket]));
+    let mut terminal = first.join().expect("master");
+    bundle.ok(&["start", &bundle.id]);
+    read_until(&mut terminal, "ready");
+    checkpoint(&bundle, &[]);
+    drop(terminal);
+    let second = master(listener);
+    restore_ok(&bundle, &["--detach", "--console-socket", &socket]);
+    let mut terminal = second.join().expect("master");
+    terminal.write_all(b"hello\n").expect("write");
+    read_until(&mut terminal, "got hello");
+}
+
+#[test]
+fn a_namespace_of_somebody_else_is_left_alone() {
+    let Some(bundle) = Bundle::new() else { return };
+    if !criu() {
+        return;
+    }
+    let mut holder = Command::new("unshare").args(["--net", "sleep", "1000"]).spawn().expect("unshare");
+    let path = format!("/proc/{}/ns/net", holder.id());
+    let own = std::fs::read_link("/proc/self/ns/net").expect("link");
+    eventually("the namespace is there", || std::fs::read_link(&path).expect("link") != own);
+    let mut bundle = bundle.shell(COUNTER);
+    for namespace in bundle.config["linux"]["namespaces"].as_array_mut().expect("list") {
+        if namespace["type"] == "network" {
+            namespace["path"] = json!(path);
+        }
+    }
+    run(&bundle);
+    eventually("it counts", || count(&bundle) > 3);
+    checkpoint(&bundle, &[]);
+    let before = count(&bundle);
+    restore_ok(&bundle, &["--detach"]);
+    eventually("it counts on", || count(&bundle) > before);
+    let now = std::fs::read_link(format!("/proc/{}/ns/net", bundle.pid())).expect("link");
+    assert_eq!(now, std::fs::read_link(&path).expect("link"));
+    holder.kill().expect("kill");
+    holder.wait().expect("wait");
+}
+
+#[test]
+fn hooks_run_before_what_is_restored() {
+    let Some(bundle) = Bundle::new() else { return };
+    if !criu() {
+        return;
+    }
+    let told = bundle.path("told");
+    let hook = json!([{"path": "/bin/sh", "args": ["sh", "-c", format!("cat > {}", told.display())]}]);
+    let bundle = bundle.shell(COUNTER).set("/hooks", json!({"createRuntime": hook}));
+    run(&bundle);
+    eventually("it counts", || count(&bundle) > 3);
+    checkpoint(&bundle, &[]);
+    std::fs::remove_file(&told).expect("the hook ran for create");
+    restore_ok(&bundle, &["--detach"]);
+    let state: serde_json::Value = serde_json::from_slice(&std::fs::read(&told).expect("told")).expect("json");
+    assert_eq!((&state["id"], state["pid"].as_i64()), (&json!(bundle.id), Some(i64::from(bundle.pid()))));
+}
+
+#[test]
+fn memory_can_go_ahead() {
+    let Some(bundle) = Bundle::new() else { return };
+    if !criu() {
+        return;
+    }
+    let bundle = bundle.shell(COUNTER);
+    run(&bundle);
+    eventually("it counts", || count(&bundle) > 3);
+    let parent = bundle.path("parent");
+    let output =
+        bundle.call(&["checkpoint", "--pre-dump", "--image-path", parent.to_str().expect("utf-8"), &bundle.id]);
+    let (_, stderr) = texts(&output);
+    if !output.status.success() && (stderr.contains("CONFIG_MEM_SOFT_DIRTY") || stderr.contains("missing features")) {
+        println!("skipped: {stderr}");
+        return;
+    }
+    assert!(output.status.success(), "{stderr}");
+    assert_eq!(bundle.state()["status"], "running");
+    checkpoint(&bundle, &["--parent-path", "../parent"]);
+    assert!(bundle.path("images/parent").exists(), "the images refer to those before");
+    let before = count(&bundle);
+    restore_ok(&bundle, &["--detach"]);
+    eventually("it counts on", || count(&bundle) > before);
+}
+
+#[test]
+fn what_cannot_be_checkpointed_says_why() {
+    let Some(bundle) = Bundle::new() else { return };
+    if !is_ours() {
+        return;
+    }
+    let bundle = bundle.shell(COUNTER);
+    assert!(bundle.create(&[]));
+    assert!(bundle.fails(&["checkpoint", &bundle.id]).contains("cannot checkpoint a container that is created"));
+    bundle.ok(&["start", &bundle.id]);
+    let images = images(&bundle);
+    for (flags, words) in [
+        (
+            &["--manage-cgroups-mode", "odd"][..],
+            "--manage-cgroups-mode: \"odd\" is not one of soft, full, strict, ignore",
+        ),
+        (&["--empty-ns", "pid"], "--empty-ns: \"pid\" is not one of network"),
+        (&["--page-server", "here"], "--page-server: \"here\" is not ADDRESS:PORT"),
+        (&["--parent-path", "/x"], "--parent-path: \"/x\" is not relative"),
+        (&["--parent-path", "x"], "--parent-path: \"x\" is not a folder"),
+        (&["--status-fd", "77"], "--status-fd: \"77\" is not an open descriptor"),
+    ] {
+        let error = bundle.fails(&[&["checkpoint", "--image-path", &images], flags, &[&bundle.id]].concat());
+        assert!(error.contains(words), "{flags:?}: {error}");
+    }
+    // Without criu, with one that dies, and with one that cannot be run.
+    let folder = bundle.path("bin");
+    std::fs::create_dir(&folder).expect("folder");
+    let with_path = |words: &str| {
+        let output = bundle.command(&["checkpoint", "--image-path", &images, &bundle.id]).env("PATH", &folder).output();
+        let (_, stderr) = texts(&output.expect("the runtime runs"));
+        assert!(stderr.contains(words), "{stderr}");
+    };
+    with_path("criu is not installed (no such program in $PATH): install the package criu");
+    let fake = |text: &str| {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::write(folder.join("criu"), text).expect("write");
+        std::fs::set_permissions(folder.join("criu"), std::fs::Permissions::from_mode(0o755)).expect("mode");
+    };
+    fake("#!/bin/sh\nexit 7\n");
+    with_path("criu ended without an answer, with status 7");
+    fake("#!/no/such/interpreter\n");
+    with_path("execute ");
+    assert_eq!(bundle.state()["status"], "running", "nothing happened to it");
+}
+
+#[test]
+fn a_failed_restore_leaves_nothing() {
+    let Some(bundle) = Bundle::new() else { return };
+    if !criu() {
+        return;
+    }
+    bundle.write_config();
+    std::fs::create_dir(bundle.path("images")).expect("folder");
+    assert!(!restore(&bundle, &["-d"]).status().expect("the runtime runs").success());
+    bundle.assert_nothing_left();
+    std::fs::write(bundle.path("images/descriptors.json"), "[\"\",\"\",\"\"]").expect("write");
+    let output = restore(&bundle, &["-d"]).stderr(Stdio::piped()).output().expect("the runtime runs");
+    assert!(!output.status.success());
+    bundle.assert_nothing_left();
+    if is_ours() {
+        let (_, stderr) = texts(&output);
+        assert!(stderr.contains("criu could not restore the container"), "{stderr}");
+        assert!(Path::new(&bundle.path("images/restore.log")).exists());
+    }
+}
