@@ -4,11 +4,11 @@
 //! limits, hooks. The restored process is our child, as a created one is.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, umount2};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::unistd::Pid;
 use sys::mount::{Propagation, Reach, attach, clone_tree, set_attributes};
 
@@ -22,8 +22,8 @@ use crate::criu::{self, Criu, CriuError, Step, outside};
 use crate::launch::hooks;
 use crate::launch::parent::connect_console;
 use crate::plan::libc_flag::{NEWNET, NEWNS, NEWPID};
+use crate::plan::mounts::{MountStep, Source};
 use crate::plan::{Options, Plan};
-use crate::rootfs::mounts::{Trees, clone_sources};
 use crate::rootfs::resolve::{self, Make};
 use crate::spec::{Spec, load_json};
 use crate::state::{ContainerId, Entry, ProcessStat, State, Status};
@@ -117,8 +117,6 @@ impl<'a> Restorer<'a> {
         let (mut opts, folders) = args.open(false, "restore.log", plan)?;
         let stdio: Vec<String> = load_json(&folders.images.join(outside::DESCRIPTORS))?;
         let root = open_root(plan)?;
-        let trees =
-            clone_sources(&plan.mounts, &self.state.bundle).map_err(crate::launch::parent::LaunchError::from)?;
         for field in [opt::EVASIVE_DEVICES, opt::RST_SIBLING] {
             opts.flag(field, true);
         }
@@ -142,7 +140,7 @@ impl<'a> Restorer<'a> {
         made?;
         let mut criu =
             Criu::start(&folders.descriptors().chain(files.iter().map(AsFd::as_fd)).collect::<Vec<_>>(), || {
-                prepare_root(plan, &root, &trees)?;
+                prepare_root(plan, &self.state.bundle, &root)?;
                 folders.reopen()
             })?;
         // After criu, which must not have them blocked, and before there is a process whose end could be missed.
@@ -236,7 +234,7 @@ fn open_root(plan: &Plan) -> Result<OwnedFd, CommandError> {
 
 /// In the process that becomes criu: a mount namespace in which the root is a mount, as criu wants it, with all mount points.
 /// Nothing of it is seen outside, nor left if we are killed.
-fn prepare_root(plan: &Plan, root: &OwnedFd, trees: &Trees) -> Result<(), String> {
+fn prepare_root(plan: &Plan, bundle: &Path, root: &OwnedFd) -> Result<(), String> {
     let said = |what: &str| {
         let what = format!("{what} {}", plan.rootfs.display());
         move |errno: sys::Errno| format!("{what}: {errno}")
@@ -254,29 +252,26 @@ fn prepare_root(plan: &Plan, root: &OwnedFd, trees: &Trees) -> Result<(), String
         attach(&tree, &here)?;
         open(&plan.rootfs)
     };
-    let missing =
-        |(_, step): &(usize, &crate::plan::mounts::MountStep)| resolve::open(root, &step.destination).is_err();
-    if outside::points(plan).any(|point| missing(&point)) {
+    let missing = |step: &MountStep| resolve::open(root, &step.destination).is_err();
+    if outside::points(plan).any(missing) {
         // Binds may have mount points in them, so they are there while those are made, and only then.
         let bound = bind().map_err(said("bind"))?;
-        for (at, step) in outside::points(plan) {
-            let tree = trees.get(at).and_then(Option::as_ref);
-            let is_file = tree.is_some_and(|tree| {
-                let format = nix::sys::stat::SFlag::S_IFMT;
-                nix::sys::stat::fstat(tree).is_ok_and(|found| {
-                    nix::sys::stat::SFlag::from_bits_truncate(found.st_mode) & format != nix::sys::stat::SFlag::S_IFDIR
-                })
-            });
-            let make = if is_file { Make::File } else { Make::Directory };
-            let point = resolve::destination(&bound, &step.destination, make);
-            let failed = |errno: sys::Errno| format!("make mount point {}: {errno}", step.destination.display());
-            let point = point.map_err(failed)?;
-            if let Some(tree) = tree {
-                attach(tree, point).map_err(failed)?;
-            }
+        for step in outside::points(plan) {
+            make_point(&bound, step, bundle)
+                .map_err(|errno| format!("make mount point {}: {errno}", step.destination.display()))?;
         }
         drop(bound);
         umount2(&plan.rootfs, MntFlags::MNT_DETACH).map_err(said("unbind"))?;
     }
     bind().map(drop).map_err(said("bind"))
+}
+
+fn make_point(root: &OwnedFd, step: &MountStep, bundle: &Path) -> Result<(), sys::Errno> {
+    let Source::Bind { path, .. } = &step.source else {
+        return resolve::destination(root, &step.destination, Make::Directory).map(drop);
+    };
+    let tree = clone_tree(nix::fcntl::AT_FDCWD, &bundle.join(path), Reach::Tree)?;
+    let kind = SFlag::from_bits_truncate(fstat(&tree)?.st_mode) & SFlag::S_IFMT;
+    let make = if kind == SFlag::S_IFDIR { Make::Directory } else { Make::File };
+    attach(&tree, resolve::destination(root, &step.destination, make)?)
 }

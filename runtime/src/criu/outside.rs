@@ -49,7 +49,7 @@ pub(crate) fn mounts(plan: &Plan, bundle: &Path, cgroup: &Cgroup, root: &OwnedFd
                     add(&at.join(&hierarchy.name), &hierarchy.mount_point().join(cgroup.path()));
                 }
             }
-            Source::Filesystem { .. } => {}
+            Source::Filesystem { .. } | Source::Remount { .. } => {}
         }
     }
     // In a user namespace devices are bound from the host.
@@ -102,15 +102,14 @@ pub(crate) fn restore_mounts(opts: &mut Message, plan: &Plan, bundle: &Path, cgr
 }
 
 /// Steps whose mount points have to be made before criu comes: not those inside a file system that criu makes itself.
-pub(crate) fn points(plan: &Plan) -> impl Iterator<Item = (usize, &MountStep)> {
+pub(crate) fn points(plan: &Plan) -> impl Iterator<Item = &MountStep> {
     let inside = |step: &MountStep, before: &[MountStep]| {
         let made = |other: &&MountStep| !other.source.is_bind() && step.destination != other.destination;
         before.iter().filter(made).any(|other| step.destination.starts_with(&other.destination))
     };
-    plan.mounts
-        .iter()
-        .enumerate()
-        .filter(move |(at, step)| !matches!(step.source, Source::Cgroup) && !inside(step, &plan.mounts[..*at]))
+    let is_made = |step: &MountStep| matches!(step.source, Source::Cgroup | Source::Remount { .. });
+    let steps = plan.mounts.iter().enumerate();
+    steps.filter(move |(at, step)| !is_made(step) && !inside(step, &plan.mounts[..*at])).map(|(_, step)| step)
 }
 
 /// criu's name of a namespace that it leaves alone, and the word for its kind.
@@ -277,7 +276,7 @@ mod tests {
         ]);
         let spec: crate::spec::Spec = serde_json::from_value(config).expect("a spec");
         let plan = Plan::new(&spec, Path::new("/bundle"), crate::plan::Options::default()).expect("a plan");
-        let found: Vec<_> = points(&plan).map(|(_, step)| step.destination.to_str().expect("utf-8")).collect();
+        let found: Vec<_> = points(&plan).map(|step| step.destination.to_str().expect("utf-8")).collect();
         assert_eq!(found, ["/dev", "/data", "/data/in", "/sys", "/devices"]);
     }
 }
