@@ -54,7 +54,7 @@ integration: deps-test build ## the suites that drive the real programs
 	$(CARGO) test -p integration-tests
 
 test-runtime: deps-test ## the runtime suite, on berth-runtime or on another, by RUNTIME=runc or its path
-	RUNTIME=$(RUNTIME) $(CARGO) test -p runtime --tests
+	RUNTIME=$(RUNTIME) $(if $(filter crun,$(notdir $(RUNTIME))),.ci/on-cgroup1) $(CARGO) test -p runtime --tests
 
 lint: deps ## rustfmt, clippy, rustdoc: no warning allowed
 	$(CARGO) fmt --all --check

@@ -17,27 +17,46 @@ use nix::unistd::Pid;
 const DIFFERENCES: &[(&str, &[&str], &str)] = &[
     (
         "confine::cgroups_are_shown_and_rooted",
-        &["runc"],
-        "1.1 leaves the tmpfs above v1 controllers writable in a read-only mount",
+        &["runc", "crun"],
+        "leaves the tmpfs above v1 controllers writable where the mount is to be read-only",
     ),
-    ("errors::ids_are_checked_by_every_command", &["runc"], "1.1 takes ids that begin with a dot"),
-    ("hostile::a_mount_over_proc_is_refused", &["runc"], "1.1 lets a tmpfs cover all of /proc"),
+    ("errors::errors_are_json_lines_for_callers", &["crun"], "has words of its own for a container that is not there"),
+    ("errors::ids_are_checked_by_every_command", &["runc", "crun"], "takes ids that begin with a dot, or hold a space"),
+    ("events::", &["crun"], "has no command events"),
+    ("exec::confined_like_the_container", &["crun"], "exec by flags forgets noNewPrivileges of the container"),
+    ("exec::not_in_what_has_ended", &["crun"], "an exec that fails to start exits with 1"),
+    ("exec::status_environment_user_and_cwd", &["crun"], "exec has no flag -g"),
+    ("hostile::a_mount_over_proc_is_refused", &["runc", "crun"], "lets a tmpfs cover /proc"),
     (
         "hostile::a_shared_volume_that_changes_underneath",
         &["runc"],
-        "1.1 makes mount points by path: CVE-2025-31133, CVE-2025-52565",
+        "makes mount points by path, which a rename can lead out of the root",
     ),
     (
         "hostile::links_of_the_image_stay_inside",
         &["runc"],
-        "1.1 makes the links in /dev by path, which a link in place of /dev leads to the host",
+        "makes the links in /dev by path, which a link in place of /dev leads to the host",
     ),
+    ("lifecycle::a_failing_hook_undoes_everything", &["crun"], "does not tell what the hook said"),
     (
         "lifecycle::what_a_killed_create_leaves_can_be_deleted",
-        &["runc"],
-        "1.1 knows nothing of a container before its state is written, and leaves cgroups",
+        &["runc", "crun"],
+        "knows nothing of a container before all of it is made, and leaves its cgroups",
     ),
-    ("terminal::run_serves_the_terminal_itself", &["runc"], "run with a terminal wants one itself (/dev/tty)"),
+    (
+        "terminal::run_serves_the_terminal_itself",
+        &["runc", "crun"],
+        "wants a terminal itself to give one to the container",
+    ),
+    ("update::a_created_container_can_be_paused_and_asked_about", &["crun"], "calls a paused one created"),
+    (
+        "update::a_failed_update_changes_nothing_and_says_which_field",
+        &["crun"],
+        "leaves what it had changed when it fails",
+    ),
+    ("update::only_what_lives_is_updated", &["crun"], "does not thaw a paused container that it kills"),
+    ("update::pause_and_resume_check_the_state", &["crun"], "resumes what is not paused"),
+    ("update::update_takes_every_flag", &["crun"], "takes sizes in bytes only"),
 ];
 
 /// What `RUNTIME` says, if it is not Berth's own.
