@@ -12,7 +12,7 @@ STATE  ?= $(CURDIR)/state
 # The runtime suite runs on another runtime with RUNTIME=runc, or the path of one.
 RUNTIME ?=
 
-.PHONY: help deps deps-test build install run stop test unit integration test-runtime lint fmt doc bench bench-runtime clean
+.PHONY: help deps deps-test build install run stop test unit integration test-runtime soak-runtime lint fmt doc bench bench-runtime clean
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -55,6 +55,9 @@ integration: deps-test build ## the suites that drive the real programs
 
 test-runtime: deps-test ## the runtime suite, on berth-runtime or on another, by RUNTIME=runc or its path
 	RUNTIME=$(RUNTIME) $(if $(filter crun,$(notdir $(RUNTIME))),.ci/on-cgroup1) $(CARGO) test -p runtime --tests
+
+soak-runtime: deps-test ## the runtime's commands killed before every single system call: minutes, not seconds
+	BERTH_FAULTS=all $(CARGO) test -p runtime --test suite faults -- --show-output
 
 lint: deps ## rustfmt, clippy, rustdoc: no warning allowed
 	$(CARGO) fmt --all --check

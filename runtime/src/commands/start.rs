@@ -2,7 +2,6 @@
 
 use super::{CommandError, Context, only_id};
 use crate::launch::gate;
-use crate::launch::handshake::Kind;
 use crate::launch::hooks;
 use crate::state::Status;
 
@@ -15,11 +14,12 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
         Err(CommandError::WrongStatus { verb: "start", status })
     };
     let Ok(channel) = gate::connect(&path) else { return not_waiting() };
-    if channel.send(Kind::Start, "").is_err() {
+    let system = |errno| CommandError::System("wait for the process", errno);
+    if !gate::start(&channel).map_err(system)? {
         return not_waiting();
     }
     // The connection closes by execve, or by the end of the process.
-    let answer = channel.receive().map_err(|errno| CommandError::System("wait for the process", errno))?;
+    let answer = channel.receive().map_err(system)?;
     // Nobody will come here again. A leftover does no harm.
     let _ = std::fs::remove_file(&path);
     if let Some(message) = answer {

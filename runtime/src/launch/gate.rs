@@ -44,6 +44,14 @@ pub(crate) fn connect(path: &Path) -> Result<Channel, Errno> {
     Ok(Channel::from_fd(socket))
 }
 
+/// Says Start; false when nobody heard it: another `start` was first, or the process is gone.
+pub(crate) fn start(channel: &Channel) -> Result<bool, Errno> {
+    if channel.send(Kind::Start, "").is_err() {
+        return Ok(false);
+    }
+    Ok(channel.receive()?.is_some_and(|message| message.kind == Kind::Start))
+}
+
 /// Waits behind the gate until somebody says Start. Those who only look whether we are here say nothing.
 pub(crate) fn wait(gate: &OwnedFd) -> Result<Channel, Errno> {
     loop {
@@ -54,6 +62,8 @@ pub(crate) fn wait(gate: &OwnedFd) -> Result<Channel, Errno> {
         let visitor = Channel::from_fd(sys::fd::take_inherited(visitor)?);
         if let Ok(Some(message)) = visitor.receive()
             && message.kind == Kind::Start
+            // Others may have said it too: only this one is told that it was heard. If it is gone, nobody has started anything.
+            && visitor.send(Kind::Start, "").is_ok()
         {
             return Ok(visitor);
         }
@@ -74,9 +84,11 @@ mod tests {
         let waiting = std::thread::spawn(move || wait(&gate).map(|visitor| visitor.send(Kind::Failed, "no").is_ok()));
         drop(connect(&path).expect("a look"));
         let starter = connect(&path).expect("connect");
-        starter.send(Kind::Start, "").expect("start");
+        let late = connect(&path).expect("connect");
+        assert_eq!(start(&starter), Ok(true));
         assert_eq!(starter.receive().expect("answer").expect("one").text, "no");
         assert_eq!(waiting.join().expect("thread"), Ok(true));
+        assert_eq!(start(&late), Ok(false));
         assert_eq!(connect(&path).err(), Some(Errno::ECONNREFUSED));
     }
 }

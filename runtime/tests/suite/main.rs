@@ -6,6 +6,7 @@ mod confine;
 mod errors;
 mod events;
 mod exec;
+mod faults;
 mod hostile;
 mod lifecycle;
 mod mounts;
