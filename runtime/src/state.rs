@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use crate::confine::cgroup::systemd::Unit;
 use crate::confine::cgroup::{Cgroup, CgroupError};
 use crate::spec::Hooks;
 
@@ -136,8 +137,11 @@ pub(crate) struct State {
     pub(crate) created: String,
     pub(crate) owner: String,
     pub(crate) annotations: BTreeMap<String, String>,
-    /// Path of the cgroup, the same in every hierarchy.
+    /// Path of the cgroup, the same in every hierarchy; empty for a container that could have none.
     pub(crate) cgroup: String,
+    /// The unit that the cgroup is, when systemd made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) unit: Option<Unit>,
     /// True when killing the process kills all others: it is the init of a pid namespace of the container's own.
     pub(crate) own_pid_namespace: bool,
     pub(crate) hooks: Hooks,
@@ -181,7 +185,9 @@ impl State {
             Some("id")
         } else if self.pid < 0 {
             Some("pid")
-        } else if !crate::plan::is_cgroup_path(&self.cgroup) || self.cgroup.split('/').all(str::is_empty) {
+        } else if !crate::plan::is_cgroup_path(&self.cgroup)
+            || (!self.cgroup.is_empty() && self.cgroup.split('/').all(str::is_empty))
+        {
             // The root's processes are everybody's.
             Some("cgroup")
         } else {
@@ -201,9 +207,15 @@ impl State {
             owner: String::new(),
             annotations: BTreeMap::new(),
             cgroup: cgroups_path.to_owned(),
+            unit: None,
             own_pid_namespace: false,
             hooks: Hooks::default(),
         }
+    }
+
+    /// Its cgroup.
+    pub(crate) fn cgroup(&self) -> Result<Cgroup, CgroupError> {
+        Ok(Cgroup::locate(&self.cgroup)?.of_unit(self.unit.clone()))
     }
 
     /// The process, if it is still the one that was started.
@@ -305,7 +317,7 @@ impl StateDir {
             return Ok(Status::Stopped);
         }
         // First, because a frozen process does not answer knocks: they would queue up until one blocks.
-        if Cgroup::locate(&state.cgroup)?.is_frozen()? {
+        if state.cgroup()?.is_frozen()? {
             return Ok(Status::Paused);
         }
         Ok(if self.is_waiting(&state.id) { Status::Created } else { Status::Running })
@@ -452,6 +464,7 @@ mod tests {
             owner: String::new(),
             annotations: BTreeMap::new(),
             cgroup: "x".into(),
+            unit: None,
             own_pid_namespace: true,
             hooks: Hooks::default(),
         }

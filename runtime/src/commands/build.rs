@@ -2,14 +2,17 @@
 
 use std::path::PathBuf;
 
+use nix::unistd::Pid;
+
 use super::{CommandError, Context, preserve_fds};
 use crate::args::{Flag, Parsed, switch, value};
+use crate::confine::cgroup::place::Wanted;
 use crate::confine::cgroup::{Cgroup, CgroupError};
 use crate::launch::gate;
 use crate::launch::parent::{self, Launched, Prepared, Wait};
 use crate::plan::libc_flag::{NEWPID, NEWUSER};
 use crate::plan::{Options, Plan};
-use crate::spec::Spec;
+use crate::spec::{Resources, Spec};
 use crate::state::{ContainerId, Entry, State};
 
 /// Flags of `create`; `run` has more.
@@ -45,7 +48,11 @@ impl BuildArgs {
             bundle: absolute.map_err(|cause| CommandError::Io { action: "open bundle", path: bundle, cause })?,
             console_socket: parsed.path("console-socket"),
             pid_file: parsed.path("pid-file"),
-            options: Options { no_pivot: parsed.is_on("no-pivot"), no_new_keyring: parsed.is_on("no-new-keyring") },
+            options: Options {
+                no_pivot: parsed.is_on("no-pivot"),
+                no_new_keyring: parsed.is_on("no-new-keyring"),
+                ..Options::default()
+            },
             preserve_fds: parsed.number::<u16>("preserve-fds")?.map_or(0, i32::from),
         })
     }
@@ -82,8 +89,20 @@ impl NewCgroup {
 
     /// What somebody else is in must stay.
     pub(super) fn unless_occupied(mut self, failed: Option<&CgroupError>) -> Self {
-        self.keep |= matches!(failed, Some(CgroupError::Occupied(_)));
+        self.keep |= failed.is_some_and(CgroupError::is_anothers);
         self
+    }
+
+    /// Makes what is missing of it now that there is a process.
+    pub(super) fn finished(
+        self,
+        pid: Pid,
+        resources: &Resources,
+        warn: &mut dyn FnMut(String),
+    ) -> Result<Self, CgroupError> {
+        let done = self.cgroup.finish(pid, resources, warn);
+        let cgroup = self.unless_occupied(done.as_ref().err());
+        done.map(|()| cgroup)
     }
 
     pub(super) fn get(&self) -> &Cgroup {
@@ -118,7 +137,8 @@ pub(super) fn build(
         // The process is the first of its namespace.
         process.env.extend([format!("LISTEN_FDS={listen_fds}"), "LISTEN_PID=1".to_owned()]);
     }
-    let mut plan = Plan::new(&spec, &args.bundle, args.options)?;
+    let options = Options { systemd_cgroup: context.driver.systemd, ..args.options };
+    let mut plan = Plan::new(&spec, &args.bundle, options)?;
     check_terminal(&plan, args, detached)?;
     if !plan.namespaces.is_private(NEWUSER) {
         limit_caps(&mut plan)?;
@@ -126,7 +146,7 @@ pub(super) fn build(
     for warning in &plan.warnings {
         context.log.warn(warning);
     }
-    let cgroup = Cgroup::locate(&cgroup_path(&plan.cgroups_path, &args.id))?;
+    let cgroup = context.driver.place(&wanted(&plan, &args.id))?;
     context.log.debug(&format!(
         "cgroup {} ({}), {} mounts, seccomp filter of {} instructions",
         cgroup.path(),
@@ -145,6 +165,7 @@ pub(super) fn build(
         owner: String::new(),
         annotations: plan.annotations.clone(),
         cgroup: cgroup.path().to_owned(),
+        unit: cgroup.unit().cloned(),
         own_pid_namespace: plan.namespaces.new & NEWPID != 0,
         hooks: plan.hooks.clone(),
     };
@@ -162,7 +183,7 @@ pub(super) fn build(
         Ok(launched) => launched,
         Err(error) => {
             // Somebody else's must stay.
-            if matches!(error, parent::LaunchError::Cgroup(crate::confine::cgroup::CgroupError::Occupied(_))) {
+            if matches!(&error, parent::LaunchError::Cgroup(error) if error.is_anothers()) {
                 cgroup.keep();
             }
             return Err(error.into());
@@ -173,10 +194,15 @@ pub(super) fn build(
     Ok(Built { launched, cgroup, entry, state })
 }
 
-/// The cgroup of a container that config.json gives none: one of its own below the root.
-pub(super) fn cgroup_path(given: &str, id: &ContainerId) -> String {
-    let given = given.trim_matches('/');
-    if given.is_empty() { format!("berth-{id}") } else { given.to_owned() }
+/// What decides about the cgroup.
+pub(super) fn wanted<'a>(plan: &'a Plan, id: &'a ContainerId) -> Wanted<'a> {
+    Wanted {
+        id: id.as_str(),
+        path: &plan.cgroups_path,
+        unit: &plan.unit,
+        properties: &plan.unit_properties,
+        resources: &plan.resources,
+    }
 }
 
 fn check_terminal(plan: &Plan, args: &BuildArgs, detached: bool) -> Result<(), CommandError> {

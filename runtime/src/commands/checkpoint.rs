@@ -157,7 +157,8 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
         Status::Running | Status::Paused => {}
         status => return Err(CommandError::WrongStatus { verb: "checkpoint", status }),
     }
-    let plan = Plan::new(&load_json(&context.states.config(&id))?, &state.bundle, Options::default())?;
+    let options = Options { systemd_cgroup: state.unit.is_some(), ..Options::default() };
+    let plan = Plan::new(&load_json(&context.states.config(&id))?, &state.bundle, options)?;
     let pre_dump = parsed.is_on("pre-dump");
     criu::check_features(pre_dump, args.lazy_pages)?;
     check_version(&plan)?;
@@ -167,7 +168,7 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
     }
     let (mut opts, folders) = args.open(true, "dump.log", &plan)?;
     dump_options(&mut opts, &parsed, &folders)?;
-    let cgroup = Cgroup::locate(&state.cgroup)?;
+    let cgroup = state.cgroup()?;
     describe(&mut opts, &state, &plan, &cgroup, &folders, pre_dump)?;
     let kind = if pre_dump { kind::PRE_DUMP } else { kind::DUMP };
     let mut criu = Criu::start(&folders.descriptors().collect::<Vec<_>>(), || Ok(()))?;

@@ -7,7 +7,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{CommandError, Context};
 use crate::args::{Flag, Order, Parsed, switch};
-use crate::confine::cgroup::Cgroup;
+use crate::confine::cgroup::place::default_path;
+use crate::confine::cgroup::systemd::names;
+use crate::confine::cgroup::{Cgroup, CgroupError};
 use crate::launch::hooks;
 use crate::plan;
 use crate::spec::{Spec, load_json};
@@ -35,7 +37,7 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
             let spec: Option<Spec> = load_json(&context.states.config(&id)).ok();
             let given = spec.and_then(|spec| spec.linux).map(|linux| linux.cgroups_path).unwrap_or_default();
             let given = if plan::is_cgroup_path(&given) { given } else { String::new() };
-            State::guess(&id, &super::build::cgroup_path(&given, &id))
+            guess(context, &id, &given)?
         }
         other => other?,
     };
@@ -50,9 +52,19 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
     Ok(0)
 }
 
+/// What a container would be whose config.json says this about its cgroup.
+fn guess(context: &Context, id: &ContainerId, cgroups_path: &str) -> Result<State, CommandError> {
+    if !context.driver.systemd {
+        return Ok(State::guess(id, &default_path(cgroups_path, id.as_str())));
+    }
+    let unit = context.driver.unit(&names::parse(cgroups_path).unwrap_or_default(), id.as_str());
+    let path = unit.path().map_err(CgroupError::from)?;
+    Ok(State { unit: Some(unit), ..State::guess(id, &path) })
+}
+
 /// Kills what still lives, removes cgroup and folder, runs the poststop hooks. Can be repeated after any failure.
 pub(super) fn remove(context: &Context, state: &State) -> Result<(), CommandError> {
-    let cgroup = Cgroup::locate(&state.cgroup)?;
+    let cgroup = state.cgroup()?;
     end(state, &cgroup)?;
     cgroup.destroy()?;
     context.states.remove(&state.id)?;

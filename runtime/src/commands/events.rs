@@ -41,7 +41,7 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
     if let Status::Stopped | Status::Creating = context.states.status(&state)? {
         return Err(CommandError::NotRunning);
     }
-    let cgroup = Cgroup::locate(&state.cgroup)?;
+    let cgroup = state.cgroup()?;
     if parsed.is_on("stats") {
         tell(&Event { kind: "stats", id: &id, data: Some(stats(&cgroup)?) })?;
         return Ok(0);

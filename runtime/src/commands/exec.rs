@@ -6,12 +6,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
+use nix::unistd::Pid;
 use sys::Errno;
 use sys::clone::{Cloned, Options, clone};
 
 use super::{CommandError, Context, foreground, preserve_fds, write_pid_file};
 use crate::args::{ArgsError, Flag, Order, Parsed, switch, value};
 use crate::confine::caps;
+use crate::confine::cgroup::enter::{Below, Entrance};
 use crate::confine::cgroup::{self, Cgroup};
 use crate::confine::limits;
 use crate::confine::seccomp::{self, Filter};
@@ -159,8 +161,10 @@ struct Work {
     namespaces: u64,
     /// The container's first process.
     target: OwnedFd,
-    unified: Option<OwnedFd>,
-    tasks: Vec<OwnedFd>,
+    /// That process' pid.
+    init: Pid,
+    cgroup: Cgroup,
+    entrance: Entrance,
     proc: OwnedFd,
     console: Option<OwnedFd>,
     keyring: String,
@@ -200,14 +204,20 @@ impl Work {
         if state.live_pid().is_none() {
             return Err(CommandError::NotRunning);
         }
-        let cgroup = Cgroup::locate(&cgroup_path(state, parsed.value("cgroup"))?)?;
+        let below = Below::parse(parsed.all("cgroup")).map_err(|(value, why)| CommandError::BadValue {
+            flag: "cgroup",
+            value: value.to_owned(),
+            why,
+        })?;
+        let cgroup = state.cgroup()?;
         Ok(Self {
             process,
             seccomp,
             namespaces,
             target,
-            unified: cgroup.open_unified()?,
-            tasks: cgroup.task_files()?,
+            entrance: cgroup.enter(&below)?,
+            cgroup,
+            init: pid,
             proc: limits::open_proc().map_err(system("open /proc"))?,
             console: None,
             keyring: format!("_ses.{}", state.id),
@@ -223,8 +233,16 @@ impl Work {
             sys::ns::enter(&self.target, NEWPID).map_err(system("join the container's pid namespace"))?;
         }
         let (ours, theirs) = Channel::pair().map_err(system("make a pair of sockets"))?;
-        let options = Options { cgroup: self.unified.as_ref().map(AsFd::as_fd), ..Options::default() };
-        let guard = match clone(&options).map_err(system("clone a process into the container's cgroup"))? {
+        let into =
+            |directory: Option<&OwnedFd>| clone(&Options { cgroup: directory.map(AsFd::as_fd), ..Options::default() });
+        let cloned = match into(self.entrance.unified.as_ref()) {
+            Err(errno) => match self.cgroup.other_entrance(&self.entrance, errno, self.init) {
+                Some(other) => into(other.as_ref()),
+                None => Err(errno),
+            },
+            done => done,
+        };
+        let guard = match cloned.map_err(system("clone a process into the container's cgroup"))? {
             Cloned::Child => self.become_process(&theirs),
             Cloned::Parent { pid, pidfd } => Guard { pid, pidfd, armed: true },
         };
@@ -254,7 +272,7 @@ impl Work {
         let step = |stage| move |errno| ChildError::Step(stage, errno);
         sys::process::set_parent_death_signal(Some(Signal::SIGKILL)).map_err(step("set parent death signal"))?;
         sys::process::reset_signals().map_err(step("reset signals"))?;
-        cgroup::join(&self.tasks).map_err(step("join the cgroup"))?;
+        cgroup::join(&self.entrance.tasks).map_err(step("join the cgroup"))?;
         sys::ns::enter(&self.target, self.namespaces & !NEWPID).map_err(step("join the container's namespaces"))?;
         if self.namespaces & NEWUSER != 0 {
             sys::creds::set_gid(0).map_err(step("become root of the user namespace"))?;
@@ -282,17 +300,6 @@ impl Work {
         report_ready(channel, self.console.as_ref(), terminal)?;
         entrant.execute(settled)
     }
-}
-
-/// The container's cgroup, or one below it: `[controllers:]path`, whose controllers do not matter here.
-fn cgroup_path(state: &State, below: Option<&str>) -> Result<String, CommandError> {
-    let Some(given) = below.filter(|given| !given.is_empty()) else { return Ok(state.cgroup.clone()) };
-    let path = given.split_once(':').map_or(given, |(_, path)| path).trim_matches('/');
-    if !crate::plan::is_cgroup_path(path) {
-        let why = "is no path below the container's cgroup";
-        return Err(CommandError::BadValue { flag: "cgroup", value: given.to_owned(), why });
-    }
-    Ok(format!("{}/{path}", state.cgroup).trim_end_matches('/').to_owned())
 }
 
 /// The next thing the child says that is not a warning; `None` when it has closed its end.

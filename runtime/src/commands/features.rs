@@ -22,7 +22,7 @@ pub(super) fn run(_: &Context, arguments: &[String]) -> Result<u8, CommandError>
         "linux": {
             "namespaces": words("cgroup ipc mount network pid time user uts"),
             "capabilities": capabilities,
-            "cgroup": {"v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": true},
+            "cgroup": {"v1": true, "v2": true, "systemd": true, "systemdUser": true, "rdma": true},
             "seccomp": {
                 "enabled": true,
                 "actions": words(

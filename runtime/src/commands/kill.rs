@@ -8,7 +8,6 @@ use sys::Errno;
 
 use super::{CommandError, Context};
 use crate::args::{ArgsError, Flag, Order, Parsed, switch};
-use crate::confine::cgroup::Cgroup;
 use crate::state::{ContainerId, State, Status};
 
 const FLAGS: &[Flag] = &[switch(&["all", "a"], "every process of the container")];
@@ -35,13 +34,13 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
     if kill && (everything || !state.own_pid_namespace) {
         kill_all(&state)?;
     } else if everything {
-        Cgroup::locate(&state.cgroup)?.signal_all(signal)?;
+        state.cgroup()?.signal_all(signal)?;
     } else {
         signal_init(&state, signal)?;
     }
     if kill && status == Status::Paused {
         // A frozen process of v1 dies only when it thaws.
-        Cgroup::locate(&state.cgroup)?.freeze(false)?;
+        state.cgroup()?.freeze(false)?;
     }
     Ok(0)
 }
@@ -62,7 +61,7 @@ pub(super) fn signal_init(state: &State, signal: i32) -> Result<(), CommandError
 
 /// Kills everything in the container's cgroup, and its first process wherever that is.
 pub(super) fn kill_all(state: &State) -> Result<(), CommandError> {
-    let killed = Cgroup::locate(&state.cgroup)?.kill_all();
+    let killed = state.cgroup()?.kill_all();
     match signal_init(state, nix::libc::SIGKILL) {
         Ok(()) | Err(CommandError::NotRunning) => {}
         Err(error) => return Err(error),

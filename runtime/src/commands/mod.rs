@@ -25,6 +25,7 @@ use sys::Errno;
 
 use crate::args::{ArgsError, Flag, Order, Parsed, switch, value};
 use crate::confine::cgroup::CgroupError;
+use crate::confine::cgroup::place::{Driver, Rootless};
 use crate::launch::handshake::chain;
 use crate::launch::hooks::HookError;
 use crate::launch::parent::LaunchError;
@@ -106,6 +107,8 @@ pub(crate) enum CommandError {
 /// What every command works with.
 pub(crate) struct Context {
     pub(crate) states: StateDir,
+    /// Who makes cgroups.
+    pub(crate) driver: Driver,
     pub(crate) log: Log,
 }
 
@@ -137,8 +140,8 @@ const GLOBAL: &[Flag] = &[
     value(&["log"], "log file (default stderr)"),
     value(&["log-format"], "text (default) or json"),
     switch(&["debug"], "log decisions too"),
-    switch(&["systemd-cgroup"], "cgroups by systemd: not supported yet"),
-    value(&["rootless"], "true, false or auto: accepted, found out anyway"),
+    switch(&["systemd-cgroup"], "cgroups are scopes of systemd; linux.cgroupsPath is slice:prefix:name"),
+    value(&["rootless"], "true: do without cgroups that may not be made; false: do not; auto (default): find out"),
     switch(&["version", "v"], "print the version"),
     switch(&["help", "h"], "print this text"),
 ];
@@ -177,9 +180,11 @@ pub(crate) fn run(arguments: &[String]) -> u8 {
     // What it is about: the first word that is no flag comes near enough for an error message.
     let about = format!("{name} {}", subject(rest));
     let about = about.trim_end();
-    if globals.is_on("systemd-cgroup") {
-        return fail(&log, about, &CommandError::UnsupportedFlag("systemd-cgroup"));
-    }
+    let Some(rootless) = Rootless::parse(globals.value("rootless").unwrap_or_default()) else {
+        let value = globals.value("rootless").unwrap_or_default().to_owned();
+        return fail(&log, about, &ArgsError::NotOneOf { name: "rootless", value, allowed: "true, false, auto" });
+    };
+    let driver = Driver { systemd: globals.is_on("systemd-cgroup"), rootless };
     if rest.iter().take_while(|word| *word != "--").any(|word| matches!(word.as_str(), "--help" | "-h"))
         && name != "exec"
     {
@@ -193,7 +198,7 @@ pub(crate) fn run(arguments: &[String]) -> u8 {
         fail(&log, about, &CommandError::System("protect the runtime's own file", errno));
         return failed;
     }
-    let context = Context { states: StateDir::new(globals.path("root").unwrap_or_else(default_root)), log };
+    let context = Context { states: StateDir::new(globals.path("root").unwrap_or_else(default_root)), driver, log };
     match command(&context, rest) {
         Ok(code) => code,
         Err(error) => {

@@ -1,7 +1,6 @@
 //! `pause` and `resume`: freezes and thaws a container by its cgroup.
 
 use super::{CommandError, Context, only_id};
-use crate::confine::cgroup::Cgroup;
 use crate::state::Status;
 
 pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, CommandError> {
@@ -28,6 +27,6 @@ fn change(
             (false, status) => CommandError::NotPaused(status),
         });
     }
-    Cgroup::locate(&state.cgroup)?.freeze(freeze)?;
+    state.cgroup()?.freeze(freeze)?;
     Ok(0)
 }

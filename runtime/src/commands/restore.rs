@@ -48,7 +48,8 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
     let bundle = std::fs::canonicalize(&given);
     let bundle = bundle.map_err(|cause| CommandError::Io { action: "open bundle", path: given, cause })?;
     let (spec, config) = Spec::load(&bundle)?;
-    let plan = Plan::new(&spec, &bundle, Options::default())?;
+    let options = Options { systemd_cgroup: context.driver.systemd, ..Options::default() };
+    let plan = Plan::new(&spec, &bundle, options)?;
     plan.warnings.iter().for_each(|warning| context.log.warn(warning));
     let (detach, console) = (parsed.is_on("detach"), parsed.path("console-socket"));
     if plan.process.terminal.is_some() && console.is_none() && detach {
@@ -57,7 +58,7 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
     }
     check_version(&plan)?;
     criu::check_features(false, args.lazy_pages)?;
-    let cgroup = Cgroup::locate(&super::build::cgroup_path(&plan.cgroups_path, &id))?;
+    let cgroup = context.driver.place(&super::build::wanted(&plan, &id))?;
     let entry = context.states.reserve(&id)?;
     let state = State {
         id,
@@ -69,6 +70,7 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
         owner: String::new(),
         annotations: plan.annotations.clone(),
         cgroup: cgroup.path().to_owned(),
+        unit: cgroup.unit().cloned(),
         own_pid_namespace: plan.namespaces.new & NEWPID != 0,
         hooks: plan.hooks.clone(),
     };
@@ -135,9 +137,9 @@ impl<'a> Restorer<'a> {
         let unified = cgroup.create_unified(&plan.resources, &mut warn);
         let cgroup = NewCgroup::new(cgroup, unified.as_ref().err());
         unified?;
-        let made = cgroup.get().create_legacy(&plan.resources, &mut warn);
-        let cgroup = cgroup.unless_occupied(made.as_ref().err());
-        made?;
+        // systemd wants a process for its scope, and gets criu's.
+        let by_systemd = cgroup.get().unit().is_some();
+        let cgroup = if by_systemd { cgroup } else { cgroup.finished(Pid::from_raw(0), &plan.resources, &mut warn)? };
         let mut criu =
             Criu::start(&folders.descriptors().chain(files.iter().map(AsFd::as_fd)).collect::<Vec<_>>(), || {
                 prepare_root(plan, &self.state.bundle, &root)?;
@@ -148,6 +150,7 @@ impl<'a> Restorer<'a> {
             true => None,
             false => Some(foreground::Signals::catch().map_err(system("catch signals"))?),
         };
+        let cgroup = if by_systemd { cgroup.finished(criu.pid(), &plan.resources, &mut warn)? } else { cgroup };
         cgroup.get().add(criu.pid())?;
         outside::cgroup_roots(&mut opts, criu.pid())?;
         // The root the mount points are looked up in is the one outside: what criu mounts inside does not matter to their names.

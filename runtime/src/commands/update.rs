@@ -4,7 +4,6 @@ use std::io::Read;
 
 use super::{CommandError, Context};
 use crate::args::{ArgsError, Flag, Order, Parsed, value};
-use crate::confine::cgroup::Cgroup;
 use crate::spec::{Resources, SpecError, load_json};
 use crate::state::{ContainerId, Status};
 
@@ -52,7 +51,7 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
     if let Status::Stopped | Status::Creating = context.states.status(&state)? {
         return Err(CommandError::NotRunning);
     }
-    Cgroup::locate(&state.cgroup)?.update(&resources, &mut |text| context.log.warn(&text))?;
+    state.cgroup()?.update(&resources, &mut |text| context.log.warn(&text))?;
     Ok(0)
 }
 

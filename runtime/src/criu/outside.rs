@@ -45,7 +45,7 @@ pub(crate) fn mounts(plan: &Plan, bundle: &Path, cgroup: &Cgroup, root: &OwnedFd
             Source::Cgroup if private_cgroups => {}
             Source::Cgroup if cgroup.is_unified() => add(&at, &Path::new(ROOT).join(cgroup.path())),
             Source::Cgroup => {
-                for hierarchy in cgroup.legacy() {
+                for hierarchy in cgroup.hierarchies() {
                     add(&at.join(&hierarchy.name), &hierarchy.mount_point().join(cgroup.path()));
                 }
             }

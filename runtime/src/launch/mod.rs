@@ -2,6 +2,7 @@
 //! process; `handshake` is what they say to each other, `gate` where a created container waits for `start`.
 
 pub(crate) mod child;
+mod delegate;
 pub(crate) mod entry;
 pub(crate) mod executable;
 pub(crate) mod gate;

@@ -235,7 +235,8 @@ pub(crate) fn spawn(
         netdev::move_all(&plan.net_devices, socket, pid)?;
         channel.send(Kind::NetDone, "").map_err(|_| parent.last_words())?;
     }
-    cgroup.create_legacy(&plan.resources, &mut warn)?;
+    cgroup.finish(pid, &plan.resources, &mut warn)?;
+    super::delegate::to_container(plan, cgroup, pid, &mut warn)?;
     let tasks = cgroup.task_files()?;
     let tasks: Vec<BorrowedFd<'_>> = tasks.iter().map(AsFd::as_fd).collect();
     channel.send_with(Kind::Cgroup, &pid.to_string(), &tasks).map_err(|_| parent.last_words())?;

@@ -2,6 +2,7 @@
 //!
 //! `create`, `run` and `exec` act on these plans only. An error names the field of config.json it is about.
 
+pub(crate) mod cgroup;
 pub(crate) mod devices;
 pub(crate) mod id_maps;
 pub(crate) mod mount_words;
@@ -16,6 +17,8 @@ use std::path::{Path, PathBuf};
 
 use sys::mount::{Propagation, Reach};
 
+use crate::confine::cgroup::systemd::Property;
+use crate::confine::cgroup::systemd::names::UnitName;
 use crate::confine::seccomp::{self, Filter};
 use crate::spec::{Hooks, Resources, Spec};
 use devices::DeviceStep;
@@ -74,6 +77,8 @@ pub(crate) struct Options {
     pub(crate) no_pivot: bool,
     /// `--no-new-keyring`
     pub(crate) no_new_keyring: bool,
+    /// `--systemd-cgroup`
+    pub(crate) systemd_cgroup: bool,
 }
 
 /// Everything about a container to be.
@@ -100,6 +105,10 @@ pub(crate) struct Plan {
     pub(crate) resources: Resources,
     /// As in config.json: empty for the default.
     pub(crate) cgroups_path: String,
+    /// The same as a unit's name, under `--systemd-cgroup`.
+    pub(crate) unit: UnitName,
+    /// Of annotations.
+    pub(crate) unit_properties: Vec<Property>,
     pub(crate) hooks: Hooks,
     pub(crate) annotations: BTreeMap<String, String>,
     pub(crate) options: Options,
@@ -163,16 +172,10 @@ impl Plan {
         if linux.memory_policy.is_some() {
             return Err(PlanError::Unsupported { field: "linux.memoryPolicy" });
         }
-        check_cgroups_path(&linux.cgroups_path)?;
+        let (unit, unit_properties) = cgroup::check_path(&linux.cgroups_path, &spec.annotations, options)?;
         check_hooks(&spec.hooks)?;
         let resources = linux.resources.unwrap_or_default();
-        if let Some(key) = resources.unified.keys().find(|key| key.contains('/') || !key.contains('.')) {
-            return Err(PlanError::invalid(
-                "linux.resources.unified",
-                key.as_str(),
-                "is not the name of a cgroup file",
-            ));
-        }
+        cgroup::check_resources(&resources)?;
         let seccomp = linux.seccomp.as_ref().map(|section| seccomp::compile(section, &mut warnings)).transpose()?;
         Ok(Self {
             rootfs: bundle.join(&root.path),
@@ -192,6 +195,8 @@ impl Plan {
             seccomp: seccomp.flatten(),
             resources,
             cgroups_path: linux.cgroups_path,
+            unit,
+            unit_properties,
             hooks: spec.hooks.clone(),
             annotations: spec.annotations.clone(),
             namespaces,
@@ -237,19 +242,6 @@ pub(crate) fn is_cgroup_path(path: &str) -> bool {
 /// Longest path, with its NUL, and longest name of a file.
 pub(crate) const PATH_MAX: usize = 4096;
 const NAME_MAX: usize = 255;
-
-fn check_cgroups_path(path: &str) -> Result<(), PlanError> {
-    let field = "linux.cgroupsPath";
-    if !is_cgroup_path(path) {
-        let why = "has \".\", \"..\" or a control character in it, or is too long";
-        return Err(PlanError::invalid(field, path, why));
-    }
-    // slice:prefix:name is what callers write for systemd; taking it for a path would make odd folders.
-    if !path.starts_with('/') && path.split(':').count() == 3 {
-        return Err(PlanError::invalid(field, path, "is a systemd unit, and --systemd-cgroup is not supported yet"));
-    }
-    Ok(())
-}
 
 fn check_hooks(hooks: &Hooks) -> Result<(), PlanError> {
     for (field, list) in [

@@ -20,9 +20,16 @@ pub(crate) fn make(root: &OwnedFd, step: &MountStep, cgroup: &Cgroup, private: b
     let failed = |cause| RootfsError::Mount { what: "cgroup".into(), at: step.destination.clone(), cause };
     let destination = resolve::destination(root, &step.destination, Make::Directory)
         .map_err(|cause| RootfsError::Destination { at: step.destination.clone(), cause })?;
+    if cgroup.path().is_empty() && !private {
+        // Its processes are in a cgroup of somebody else's, which may be ours to write: nothing of it is shown, and what a bind of
+        // /sys may have brought along is covered (CVE-2023-25809).
+        return empty(step).and_then(|mount| attach(mount, destination)).map_err(failed);
+    }
     if cgroup.is_unified() {
         let mount = if private {
-            Filesystem::open("cgroup2").and_then(|fs| fs.mount(step.attributes.set))
+            // Without a cgroup of its own the root it sees is its caller's.
+            let read_only = if cgroup.path().is_empty() { attr::RDONLY } else { 0 };
+            Filesystem::open("cgroup2").and_then(|fs| fs.mount(step.attributes.set | read_only))
         } else {
             let path = std::path::Path::new(ROOT).join(cgroup.path());
             clone_tree(AT_FDCWD, &path, Reach::One).and_then(|tree| {
@@ -35,6 +42,15 @@ pub(crate) fn make(root: &OwnedFd, step: &MountStep, cgroup: &Cgroup, private: b
     legacy(&destination, step, cgroup, private).map_err(failed)
 }
 
+/// Nothing at all, and read-only.
+fn empty(step: &MountStep) -> Result<OwnedFd, Errno> {
+    let fs = Filesystem::open("tmpfs")?;
+    for (key, value) in [("source", "tmpfs"), ("mode", "555")] {
+        fs.string(key, value)?;
+    }
+    fs.mount(step.attributes.set | attr::RDONLY)
+}
+
 /// One tmpfs with a directory per hierarchy, as the host has it.
 fn legacy(destination: &OwnedFd, step: &MountStep, cgroup: &Cgroup, private: bool) -> Result<(), Errno> {
     let fs = Filesystem::open("tmpfs")?;
@@ -44,7 +60,8 @@ fn legacy(destination: &OwnedFd, step: &MountStep, cgroup: &Cgroup, private: boo
     let read_only = step.attributes.set & attr::RDONLY;
     let top = fs.mount(step.attributes.set & !attr::RDONLY)?;
     attach(&top, destination)?;
-    for hierarchy in cgroup.legacy() {
+    // On a hybrid host the cgroup2 tree is one of them.
+    for hierarchy in cgroup.hierarchies() {
         mkdirat(&top, hierarchy.name.as_str(), Mode::from_bits_truncate(0o755))?;
         let at = open_within(&top, hierarchy.name.as_str(), nix::fcntl::OFlag::O_PATH, 0, Within::Plain)?;
         let mount = if private {
@@ -67,10 +84,14 @@ fn legacy(destination: &OwnedFd, step: &MountStep, cgroup: &Cgroup, private: boo
 }
 
 fn fresh(hierarchy: &Hierarchy, attributes: u64) -> Result<OwnedFd, Errno> {
+    if hierarchy.is_unified() {
+        return Filesystem::open("cgroup2")?.mount(attributes);
+    }
     let fs = Filesystem::open("cgroup")?;
-    if hierarchy.name == "systemd" {
+    if hierarchy.is_named() {
+        // One without controllers, that somebody keeps track of processes with: systemd, elogind.
         fs.flag("none")?;
-        fs.string("name", "systemd")?;
+        fs.string("name", &hierarchy.name)?;
     } else {
         hierarchy.name.split(',').try_for_each(|name| fs.flag(name))?;
     }

@@ -165,6 +165,9 @@ pub(crate) struct Memory {
     #[serde(rename = "disableOOMKiller")]
     pub(crate) disable_oom_killer: Option<bool>,
     pub(crate) check_before_update: Option<bool>,
+    pub(crate) kernel: Option<i64>,
+    #[serde(rename = "kernelTCP")]
+    pub(crate) kernel_tcp: Option<i64>,
 }
 
 /// `resources.cpu`
@@ -216,6 +219,7 @@ pub(crate) struct WeightDevice {
     pub(crate) major: u64,
     pub(crate) minor: u64,
     pub(crate) weight: Option<u16>,
+    pub(crate) leaf_weight: Option<u16>,
 }
 
 /// One of `resources.blockIO.throttle*`

@@ -13,5 +13,6 @@ mod mounts;
 mod namespaces;
 mod netdev;
 mod peers;
+mod systemd;
 mod terminal;
 mod update;

@@ -92,6 +92,20 @@ fn rules(given: &[DeviceRule]) -> Vec<Rule> {
     out
 }
 
+/// What may be used, the defaults included, for those who know no rules against: more than the rules say together, never less.
+pub(super) fn allowed(given: &[DeviceRule]) -> Vec<DeviceRule> {
+    let access =
+        |bits: u32| [(2, 'r'), (4, 'w'), (1, 'm')].iter().filter(|(bit, _)| bits & bit != 0).map(|(_, c)| *c).collect();
+    let plain = |rule: &Rule| DeviceRule {
+        allow: true,
+        kind: rule.kind.to_string(),
+        major: rule.major,
+        minor: rule.minor,
+        access: access(rule.access),
+    };
+    rules(given).iter().filter(|rule| rule.allow && rule.access != 0).map(plain).collect()
+}
+
 /// File and line of each write for v1.
 pub(super) fn legacy_lines(given: &[DeviceRule]) -> Vec<(&'static str, String)> {
     let number = |value: Option<i64>| value.map_or("*".to_owned(), |value| value.to_string());
@@ -107,16 +121,18 @@ pub(super) fn legacy_lines(given: &[DeviceRule]) -> Vec<(&'static str, String)> 
     rules(given).iter().filter(|rule| rule.access != 0).map(line).collect()
 }
 
-/// Puts the rules on a cgroup2 directory.
-pub(super) fn attach_filter(dir: &OwnedFd, given: &[DeviceRule]) -> Result<(), Errno> {
+/// Puts the rules on a cgroup2 directory, in place of those that one `used` before has.
+pub(super) fn attach_filter(dir: &OwnedFd, given: &[DeviceRule], used: bool) -> Result<(), Errno> {
     let rules = rules(given);
     if rules.iter().all(|rule| rule.allow) {
         return Ok(()); // nothing to forbid
     }
     let program = bpf::load_device_filter(&program(&rules))?;
     // A cgroup that was used before may have a filter; both would have to agree.
-    for former in bpf::device_filters(dir)? {
-        bpf::detach_device_filter(dir, former)?;
+    if used {
+        for former in bpf::device_filters(dir)? {
+            bpf::detach_device_filter(dir, former)?;
+        }
     }
     bpf::attach_device_filter(dir, program)
 }

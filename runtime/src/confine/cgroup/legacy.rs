@@ -95,12 +95,26 @@ pub(super) fn limit(
     }
     for (device, limit) in &resources.rdma {
         let line = super::unified::rdma_line(device, limit);
-        write(find("rdma", "linux.resources.rdma")?, path, "rdma.max", &line)?;
+        match (find("rdma", "linux.resources.rdma"), unified) {
+            (Ok(hierarchy), _) => write(hierarchy, path, "rdma.max", &line)?,
+            (Err(_), Some(hierarchy)) => beside(hierarchy, path, "rdma.max", &line)?,
+            (Err(error), None) => return Err(error),
+        }
     }
     for (file, value) in &resources.unified {
-        warn(format!("linux.resources.unified {file}={value} is for cgroup2 and ignored"));
+        let missing = CgroupError::NoController { field: "linux.resources.unified", controller: "cgroup2" };
+        beside(unified.ok_or(missing)?, path, file, value)?;
     }
     Ok(())
+}
+
+/// Writes a file of the cgroup2 tree beside the v1 hierarchies, which has the controllers that v1 leaves.
+fn beside(hierarchy: &Hierarchy, path: &str, file: &str, value: &str) -> Result<(), CgroupError> {
+    let controller = file.split('.').next().unwrap_or_default();
+    if controller != "cgroup" {
+        super::unified::enable(hierarchy, path, &[controller])?;
+    }
+    write(hierarchy, path, file, value).map_err(|error| super::check::explain(hierarchy, path, error))
 }
 
 type Find<'a> = dyn Fn(&'static str, &'static str) -> Result<&'a Hierarchy, CgroupError> + 'a;
@@ -136,6 +150,11 @@ fn memory<'a>(
     if let Some(reservation) = memory.reservation.filter(|reservation| *reservation != 0) {
         write(hierarchy()?, path, "memory.soft_limit_in_bytes", &reservation.to_string())?;
     }
+    for (field, limit) in [("kernel", memory.kernel), ("kernelTCP", memory.kernel_tcp)] {
+        if limit.is_some_and(|limit| limit != 0) {
+            warn(format!("linux.resources.memory.{field} is obsolete; ignored"));
+        }
+    }
     if memory.disable_oom_killer == Some(true) {
         write(hierarchy()?, path, "memory.oom_control", "1")?;
     }
@@ -154,6 +173,24 @@ pub(super) fn pids(limit: i64) -> String {
     }
 }
 
+/// Which file there is depends on the I/O scheduler (leaves: CFQ, gone with Linux 5.0); with none there is no weight to keep.
+fn keep_weight(
+    hierarchy: &Hierarchy,
+    path: &str,
+    files: &[&str],
+    line: &str,
+    field: &str,
+    warn: &mut dyn FnMut(String),
+) -> Result<(), CgroupError> {
+    for file in files {
+        if write_if_there(hierarchy, path, file, line)? {
+            return Ok(());
+        }
+    }
+    warn(format!("linux.resources.blockIO.{field}: no I/O scheduler here keeps weights of this kind; ignored"));
+    Ok(())
+}
+
 fn block_io<'a>(
     find: &Find<'a>,
     path: &str,
@@ -162,22 +199,22 @@ fn block_io<'a>(
 ) -> Result<(), CgroupError> {
     let block = &resources.block_io;
     let hierarchy = || find("blkio", "linux.resources.blockIO");
-    if let Some(weight) = block.weight.filter(|weight| *weight != 0) {
-        let (hierarchy, value) = (hierarchy()?, weight.to_string());
-        // Which file there is depends on the I/O scheduler; with none there is no weight to keep.
-        if !write_if_there(hierarchy, path, "blkio.weight", &value)?
-            && !write_if_there(hierarchy, path, "blkio.bfq.weight", &value)?
-        {
-            warn("linux.resources.blockIO.weight: no I/O scheduler here keeps weights; ignored".into());
+    for (field, weight, files) in [
+        ("weight", block.weight, &["blkio.weight", "blkio.bfq.weight"][..]),
+        ("leafWeight", block.leaf_weight, &["blkio.leaf_weight"]),
+    ] {
+        if let Some(weight) = weight.filter(|weight| *weight != 0) {
+            keep_weight(hierarchy()?, path, files, &weight.to_string(), field, warn)?;
         }
     }
     for device in &block.weight_device {
-        if let Some(weight) = device.weight.filter(|weight| *weight != 0) {
-            let line = format!("{}:{} {weight}", device.major, device.minor);
-            if !write_if_there(hierarchy()?, path, "blkio.weight_device", &line)?
-                && !write_if_there(hierarchy()?, path, "blkio.bfq.weight_device", &line)?
-            {
-                warn("linux.resources.blockIO.weightDevice: no I/O scheduler here keeps weights; ignored".into());
+        let (major, minor) = (device.major, device.minor);
+        for (field, weight, files) in [
+            ("weightDevice.weight", device.weight, &["blkio.weight_device", "blkio.bfq.weight_device"][..]),
+            ("weightDevice.leafWeight", device.leaf_weight, &["blkio.leaf_weight_device"]),
+        ] {
+            if let Some(weight) = weight.filter(|weight| *weight != 0) {
+                keep_weight(hierarchy()?, path, files, &format!("{major}:{minor} {weight}"), field, warn)?;
             }
         }
     }

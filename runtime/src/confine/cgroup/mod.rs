@@ -1,18 +1,24 @@
 //! The cgroup of a container on cgroup2, on v1, and on both at once (hybrid: v1 controllers plus a cgroup2 tree in `unified`).
 //!
 //! ```text
-//! detect -> create_unified (before the clone, which starts in it) -> create_legacy (beside the child) -> join fds
+//! place -> create_unified (before the clone, which starts in it) -> finish (beside the child) -> join fds
 //! ```
 //! The child joins v1 hierarchies itself by writing "0" to `tasks`: a thread that moves itself needs no global lock, while
 //! writing a pid to `cgroup.procs` takes one that waits for an RCU grace period (several ms).
 
+mod check;
+mod create;
 pub(crate) mod devices;
+pub(crate) mod enter;
 mod files;
 mod legacy;
 pub(crate) mod oom;
+pub(crate) mod place;
 pub(crate) mod stats;
 mod stats_legacy;
 mod stats_unified;
+pub(crate) mod systemd;
+mod tree;
 mod unified;
 mod update;
 
@@ -22,10 +28,10 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
-use nix::unistd::{Pid, UnlinkatFlags, unlinkat};
+use nix::unistd::Pid;
 use sys::Errno;
 
-use crate::spec::Resources;
+pub(crate) use create::mapped;
 use files::{read, write};
 
 /// Where all cgroup filesystems are.
@@ -65,6 +71,18 @@ pub(crate) enum CgroupError {
     /// A limit was asked for that no mounted controller can keep.
     #[error("{field} needs the cgroup controller {controller:?}, which is not there")]
     NoController { field: &'static str, controller: &'static str },
+    /// The same on cgroup2, where it may be there and not here.
+    #[error(
+        "{file} needs the cgroup controller {controller:?}, which {path} does not have; it has to be in cgroup.subtree_control of \
+         all cgroups above (systemd: Delegate=)"
+    )]
+    NotHandedDown { file: String, controller: String, path: PathBuf },
+    /// `exec --cgroup` with a controller that is no v1 hierarchy.
+    #[error("--cgroup: there is no v1 hierarchy with controller {0:?}; on cgroup2 a path alone is enough")]
+    NoHierarchy(String),
+    /// `exec --cgroup` with a cgroup that is not there.
+    #[error("--cgroup: {0} does not exist; it has to be made first")]
+    NoSubCgroup(PathBuf),
     /// The device filter was refused.
     #[error("load the device filter of cgroup {path}")]
     DeviceFilter {
@@ -89,9 +107,43 @@ pub(crate) enum CgroupError {
     /// A change that cannot be.
     #[error("{field}: {why}")]
     Refused { field: &'static str, why: String },
+    /// It is frozen: whoever joins it would stand still.
+    #[error("cgroup {0} exists and is frozen; thaw it, or choose another linux.cgroupsPath")]
+    Frozen(PathBuf),
+    /// Limits are asked for where none can be set.
+    #[error(
+        "linux.resources asks for limits, and cgroup {0} may not be made by this user; leave the limits out, or run with \
+         --systemd-cgroup or in a delegated cgroup (systemd-run --user --scope -p Delegate=yes)"
+    )]
+    NotPermitted(String),
+    /// A file could not be given away.
+    #[error("give {file} to user {owner}")]
+    Delegate {
+        file: String,
+        owner: u32,
+        #[source]
+        cause: Errno,
+    },
+    /// The systemd driver.
+    #[error(transparent)]
+    Systemd(#[from] systemd::BusError),
+    /// systemd did something else than it said.
+    #[error("systemd started {unit}, but the process is in cgroup {found:?}, not in {expected:?}")]
+    NotMoved { unit: String, found: String, expected: String },
     /// Freezing did not end.
     #[error("freeze cgroup {0}: still not frozen after 10 s")]
     NotFrozen(PathBuf),
+}
+
+impl CgroupError {
+    /// Whether the cgroup is somebody else's, and so not ours to remove.
+    pub(crate) fn is_anothers(&self) -> bool {
+        match self {
+            Self::Occupied(_) | Self::Frozen(_) => true,
+            Self::Systemd(error) => error.is("UnitExists"),
+            _ => false,
+        }
+    }
 }
 
 /// One mounted hierarchy.
@@ -107,6 +159,33 @@ impl Hierarchy {
         self.name.split(',').any(|name| name == controller)
     }
 
+    /// The cgroup2 one.
+    pub(crate) fn is_unified(&self) -> bool {
+        sys::path::filesystem_magic(&self.dir) == Ok(sys::path::CGROUP2_MAGIC)
+    }
+
+    /// One of v1 that has a name instead of controllers.
+    pub(crate) fn is_named(&self) -> bool {
+        const CONTROLLERS: &[&str] = &[
+            "cpu",
+            "cpuacct",
+            "cpuset",
+            "memory",
+            "devices",
+            "freezer",
+            "blkio",
+            "pids",
+            "net_cls",
+            "net_prio",
+            "perf_event",
+            "hugetlb",
+            "rdma",
+            "misc",
+            "debug",
+        ];
+        !self.is_unified() && !self.name.split(',').any(|name| CONTROLLERS.contains(&name))
+    }
+
     /// Its mount point.
     pub(crate) fn mount_point(&self) -> PathBuf {
         PathBuf::from(ROOT).join(&self.name)
@@ -120,17 +199,43 @@ pub(crate) struct Cgroup {
     path: String,
     unified: Option<Hierarchy>,
     legacy: Vec<Hierarchy>,
+    /// The unit that it is, when systemd makes it.
+    unit: Option<systemd::Unit>,
+    wishes: systemd::Wishes,
 }
 
 impl Cgroup {
+    /// No cgroup of its own: what a container without privileges and without limits may have to do with.
+    pub(crate) fn none() -> Self {
+        Self::new(String::new(), None, Vec::new())
+    }
+
+    fn new(path: String, unified: Option<Hierarchy>, legacy: Vec<Hierarchy>) -> Self {
+        Self { path, unified, legacy, unit: None, wishes: systemd::Wishes::default() }
+    }
+
+    /// The same as a unit of systemd's.
+    pub(crate) fn of_unit(mut self, unit: Option<systemd::Unit>) -> Self {
+        self.unit = unit;
+        self
+    }
+
+    /// The unit, if systemd makes it.
+    pub(crate) fn unit(&self) -> Option<&systemd::Unit> {
+        self.unit.as_ref()
+    }
+
     /// Finds the hierarchies and names the cgroup; nothing is made yet.
     pub(crate) fn locate(path: &str) -> Result<Self, CgroupError> {
+        if path.is_empty() {
+            return Ok(Self::none());
+        }
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let root = nix::fcntl::open(ROOT, flags, Mode::empty()).map_err(CgroupError::NotMounted)?;
         let path = path.trim_matches('/').to_owned();
         let magic = |dir: &OwnedFd| sys::path::filesystem_magic(dir).unwrap_or_default();
         if magic(&root) == sys::path::CGROUP2_MAGIC {
-            return Ok(Self { path, unified: Some(Hierarchy { name: String::new(), dir: root }), legacy: Vec::new() });
+            return Ok(Self::new(path, Some(Hierarchy { name: String::new(), dir: root }), Vec::new()));
         }
         const CGROUP1_MAGIC: i64 = 0x27_e0eb;
         let (mut unified, mut legacy) = (None, Vec::new());
@@ -153,7 +258,7 @@ impl Cgroup {
         if unified.is_none() && legacy.is_empty() {
             return Err(CgroupError::NotMounted(Errno::ENOENT));
         }
-        Ok(Self { path, unified, legacy })
+        Ok(Self::new(path, unified, legacy))
     }
 
     /// The path, relative to the roots.
@@ -166,62 +271,9 @@ impl Cgroup {
         self.legacy.is_empty()
     }
 
-    /// The v1 hierarchies.
-    pub(crate) fn legacy(&self) -> &[Hierarchy] {
-        &self.legacy
-    }
-
-    /// Makes the cgroup2 directory, with limits where cgroup2 has the controllers, and opens it for the clone.
-    pub(crate) fn create_unified(
-        &self,
-        resources: &Resources,
-        warn: &mut dyn FnMut(String),
-    ) -> Result<Option<OwnedFd>, CgroupError> {
-        let Some(hierarchy) = &self.unified else { return Ok(None) };
-        let fresh = files::make(hierarchy, &self.path)?;
-        if !fresh {
-            self.check_empty(hierarchy, "cgroup.procs")?;
-        }
-        if self.is_unified() {
-            unified::enable_controllers(hierarchy, &self.path)?;
-            unified::limit(hierarchy, &self.path, resources, warn)?;
-            let dir = self.open_dir(hierarchy)?;
-            devices::attach_filter(&dir, &resources.devices)
-                .map_err(|cause| CgroupError::DeviceFilter { path: self.shown(hierarchy), cause })?;
-            return Ok(Some(dir));
-        }
-        self.open_dir(hierarchy).map(Some)
-    }
-
-    /// Makes the v1 directories with their limits.
-    pub(crate) fn create_legacy(&self, resources: &Resources, warn: &mut dyn FnMut(String)) -> Result<(), CgroupError> {
-        for hierarchy in &self.legacy {
-            let fresh = files::make(hierarchy, &self.path)?;
-            if !fresh {
-                self.check_empty(hierarchy, "cgroup.procs")?;
-            }
-            if hierarchy.controls("cpuset") {
-                legacy::inherit_cpuset(hierarchy, &self.path)?;
-            }
-            if hierarchy.controls("devices") {
-                legacy::limit_devices(hierarchy, &self.path, &resources.devices)?;
-            }
-        }
-        self.limit_legacy(resources, warn)
-    }
-
-    fn limit_legacy(&self, resources: &Resources, warn: &mut dyn FnMut(String)) -> Result<(), CgroupError> {
-        if self.legacy.is_empty() {
-            return Ok(());
-        }
-        legacy::limit(&self.legacy, self.unified.as_ref(), &self.path, resources, warn)
-    }
-
-    fn check_empty(&self, hierarchy: &Hierarchy, file: &str) -> Result<(), CgroupError> {
-        if read(hierarchy, &self.path, file)?.trim().is_empty() {
-            return Ok(());
-        }
-        Err(CgroupError::Occupied(self.shown(hierarchy)))
+    /// All hierarchies it is in.
+    pub(crate) fn hierarchies(&self) -> impl Iterator<Item = &Hierarchy> {
+        self.legacy.iter().chain(&self.unified)
     }
 
     fn shown(&self, hierarchy: &Hierarchy) -> PathBuf {
@@ -246,33 +298,14 @@ impl Cgroup {
         }
     }
 
-    /// Descriptors of the v1 `tasks` files, for [`join`]. Opened here, because the kernel checks who opened them.
-    pub(crate) fn task_files(&self) -> Result<Vec<OwnedFd>, CgroupError> {
-        self.legacy.iter().map(|hierarchy| files::open_for_writing(hierarchy, &self.path, "tasks")).collect()
-    }
-
     /// Moves a process of somebody else's into the cgroup, with all its threads.
     pub(crate) fn add(&self, pid: Pid) -> Result<(), CgroupError> {
-        let mut all = self.legacy.iter().chain(&self.unified);
-        all.try_for_each(|hierarchy| write(hierarchy, &self.path, "cgroup.procs", &pid.to_string()))
+        self.hierarchies().try_for_each(|hierarchy| write(hierarchy, &self.path, "cgroup.procs", &pid.to_string()))
     }
 
     /// The directory by which all of it can be frozen.
     pub(crate) fn freezer_path(&self) -> Option<PathBuf> {
         self.freezer().map(|(hierarchy, _)| self.shown(hierarchy))
-    }
-
-    /// All processes in the cgroup.
-    pub(crate) fn processes(&self) -> Result<Vec<Pid>, CgroupError> {
-        let hierarchy = self.legacy.iter().find(|hierarchy| hierarchy.controls("pids"));
-        let Some(hierarchy) = hierarchy.or(self.legacy.first()).or(self.unified.as_ref()) else {
-            return Ok(Vec::new());
-        };
-        let text = match read(hierarchy, &self.path, "cgroup.procs") {
-            Err(CgroupError::Read { cause: Errno::ENOENT | Errno::ENODEV, .. }) => return Ok(Vec::new()),
-            other => other?,
-        };
-        Ok(text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0).map(Pid::from_raw).collect())
     }
 
     /// Kills every process in the cgroup, frozen or not.
@@ -356,61 +389,6 @@ impl Cgroup {
             },
         }
     }
-
-    /// Removes the cgroup and those below it. Processes that are still dying get two seconds.
-    pub(crate) fn destroy(&self) -> Result<(), CgroupError> {
-        let mut first = Ok(());
-        if self.path.is_empty() {
-            return first; // the root is not ours
-        }
-        for hierarchy in self.legacy.iter().chain(&self.unified) {
-            let removed = remove_tree(&hierarchy.dir, &self.path);
-            if let (Ok(()), Err(cause)) = (&first, removed) {
-                first = Err(CgroupError::Remove { path: self.shown(hierarchy), cause });
-            }
-        }
-        first
-    }
-}
-
-fn remove_tree(dir: &OwnedFd, path: &str) -> Result<(), Errno> {
-    let deadline = Instant::now() + Duration::from_secs(2);
-    let mut pause = Duration::from_micros(200);
-    loop {
-        match unlinkat(dir, path, UnlinkatFlags::RemoveDir) {
-            Ok(()) | Err(Errno::ENOENT) => return Ok(()),
-            Err(Errno::EBUSY | Errno::ENOTEMPTY) if Instant::now() < deadline => {
-                remove_children(dir, path)?;
-                std::thread::sleep(pause);
-                pause = (pause * 2).min(Duration::from_millis(50));
-            }
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-fn remove_children(dir: &OwnedFd, path: &str) -> Result<(), Errno> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let mut here = match nix::dir::Dir::openat(dir, path, flags, Mode::empty()) {
-        Err(Errno::ENOENT) => return Ok(()),
-        other => other?,
-    };
-    let names: Vec<String> = here
-        .iter()
-        .flatten()
-        .filter(|entry| entry.file_type() == Some(nix::dir::Type::Directory))
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .filter(|name| name != "." && name != "..")
-        .collect();
-    for name in names {
-        let child = format!("{path}/{name}");
-        remove_children(dir, &child)?;
-        match unlinkat(dir, child.as_str(), UnlinkatFlags::RemoveDir) {
-            Ok(()) | Err(Errno::ENOENT | Errno::EBUSY) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }
 
 /// Moves the calling thread into the cgroups whose `tasks` files these are.

@@ -37,10 +37,22 @@ pub(super) fn enable(hierarchy: &Hierarchy, path: &str, wanted: &[&str]) -> Resu
         // One that cannot be handed down (a real-time process in the way of cpu, say) must not take the others with it;
         // a limit that needs it will fail and say so.
         for controller in &missing {
-            match write(hierarchy, level, "cgroup.subtree_control", controller) {
+            let mut done = write(hierarchy, level, "cgroup.subtree_control", controller);
+            if matches!(done, Err(CgroupError::Write { cause: Errno::EBUSY, .. })) && step_aside(hierarchy, level)? {
+                done = write(hierarchy, level, "cgroup.subtree_control", controller);
+            }
+            match done {
                 Ok(())
                 | Err(CgroupError::Write {
-                    cause: Errno::EBUSY | Errno::EINVAL | Errno::ENOENT | Errno::EOPNOTSUPP,
+                    cause:
+                        Errno::EBUSY
+                        | Errno::EINVAL
+                        | Errno::ENOENT
+                        | Errno::EOPNOTSUPP
+                        // A level that was delegated from above: what is handed down there is for others to say.
+                        | Errno::EACCES
+                        | Errno::EPERM
+                        | Errno::EROFS,
                     ..
                 }) => {}
                 Err(error) => return Err(error),
@@ -50,9 +62,23 @@ pub(super) fn enable(hierarchy: &Hierarchy, path: &str, wanted: &[&str]) -> Resu
     Ok(())
 }
 
+/// A cgroup with processes cannot hand controllers down. If it is only ourselves who are in the way, as the one process of a
+/// delegated cgroup, we go one level down.
+fn step_aside(hierarchy: &Hierarchy, level: &str) -> Result<bool, CgroupError> {
+    const ASIDE: &str = "berth-runtime";
+    let own = nix::unistd::getpid().to_string();
+    let alone = read(hierarchy, level, "cgroup.procs")?.split_whitespace().eq([own.as_str()]);
+    if alone {
+        let below = if level.is_empty() { ASIDE.to_owned() } else { format!("{level}/{ASIDE}") };
+        super::files::make(hierarchy, &below)?;
+        write(hierarchy, &below, "cgroup.procs", &own)?;
+    }
+    Ok(alone)
+}
+
 /// Docker's share of 2 to 262144 (default 1024) as a weight of 1 to 10000 (default 100), by the curve that goes through all
 /// three points (runc 1.3.2, crun 1.23).
-fn weight_of_shares(shares: u64) -> u64 {
+pub(super) fn weight_of_shares(shares: u64) -> u64 {
     match shares {
         0 => 0,
         1..=2 => 1,
@@ -75,7 +101,7 @@ fn amount(value: i64) -> String {
 }
 
 /// Spec's swap is memory and swap together; cgroup2 wants swap alone. `None`: leave it.
-fn swap_alone(limit: Option<i64>, swap: Option<i64>) -> Option<String> {
+pub(super) fn swap_alone(limit: Option<i64>, swap: Option<i64>) -> Option<String> {
     match (limit.filter(|limit| *limit != 0), swap.filter(|swap| *swap != 0)?) {
         (_, ..0) => Some("max".to_owned()),
         (Some(limit @ 1..), swap) => Some(swap.saturating_sub(limit).max(0).to_string()),
@@ -101,21 +127,37 @@ pub(super) fn limit(
     resources: &Resources,
     warn: &mut dyn FnMut(String),
 ) -> Result<(), CgroupError> {
+    set(hierarchy, path, resources, warn).map_err(|error| super::check::explain(hierarchy, path, error))
+}
+
+fn set(
+    hierarchy: &Hierarchy,
+    path: &str,
+    resources: &Resources,
+    warn: &mut dyn FnMut(String),
+) -> Result<(), CgroupError> {
     let mut lines: Vec<(String, String)> = Vec::new();
     let mut add = |file: &str, value: String| lines.push((file.to_owned(), value));
     let memory = &resources.memory;
     if let Some(limit) = memory.limit.filter(|limit| *limit != 0) {
         add("memory.max", amount(limit));
     }
-    if let Some(swap) = swap_alone(memory.limit, memory.swap) {
-        add("memory.swap.max", swap);
+    let swap = swap_alone(memory.limit, memory.swap);
+    if swap.is_none() && memory.swap.is_some_and(|swap| swap != 0) {
+        warn(
+            "linux.resources.memory.swap is memory and swap together: without memory.limit it says nothing; ignored"
+                .into(),
+        );
     }
     if let Some(reservation) = memory.reservation.filter(|reservation| *reservation != 0) {
         add("memory.low", amount(reservation));
     }
-    for (name, set) in
-        [("swappiness", memory.swappiness.is_some()), ("disableOOMKiller", memory.disable_oom_killer == Some(true))]
-    {
+    for (name, set) in [
+        ("swappiness", memory.swappiness.is_some()),
+        ("disableOOMKiller", memory.disable_oom_killer == Some(true)),
+        ("kernel", memory.kernel.is_some_and(|limit| limit != 0)),
+        ("kernelTCP", memory.kernel_tcp.is_some_and(|limit| limit != 0)),
+    ] {
         if set {
             warn(format!("linux.resources.memory.{name} is not there on cgroup2; ignored"));
         }
@@ -155,7 +197,9 @@ pub(super) fn limit(
         ("wiops", &block.throttle_write_iops_device),
     ] {
         for device in devices {
-            add("io.max", format!("{}:{} {key}={}", device.major, device.minor, device.rate));
+            // 0 has always taken a limit back.
+            let rate = if device.rate == 0 { "max".to_owned() } else { device.rate.to_string() };
+            add("io.max", format!("{}:{} {key}={rate}", device.major, device.minor));
         }
     }
     for (device, limit) in &resources.rdma {
@@ -168,11 +212,46 @@ pub(super) fn limit(
         huge_pages(hierarchy, path, limit)?;
     }
     write_in_some_order(hierarchy, path, &lines)?;
-    if let Some(weight) = block.weight.filter(|weight| *weight != 0)
-        && !write_if_there(hierarchy, path, "io.bfq.weight", &weight.to_string())?
-        && !write_if_there(hierarchy, path, "io.weight", &io_weight(weight).to_string())?
+    if let Some(swap) = swap
+        && !write_if_there(hierarchy, path, "memory.swap.max", &swap)?
     {
-        warn("linux.resources.blockIO.weight: nothing here keeps weights; ignored".into());
+        warn("linux.resources.memory.swap: the kernel does not account for swap; ignored".into());
+    }
+    weights(hierarchy, path, resources, warn)?;
+    if resources.network.class_id.is_some_and(|class| class != 0) || !resources.network.priorities.is_empty() {
+        warn("linux.resources.network is not there on cgroup2; ignored".into());
+    }
+    Ok(())
+}
+
+/// Shares of block I/O. Which file there is depends on the I/O scheduler; with none there is no weight to keep.
+fn weights(
+    hierarchy: &Hierarchy,
+    path: &str,
+    resources: &Resources,
+    warn: &mut dyn FnMut(String),
+) -> Result<(), CgroupError> {
+    let block = &resources.block_io;
+    let set = |weight: Option<u16>| weight.filter(|weight| *weight != 0);
+    let general = set(block.weight).map(|weight| (String::new(), weight));
+    let devices = block
+        .weight_device
+        .iter()
+        .filter_map(|device| set(device.weight).map(|weight| (format!("{}:{} ", device.major, device.minor), weight)));
+    for (device, weight) in general.into_iter().chain(devices) {
+        let bfq = match write_if_there(hierarchy, path, "io.bfq.weight", &format!("{device}{weight}")) {
+            // The device has another scheduler than the files are for.
+            Err(CgroupError::Write { cause: Errno::EOPNOTSUPP | Errno::EINVAL, .. }) if !device.is_empty() => false,
+            done => done?,
+        };
+        if !bfq && !write_if_there(hierarchy, path, "io.weight", &format!("{device}{}", io_weight(weight)))? {
+            let field = if device.is_empty() { "weight" } else { "weightDevice" };
+            warn(format!("linux.resources.blockIO.{field}: nothing here keeps weights; ignored"));
+        }
+    }
+    let leaves = block.weight_device.iter().any(|device| set(device.leaf_weight).is_some());
+    if leaves || set(block.leaf_weight).is_some() {
+        warn("linux.resources.blockIO: there are no leaf weights on cgroup2; ignored".into());
     }
     Ok(())
 }

@@ -47,6 +47,10 @@ impl Cgroup {
     /// Changes the limits of a cgroup that exists; devices are left as they are.
     pub(crate) fn update(&self, resources: &Resources, warn: &mut dyn FnMut(String)) -> Result<(), CgroupError> {
         let resources = self.complete(resources)?;
+        super::check::memory_in_use(self, &resources)?;
+        if let Some(unit) = self.unit() {
+            unit.update(&resources, self.is_unified())?;
+        }
         let before = self.snapshot(&resources);
         let done = match (self.is_unified(), &self.unified) {
             (true, Some(hierarchy)) => unified::limit(hierarchy, &self.path, &resources, warn),

@@ -15,11 +15,34 @@ pub(crate) const KEY: &str = "org.systemd.property.";
 
 /// Properties that may be set, by name.
 const ALLOWED: &[&str] = &[
-    "After", "AllowedCPUs", "AllowedMemoryNodes", "Before", "CollectMode", "CoredumpReceive", "DefaultDependencies",
-    "Description", "Documentation", "FinalKillSignal", "KillMode", "KillSignal", "ManagedOOMMemoryPressure",
-    "ManagedOOMMemoryPressureLimit", "ManagedOOMPreference", "ManagedOOMSwap", "OOMPolicy", "PartOf",
-    "RestartKillSignal", "RuntimeMaxUSec", "RuntimeRandomizedExtraUSec", "SendSIGHUP", "SendSIGKILL",
-    "StartupAllowedCPUs", "StartupAllowedMemoryNodes", "StopWhenUnneeded", "TimeoutStopUSec", "WatchdogSignal",
+    "After",
+    "AllowedCPUs",
+    "AllowedMemoryNodes",
+    "Before",
+    "CollectMode",
+    "CoredumpReceive",
+    "DefaultDependencies",
+    "Description",
+    "Documentation",
+    "FinalKillSignal",
+    "KillMode",
+    "KillSignal",
+    "ManagedOOMMemoryPressure",
+    "ManagedOOMMemoryPressureLimit",
+    "ManagedOOMPreference",
+    "ManagedOOMSwap",
+    "OOMPolicy",
+    "PartOf",
+    "RestartKillSignal",
+    "RuntimeMaxUSec",
+    "RuntimeRandomizedExtraUSec",
+    "SendSIGHUP",
+    "SendSIGKILL",
+    "StartupAllowedCPUs",
+    "StartupAllowedMemoryNodes",
+    "StopWhenUnneeded",
+    "TimeoutStopUSec",
+    "WatchdogSignal",
 ];
 
 /// Beginnings of names that are all about resources.
@@ -189,8 +212,25 @@ mod tests {
             assert_eq!(parse(given), Some(expected), "{given}");
         }
         for bad in [
-            "", "maybe", "'open", "[", "[]", "['a', 1]", "['a'", "[['a']]", "1 2", "uint64", "uint64 -1", "byte 256",
-            "'a' 'b'", "@as [1]", "@x []", "'\\q'", "99999999999", "uint64 1x", "nan(",
+            "",
+            "maybe",
+            "'open",
+            "[",
+            "[]",
+            "['a', 1]",
+            "['a'",
+            "[['a']]",
+            "1 2",
+            "uint64",
+            "uint64 -1",
+            "byte 256",
+            "'a' 'b'",
+            "@as [1]",
+            "@x []",
+            "'\\q'",
+            "99999999999",
+            "uint64 1x",
+            "nan(",
         ] {
             assert_eq!(parse(bad), None, "{bad}");
         }
@@ -198,11 +238,9 @@ mod tests {
 
     #[test]
     fn seconds_become_microseconds() {
-        for (name, text, micros) in [
-            ("TimeoutStopSec", "3", 3_000_000),
-            ("TimeoutStopSec", "0.5", 500_000),
-            ("TimeoutStopUSec", "uint64 7", 7),
-        ] {
+        for (name, text, micros) in
+            [("TimeoutStopSec", "3", 3_000_000), ("TimeoutStopSec", "0.5", 500_000), ("TimeoutStopUSec", "uint64 7", 7)]
+        {
             assert_eq!(property(name, text), Ok(("TimeoutStopUSec".to_owned(), Value::U64(micros))));
         }
         assert!(property("TimeoutStopSec", "-3").is_err());
@@ -215,9 +253,26 @@ mod tests {
             assert!(property(good, "true").is_ok(), "{good}");
         }
         for bad in [
-            "ExecStart", "OnFailure", "Wants", "Requires", "BindsTo", "Conflicts", "FailureAction", "SuccessAction",
-            "JobTimeoutAction", "PIDs", "Slice", "Delegate", "DeviceAllow", "DevicePolicy", "BPFProgram",
-            "IPIngressFilterPath", "User", "ab", "Collect-Mode", "",
+            "ExecStart",
+            "OnFailure",
+            "Wants",
+            "Requires",
+            "BindsTo",
+            "Conflicts",
+            "FailureAction",
+            "SuccessAction",
+            "JobTimeoutAction",
+            "PIDs",
+            "Slice",
+            "Delegate",
+            "DeviceAllow",
+            "DevicePolicy",
+            "BPFProgram",
+            "IPIngressFilterPath",
+            "User",
+            "ab",
+            "Collect-Mode",
+            "",
         ] {
             assert!(property(bad, "true").is_err(), "{bad}");
         }

@@ -42,7 +42,7 @@ pub(crate) enum BusError {
 
 impl BusError {
     /// Whether systemd answered with this error, the last part of its name being enough.
-    pub(super) fn is(&self, error: &str) -> bool {
+    pub(crate) fn is(&self, error: &str) -> bool {
         matches!(self, Self::Refused { name, .. } if name.rsplit('.').next() == Some(error))
     }
 }

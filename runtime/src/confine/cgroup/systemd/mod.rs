@@ -23,8 +23,8 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::spec::{DeviceRule, Resources};
-use bus::{Address, Bus};
 pub(crate) use bus::BusError;
+use bus::{Address, Bus};
 use names::UnitName;
 use properties::Abilities;
 pub(crate) use properties::Property;
@@ -155,7 +155,8 @@ fn start(
     set("PIDs", Value::Array("u".into(), vec![Value::U32(pid.as_raw() as u32)]));
     // A user's systemd may not load filters.
     let devices = if unit.user { Vec::new() } else { properties::of_devices(devices) };
-    let more = properties::of_resources(resources, can).into_iter().chain(devices).chain(wishes.properties.iter().cloned());
+    let more =
+        properties::of_resources(resources, can).into_iter().chain(devices).chain(wishes.properties.iter().cloned());
     for (name, value) in more {
         all.retain(|(known, _)| *known != name);
         all.push((name, value));

@@ -47,8 +47,13 @@ pub(crate) fn parse(path: &str) -> Result<UnitName, &'static str> {
 pub(crate) fn default_scope(id: &str) -> String {
     // Ids are shorter than systemd's limit by enough, except the longest: those are cut, and made unlike others by their sum.
     scope_name(PREFIX, id).unwrap_or_else(|| {
-        let sum = id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
-        format!("{PREFIX}-{}-{sum:016x}.scope", id.chars().filter(char::is_ascii_alphanumeric).take(120).collect::<String>())
+        let sum = id
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+        format!(
+            "{PREFIX}-{}-{sum:016x}.scope",
+            id.chars().filter(char::is_ascii_alphanumeric).take(120).collect::<String>()
+        )
     })
 }
 
@@ -84,8 +89,22 @@ pub(crate) fn expand_slice(slice: &str) -> Result<String, &'static str> {
 /// The folder of a unit: its name, or `_` and its name where that could be taken for a file of the kernel's.
 pub(crate) fn folder(unit: &str) -> String {
     const CONTROLLERS: &[&str] = &[
-        "cgroup", "cpu", "cpuacct", "cpuset", "io", "blkio", "memory", "devices", "pids", "freezer", "net_cls",
-        "net_prio", "perf_event", "hugetlb", "rdma", "misc",
+        "cgroup",
+        "cpu",
+        "cpuacct",
+        "cpuset",
+        "io",
+        "blkio",
+        "memory",
+        "devices",
+        "pids",
+        "freezer",
+        "net_cls",
+        "net_prio",
+        "perf_event",
+        "hugetlb",
+        "rdma",
+        "misc",
     ];
     let first = unit.split('.').next().unwrap_or_default();
     if unit.starts_with(['_', '.']) || CONTROLLERS.contains(&first) { format!("_{unit}") } else { unit.to_owned() }
@@ -104,16 +123,34 @@ mod tests {
             (":crio:abc", "", "crio-abc.scope"),
             ("-:p:n", "-.slice", "p-n.scope"),
             ("machine.slice::n", "machine.slice", "n.scope"),
-            ("kubepods-besteffort-pod1_2.slice:cri-containerd:f00", "kubepods-besteffort-pod1_2.slice", "cri-containerd-f00.scope"),
+            (
+                "kubepods-besteffort-pod1_2.slice:cri-containerd:f00",
+                "kubepods-besteffort-pod1_2.slice",
+                "cri-containerd-f00.scope",
+            ),
             ("a.slice:p:x+y", "a.slice", "p-x\\x2by.scope"),
         ] {
             assert_eq!(parse(path), Ok(UnitName { slice: slice.into(), scope: scope.into() }), "{path}");
         }
         let long = format!("a.slice:p:{}", "x".repeat(255));
         for bad in [
-            "/docker/1234", "a", "a:b", "a.slice:b:c:d", "a/b.slice:p:n", "..:p:n", "a--b.slice:p:n", "-a.slice:p:n",
-            "a-.slice:p:n", "a:p:n", "a.slice:p:", "a.slice:p:n/m", "a.slice:../p:n", "a.slice:p:n.slice",
-            "a.slice:p:n\n", "a.slice:p q:n", &long,
+            "/docker/1234",
+            "a",
+            "a:b",
+            "a.slice:b:c:d",
+            "a/b.slice:p:n",
+            "..:p:n",
+            "a--b.slice:p:n",
+            "-a.slice:p:n",
+            "a-.slice:p:n",
+            "a:p:n",
+            "a.slice:p:",
+            "a.slice:p:n/m",
+            "a.slice:../p:n",
+            "a.slice:p:n.slice",
+            "a.slice:p:n\n",
+            "a.slice:p q:n",
+            &long,
         ] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }

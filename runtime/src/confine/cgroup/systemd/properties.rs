@@ -223,24 +223,54 @@ mod tests {
     #[test]
     fn limits_have_properties() {
         for (text, can, expected) in [
-            (r#"{"memory":{"limit":100,"swap":300,"reservation":50}}"#, MODERN,
-             vec![number("MemoryMax", 100), number("MemoryLow", 50), number("MemorySwapMax", 200)]),
-            (r#"{"memory":{"limit":-1,"swap":-1}}"#, MODERN, vec![number("MemoryMax", NO_LIMIT), number("MemorySwapMax", NO_LIMIT)]),
+            (
+                r#"{"memory":{"limit":100,"swap":300,"reservation":50}}"#,
+                MODERN,
+                vec![number("MemoryMax", 100), number("MemoryLow", 50), number("MemorySwapMax", 200)],
+            ),
+            (
+                r#"{"memory":{"limit":-1,"swap":-1}}"#,
+                MODERN,
+                vec![number("MemoryMax", NO_LIMIT), number("MemorySwapMax", NO_LIMIT)],
+            ),
             (r#"{"memory":{"limit":100,"swap":300}}"#, LEGACY, vec![number("MemoryLimit", 100)]),
             (r#"{"cpu":{"shares":1024}}"#, MODERN, vec![number("CPUWeight", 100)]),
-            (r#"{"cpu":{"shares":1024},"blockIO":{"weight":10}}"#, LEGACY, vec![number("CPUShares", 1024), number("BlockIOWeight", 10)]),
+            (
+                r#"{"cpu":{"shares":1024},"blockIO":{"weight":10}}"#,
+                LEGACY,
+                vec![number("CPUShares", 1024), number("BlockIOWeight", 10)],
+            ),
             (r#"{"cpu":{"quota":50000}}"#, MODERN, vec![number("CPUQuotaPerSecUSec", 500_000)]),
-            (r#"{"cpu":{"quota":5000,"period":30000}}"#, MODERN,
-             vec![number("CPUQuotaPeriodUSec", 30_000), number("CPUQuotaPerSecUSec", 170_000)]),
-            (r#"{"cpu":{"quota":5000,"period":30000}}"#, Abilities { version: 241, ..MODERN }, vec![number("CPUQuotaPerSecUSec", 170_000)]),
+            (
+                r#"{"cpu":{"quota":5000,"period":30000}}"#,
+                MODERN,
+                vec![number("CPUQuotaPeriodUSec", 30_000), number("CPUQuotaPerSecUSec", 170_000)],
+            ),
+            (
+                r#"{"cpu":{"quota":5000,"period":30000}}"#,
+                Abilities { version: 241, ..MODERN },
+                vec![number("CPUQuotaPerSecUSec", 170_000)],
+            ),
             (r#"{"cpu":{"quota":-1}}"#, MODERN, vec![number("CPUQuotaPerSecUSec", NO_LIMIT)]),
             (r#"{"cpu":{"idle":1,"shares":2}}"#, MODERN, vec![number("CPUWeight", 0)]),
-            (r#"{"cpu":{"cpus":"0-2,9","mems":"0"}}"#, MODERN, vec![bytes("AllowedCPUs", &[7, 2]), bytes("AllowedMemoryNodes", &[1])]),
+            (
+                r#"{"cpu":{"cpus":"0-2,9","mems":"0"}}"#,
+                MODERN,
+                vec![bytes("AllowedCPUs", &[7, 2]), bytes("AllowedMemoryNodes", &[1])],
+            ),
             (r#"{"cpu":{"cpus":"0"}}"#, Abilities { version: 243, ..MODERN }, vec![]),
             (r#"{"pids":{"limit":0}}"#, MODERN, vec![number("TasksMax", 1)]),
             (r#"{"pids":{"limit":-1}}"#, MODERN, vec![number("TasksMax", NO_LIMIT)]),
-            (r#"{"pids":{"limit":9},"unified":{"pids.max":"7","memory.high":"5","cpu.max":"max 50000","io.max":"8:0 rbps=1"}}"#, MODERN,
-             vec![number("CPUQuotaPeriodUSec", 50_000), number("CPUQuotaPerSecUSec", NO_LIMIT), number("MemoryHigh", 5), number("TasksMax", 7)]),
+            (
+                r#"{"pids":{"limit":9},"unified":{"pids.max":"7","memory.high":"5","cpu.max":"max 50000","io.max":"8:0 rbps=1"}}"#,
+                MODERN,
+                vec![
+                    number("CPUQuotaPeriodUSec", 50_000),
+                    number("CPUQuotaPerSecUSec", NO_LIMIT),
+                    number("MemoryHigh", 5),
+                    number("TasksMax", 7),
+                ],
+            ),
             (r#"{}"#, MODERN, vec![]),
         ] {
             assert_eq!(of(text, can), expected, "{text}");
@@ -265,14 +295,29 @@ mod tests {
     #[test]
     fn devices_are_a_list_that_systemd_reads() {
         let rule = |kind: &str, major: Option<i64>, minor: Option<i64>| DeviceRule {
-            allow: true, kind: kind.into(), major, minor, access: "rw".into(),
+            allow: true,
+            kind: kind.into(),
+            major,
+            minor,
+            access: "rw".into(),
         };
         let entry = |path: &str| Value::Struct(vec![Value::text(path), Value::text("rw")]);
-        let rules = [rule("c", Some(1), Some(3)), rule("b", Some(8), None), rule("c", None, Some(1)), rule("c", Some(1), Some(3))];
-        assert_eq!(of_devices(&rules), [
-            ("DevicePolicy".to_owned(), Value::text("strict")),
-            ("DeviceAllow".to_owned(), Value::Array("(ss)".into(), vec![entry("/dev/char/1:3"), entry("block-8"), entry("char-*")])),
-        ]);
+        let rules = [
+            rule("c", Some(1), Some(3)),
+            rule("b", Some(8), None),
+            rule("c", None, Some(1)),
+            rule("c", Some(1), Some(3)),
+        ];
+        assert_eq!(
+            of_devices(&rules),
+            [
+                ("DevicePolicy".to_owned(), Value::text("strict")),
+                (
+                    "DeviceAllow".to_owned(),
+                    Value::Array("(ss)".into(), vec![entry("/dev/char/1:3"), entry("block-8"), entry("char-*")])
+                ),
+            ]
+        );
         assert_eq!(of_devices(&[rule("a", None, None)])[0].1, Value::text("auto"));
     }
 

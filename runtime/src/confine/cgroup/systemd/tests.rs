@@ -107,7 +107,8 @@ fn members(seen: &Seen) -> Vec<&str> {
 
 fn start_it(bus: &mut Bus, resources: &str) -> Result<(), BusError> {
     let resources: Resources = serde_json::from_str(resources).expect("resources");
-    let wishes = Wishes { properties: vec![("CollectMode".into(), Value::text("inactive-or-failed"))], id: "abc".into() };
+    let wishes =
+        Wishes { properties: vec![("CollectMode".into(), Value::text("inactive-or-failed"))], id: "abc".into() };
     start(bus, &unit(), Pid::from_raw(4711), &wishes, (&resources, &[]), true)
 }
 
@@ -116,12 +117,10 @@ fn a_scope_is_started_and_waited_for() {
     for brokered in [true, false] {
         let server = Server::start(|call| match call.member.as_str() {
             // Another's end comes first, ours before the reply as well as after it.
-            "StartTransientUnit" => [
-                job_removed("/other", "failed"),
-                reply(call, &[Value::Path(JOB.into())]),
-                job_removed(JOB, "done"),
-            ]
-            .concat(),
+            "StartTransientUnit" => {
+                [job_removed("/other", "failed"), reply(call, &[Value::Path(JOB.into())]), job_removed(JOB, "done")]
+                    .concat()
+            }
             "Get" => reply(call, &[Value::Variant(Box::new(Value::text("252.1")))]),
             other => panic!("{other}"),
         });
@@ -135,7 +134,9 @@ fn a_scope_is_started_and_waited_for() {
         assert_eq!(call.destination.is_empty(), !brokered);
         let mut reader = call.reader();
         assert_eq!((reader.text(), reader.text()), (Some("libpod-abc.scope"), Some("replace")));
-        for word in ["Slice", "machine.slice", "Delegate", "PIDs", "MemoryMax", "AllowedCPUs", "CollectMode", "DevicePolicy"] {
+        for word in
+            ["Slice", "machine.slice", "Delegate", "PIDs", "MemoryMax", "AllowedCPUs", "CollectMode", "DevicePolicy"]
+        {
             assert!(call.body.windows(word.len()).any(|part| part == word.as_bytes()), "{word}");
         }
     }
@@ -201,7 +202,11 @@ fn a_stranger_is_told_so() {
     let listener = UnixListener::bind(&socket).expect("bind");
     let thread = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().expect("accept");
+        let mut greeting = [0; 16];
+        stream.read_exact(&mut greeting).expect("greeting");
         stream.write_all(b"REJECTED EXTERNAL\r\n").expect("write");
+        // Gone only when the other side is.
+        let _ = stream.read_to_end(&mut Vec::new());
     });
     let address = Address { socket: socket.to_str().expect("utf-8").into(), brokered: true };
     let error = Bus::connect(&[address], "").expect_err("rejected").to_string();
