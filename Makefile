@@ -12,13 +12,16 @@ STATE  ?= $(CURDIR)/state
 # The runtime suite runs on another runtime with RUNTIME=runc, or the path of one.
 RUNTIME ?=
 
-.PHONY: help deps deps-test build install run stop test unit integration test-runtime soak-runtime lint fmt doc bench bench-runtime clean
+.PHONY: help deps deps-test deps-vm build install run stop test unit integration test-runtime soak-runtime test-vm vm-shell lint fmt doc bench bench-runtime clean
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 deps: ## install what building needs (Debian packages)
 	@.ci/deps build
+
+deps-vm: ## install what the test VM needs (Debian packages)
+	@.ci/deps vm
 
 deps-test: ## install what tests and benches need: peers, image tools (Debian packages)
 	@.ci/deps test
@@ -58,6 +61,15 @@ test-runtime: deps-test ## the runtime suite, on berth-runtime or on another, by
 
 soak-runtime: deps-test ## the runtime's commands killed before every single system call: minutes, not seconds
 	BERTH_FAULTS=all $(CARGO) test -p runtime --test suite faults -- --show-output
+
+# Which boots (init, systemd), and which tests: make test-vm BOOT=systemd FILTER='v2:: --nocapture'
+BOOT ?=
+export FILTER
+test-vm: deps-vm ## the runtime suite in VMs with Debian's kernel and cgroup v2: a bare init; systemd and AppArmor (.ci/vm/run)
+	@.ci/vm/run $(BOOT)
+
+vm-shell: deps-vm ## a shell in the test VM (BOOT=init or systemd)
+	@VM_SHELL=1 .ci/vm/run $(or $(BOOT),systemd)
 
 lint: deps ## rustfmt, clippy, rustdoc: no warning allowed
 	$(CARGO) fmt --all --check
