@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -47,6 +48,11 @@ impl Log {
         Ok(Self { file, format, debug })
     }
 
+    /// The log file's descriptor.
+    pub(crate) fn descriptor(&self) -> Option<RawFd> {
+        self.file.as_ref().map(AsRawFd::as_raw_fd)
+    }
+
     /// Something went wrong and we coped.
     pub(crate) fn warn(&self, message: &str) {
         self.line("warning", message);
@@ -74,7 +80,7 @@ impl Log {
         let time = rfc3339(SystemTime::now());
         let line = match self.format {
             Format::Json => format!("{}\n", serde_json::json!({"level": level, "msg": message, "time": time})),
-            Format::Text => format!("time=\"{time}\" level={level} msg={message:?}\n"),
+            Format::Text => format!("time=\"{time}\" level={level} msg={}\n", serde_json::json!(message)),
         };
         // One write per line, so that lines of several processes do not mix. A full disk must not fail the container.
         let _ = match &self.file {

@@ -335,6 +335,11 @@ impl StateDir {
         self.dir(id).join(GATE)
     }
 
+    /// Path of the folder in which a container's process finds the socket for sd_notify(3).
+    pub(crate) fn notify_folder(&self, id: &ContainerId) -> PathBuf {
+        self.dir(id).join("notify")
+    }
+
     /// Path of the copy of config.json.
     pub(crate) fn config(&self, id: &ContainerId) -> PathBuf {
         self.dir(id).join(CONFIG)

@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use nix::unistd::Pid;
 
-use super::{CommandError, Context, preserve_fds};
+use super::{CommandError, Context, connect_pidfd_socket, delete, inherit, notify, send_pidfd};
 use crate::args::{Flag, Parsed, switch, value};
 use crate::confine::cgroup::place::Wanted;
 use crate::confine::cgroup::{Cgroup, CgroupError};
+use crate::confine::labels;
 use crate::launch::gate;
 use crate::launch::parent::{self, Launched, Prepared, Wait};
 use crate::plan::libc_flag::{NEWPID, NEWUSER};
@@ -19,7 +20,7 @@ use crate::state::{ContainerId, Entry, State};
 pub(super) const FLAGS: &[Flag] = &[
     value(&["bundle", "b"], "folder with config.json (default: here)"),
     value(&["console-socket"], "unix socket that gets the master of the terminal"),
-    value(&["pidfd-socket"], "not supported yet"),
+    value(&["pidfd-socket"], "unix socket that gets a pidfd of the process"),
     value(&["pid-file"], "file to write the pid to"),
     switch(&["no-pivot"], "do not use pivot_root"),
     switch(&["no-new-keyring"], "keep the caller's session keyring"),
@@ -32,15 +33,13 @@ pub(super) struct BuildArgs {
     bundle: PathBuf,
     pub(super) console_socket: Option<PathBuf>,
     pub(super) pid_file: Option<PathBuf>,
+    pidfd_socket: Option<PathBuf>,
     options: Options,
-    preserve_fds: i32,
+    preserve_fds: u16,
 }
 
 impl BuildArgs {
     pub(super) fn new(command: &'static str, parsed: &Parsed) -> Result<Self, CommandError> {
-        if parsed.value("pidfd-socket").is_some() {
-            return Err(CommandError::UnsupportedFlag("pidfd-socket"));
-        }
         let bundle = parsed.path("bundle").unwrap_or_else(|| ".".into());
         let absolute = std::fs::canonicalize(&bundle);
         Ok(Self {
@@ -53,7 +52,8 @@ impl BuildArgs {
                 no_new_keyring: parsed.is_on("no-new-keyring"),
                 ..Options::default()
             },
-            preserve_fds: parsed.number::<u16>("preserve-fds")?.map_or(0, i32::from),
+            pidfd_socket: parsed.path("pidfd-socket"),
+            preserve_fds: parsed.number("preserve-fds")?.unwrap_or(0),
         })
     }
 }
@@ -73,6 +73,17 @@ pub(super) struct Built {
     pub(super) cgroup: NewCgroup,
     pub(super) entry: Entry,
     pub(super) state: State,
+}
+
+impl Built {
+    /// Takes everything back because of an error: the process is killed, then come the poststop hooks, as after any other
+    /// container.
+    pub(super) fn undo(self, context: &Context, because: CommandError) -> CommandError {
+        let state = self.state.clone();
+        drop(self);
+        delete::poststop(context, &state);
+        because
+    }
 }
 
 /// A cgroup made here; removed when dropped, unless kept.
@@ -130,12 +141,14 @@ pub(super) fn build(
     starter: Starter,
     detached: bool,
 ) -> Result<Built, CommandError> {
-    let listen_fds = std::env::var("LISTEN_FDS").ok().and_then(|text| text.parse::<u8>().ok()).map_or(0, i32::from);
-    preserve_fds(args.preserve_fds + listen_fds)?;
+    let listen_env = inherit::descriptors(context, args.preserve_fds)?;
     let (mut spec, config) = Spec::load(&args.bundle)?;
-    if let Some(process) = spec.process.as_mut().filter(|_| listen_fds > 0) {
-        // The process is the first of its namespace.
-        process.env.extend([format!("LISTEN_FDS={listen_fds}"), "LISTEN_PID=1".to_owned()]);
+    if let Some(process) = &mut spec.process {
+        process.env.extend(listen_env);
+    }
+    let notify_folder = notify::manager().map(|_| context.states.notify_folder(&args.id));
+    if let Some(folder) = &notify_folder {
+        notify::add_to(&mut spec, folder);
     }
     let options = Options { systemd_cgroup: context.driver.systemd, ..args.options };
     let mut plan = Plan::new(&spec, &args.bundle, options)?;
@@ -143,6 +156,7 @@ pub(super) fn build(
     if !plan.namespaces.is_private(NEWUSER) {
         limit_caps(&mut plan)?;
     }
+    labels::settle(&mut plan.process)?;
     for warning in &plan.warnings {
         context.log.warn(warning);
     }
@@ -154,7 +168,11 @@ pub(super) fn build(
         plan.mounts.len(),
         plan.seccomp.as_ref().map_or(0, |filter| filter.program.len()),
     ));
+    let pidfd_socket = connect_pidfd_socket(args.pidfd_socket.clone())?;
     let entry = context.states.reserve(&args.id)?;
+    if let Some(folder) = notify_folder {
+        notify::make_folder(&folder).map_err(|cause| CommandError::Io { action: "make", path: folder, cause })?;
+    }
     let mut state = State {
         id: args.id.clone(),
         pid: 0,
@@ -186,12 +204,18 @@ pub(super) fn build(
             if matches!(&error, parent::LaunchError::Cgroup(error) if error.is_anothers()) {
                 cgroup.keep();
             }
+            drop((cgroup, entry));
+            delete::poststop(context, &state);
             return Err(error.into());
         }
     };
     state.pid = launched.pid.as_raw();
     state.start_time = launched.start_time;
-    Ok(Built { launched, cgroup, entry, state })
+    let built = Built { launched, cgroup, entry, state };
+    match send_pidfd(pidfd_socket.as_ref(), "standard", built.launched.pidfd()) {
+        Ok(()) => Ok(built),
+        Err(error) => Err(built.undo(context, error)),
+    }
 }
 
 /// What decides about the cgroup.

@@ -68,13 +68,18 @@ pub(super) fn remove(context: &Context, state: &State) -> Result<(), CommandErro
     end(state, &cgroup)?;
     cgroup.destroy()?;
     context.states.remove(&state.id)?;
+    poststop(context, state);
+    Ok(())
+}
+
+/// Runs the poststop hooks of a container that is gone.
+pub(super) fn poststop(context: &Context, state: &State) {
     for hook in &state.hooks.poststop {
         // The specification wants a failing poststop hook logged, and the rest to go on.
         if let Err(error) = hooks::run("poststop", std::slice::from_ref(hook), state, 0, Status::Stopped) {
             context.log.warn(&crate::launch::handshake::chain(&error));
         }
     }
-    Ok(())
 }
 
 /// How long a killed process may take to go; one that hangs in the kernel takes longer, and then somebody has to look.

@@ -10,13 +10,13 @@ use nix::unistd::Pid;
 use sys::Errno;
 use sys::clone::{Cloned, Options, clone};
 
-use super::{CommandError, Context, foreground, preserve_fds, write_pid_file};
+use super::{CommandError, Context, connect_pidfd_socket, foreground, inherit, send_pidfd, write_pid_file};
 use crate::args::{ArgsError, Flag, Order, Parsed, switch, value};
 use crate::confine::caps;
 use crate::confine::cgroup::enter::{Below, Entrance};
 use crate::confine::cgroup::{self, Cgroup};
-use crate::confine::limits;
 use crate::confine::seccomp::{self, Filter};
+use crate::confine::{labels, limits};
 use crate::launch::entry::{ChildError, Entrant, open_terminal, report_ready};
 use crate::launch::handshake::{Channel, Kind, Message, chain};
 use crate::launch::parent::{Guard, LaunchError, connect_console, set_oom_score};
@@ -32,7 +32,7 @@ pub(super) const FAILED: u8 = 255;
 
 const FLAGS: &[Flag] = &[
     value(&["console-socket"], "unix socket that gets the master of the terminal"),
-    value(&["pidfd-socket"], "not supported yet"),
+    value(&["pidfd-socket"], "unix socket that gets a pidfd of the process"),
     value(&["cwd"], "working directory"),
     value(&["env", "e"], "variable to add"),
     switch(&["tty", "t"], "give the process a terminal"),
@@ -56,10 +56,7 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
     let Some((id, words)) = parsed.words.split_first() else {
         return Err(ArgsError::Count { command: "exec", expected: "an id and a command", found: 0 }.into());
     };
-    if parsed.value("pidfd-socket").is_some() {
-        return Err(CommandError::UnsupportedFlag("pidfd-socket"));
-    }
-    preserve_fds(parsed.number::<u16>("preserve-fds")?.map_or(0, i32::from))?;
+    let listen_env = inherit::descriptors(context, parsed.number("preserve-fds")?.unwrap_or(0))?;
     let id = ContainerId::parse(id)?;
     let state = context.states.load(&id)?;
     match context.states.status(&state)? {
@@ -68,7 +65,7 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
         status => return Err(CommandError::WrongStatus { verb: "exec in", status }),
     }
     let spec: Spec = load_json(&context.states.config(&id))?;
-    let mut work = Work::new(context, &parsed, words, &spec, &state)?;
+    let mut work = Work::new(context, &parsed, words, &spec, &state, listen_env)?;
     let detach = parsed.is_on("detach");
     let console = parsed.path("console-socket");
     match (work.process.terminal.is_some(), &console) {
@@ -79,9 +76,11 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
         _ => {}
     }
     work.console = console.as_deref().map(connect_console).transpose()?;
+    let pidfd_socket = connect_pidfd_socket(parsed.path("pidfd-socket"))?;
     let system = |stage| move |errno| CommandError::System(stage, errno);
     let signals = if detach { None } else { Some(foreground::Signals::catch().map_err(system("catch signals"))?) };
     let (mut process, terminal) = work.spawn(context)?;
+    send_pidfd(pidfd_socket.as_ref(), "setns", process.pidfd.as_fd())?;
     if let Some(path) = parsed.path("pid-file") {
         write_pid_file(&path, process.pid.as_raw())?;
     }
@@ -89,8 +88,8 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
     match signals {
         None => Ok(0),
         Some(signals) => {
-            let exit =
-                foreground::stay(&signals, process.pid, terminal.as_ref()).map_err(system("wait for the process"))?;
+            let exit = foreground::stay(&signals, process.pid, terminal.as_ref(), None)
+                .map_err(system("wait for the process"))?;
             Ok(exit.status() as u8)
         }
     }
@@ -101,6 +100,11 @@ fn process_of(parsed: &Parsed, words: &[String], base: &Process) -> Result<Proce
     if let Some(path) = parsed.path("process") {
         let mut process: Process = load_json(&path)?;
         process.capabilities = process.capabilities.or_else(|| base.capabilities.clone());
+        process.scheduler = process.scheduler.or_else(|| base.scheduler.clone());
+        process.io_priority = process.io_priority.or_else(|| base.io_priority.clone());
+        process.exec_cpu_affinity = process.exec_cpu_affinity.or_else(|| base.exec_cpu_affinity.clone());
+        process.oom_score_adj = process.oom_score_adj.or(base.oom_score_adj);
+        process.user.umask = process.user.umask.or(base.user.umask);
         if process.rlimits.is_empty() {
             process.rlimits.clone_from(&base.rlimits);
         }
@@ -177,12 +181,17 @@ impl Work {
         words: &[String],
         spec: &Spec,
         state: &State,
+        listen_env: Vec<String>,
     ) -> Result<Self, CommandError> {
         let system = |stage| move |errno| CommandError::System(stage, errno);
         let base = spec.process.as_ref().ok_or(PlanError::Missing { field: "process" })?;
         let linux = spec.linux.clone().unwrap_or_default();
         let mut warnings = Vec::new();
-        let mut process = ProcessPlan::new(&process_of(parsed, words, base)?, &mut warnings)?;
+        let mut process = process_of(parsed, words, base)?;
+        process.env.extend(listen_env);
+        let mut process = ProcessPlan::new(&process, &mut warnings)?;
+        process.add_common(&linux, &mut warnings)?;
+        labels::settle(&mut process)?;
         for name in parsed.all("cap") {
             let why = "is not the name of a capability";
             let bit =
@@ -235,6 +244,7 @@ impl Work {
         let (ours, theirs) = Channel::pair().map_err(system("make a pair of sockets"))?;
         let into =
             |directory: Option<&OwnedFd>| clone(&Options { cgroup: directory.map(AsFd::as_fd), ..Options::default() });
+        let affinity = self.set_initial_affinity().map_err(system("set process.execCPUAffinity.initial"))?;
         let cloned = match into(self.entrance.unified.as_ref()) {
             Err(errno) => match self.cgroup.other_entrance(&self.entrance, errno, self.init) {
                 Some(other) => into(other.as_ref()),
@@ -247,6 +257,10 @@ impl Work {
             Cloned::Parent { pid, pidfd } => Guard { pid, pidfd, armed: true },
         };
         drop(theirs);
+        if let Some(former) = affinity {
+            // Ours ends soon; a foreground exec is no worse for it.
+            let _ = sys::task::set_cpu_affinity(None, &former);
+        }
         if let Some(score) = self.process.oom_score_adj {
             set_oom_score(&self.proc, guard.pid, score, &context.log).map_err(system("set oom_score_adj"))?;
         }
@@ -257,6 +271,14 @@ impl Work {
             None => Ok((guard, terminal)),
             Some(_) => Err(CommandError::System("listen to the process", Errno::EBADMSG)),
         }
+    }
+
+    /// The child inherits it. Returns our own one, to go back to.
+    fn set_initial_affinity(&self) -> Result<Option<Vec<u64>>, Errno> {
+        let Some(mask) = &self.process.affinity.initial else { return Ok(None) };
+        let former = sys::task::cpu_affinity()?;
+        sys::task::set_cpu_affinity(None, mask)?;
+        Ok(Some(former))
     }
 
     fn become_process(&self, channel: &Channel) -> ! {
@@ -273,6 +295,9 @@ impl Work {
         sys::process::set_parent_death_signal(Some(Signal::SIGKILL)).map_err(step("set parent death signal"))?;
         sys::process::reset_signals().map_err(step("reset signals"))?;
         cgroup::join(&self.entrance.tasks).map_err(step("join the cgroup"))?;
+        if let Some(mask) = &self.process.affinity.last {
+            sys::task::set_cpu_affinity(None, mask).map_err(step("set process.execCPUAffinity.final"))?;
+        }
         sys::ns::enter(&self.target, self.namespaces & !NEWPID).map_err(step("join the container's namespaces"))?;
         if self.namespaces & NEWUSER != 0 {
             sys::creds::set_gid(0).map_err(step("become root of the user namespace"))?;
@@ -280,11 +305,7 @@ impl Work {
             sys::process::set_dumpable(false).map_err(step("become undumpable"))?;
         }
         nix::unistd::setsid().map_err(step("start a session"))?;
-        match sys::task::join_session_keyring(&self.keyring) {
-            // The first process' keyring may be another user's by now.
-            Ok(()) | Err(Errno::ENOSYS | Errno::EDQUOT | Errno::EACCES) => {}
-            Err(cause) => return Err(ChildError::Step("join a session keyring", cause)),
-        }
+        labels::join_keyring(&self.proc, &self.keyring, self.process.selinux_label.as_deref(), None)?;
         let terminal = match self.process.terminal {
             None => None,
             Some(size) => {

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use super::notify::Notify;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -44,7 +45,12 @@ impl Drop for RawTerminal {
 }
 
 /// Stays until the process has ended; reaps whatever else becomes ours meanwhile.
-pub(super) fn stay(signals: &Signals, pid: Pid, terminal: Option<&OwnedFd>) -> Result<Exit, Errno> {
+pub(super) fn stay(
+    signals: &Signals,
+    pid: Pid,
+    terminal: Option<&OwnedFd>,
+    notify: Option<&Notify>,
+) -> Result<Exit, Errno> {
     let _raw = terminal.and_then(|_| RawTerminal::new());
     if let Some(terminal) = terminal {
         follow_size(terminal);
@@ -64,6 +70,10 @@ pub(super) fn stay(signals: &Signals, pid: Pid, terminal: Option<&OwnedFd>) -> R
                 fds.push(PollFd::new(stdin.as_fd(), PollFlags::POLLIN));
             }
         }
+        let notify_at = fds.len();
+        if let Some(notify) = notify {
+            fds.push(PollFd::new(notify.as_fd(), PollFlags::POLLIN));
+        }
         // Others may hold the terminal open for ever: after the end only what is there already is read.
         let timeout = if exit.is_some() { PollTimeout::from(LAST_OUTPUT_MS) } else { PollTimeout::NONE };
         let count = match poll(&mut fds, timeout) {
@@ -74,7 +84,11 @@ pub(super) fn stay(signals: &Signals, pid: Pid, terminal: Option<&OwnedFd>) -> R
             return Ok(exit);
         }
         let ready = |at: usize| fds.get(at).and_then(PollFd::revents).is_some_and(|events| !events.is_empty());
-        let (signalled, output, input) = (ready(0), ready(1), ready(2));
+        let (signalled, output, input) = (ready(0), ready(1) && notify_at > 1, ready(2) && notify_at > 2);
+        if let Some(notify) = notify.filter(|_| ready(notify_at)) {
+            // A service manager that is gone is no reason to leave the process alone.
+            let _ = notify.pass(Pid::this());
+        }
         if signalled && let Some(found) = handle_signals(signals, pid, terminal)? {
             exit = Some(found);
         }

@@ -8,8 +8,10 @@ mod events;
 mod exec;
 mod features;
 mod foreground;
+mod inherit;
 mod kill;
 mod list;
+mod notify;
 mod pause;
 mod ps;
 mod restore;
@@ -19,6 +21,7 @@ mod start;
 mod state;
 mod update;
 
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use sys::Errno;
@@ -26,6 +29,7 @@ use sys::Errno;
 use crate::args::{ArgsError, Flag, Order, Parsed, switch, value};
 use crate::confine::cgroup::CgroupError;
 use crate::confine::cgroup::place::{Driver, Rootless};
+use crate::confine::labels::LabelError;
 use crate::launch::handshake::chain;
 use crate::launch::hooks::HookError;
 use crate::launch::parent::LaunchError;
@@ -58,6 +62,9 @@ pub(crate) enum CommandError {
     /// criu.
     #[error(transparent)]
     Criu(#[from] crate::criu::CriuError),
+    /// A security label.
+    #[error(transparent)]
+    Label(#[from] LabelError),
     /// A hook.
     #[error(transparent)]
     Hook(#[from] HookError),
@@ -99,6 +106,9 @@ pub(crate) enum CommandError {
     /// A system call.
     #[error("{0}")]
     System(&'static str, #[source] Errno),
+    /// A descriptor that is not there.
+    #[error("--preserve-fds and LISTEN_FDS: descriptor {0} is not open")]
+    NoDescriptor(i32),
     /// A value of a flag.
     #[error("flag --{flag}: {value:?} {why}")]
     BadValue { flag: &'static str, value: String, why: &'static str },
@@ -274,13 +284,19 @@ fn write_pid_file(path: &std::path::Path, pid: i32) -> Result<(), CommandError> 
     std::fs::write(&aside, pid.to_string()).and_then(|()| std::fs::rename(&aside, path)).map_err(failed)
 }
 
-/// Sees to it that exactly stdio and `count` descriptors after it are inherited by the container.
-fn preserve_fds(count: i32) -> Result<(), CommandError> {
-    for number in 3..3 + count {
-        let absent = |errno| CommandError::System("preserve the descriptors of --preserve-fds and LISTEN_FDS", errno);
-        sys::fd::set_cloexec(number, false).map_err(absent)?;
-    }
-    sys::fd::cloexec_from(3 + count).map_err(|errno| CommandError::System("close inherited descriptors", errno))
+/// Connects to the socket that wants a handle on the process.
+fn connect_pidfd_socket(path: Option<PathBuf>) -> Result<Option<OwnedFd>, CommandError> {
+    let Some(path) = path else { return Ok(None) };
+    let failed =
+        |errno: Errno| CommandError::Io { action: "connect to pidfd socket", path: path.clone(), cause: errno.into() };
+    sys::pty::connect_console(&path).map(Some).map_err(failed)
+}
+
+/// Sends a handle on the process; `what` is the word that runc sends along: `standard` for a container, `setns` for an exec.
+fn send_pidfd(socket: Option<&OwnedFd>, what: &str, pidfd: BorrowedFd<'_>) -> Result<(), CommandError> {
+    let Some(socket) = socket else { return Ok(()) };
+    let sent = sys::fd::send_fds(socket, what.as_bytes(), &[pidfd]);
+    sent.map(drop).map_err(|errno| CommandError::System("send the process' pidfd", errno))
 }
 
 #[cfg(test)]

@@ -88,7 +88,7 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
     let Restorer { entry, state, terminal, .. } = restorer;
     entry.keep();
     let Some(signals) = signals else { return Ok(0) };
-    let exit = foreground::stay(&signals, Pid::from_raw(state.pid), terminal.as_ref());
+    let exit = foreground::stay(&signals, Pid::from_raw(state.pid), terminal.as_ref(), None);
     super::delete::remove(context, &state)?;
     Ok(exit.map_err(|errno| CommandError::System("wait for the process", errno))?.status() as u8)
 }

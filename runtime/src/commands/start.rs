@@ -1,5 +1,7 @@
 //! `start`: lets the process of a created container go, and waits until it runs its own program.
 
+use nix::unistd::Pid;
+
 use super::{CommandError, Context, only_id};
 use crate::launch::gate;
 use crate::launch::hooks;
@@ -15,6 +17,7 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
     };
     let Ok(channel) = gate::connect(&path) else { return not_waiting() };
     let system = |errno| CommandError::System("wait for the process", errno);
+    let notify = super::run::listen(context, &state)?;
     if !gate::start(&channel).map_err(system)? {
         return not_waiting();
     }
@@ -30,6 +33,10 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
         // Since 1.3 of the specification: the container is stopped, and the caller goes on to delete it.
         super::kill::kill_all(&state)?;
         return Err(error.into());
+    }
+    context.log.debug(&format!("started, pid {}", state.pid));
+    if let Some(notify) = notify {
+        notify.wait_until_ready(Pid::from_raw(state.pid)).map_err(super::run::no_manager)?;
     }
     Ok(0)
 }

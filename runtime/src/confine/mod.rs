@@ -2,5 +2,6 @@
 
 pub(crate) mod caps;
 pub(crate) mod cgroup;
+pub(crate) mod labels;
 pub(crate) mod limits;
 pub(crate) mod seccomp;

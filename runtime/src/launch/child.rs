@@ -21,7 +21,7 @@ use super::handshake::{Channel, Kind, chain};
 use super::hooks;
 use super::parent::{Prepared, Wait};
 use crate::confine::cgroup::{self, Cgroup};
-use crate::confine::limits;
+use crate::confine::{labels, limits};
 use crate::netdev::netlink;
 use crate::plan::libc_flag::{NEWCGROUP, NEWNET, NEWTIME};
 use crate::plan::mounts::Source;
@@ -119,11 +119,9 @@ impl Child<'_> {
         }
         nix::unistd::setsid().map_err(step("start a session"))?;
         if !plan.options.no_new_keyring {
-            match sys::task::join_session_keyring(&format!("_ses.{}", self.state.id)) {
-                // Kernels without keyrings, and quotas used up, are no reason not to run.
-                Ok(()) | Err(Errno::ENOSYS | Errno::EDQUOT) => {}
-                Err(cause) => return Err(ChildError::Step("join a session keyring", cause)),
-            }
+            let permissions = labels::keyring_permissions(plan.namespaces.in_user_namespace());
+            let (name, label) = (format!("_ses.{}", self.state.id), plan.process.selinux_label.as_deref());
+            labels::join_keyring(&self.prepared.proc, &name, label, Some(permissions))?;
         }
         if let Some(name) = &plan.hostname {
             nix::unistd::sethostname(name).map_err(step("set hostname"))?;

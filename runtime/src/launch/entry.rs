@@ -23,6 +23,7 @@ use super::executable::{self, LookupError};
 use super::handshake::{Channel, Kind};
 use super::hooks::HookError;
 use crate::confine::caps::SYS_ADMIN;
+use crate::confine::labels::{self, LabelError};
 use crate::confine::limits;
 use crate::confine::seccomp::Filter;
 use crate::plan::process::{LimitStep, ProcessPlan};
@@ -57,13 +58,8 @@ pub(crate) enum ChildError {
         cause: Errno,
     },
     /// A security label.
-    #[error("apply {lsm} label {label:?}")]
-    Label {
-        lsm: &'static str,
-        label: String,
-        #[source]
-        cause: Errno,
-    },
+    #[error(transparent)]
+    Label(#[from] LabelError),
     /// The working directory.
     #[error("chdir to cwd ({cwd:?}) set in config.json failed")]
     Cwd {
@@ -142,12 +138,18 @@ impl Entrant<'_> {
         let process = self.process;
         self.limit(|few| !few)?;
         if let Some(scheduling) = process.scheduling {
-            sys::task::set_scheduling(scheduling).map_err(step("set scheduler"))?;
+            sys::task::set_scheduling(scheduling).map_err(step("set process.scheduler"))?;
         }
         if let Some((class, level)) = process.io_priority {
-            sys::task::set_io_priority(class, level).map_err(step("set I/O priority"))?;
+            sys::task::set_io_priority(class, level).map_err(step("set process.ioPriority"))?;
         }
-        self.label()?;
+        if let Some(memory) = &process.memory {
+            sys::task::set_memory_policy(memory.mode, &memory.nodes).map_err(step("set linux.memoryPolicy"))?;
+        }
+        if let Some(personality) = process.personality {
+            sys::task::set_personality(personality).map_err(step("set linux.personality"))?;
+        }
+        labels::apply(self.proc, process)?;
         umask(Mode::from_bits_truncate(process.umask.unwrap_or(0o022)));
         self.own_stdio()?;
         let entered = self.enter_cwd();
@@ -205,32 +207,6 @@ impl Entrant<'_> {
         }
         let cause = sys::process::execve(&settled.program, &self.process.args, &settled.env);
         Err(ChildError::Exec { path: settled.program, cause })
-    }
-
-    fn label(&self) -> Result<(), ChildError> {
-        let labels = [
-            ("AppArmor", &self.process.apparmor_profile, &["attr/apparmor/exec", "attr/exec"][..], "exec "),
-            ("SELinux", &self.process.selinux_label, &["attr/exec"][..], ""),
-        ];
-        for (lsm, label, files, prefix) in labels {
-            let Some(label) = label else { continue };
-            // "unconfined" is what a process is without AppArmor.
-            if lsm == "AppArmor" && label == "unconfined" && !Path::new("/sys/module/apparmor").exists() {
-                continue;
-            }
-            // Inside a pid namespace this procfs, the host's, still knows us by our pid out there.
-            let own = nix::fcntl::readlinkat(self.proc, "self").map_err(step("find own pid"))?;
-            let mut result = Err(Errno::ENOENT);
-            for file in files {
-                let path = format!("{}/{file}", own.to_string_lossy());
-                result = limits::write_proc(self.proc, &path, format!("{prefix}{label}").as_bytes());
-                if result != Err(Errno::ENOENT) {
-                    break;
-                }
-            }
-            result.map_err(|cause| ChildError::Label { lsm, label: label.clone(), cause })?;
-        }
-        Ok(())
     }
 
     /// The process may reopen its own stdio by name, so it has to own it; the null device stays root's.

@@ -179,6 +179,11 @@ pub(crate) struct Launched {
 }
 
 impl Launched {
+    /// A handle on the process.
+    pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
+        self.process.pidfd.as_fd()
+    }
+
     /// It lives on without us.
     pub(crate) fn release(&mut self) {
         self.process.armed = false;

@@ -9,8 +9,10 @@ pub(crate) mod mount_words;
 pub(crate) mod mounts;
 pub(crate) mod namespaces;
 pub(crate) mod net_devices;
+pub(crate) mod numbers;
 pub(crate) mod process;
 pub(crate) mod sysctl;
+pub(crate) mod task;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -130,8 +132,9 @@ impl Plan {
         let linux = spec.linux.clone().unwrap_or_default();
         let namespaces = NamespacePlan::new(&linux)?;
         let process = spec.process.as_ref().ok_or(PlanError::Missing { field: "process" })?;
-        let process = ProcessPlan::new(process, &mut warnings)?;
+        let mut process = ProcessPlan::new(process, &mut warnings)?;
         namespaces.check_ids(&process)?;
+        process.add_common(&linux, &mut warnings)?;
         let named = |field: &str, value: &str| match value {
             "" => Ok(None),
             _ if !namespaces.is_private(libc_flag::NEWUTS) => {
@@ -165,12 +168,6 @@ impl Plan {
         let net_devices = net_devices::plan(&linux.net_devices, &namespaces)?;
         if linux.mount_label.contains('\0') {
             return Err(PlanError::invalid("linux.mountLabel", linux.mount_label.as_str(), "contains a NUL"));
-        }
-        if linux.personality.is_some() {
-            return Err(PlanError::Unsupported { field: "linux.personality" });
-        }
-        if linux.memory_policy.is_some() {
-            return Err(PlanError::Unsupported { field: "linux.memoryPolicy" });
         }
         let (unit, unit_properties) = cgroup::check_path(&linux.cgroups_path, &spec.annotations, options)?;
         check_hooks(&spec.hooks)?;

@@ -7,8 +7,9 @@ use sys::pty::Size;
 use sys::task::Scheduling;
 
 use super::PlanError;
+use super::task::{self, AffinityPlan, MemoryStep};
 use crate::confine::caps::CapPlan;
-use crate::spec::{IoPriority, Process, Scheduler};
+use crate::spec::{Linux, Process};
 
 /// A resource limit.
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +40,10 @@ pub(crate) struct ProcessPlan {
     pub(crate) io_priority: Option<(u8, u8)>,
     pub(crate) apparmor_profile: Option<String>,
     pub(crate) selinux_label: Option<String>,
+    /// For processes that `exec` starts.
+    pub(crate) affinity: AffinityPlan,
+    pub(crate) memory: Option<MemoryStep>,
+    pub(crate) personality: Option<u64>,
 }
 
 /// The one id that the kernel takes for "leave as it is".
@@ -49,9 +54,6 @@ impl ProcessPlan {
     pub(crate) fn new(process: &Process, warnings: &mut Vec<String>) -> Result<Self, PlanError> {
         if process.args.is_empty() {
             return Err(PlanError::Missing { field: "process.args" });
-        }
-        if process.exec_cpu_affinity.is_some() {
-            warnings.push("process.execCPUAffinity is not honoured yet".to_owned());
         }
         if process.args[0].is_empty() {
             return Err(PlanError::invalid("process.args[0]", "", "is empty"));
@@ -108,11 +110,21 @@ impl ProcessPlan {
             no_new_privs: process.no_new_privileges,
             terminal,
             oom_score_adj: process.oom_score_adj,
-            scheduling: process.scheduler.as_ref().map(scheduling).transpose()?,
-            io_priority: process.io_priority.as_ref().map(io_priority).transpose()?,
+            scheduling: process.scheduler.as_ref().map(task::scheduling).transpose()?,
+            io_priority: process.io_priority.as_ref().map(task::io_priority).transpose()?,
             apparmor_profile: word(&process.apparmor_profile),
             selinux_label: word(&process.selinux_label),
+            affinity: process.exec_cpu_affinity.as_ref().map(task::affinity).transpose()?.unwrap_or_default(),
+            memory: None,
+            personality: None,
         })
+    }
+
+    /// Adds what holds for every process of the container.
+    pub(crate) fn add_common(&mut self, linux: &Linux, warnings: &mut Vec<String>) -> Result<(), PlanError> {
+        self.memory = linux.memory_policy.as_ref().map(task::memory).transpose()?;
+        self.personality = linux.personality.as_ref().map(|given| task::personality(given, warnings)).transpose()?;
+        Ok(())
     }
 }
 
@@ -152,58 +164,6 @@ fn resource(word: &str) -> Option<Resource> {
         "RLIMIT_STACK" => Resource::RLIMIT_STACK,
         _ => return None,
     })
-}
-
-fn scheduling(scheduler: &Scheduler) -> Result<Scheduling, PlanError> {
-    let policy = match scheduler.policy.as_str() {
-        "SCHED_OTHER" => 0,
-        "SCHED_FIFO" => 1,
-        "SCHED_RR" => 2,
-        "SCHED_BATCH" => 3,
-        "SCHED_ISO" => 4,
-        "SCHED_IDLE" => 5,
-        "SCHED_DEADLINE" => 6,
-        word => return Err(PlanError::unknown("process.scheduler.policy", word)),
-    };
-    let mut flags = 0;
-    for word in &scheduler.flags {
-        flags |= match word.as_str() {
-            "SCHED_FLAG_RESET_ON_FORK" => 0x01,
-            "SCHED_FLAG_RECLAIM" => 0x02,
-            "SCHED_FLAG_DL_OVERRUN" => 0x04,
-            "SCHED_FLAG_KEEP_POLICY" => 0x08,
-            "SCHED_FLAG_KEEP_PARAMS" => 0x10,
-            "SCHED_FLAG_UTIL_CLAMP_MIN" => 0x20,
-            "SCHED_FLAG_UTIL_CLAMP_MAX" => 0x40,
-            word => return Err(PlanError::unknown("process.scheduler.flags", word)),
-        };
-    }
-    let priority = u32::try_from(scheduler.priority)
-        .map_err(|_| PlanError::invalid("process.scheduler.priority", scheduler.priority.to_string(), "is negative"))?;
-    Ok(Scheduling {
-        policy,
-        flags,
-        nice: scheduler.nice,
-        priority,
-        runtime: scheduler.runtime,
-        deadline: scheduler.deadline,
-        period: scheduler.period,
-        ..Scheduling::default()
-    })
-}
-
-fn io_priority(priority: &IoPriority) -> Result<(u8, u8), PlanError> {
-    let class = match priority.class.as_str() {
-        "IOPRIO_CLASS_RT" => 1,
-        "IOPRIO_CLASS_BE" => 2,
-        "IOPRIO_CLASS_IDLE" => 3,
-        word => return Err(PlanError::unknown("process.ioPriority.class", word)),
-    };
-    let level = u8::try_from(priority.priority).ok().filter(|level| *level <= 7);
-    let level = level.ok_or_else(|| {
-        PlanError::invalid("process.ioPriority.priority", priority.priority.to_string(), "is not within 0 to 7")
-    })?;
-    Ok((class, level))
 }
 
 #[cfg(test)]

@@ -171,9 +171,18 @@ pub(crate) struct Process {
     pub(crate) scheduler: Option<Scheduler>,
     #[serde(rename = "ioPriority")]
     pub(crate) io_priority: Option<IoPriority>,
-    /// Read only to say that it isn't honoured yet.
     #[serde(rename = "execCPUAffinity")]
-    pub(crate) exec_cpu_affinity: Option<serde::de::IgnoredAny>,
+    pub(crate) exec_cpu_affinity: Option<ExecCpuAffinity>,
+}
+
+/// `process.execCPUAffinity`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct ExecCpuAffinity {
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) initial: String,
+    #[serde(rename = "final", deserialize_with = "nullable")]
+    pub(crate) last: String,
 }
 
 /// `process.consoleSize`

@@ -24,5 +24,6 @@ mod raw;
 pub mod reseat;
 pub mod seccomp;
 pub mod session;
+pub mod spawn;
 pub mod task;
 pub mod xattr;

@@ -13,7 +13,7 @@ pub(crate) use super::peers::is_ours;
 const BUSYBOX: &str = "/bin/busybox";
 const APPLETS: &[&str] = &[
     "sh", "cat", "echo", "id", "ls", "mkdir", "mknod", "dd", "mount", "pwd", "ps", "sleep", "stty", "touch", "true",
-    "tty", "env", "hostname", "kill", "readlink", "head", "grep", "stat", "umask",
+    "tty", "env", "hostname", "kill", "readlink", "head", "grep", "stat", "umask", "wc", "sort",
 ];
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
