@@ -26,6 +26,13 @@ const DIFFERENCES: &[(&str, &[&str], &str)] = &[
     ("exec::confined_like_the_container", &["crun"], "exec by flags forgets noNewPrivileges of the container"),
     ("exec::not_in_what_has_ended", &["crun"], "an exec that fails to start exits with 1"),
     ("exec::status_environment_user_and_cwd", &["crun"], "exec has no flag -g"),
+    ("faults::hostile_host::no_space_for_state", &["runc", "crun"], "does not say that there is no space"),
+    (
+        "faults::hostile_host::of_many_creates_one_wins",
+        &["runc", "crun"],
+        "those that lose undo the work of the one that wins",
+    ),
+    ("faults::hostile_host::of_many_starts_one_wins", &["runc", "crun"], "those that lose may harm the one that wins"),
     ("hostile::a_mount_over_proc_is_refused", &["runc", "crun"], "lets a tmpfs cover /proc"),
     (
         "hostile::a_shared_volume_that_changes_underneath",
@@ -43,6 +50,19 @@ const DIFFERENCES: &[(&str, &[&str], &str)] = &[
         &["runc", "crun"],
         "knows nothing of a container before all of it is made, and leaves its cgroups",
     ),
+    ("mounts::a_mount_label_needs_selinux", &["crun"], "ignores a mount label without SELinux"),
+    ("mounts::mounts_propagate_as_told", &["crun"], "gives mounts of a shared root a propagation of their own"),
+    (
+        "mounts::recursive_attributes_reach_what_is_mounted_below",
+        &["crun"],
+        "asks for rnoatime without taking relatime back, which the kernel refuses",
+    ),
+    (
+        "namespaces::the_hosts_own_namespaces_are_not_changed_by_another_name",
+        &["crun"],
+        "takes the host's own namespace, given by its path, for a private one",
+    ),
+    ("namespaces::what_cannot_be_is_refused", &["crun"], "lets some of it pass"),
     (
         "terminal::run_serves_the_terminal_itself",
         &["runc", "crun"],

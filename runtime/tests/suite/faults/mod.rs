@@ -233,21 +233,19 @@ fn the_child_of_run_is_killed() {
 fn exec_is_killed() {
     for victim in [Victim::Runtime, Victim::Both] {
         let Some(bundle) = busy() else { return };
-        Life::new(bundle, running, &["exec", "ID", "true"], victim).cut(|bundle, trace| {
+        Life::new(bundle, running, &["exec", "ID", "true"], victim).cut(|bundle, _| {
             assert_eq!(bundle.state()["status"], "running");
-            // What it had not made its own yet goes with it; a program that runs is the container's.
+            // What has not become the program yet goes with the runtime; a program that runs is the container's.
             eventually("no half-made process is left", || half_made(bundle).is_empty());
-            drop(trace.survivors());
         });
     }
 }
 
 /// Processes in the container's cgroup that are still the runtime itself.
 fn half_made(bundle: &Bundle) -> Vec<String> {
-    let procs = bundle.cgroup("pids").join("cgroup.procs");
-    let pids = std::fs::read_to_string(procs).unwrap_or_default();
-    let name = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    pids.lines().map(name).filter(|name| name.starts_with("berth")).collect()
+    let procs = std::fs::read_to_string(bundle.cgroup("pids").join("cgroup.procs")).unwrap_or_default();
+    let exe = |pid: &str| std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default().display().to_string();
+    procs.lines().map(exe).filter(|exe| exe.contains("berth-runtime")).collect()
 }
 
 #[test]
@@ -277,9 +275,44 @@ fn delete_by_force_is_killed() {
 }
 
 #[test]
+fn run_in_the_foreground_is_killed() {
+    let Some(bundle) = busy() else { return };
+    let bundle = bundle.shell("true");
+    Life::new(bundle, nothing, &["run", "--bundle", "BUNDLE", "ID"], Victim::Runtime).cut(|_, _| {});
+}
+
+#[test]
 fn kill_is_killed() {
     let Some(bundle) = busy() else { return };
     Life::new(bundle, running, &["kill", "--all", "ID", "KILL"], Victim::Runtime).cut(|_, _| {});
+}
+
+#[test]
+fn pause_and_resume_are_killed() {
+    fn paused(bundle: &Bundle) {
+        running(bundle);
+        bundle.ok(&["pause", &bundle.id]);
+    }
+    for (before, command) in [(running as fn(&Bundle), "pause"), (paused, "resume")] {
+        let Some(bundle) = busy() else { return };
+        Life::new(bundle, before, &[command, "ID"], Victim::Runtime).cut(|bundle, _| {
+            // Either can be had from whatever it is now.
+            if bundle.state()["status"] == "paused" {
+                bundle.ok(&["resume", &bundle.id]);
+            }
+            bundle.ok(&["exec", &bundle.id, "true"]);
+        });
+    }
+}
+
+#[test]
+fn update_is_killed() {
+    let Some(bundle) = busy() else { return };
+    let command = ["update", "--memory", "33554432", "--pids-limit", "40", "ID"];
+    Life::new(bundle, running, &command, Victim::Runtime).cut(|bundle, _| {
+        bundle.ok(&["exec", &bundle.id, "true"]);
+        bundle.ok(&["update", "--memory", "33554432", "--pids-limit", "40", &bundle.id]);
+    });
 }
 
 /// Ends of calls that nobody reads.

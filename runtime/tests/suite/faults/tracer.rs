@@ -63,6 +63,7 @@ struct Tracer {
     begun: bool,
 }
 
+#[expect(clippy::zombie_processes, reason = "its end is waited for among the events of those traced")]
 /// Runs a command to its end, or to that of its victim; whoever lives then lives on untraced.
 pub(super) fn trace(command: &Command, target: Option<(Victim, usize)>) -> Trace {
     // Seized while it waits for a line; counting begins with execve.
