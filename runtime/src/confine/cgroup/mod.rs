@@ -319,10 +319,9 @@ impl Cgroup {
         // Frozen, nothing can fork away from under the list.
         let frozen = self.freeze(true).is_ok();
         let killed = self.signal_all(nix::sys::signal::Signal::SIGKILL as i32);
-        if frozen {
-            self.freeze(false)?;
-        }
-        killed
+        // Also where freezing has failed half-way: who is frozen does not die.
+        let thawed = self.freeze(false);
+        killed.and(if frozen { thawed } else { Ok(()) })
     }
 
     /// Sends a signal to every process in the cgroup.
@@ -360,7 +359,7 @@ impl Cgroup {
         let deadline = Instant::now() + Duration::from_secs(10);
         let mut pause = Duration::from_micros(100);
         write(hierarchy, &self.path, file, word)?;
-        while on && !self.is_frozen()? {
+        while on && !self.freezer_says(&["FROZEN"])? {
             if Instant::now() > deadline {
                 write(hierarchy, &self.path, file, if is_legacy { "THAWED" } else { "0" })?;
                 return Err(CgroupError::NotFrozen(self.shown(hierarchy)));
@@ -375,13 +374,18 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Whether all of it is frozen.
+    /// Whether it is frozen, or will be: a v1 cgroup may be on its way for as long as one of its processes cannot be stopped, and
+    /// has to be thawed then as well.
     pub(crate) fn is_frozen(&self) -> Result<bool, CgroupError> {
+        self.freezer_says(&["FROZEN", "FREEZING"])
+    }
+
+    fn freezer_says(&self, words: &[&str]) -> Result<bool, CgroupError> {
         match self.freezer() {
             None => Ok(false),
             Some((hierarchy, true)) => match read(hierarchy, &self.path, "freezer.state") {
-                Err(CgroupError::Read { cause: Errno::ENOENT, .. }) => Ok(false),
-                other => Ok(other?.trim() == "FROZEN"),
+                Err(CgroupError::Read { cause: Errno::ENOENT | Errno::ENODEV, .. }) => Ok(false),
+                other => Ok(words.contains(&other?.trim())),
             },
             Some((hierarchy, false)) => match read(hierarchy, &self.path, "cgroup.events") {
                 Err(CgroupError::Read { cause: Errno::ENOENT, .. }) => Ok(false),

@@ -14,7 +14,7 @@ use super::bundle::{Bundle, eventually, is_ours, texts};
 use tracer::{Trace, Victim, trace};
 
 /// How many system calls of each life are taken, unless told otherwise.
-const SAMPLE: usize = 25;
+const SAMPLE: usize = 12;
 
 /// The system calls to be killed at, of `count`.
 fn choice(count: usize) -> Vec<usize> {
