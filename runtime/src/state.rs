@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::confine::cgroup::systemd::Unit;
 use crate::confine::cgroup::{Cgroup, CgroupError};
+use crate::confine::rdt;
 use crate::spec::Hooks;
 
 /// Why state could not be read or kept.
@@ -145,6 +146,9 @@ pub(crate) struct State {
     /// True when killing the process kills all others: it is the init of a pid namespace of the container's own.
     pub(crate) own_pid_namespace: bool,
     pub(crate) hooks: Hooks,
+    /// Its part of resctrl, if it was given one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) rdt: Option<rdt::Group>,
 }
 
 /// `state` and `list`, as the specification and runc have it.
@@ -210,6 +214,7 @@ impl State {
             unit: None,
             own_pid_namespace: false,
             hooks: Hooks::default(),
+            rdt: None,
         }
     }
 
@@ -345,6 +350,11 @@ impl StateDir {
         self.dir(id).join(CONFIG)
     }
 
+    /// Replaces the state of a container that is there.
+    pub(crate) fn save(&self, state: &State) -> Result<(), StateError> {
+        replace(&self.dir(&state.id), state)
+    }
+
     /// Forgets a container.
     pub(crate) fn remove(&self, id: &ContainerId) -> Result<(), StateError> {
         remove_dir(&self.dir(id))
@@ -412,18 +422,23 @@ impl Entry {
 
     /// Replaces the state.
     pub(crate) fn save(&self, state: &State) -> Result<(), StateError> {
-        let (path, aside) = (self.dir.join(STATE_FILE), self.dir.join(".state.json"));
-        let bytes = serde_json::to_vec(state).map_err(|cause| StateError::Parse { path: path.clone(), cause })?;
-        // The folder is on a tmpfs and means nothing after a reboot: no fsync.
-        let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside);
-        file.and_then(|mut file| file.write_all(&bytes)).map_err(io("write", &aside))?;
-        fs::rename(&aside, &path).map_err(io("rename", &aside))
+        replace(&self.dir, state)
     }
 
     /// The container is there to stay.
     pub(crate) fn keep(mut self) {
         self.keep = true;
     }
+}
+
+/// Writes the state aside, then puts it in place.
+fn replace(dir: &Path, state: &State) -> Result<(), StateError> {
+    let (path, aside) = (dir.join(STATE_FILE), dir.join(".state.json"));
+    let bytes = serde_json::to_vec(state).map_err(|cause| StateError::Parse { path: path.clone(), cause })?;
+    // The folder is on a tmpfs and means nothing after a reboot: no fsync.
+    let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside);
+    file.and_then(|mut file| file.write_all(&bytes)).map_err(io("write", &aside))?;
+    fs::rename(&aside, &path).map_err(io("rename", &aside))
 }
 
 impl Drop for Entry {
@@ -472,6 +487,7 @@ mod tests {
             unit: None,
             own_pid_namespace: true,
             hooks: Hooks::default(),
+            rdt: None,
         }
     }
 

@@ -9,6 +9,7 @@ use crate::args::{Flag, Parsed, switch, value};
 use crate::confine::cgroup::place::Wanted;
 use crate::confine::cgroup::{Cgroup, CgroupError};
 use crate::confine::labels;
+use crate::confine::rdt;
 use crate::launch::gate;
 use crate::launch::parent::{self, Launched, Prepared, Wait};
 use crate::plan::libc_flag::{NEWPID, NEWUSER};
@@ -86,16 +87,17 @@ impl Built {
     }
 }
 
-/// A cgroup made here; removed when dropped, unless kept.
+/// A cgroup made here, and a group of resctrl; removed when dropped, unless kept.
 pub(super) struct NewCgroup {
     cgroup: Cgroup,
+    rdt: Option<rdt::Group>,
     keep: bool,
 }
 
 impl NewCgroup {
     /// Takes charge of a cgroup.
-    pub(super) fn new(cgroup: Cgroup, failed: Option<&CgroupError>) -> Self {
-        Self { cgroup, keep: false }.unless_occupied(failed)
+    pub(super) fn new(cgroup: Cgroup, rdt: Option<rdt::Group>, failed: Option<&CgroupError>) -> Self {
+        Self { cgroup, rdt, keep: false }.unless_occupied(failed)
     }
 
     /// What somebody else is in must stay.
@@ -130,6 +132,7 @@ impl Drop for NewCgroup {
         if !self.keep {
             // The error that led here is the one to tell; `delete --force` finishes what is left.
             let _ = self.cgroup.destroy();
+            let _ = self.rdt.as_ref().map_or(Ok(()), rdt::Group::remove);
         }
     }
 }
@@ -186,6 +189,7 @@ pub(super) fn build(
         unit: cgroup.unit().cloned(),
         own_pid_namespace: plan.namespaces.new & NEWPID != 0,
         hooks: plan.hooks.clone(),
+        rdt: plan.rdt.as_ref().map(|rdt| rdt::Group::locate(rdt::root()?, rdt, args.id.as_str())).transpose()?,
     };
     // Enough for `delete --force` to clean up if this process is killed.
     entry.save(&state)?;
@@ -196,7 +200,10 @@ pub(super) fn build(
         Starter::Gate => Wait::Gate(gate::build(&entry.gate()).map_err(system("make the start socket"))?),
     };
     let prepared = Prepared::new(&plan, &args.bundle, args.console_socket.as_deref(), wait)?;
-    let mut cgroup = NewCgroup { cgroup, keep: false };
+    let mut cgroup = NewCgroup::new(cgroup, state.rdt.clone(), None);
+    if let (Some(group), Some(rdt)) = (&state.rdt, &plan.rdt) {
+        group.make(rdt)?;
+    }
     let launched = match parent::spawn(&plan, &prepared, &cgroup.cgroup, &state, &context.log) {
         Ok(launched) => launched,
         Err(error) => {

@@ -67,6 +67,9 @@ pub(super) fn remove(context: &Context, state: &State) -> Result<(), CommandErro
     let cgroup = state.cgroup()?;
     end(state, &cgroup)?;
     cgroup.destroy()?;
+    if let Some(group) = &state.rdt {
+        group.remove()?;
+    }
     context.states.remove(&state.id)?;
     poststop(context, state);
     Ok(())

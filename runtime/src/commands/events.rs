@@ -43,14 +43,18 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
     }
     let cgroup = state.cgroup()?;
     if parsed.is_on("stats") {
-        tell(&Event { kind: "stats", id: &id, data: Some(stats(&cgroup)?) })?;
+        tell(&Event { kind: "stats", id: &id, data: Some(stats(&state, &cgroup)?) })?;
         return Ok(0);
     }
     watch(context, &state, &cgroup, interval)
 }
 
-fn stats(cgroup: &Cgroup) -> Result<Stats, CommandError> {
-    Ok(cgroup.stats()?)
+fn stats(state: &State, cgroup: &Cgroup) -> Result<Stats, CommandError> {
+    let mut stats = cgroup.stats()?;
+    if let Some(group) = &state.rdt {
+        stats.intel_rdt = group.stats()?;
+    }
+    Ok(stats)
 }
 
 fn watch(context: &Context, state: &State, cgroup: &Cgroup, interval: Duration) -> Result<u8, CommandError> {
@@ -87,7 +91,7 @@ fn watch(context: &Context, state: &State, cgroup: &Cgroup, interval: Duration) 
         }
         if Instant::now() >= next {
             next = Instant::now() + interval;
-            match stats(cgroup) {
+            match stats(state, cgroup) {
                 Ok(data) => {
                     if !tell(&Event { kind: "stats", id: &state.id, data: Some(data) })? {
                         return Ok(0);

@@ -15,6 +15,7 @@ use crate::args::{ArgsError, Flag, Order, Parsed, switch, value};
 use crate::confine::caps;
 use crate::confine::cgroup::enter::{Below, Entrance};
 use crate::confine::cgroup::{self, Cgroup};
+use crate::confine::rdt;
 use crate::confine::seccomp::{self, Filter};
 use crate::confine::{labels, limits};
 use crate::launch::entry::{ChildError, Entrant, open_terminal, report_ready};
@@ -169,6 +170,8 @@ struct Work {
     init: Pid,
     cgroup: Cgroup,
     entrance: Entrance,
+    /// Files of resctrl by which it gets the container's share of cache and memory bandwidth.
+    rdt: Vec<OwnedFd>,
     proc: OwnedFd,
     console: Option<OwnedFd>,
     keyring: String,
@@ -227,6 +230,7 @@ impl Work {
             entrance: cgroup.enter(&below)?,
             cgroup,
             init: pid,
+            rdt: state.rdt.as_ref().map(rdt::Group::task_files).transpose()?.unwrap_or_default(),
             proc: limits::open_proc().map_err(system("open /proc"))?,
             console: None,
             keyring: format!("_ses.{}", state.id),
@@ -295,6 +299,7 @@ impl Work {
         sys::process::set_parent_death_signal(Some(Signal::SIGKILL)).map_err(step("set parent death signal"))?;
         sys::process::reset_signals().map_err(step("reset signals"))?;
         cgroup::join(&self.entrance.tasks).map_err(step("join the cgroup"))?;
+        cgroup::join(&self.rdt).map_err(step("join the group of resctrl"))?;
         if let Some(mask) = &self.process.affinity.last {
             sys::task::set_cpu_affinity(None, mask).map_err(step("set process.execCPUAffinity.final"))?;
         }

@@ -42,7 +42,7 @@ pub(super) fn run(_: &Context, arguments: &[String]) -> Result<u8, CommandError>
             },
             "apparmor": {"enabled": true},
             "selinux": {"enabled": true},
-            "intelRdt": {"enabled": false},
+            "intelRdt": {"enabled": true, "schemata": true, "monitoring": true},
             "memoryPolicy": {},
             "mountExtensions": {"idmap": {"enabled": true}},
             "netDevices": {"enabled": true},

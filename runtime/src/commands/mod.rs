@@ -59,6 +59,9 @@ pub(crate) enum CommandError {
     /// A cgroup.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// A share of cache and memory bandwidth.
+    #[error(transparent)]
+    Rdt(#[from] crate::confine::rdt::RdtError),
     /// criu.
     #[error(transparent)]
     Criu(#[from] crate::criu::CriuError),

@@ -17,6 +17,7 @@ use super::checkpoint::{Args, COMMON, check_version};
 use super::{CommandError, Context, foreground, write_pid_file};
 use crate::args::{Flag, Order, Parsed, switch, value};
 use crate::confine::cgroup::Cgroup;
+use crate::confine::rdt;
 use crate::criu::rpc::{Message, kind, opt};
 use crate::criu::{self, Criu, CriuError, Step, outside};
 use crate::launch::hooks;
@@ -61,7 +62,7 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
     let cgroup = context.driver.place(&super::build::wanted(&plan, &id))?;
     let entry = context.states.reserve(&id)?;
     let state = State {
-        id,
+        id: id.clone(),
         pid: 0,
         start_time: 0,
         bundle,
@@ -73,6 +74,7 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
         unit: cgroup.unit().cloned(),
         own_pid_namespace: plan.namespaces.new & NEWPID != 0,
         hooks: plan.hooks.clone(),
+        rdt: plan.rdt.as_ref().map(|rdt| rdt::Group::locate(rdt::root()?, rdt, id.as_str())).transpose()?,
     };
     entry.save(&state)?;
     entry.save_config(&config)?;
@@ -135,7 +137,7 @@ impl<'a> Restorer<'a> {
         }
         let mut warn = |text: String| self.context.log.warn(&text);
         let unified = cgroup.create_unified(&plan.resources, &mut warn);
-        let cgroup = NewCgroup::new(cgroup, unified.as_ref().err());
+        let cgroup = NewCgroup::new(cgroup, self.state.rdt.clone(), unified.as_ref().err());
         unified?;
         // systemd wants a process for its scope, and gets criu's.
         let by_systemd = cgroup.get().unit().is_some();
@@ -152,6 +154,11 @@ impl<'a> Restorer<'a> {
         };
         let cgroup = if by_systemd { cgroup.finished(criu.pid(), &plan.resources, &mut warn)? } else { cgroup };
         cgroup.get().add(criu.pid())?;
+        if let (Some(group), Some(rdt)) = (&self.state.rdt, &plan.rdt) {
+            group.make(rdt)?;
+            // What it restores are its children.
+            group.add(std::iter::once(criu.pid().as_raw()))?;
+        }
         outside::cgroup_roots(&mut opts, criu.pid())?;
         // The root the mount points are looked up in is the one outside: what criu mounts inside does not matter to their names.
         outside::restore_mounts(&mut opts, plan, &self.state.bundle, cgroup.get(), &root);

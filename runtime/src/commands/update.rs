@@ -4,8 +4,10 @@ use std::io::Read;
 
 use super::{CommandError, Context};
 use crate::args::{ArgsError, Flag, Order, Parsed, value};
+use crate::confine::rdt;
+use crate::plan::rdt::{RdtPlan, joined};
 use crate::spec::{Resources, SpecError, load_json};
-use crate::state::{ContainerId, Status};
+use crate::state::{ContainerId, State, Status};
 
 const FLAGS: &[Flag] = &[
     value(&["resources", "r"], "file with linux.resources as JSON, - for stdin"),
@@ -25,18 +27,13 @@ const FLAGS: &[Flag] = &[
     value(&["pids-limit"], "number of processes"),
     value(&["kernel-memory"], "obsolete and ignored"),
     value(&["kernel-memory-tcp"], "obsolete and ignored"),
-    value(&["l3-cache-schema"], "not supported yet"),
-    value(&["mem-bw-schema"], "not supported yet"),
+    value(&["l3-cache-schema"], "share of the L3 cache, as in L3:0=f;1=f"),
+    value(&["mem-bw-schema"], "share of memory bandwidth, as in MB:0=50;1=50"),
 ];
 
 pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, CommandError> {
     let parsed = Parsed::parse(FLAGS, Order::Mixed, arguments)?;
     let id = ContainerId::parse(parsed.one_word("update", "the container's id")?)?;
-    for flag in ["l3-cache-schema", "mem-bw-schema"] {
-        if parsed.value(flag).is_some() {
-            return Err(CommandError::UnsupportedFlag(flag));
-        }
-    }
     let resources = match parsed.value("resources").filter(|value| !value.is_empty()) {
         None => from_flags(&parsed)?,
         Some("-") => from_stdin()?,
@@ -52,7 +49,28 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
         return Err(CommandError::NotRunning);
     }
     state.cgroup()?.update(&resources, &mut |text| context.log.warn(&text))?;
+    update_rdt(context, &parsed, state)?;
     Ok(0)
+}
+
+/// Changes shares of cache and memory bandwidth. A container that has no group gets one now.
+fn update_rdt(context: &Context, parsed: &Parsed, mut state: State) -> Result<(), CommandError> {
+    let text = |flag: &str| parsed.value(flag).unwrap_or_default();
+    let lines = joined(text("l3-cache-schema"), text("mem-bw-schema"));
+    if lines.is_empty() {
+        return Ok(());
+    }
+    if let Some(group) = &state.rdt {
+        return Ok(group.share(&lines)?);
+    }
+    let plan = RdtPlan { lines, ..RdtPlan::default() };
+    let group = rdt::Group::locate(rdt::root()?, &plan, state.id.as_str())?;
+    // First, so that `delete` knows of it whatever happens here.
+    state.rdt = Some(group.clone());
+    context.states.save(&state)?;
+    group.make(&plan)?;
+    let processes = state.cgroup()?.processes()?;
+    Ok(group.add(processes.into_iter().map(|pid| pid.as_raw()))?)
 }
 
 fn from_stdin() -> Result<Resources, CommandError> {

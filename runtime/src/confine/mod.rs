@@ -4,4 +4,5 @@ pub(crate) mod caps;
 pub(crate) mod cgroup;
 pub(crate) mod labels;
 pub(crate) mod limits;
+pub(crate) mod rdt;
 pub(crate) mod seccomp;

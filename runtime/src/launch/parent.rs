@@ -64,6 +64,9 @@ pub(crate) enum LaunchError {
     /// Labels without SELinux.
     #[error("config.json: linux.mountLabel: SELinux is not enabled here")]
     NoSelinux,
+    /// A share of cache and memory bandwidth.
+    #[error(transparent)]
+    Rdt(#[from] crate::confine::rdt::RdtError),
     /// An id map.
     #[error(transparent)]
     Map(#[from] MapError),
@@ -242,7 +245,10 @@ pub(crate) fn spawn(
     }
     cgroup.finish(pid, &plan.resources, &mut warn)?;
     super::delegate::to_container(plan, cgroup, pid, &mut warn)?;
-    let tasks = cgroup.task_files()?;
+    let mut tasks = cgroup.task_files()?;
+    if let Some(group) = &state.rdt {
+        tasks.extend(group.task_files()?);
+    }
     let tasks: Vec<BorrowedFd<'_>> = tasks.iter().map(AsFd::as_fd).collect();
     channel.send_with(Kind::Cgroup, &pid.to_string(), &tasks).map_err(|_| parent.last_words())?;
     if let Some(score) = score {

@@ -11,6 +11,7 @@ pub(crate) mod namespaces;
 pub(crate) mod net_devices;
 pub(crate) mod numbers;
 pub(crate) mod process;
+pub(crate) mod rdt;
 pub(crate) mod sysctl;
 pub(crate) mod task;
 
@@ -28,6 +29,7 @@ use mounts::{MountStep, Surroundings};
 use namespaces::NamespacePlan;
 use net_devices::NetDeviceStep;
 use process::ProcessPlan;
+use rdt::RdtPlan;
 
 /// Why a configuration is refused. `field` is the path in config.json.
 #[derive(Debug, thiserror::Error)]
@@ -105,6 +107,7 @@ pub(crate) struct Plan {
     pub(crate) process: ProcessPlan,
     pub(crate) seccomp: Option<Filter>,
     pub(crate) resources: Resources,
+    pub(crate) rdt: Option<RdtPlan>,
     /// As in config.json: empty for the default.
     pub(crate) cgroups_path: String,
     /// The same as a unit's name, under `--systemd-cgroup`.
@@ -162,9 +165,7 @@ impl Plan {
                 return Err(PlanError::invalid(field, path.as_str(), "is not an absolute path"));
             }
         }
-        if linux.intel_rdt.is_some() {
-            return Err(PlanError::Unsupported { field: "linux.intelRdt" });
-        }
+        let rdt = linux.intel_rdt.as_ref().map(RdtPlan::new).transpose()?;
         let net_devices = net_devices::plan(&linux.net_devices, &namespaces)?;
         if linux.mount_label.contains('\0') {
             return Err(PlanError::invalid("linux.mountLabel", linux.mount_label.as_str(), "contains a NUL"));
@@ -191,6 +192,7 @@ impl Plan {
             process,
             seccomp: seccomp.flatten(),
             resources,
+            rdt,
             cgroups_path: linux.cgroups_path,
             unit,
             unit_properties,
@@ -316,7 +318,11 @@ pub(crate) mod tests {
                 serde_json::json!({"kernel.panic": "1"}),
                 "linux.sysctl: \"kernel.panic\" is not namespaced",
             ),
-            ("/linux/intelRdt", serde_json::json!({}), "linux.intelRdt is not supported yet"),
+            (
+                "/linux/intelRdt",
+                serde_json::json!({"closID": "../x"}),
+                "linux.intelRdt.closID: \"../x\" is not the name of a class",
+            ),
             (
                 "/hooks",
                 serde_json::json!({"prestart": [{"path": "x"}]}),

@@ -37,7 +37,7 @@ pub(crate) struct Linux {
     pub(crate) mount_label: String,
     pub(crate) personality: Option<Personality>,
     pub(crate) memory_policy: Option<MemoryPolicy>,
-    pub(crate) intel_rdt: Option<serde::de::IgnoredAny>,
+    pub(crate) intel_rdt: Option<IntelRdt>,
     #[serde(deserialize_with = "nullable")]
     pub(crate) net_devices: BTreeMap<String, NetDevice>,
 }
@@ -115,6 +115,26 @@ pub(crate) struct MemoryPolicy {
     pub(crate) nodes: String,
     #[serde(deserialize_with = "nullable")]
     pub(crate) flags: Vec<String>,
+}
+
+/// `intelRdt`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct IntelRdt {
+    #[serde(rename = "closID", deserialize_with = "nullable")]
+    pub(crate) clos_id: String,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) schemata: Vec<String>,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) l3_cache_schema: String,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) mem_bw_schema: String,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) enable_monitoring: bool,
+    #[serde(rename = "enableCMT", deserialize_with = "nullable")]
+    pub(crate) enable_cmt: bool,
+    #[serde(rename = "enableMBM", deserialize_with = "nullable")]
+    pub(crate) enable_mbm: bool,
 }
 
 /// `resources`, and what `update --resources` reads

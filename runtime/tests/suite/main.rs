@@ -15,6 +15,7 @@ mod namespaces;
 mod netdev;
 mod peers;
 mod process;
+mod rdt;
 mod systemd;
 mod terminal;
 mod update;

@@ -48,15 +48,17 @@ impl Cgroup {
     pub(crate) fn update(&self, resources: &Resources, warn: &mut dyn FnMut(String)) -> Result<(), CgroupError> {
         let resources = self.complete(resources)?;
         super::check::memory_in_use(self, &resources)?;
-        if let Some(unit) = self.unit() {
-            unit.update(&resources, self.is_unified())?;
-        }
         let before = self.snapshot(&resources);
         let done = match (self.is_unified(), &self.unified) {
             (true, Some(hierarchy)) => unified::limit(hierarchy, &self.path, &resources, warn),
             _ => self.limit_legacy(&resources, warn),
         };
-        let Err(error) = done else { return Ok(()) };
+        // systemd writes the same values once more when it sees fit, so it learns only of those that the kernel took.
+        let told = |()| match self.unit() {
+            Some(unit) => unit.update(&resources, self.is_unified()).map_err(CgroupError::from),
+            None => Ok(()),
+        };
+        let Err(error) = done.and_then(told) else { return Ok(()) };
         for file in self.put_back(&before) {
             warn(format!("{file} could not be set back to what it was"));
         }
