@@ -33,6 +33,14 @@ const DIFFERENCES: &[(&str, &[&str], &str)] = &[
         "those that lose undo the work of the one that wins",
     ),
     ("faults::hostile_host::of_many_starts_one_wins", &["runc", "crun"], "those that lose may harm the one that wins"),
+    ("hooks::a_failing_early_hook_fails_create_or_start", &["crun"], "runs no poststop hooks where creating fails"),
+    ("hooks::a_failing_early_hook_undoes_everything_and_poststop_runs", &["crun"], "does not tell what the hook said"),
+    (
+        "hooks::each_kind_is_told_status_and_pid",
+        &["runc", "crun"],
+        "tells createContainer hooks the pid in the container (runc), early hooks that it is created (crun)",
+    ),
+    ("hooks::each_kind_runs_in_its_namespaces", &["crun"], "start does not wait for the startContainer hooks"),
     ("hostile::a_mount_over_proc_is_refused", &["runc", "crun"], "lets a tmpfs cover /proc"),
     (
         "hostile::a_shared_volume_that_changes_underneath",
@@ -50,6 +58,7 @@ const DIFFERENCES: &[(&str, &[&str], &str)] = &[
         &["runc", "crun"],
         "knows nothing of a container before all of it is made, and leaves its cgroups",
     ),
+    ("lifecycle::paused_is_still", &["crun"], "pause does not wait until v1 has frozen everything"),
     ("mounts::a_mount_label_needs_selinux", &["crun"], "ignores a mount label without SELinux"),
     ("mounts::mounts_propagate_as_told", &["crun"], "gives mounts of a shared root a propagation of their own"),
     (
@@ -63,6 +72,7 @@ const DIFFERENCES: &[(&str, &[&str], &str)] = &[
         "takes the host's own namespace, given by its path, for a private one",
     ),
     ("namespaces::what_cannot_be_is_refused", &["crun"], "lets some of it pass"),
+    ("process::unknown_capabilities_are_left_out", &["crun"], "says nothing of a capability that it leaves out"),
     (
         "terminal::run_serves_the_terminal_itself",
         &["runc", "crun"],
