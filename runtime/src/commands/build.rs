@@ -183,7 +183,7 @@ pub(super) fn build(
         bundle: args.bundle.clone(),
         rootfs: plan.rootfs.clone(),
         created: crate::log::rfc3339(std::time::SystemTime::now()),
-        owner: String::new(),
+        owner: owner(),
         annotations: plan.annotations.clone(),
         cgroup: cgroup.path().to_owned(),
         unit: cgroup.unit().cloned(),
@@ -234,6 +234,21 @@ pub(super) fn wanted<'a>(plan: &'a Plan, id: &'a ContainerId) -> Wanted<'a> {
         properties: &plan.unit_properties,
         resources: &plan.resources,
     }
+}
+
+/// Whose container it is, for `list`; nothing for root's. By name if the host's passwd file has one.
+fn owner() -> String {
+    let user = nix::unistd::geteuid();
+    if user.is_root() {
+        return String::new();
+    }
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let name = passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(user.as_raw())).then(|| name.to_owned())
+    });
+    name.unwrap_or_else(|| user.to_string())
 }
 
 fn check_terminal(plan: &Plan, args: &BuildArgs, detached: bool) -> Result<(), CommandError> {

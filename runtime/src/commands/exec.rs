@@ -240,10 +240,28 @@ impl Work {
     /// Clones the process and stays with it until its own program runs. Gives its terminal, if no socket took it.
     fn spawn(&self, context: &Context) -> Result<(Guard, Option<OwnedFd>), CommandError> {
         let system = |stage| move |errno| CommandError::System(stage, errno);
+        let mut score = self.process.oom_score_adj;
+        if !nix::unistd::geteuid().is_root()
+            && let Some(score) = score.take()
+        {
+            // The files of an undumpable process are root's: the child gets it from us, who still can.
+            set_oom_score(&self.proc, nix::unistd::getpid(), score, &context.log)
+                .map_err(system("set oom_score_adj"))?;
+        }
         sys::process::set_dumpable(false).map_err(system("become undumpable"))?;
         // Takes effect for the child alone; whatever else the runtime does from here on needs no other child.
+        let mut rest = self.namespaces & !NEWPID;
         if self.namespaces & NEWPID != 0 {
-            sys::ns::enter(&self.target, NEWPID).map_err(system("join the container's pid namespace"))?;
+            match sys::ns::enter(&self.target, NEWPID) {
+                // An ordinary user has rights over the container only inside his own user namespace.
+                Err(Errno::EPERM) if rest & NEWUSER != 0 => {
+                    rest &= !NEWUSER;
+                    sys::ns::enter(&self.target, NEWPID | NEWUSER)
+                }
+                done => done,
+            }
+            .map_err(system("join the container's pid namespace"))?;
+            sys::process::set_dumpable(false).map_err(system("become undumpable"))?;
         }
         let (ours, theirs) = Channel::pair().map_err(system("make a pair of sockets"))?;
         let into =
@@ -257,7 +275,7 @@ impl Work {
             done => done,
         };
         let guard = match cloned.map_err(system("clone a process into the container's cgroup"))? {
-            Cloned::Child => self.become_process(&theirs),
+            Cloned::Child => self.become_process(&theirs, rest),
             Cloned::Parent { pid, pidfd } => Guard { pid, pidfd, armed: true },
         };
         drop(theirs);
@@ -265,7 +283,7 @@ impl Work {
             // Ours ends soon; a foreground exec is no worse for it.
             let _ = sys::task::set_cpu_affinity(None, &former);
         }
-        if let Some(score) = self.process.oom_score_adj {
+        if let Some(score) = score {
             set_oom_score(&self.proc, guard.pid, score, &context.log).map_err(system("set oom_score_adj"))?;
         }
         let ready = listen(context, &ours)?.ok_or(LaunchError::ChildDied)?;
@@ -285,8 +303,8 @@ impl Work {
         Ok(Some(former))
     }
 
-    fn become_process(&self, channel: &Channel) -> ! {
-        let error = match self.enter(channel) {
+    fn become_process(&self, channel: &Channel, namespaces: u64) -> ! {
+        let error = match self.enter(channel, namespaces) {
             Ok(never) => match never {},
             Err(error) => error,
         };
@@ -294,7 +312,8 @@ impl Work {
         sys::process::exit_now(i32::from(FAILED))
     }
 
-    fn enter(&self, channel: &Channel) -> Result<Infallible, ChildError> {
+    /// `namespaces` are those that are still to be joined.
+    fn enter(&self, channel: &Channel, namespaces: u64) -> Result<Infallible, ChildError> {
         let step = |stage| move |errno| ChildError::Step(stage, errno);
         sys::process::set_parent_death_signal(Some(Signal::SIGKILL)).map_err(step("set parent death signal"))?;
         sys::process::reset_signals().map_err(step("reset signals"))?;
@@ -303,7 +322,7 @@ impl Work {
         if let Some(mask) = &self.process.affinity.last {
             sys::task::set_cpu_affinity(None, mask).map_err(step("set process.execCPUAffinity.final"))?;
         }
-        sys::ns::enter(&self.target, self.namespaces & !NEWPID).map_err(step("join the container's namespaces"))?;
+        sys::ns::enter(&self.target, namespaces).map_err(step("join the container's namespaces"))?;
         if self.namespaces & NEWUSER != 0 {
             sys::creds::set_gid(0).map_err(step("become root of the user namespace"))?;
             sys::creds::set_uid(0).map_err(step("become root of the user namespace"))?;

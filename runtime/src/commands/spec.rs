@@ -85,7 +85,7 @@ fn make_rootless(config: &mut Value, uid: u32, gid: u32) {
                 // sysfs belongs to the host's network namespace, so it cannot be mounted anew.
                 // Read-only throughout: a cgroup tree is mounted below, and part of it may be the user's (CVE-2023-25809).
                 *mount = json!({"destination": "/sys", "type": "none", "source": "/sys",
-                    "options": ["rbind", "nosuid", "noexec", "nodev", "rro"]});
+                    "options": ["rbind", "nosuid", "noexec", "nodev", "ro", "rro"]});
             } else if let Some(options) = mount["options"].as_array_mut() {
                 // gid 5 has no meaning in a namespace with one id.
                 options.retain(|option| option != "gid=5");

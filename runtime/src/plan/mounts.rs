@@ -220,6 +220,13 @@ impl MountStep {
         if (step.links.copy || step.links.source_itself) && !step.source.is_bind() {
             return Err(PlanError::invalid(field("options"), "copy-symlink or src-nofollow", "is for binds only"));
         }
+        // What is mounted below a read-only /sys, cgroups above all, would stay writable for whoever owns it (CVE-2023-25809).
+        if matches!(step.source, Source::Bind { reach: Reach::Tree, .. })
+            && step.destination == Path::new("/sys")
+            && step.attributes.set & attr::RDONLY != 0
+        {
+            step.tree_attributes.add(attr::RDONLY, 0);
+        }
         step.check_proc()?;
         Ok(step)
     }

@@ -37,9 +37,27 @@ pub(crate) fn make(root: &OwnedFd, step: &MountStep, cgroup: &Cgroup, private: b
                 Ok(tree)
             })
         };
+        let mount = match mount {
+            Err(Errno::EPERM | Errno::EBUSY) => the_hosts(step),
+            mount => mount,
+        };
         return mount.and_then(|mount| attach(mount, destination)).map_err(failed);
     }
-    legacy(&destination, step, cgroup, private).map_err(failed)
+    match legacy(&destination, step, cgroup, private) {
+        // What was attached until then is covered.
+        Err(Errno::EPERM) => the_hosts(step).and_then(|mount| attach(mount, destination)),
+        done => done,
+    }
+    .map_err(failed)
+}
+
+/// What the runtime itself sees, for a user namespace that may not mount cgroups. Read-only whatever config.json says: it is more
+/// than the container's own, and on a host with delegation some of it is the user's (CVE-2023-25809).
+fn the_hosts(step: &MountStep) -> Result<OwnedFd, Errno> {
+    let tree = clone_tree(AT_FDCWD, ROOT, Reach::Tree)?;
+    let set = step.attributes.set | attr::RDONLY;
+    set_attributes(&tree, Reach::Tree, set, 0, Some(sys::mount::Propagation::Slave))?;
+    Ok(tree)
 }
 
 /// Nothing at all, and read-only.

@@ -16,6 +16,7 @@ mod netdev;
 mod peers;
 mod process;
 mod rdt;
+mod rootless;
 mod systemd;
 mod terminal;
 mod update;
