@@ -11,6 +11,7 @@ use crate::confine::cgroup::{Cgroup, CgroupError};
 use crate::confine::labels;
 use crate::confine::rdt;
 use crate::launch::gate;
+use crate::launch::listener;
 use crate::launch::parent::{self, Launched, Prepared, Wait};
 use crate::plan::libc_flag::{NEWPID, NEWUSER};
 use crate::plan::{Options, Plan};
@@ -160,6 +161,7 @@ pub(super) fn build(
         limit_caps(&mut plan)?;
     }
     labels::settle(&mut plan.process)?;
+    listener::check(plan.seccomp.as_mut(), |warning| plan.warnings.push(warning))?;
     for warning in &plan.warnings {
         context.log.warn(warning);
     }
@@ -171,6 +173,9 @@ pub(super) fn build(
         plan.mounts.len(),
         plan.seccomp.as_ref().map_or(0, |filter| filter.program.len()),
     ));
+    if let Some(filter) = plan.seccomp.as_ref().filter(|filter| !filter.unknown.is_empty()) {
+        context.log.debug(&format!("seccomp: no such system calls here: {}", filter.unknown.join(" ")));
+    }
     let pidfd_socket = connect_pidfd_socket(args.pidfd_socket.clone())?;
     let entry = context.states.reserve(&args.id)?;
     if let Some(folder) = notify_folder {

@@ -20,6 +20,7 @@ use crate::confine::seccomp::{self, Filter};
 use crate::confine::{labels, limits};
 use crate::launch::entry::{ChildError, Entrant, open_terminal, report_ready};
 use crate::launch::handshake::{Channel, Kind, Message, chain};
+use crate::launch::listener;
 use crate::launch::parent::{Guard, LaunchError, connect_console, set_oom_score};
 use crate::plan::PlanError;
 use crate::plan::libc_flag::{NEWPID, NEWUSER};
@@ -80,7 +81,7 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
     let pidfd_socket = connect_pidfd_socket(parsed.path("pidfd-socket"))?;
     let system = |stage| move |errno| CommandError::System(stage, errno);
     let signals = if detach { None } else { Some(foreground::Signals::catch().map_err(system("catch signals"))?) };
-    let (mut process, terminal) = work.spawn(context)?;
+    let (mut process, terminal) = work.spawn(context, &state)?;
     send_pidfd(pidfd_socket.as_ref(), "setns", process.pidfd.as_fd())?;
     if let Some(path) = parsed.path("pid-file") {
         write_pid_file(&path, process.pid.as_raw())?;
@@ -206,10 +207,11 @@ impl Work {
         if namespaces & NEWUSER == 0 {
             process.caps.limit_to(sys::creds::caps().map_err(system("read own capabilities"))?.permitted);
         }
-        let seccomp = match &linux.seccomp {
+        let mut seccomp = match &linux.seccomp {
             Some(section) => seccomp::compile(section, &mut warnings).map_err(PlanError::from)?,
             None => None,
         };
+        listener::check(seccomp.as_mut(), |warning| warnings.push(warning))?;
         warnings.iter().for_each(|warning| context.log.warn(warning));
         let pid = state.live_pid().ok_or(CommandError::NotRunning)?;
         let target = sys::process::pidfd_open(pid).map_err(system("open the container's process"))?;
@@ -238,7 +240,7 @@ impl Work {
     }
 
     /// Clones the process and stays with it until its own program runs. Gives its terminal, if no socket took it.
-    fn spawn(&self, context: &Context) -> Result<(Guard, Option<OwnedFd>), CommandError> {
+    fn spawn(&self, context: &Context, state: &State) -> Result<(Guard, Option<OwnedFd>), CommandError> {
         let system = |stage| move |errno| CommandError::System(stage, errno);
         let mut score = self.process.oom_score_adj;
         if !nix::unistd::geteuid().is_root()
@@ -289,7 +291,13 @@ impl Work {
         let ready = listen(context, &ours)?.ok_or(LaunchError::ChildDied)?;
         let terminal = ready.fds.into_iter().next();
         // Closes by execve; anything said now says why not.
-        match listen(context, &ours)? {
+        let mut last = listen(context, &ours)?;
+        if let Some(message) = last.as_ref().filter(|message| message.kind == Kind::Listener) {
+            let config = context.states.config(&state.id);
+            listener::forward(message, &config, state.report(Status::Running), guard.pid.as_raw())?;
+            last = listen(context, &ours)?;
+        }
+        match last {
             None => Ok((guard, terminal)),
             Some(_) => Err(CommandError::System("listen to the process", Errno::EBADMSG)),
         }

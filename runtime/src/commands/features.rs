@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::{CommandError, Context, print};
 use crate::args::{Order, Parsed};
+use crate::confine::seccomp;
 use crate::spec::VERSION;
 
 pub(super) fn run(_: &Context, arguments: &[String]) -> Result<u8, CommandError> {
@@ -27,18 +28,18 @@ pub(super) fn run(_: &Context, arguments: &[String]) -> Result<u8, CommandError>
                 "enabled": true,
                 "actions": words(
                     "SCMP_ACT_ALLOW SCMP_ACT_ERRNO SCMP_ACT_KILL SCMP_ACT_KILL_PROCESS SCMP_ACT_KILL_THREAD SCMP_ACT_LOG \
-                     SCMP_ACT_TRACE SCMP_ACT_TRAP"
+                     SCMP_ACT_NOTIFY SCMP_ACT_TRACE SCMP_ACT_TRAP"
                 ),
                 "operators": words(
                     "SCMP_CMP_EQ SCMP_CMP_GE SCMP_CMP_GT SCMP_CMP_LE SCMP_CMP_LT SCMP_CMP_MASKED_EQ SCMP_CMP_NE"
                 ),
                 "archs": words(if cfg!(target_arch = "aarch64") {
-                    "SCMP_ARCH_AARCH64"
+                    "SCMP_ARCH_AARCH64 SCMP_ARCH_ARM"
                 } else {
                     "SCMP_ARCH_X32 SCMP_ARCH_X86 SCMP_ARCH_X86_64"
                 }),
-                "knownFlags": words("SECCOMP_FILTER_FLAG_LOG SECCOMP_FILTER_FLAG_SPEC_ALLOW SECCOMP_FILTER_FLAG_TSYNC"),
-                "supportedFlags": words("SECCOMP_FILTER_FLAG_LOG SECCOMP_FILTER_FLAG_SPEC_ALLOW SECCOMP_FILTER_FLAG_TSYNC"),
+                "knownFlags": seccomp::flags(|_| true),
+                "supportedFlags": seccomp::flags(sys::seccomp::flag_available),
             },
             "apparmor": {"enabled": true},
             "selinux": {"enabled": true},

@@ -32,6 +32,7 @@ use crate::confine::cgroup::place::{Driver, Rootless};
 use crate::confine::labels::LabelError;
 use crate::launch::handshake::chain;
 use crate::launch::hooks::HookError;
+use crate::launch::listener::ListenerError;
 use crate::launch::parent::LaunchError;
 use crate::log::{Format, Log};
 use crate::plan::PlanError;
@@ -56,6 +57,9 @@ pub(crate) enum CommandError {
     /// Building.
     #[error(transparent)]
     Launch(#[from] LaunchError),
+    /// Whoever answers seccomp notifications.
+    #[error(transparent)]
+    Listener(#[from] ListenerError),
     /// A cgroup.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),

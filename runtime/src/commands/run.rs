@@ -6,6 +6,7 @@ use super::{CommandError, Context, foreground, write_pid_file};
 use crate::args::{Flag, Order, Parsed, switch};
 use crate::launch::handshake::Kind;
 use crate::launch::hooks;
+use crate::launch::listener;
 use crate::state::{State, Status};
 
 pub(super) const MORE: &[Flag] = &[
@@ -56,7 +57,13 @@ fn start(context: &Context, args: &BuildArgs, built: &Built) -> Result<Option<No
     let notify = listen(context, state)?;
     let system = |errno| CommandError::System("start the process", errno);
     channel.send(Kind::Start, "").map_err(system)?;
-    if let Some(message) = channel.receive().map_err(system)? {
+    let mut answer = channel.receive().map_err(system)?;
+    if let Some(message) = answer.as_ref().filter(|message| message.kind == Kind::Listener) {
+        let config = context.states.config(&state.id);
+        listener::forward(message, &config, state.report(Status::Created), state.pid)?;
+        answer = channel.receive().map_err(system)?;
+    }
+    if let Some(message) = answer {
         return Err(CommandError::Child(message.text));
     }
     hooks::run("poststart", &state.hooks.poststart, state, state.pid, Status::Running)?;

@@ -4,7 +4,9 @@ use nix::unistd::Pid;
 
 use super::{CommandError, Context, only_id};
 use crate::launch::gate;
+use crate::launch::handshake::Kind;
 use crate::launch::hooks;
+use crate::launch::listener;
 use crate::state::Status;
 
 pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, CommandError> {
@@ -22,7 +24,16 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
         return not_waiting();
     }
     // The connection closes by execve, or by the end of the process.
-    let answer = channel.receive().map_err(system)?;
+    let mut answer = channel.receive().map_err(system)?;
+    if let Some(message) = answer.as_ref().filter(|message| message.kind == Kind::Listener) {
+        let config = context.states.config(&id);
+        if let Err(error) = listener::forward(message, &config, state.report(Status::Created), state.pid) {
+            // Its calls would wait for ever.
+            super::kill::kill_all(&state)?;
+            return Err(error.into());
+        }
+        answer = channel.receive().map_err(system)?;
+    }
     // Nobody will come here again. A leftover does no harm.
     let _ = std::fs::remove_file(&path);
     if let Some(message) = answer {

@@ -200,7 +200,13 @@ impl Entrant<'_> {
     pub(crate) fn execute(&self, settled: Settled) -> Result<Infallible, ChildError> {
         self.limit(|few| few)?;
         if let Some(filter) = self.seccomp {
-            sys::seccomp::load(&filter.program, filter.flags).map_err(step("load seccomp filter"))?;
+            let listener = sys::seccomp::load(&filter.program, filter.flags).map_err(step("load seccomp filter"))?;
+            if let Some(listener) = listener {
+                let sent = self.channel.send_with(Kind::Listener, "", &[listener.as_fd()]);
+                sent.map_err(step("hand over the seccomp listener"))?;
+                // Closed by execve: here, close(2) might be a call that waits for the agent.
+                std::mem::forget(listener);
+            }
         }
         if self.needs_admin_for_seccomp() {
             self.process.caps.apply(0).map_err(step("set capabilities"))?;

@@ -15,7 +15,7 @@ use sys::Errno;
 use super::handshake::{Channel, Kind};
 
 /// An address below the folder's descriptor: paths of sockets end at 108 bytes, and roots may be longer.
-fn address(path: &Path) -> Result<(OwnedFd, UnixAddr), Errno> {
+pub(super) fn address(path: &Path) -> Result<(OwnedFd, UnixAddr), Errno> {
     let (folder, name) = path.parent().zip(path.file_name()).ok_or(Errno::EINVAL)?;
     let folder = open(folder, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
     let short = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(name);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! child: [NeedMaps ->  <- Mapped]  [NetDevices(fd) ->  <- NetDone]  .. (namespaces, mounts) ..  <- Cgroup(fds)  [Hooks ->  <- HooksDone]  Ready ->
-//! run:   <- Start, then the socket closes by execve, or Failed ->
+//! run:   <- Start, [Listener ->] then the socket closes by execve, or Failed ->
 //! ```
 //! The child may say Warning at any time, and Failed in place of anything else. Its end of the socket is close-on-exec: that it
 //! closes after Ready says that the container's own program runs.
@@ -36,11 +36,13 @@ pub(crate) enum Kind {
     Failed = b'f' as isize,
     /// Child: only execve is left.
     Ready = b'r' as isize,
+    /// Child: this is the listener of my seccomp filter.
+    Listener = b'l' as isize,
     /// Parent, or `start`: go.
     Start = b's' as isize,
 }
 
-const ALL: [Kind; 12] = [
+const ALL: [Kind; 13] = [
     Kind::NeedMaps,
     Kind::Mapped,
     Kind::NetDevices,
@@ -52,6 +54,7 @@ const ALL: [Kind; 12] = [
     Kind::Warning,
     Kind::Failed,
     Kind::Ready,
+    Kind::Listener,
     Kind::Start,
 ];
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::nullable;
+use crate::confine::seccomp::SyscallNames;
 
 /// `linux`
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -289,14 +290,17 @@ pub(crate) struct Rdma {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Seccomp {
+    #[serde(deserialize_with = "nullable")]
     pub(crate) default_action: String,
     pub(crate) default_errno_ret: Option<u32>,
     #[serde(deserialize_with = "nullable")]
     pub(crate) architectures: Vec<String>,
+    /// None at all is not the same as an empty list.
+    pub(crate) flags: Option<Vec<String>>,
     #[serde(deserialize_with = "nullable")]
-    pub(crate) flags: Vec<String>,
+    pub(crate) listener_path: PathBuf,
     #[serde(deserialize_with = "nullable")]
-    pub(crate) listener_path: String,
+    pub(crate) listener_metadata: String,
     #[serde(deserialize_with = "nullable")]
     pub(crate) syscalls: Vec<SyscallRule>,
 }
@@ -306,7 +310,8 @@ pub(crate) struct Seccomp {
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct SyscallRule {
     #[serde(deserialize_with = "nullable")]
-    pub(crate) names: Vec<String>,
+    pub(crate) names: SyscallNames,
+    #[serde(deserialize_with = "nullable")]
     pub(crate) action: String,
     pub(crate) errno_ret: Option<u32>,
     #[serde(deserialize_with = "nullable")]
@@ -321,5 +326,6 @@ pub(crate) struct ArgumentTest {
     pub(crate) value: u64,
     #[serde(deserialize_with = "nullable")]
     pub(crate) value_two: u64,
+    #[serde(deserialize_with = "nullable")]
     pub(crate) op: String,
 }

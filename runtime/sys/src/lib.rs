@@ -16,6 +16,7 @@ pub mod memory;
 pub mod mount;
 pub mod netlink;
 pub mod netns;
+pub mod notify;
 pub mod ns;
 pub mod path;
 pub mod process;

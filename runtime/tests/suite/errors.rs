@@ -54,7 +54,7 @@ fn each_mistake_names_its_field() {
             "size=large",
         ),
         ("/linux/resources", json!({"memory": {"limit": 1}, "cpu": {"cpus": "9999"}}), "cpuset.cpus"),
-        ("/linux/seccomp", json!({"defaultAction": "SCMP_ACT_NOTIFY"}), "SCMP_ACT_NOTIFY is not supported"),
+        ("/linux/seccomp", json!({"defaultAction": "SCMP_ACT_NOTIFY"}), "SCMP_ACT_NOTIFY cannot be the default"),
         ("/process/apparmorProfile", json!("no-such-profile"), "no-such-profile"),
     ] {
         let Some(bundle) = Bundle::new() else { return };

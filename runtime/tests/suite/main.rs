@@ -1,8 +1,10 @@
 //! The runtime from outside: real bundles with a busybox root, as root. `RUNTIME=/path/to/runc` runs the same tests on another one.
 
+mod bpf;
 mod bundle;
 mod checkpoint;
 mod confine;
+mod elf;
 mod errors;
 mod events;
 mod exec;
@@ -17,6 +19,7 @@ mod peers;
 mod process;
 mod rdt;
 mod rootless;
+mod seccomp;
 mod systemd;
 mod terminal;
 mod update;
