@@ -93,17 +93,18 @@ pub(super) struct NewCgroup {
     cgroup: Cgroup,
     rdt: Option<rdt::Group>,
     keep: bool,
+    anothers: bool,
 }
 
 impl NewCgroup {
     /// Takes charge of a cgroup.
     pub(super) fn new(cgroup: Cgroup, rdt: Option<rdt::Group>, failed: Option<&CgroupError>) -> Self {
-        Self { cgroup, rdt, keep: false }.unless_occupied(failed)
+        Self { cgroup, rdt, keep: false, anothers: false }.unless_occupied(failed)
     }
 
     /// What somebody else is in must stay.
     pub(super) fn unless_occupied(mut self, failed: Option<&CgroupError>) -> Self {
-        self.keep |= failed.is_some_and(CgroupError::is_anothers);
+        self.anothers |= failed.is_some_and(CgroupError::is_anothers);
         self
     }
 
@@ -130,11 +131,16 @@ impl NewCgroup {
 
 impl Drop for NewCgroup {
     fn drop(&mut self) {
-        if !self.keep {
+        if self.keep {
+            return;
+        }
+        if self.anothers {
+            self.cgroup.take_back();
+        } else {
             // The error that led here is the one to tell; `delete --force` finishes what is left.
             let _ = self.cgroup.destroy();
-            let _ = self.rdt.as_ref().map_or(Ok(()), rdt::Group::remove);
         }
+        let _ = self.rdt.as_ref().map_or(Ok(()), rdt::Group::remove);
     }
 }
 
@@ -205,18 +211,15 @@ pub(super) fn build(
         Starter::Gate => Wait::Gate(gate::build(&entry.gate()).map_err(system("make the start socket"))?),
     };
     let prepared = Prepared::new(&plan, &args.bundle, args.console_socket.as_deref(), wait)?;
-    let mut cgroup = NewCgroup::new(cgroup, state.rdt.clone(), None);
+    let cgroup = NewCgroup::new(cgroup, state.rdt.clone(), None);
     if let (Some(group), Some(rdt)) = (&state.rdt, &plan.rdt) {
         group.make(rdt)?;
     }
-    let launched = match parent::spawn(&plan, &prepared, &cgroup.cgroup, &state, &context.log) {
-        Ok(launched) => launched,
+    let (cgroup, launched) = match parent::spawn(&plan, &prepared, cgroup.get(), &state, &context.log) {
+        Ok(launched) => (cgroup, launched),
         Err(error) => {
-            // Somebody else's must stay.
-            if matches!(&error, parent::LaunchError::Cgroup(error) if error.is_anothers()) {
-                cgroup.keep();
-            }
-            drop((cgroup, entry));
+            let failed = if let parent::LaunchError::Cgroup(error) = &error { Some(error) } else { None };
+            drop((cgroup.unless_occupied(failed), entry));
             delete::poststop(context, &state);
             return Err(error.into());
         }

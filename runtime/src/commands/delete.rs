@@ -66,7 +66,14 @@ fn guess(context: &Context, id: &ContainerId, cgroups_path: &str) -> Result<Stat
 pub(super) fn remove(context: &Context, state: &State) -> Result<(), CommandError> {
     let cgroup = state.cgroup()?;
     end(state, &cgroup)?;
-    cgroup.destroy()?;
+    match cgroup.destroy() {
+        // A create that is still at it may have cloned its process after everything was killed.
+        Err(CgroupError::Remove { .. }) if state.pid == 0 => {
+            cgroup.kill_all()?;
+            cgroup.destroy()?;
+        }
+        done => done?,
+    }
     if let Some(group) = &state.rdt {
         group.remove()?;
     }

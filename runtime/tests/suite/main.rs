@@ -2,6 +2,7 @@
 
 mod bpf;
 mod bundle;
+mod cgroups;
 mod checkpoint;
 mod confine;
 mod elf;

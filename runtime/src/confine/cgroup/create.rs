@@ -26,7 +26,7 @@ impl Cgroup {
         warn: &mut Warn<'_>,
     ) -> Result<Option<OwnedFd>, CgroupError> {
         let Some(hierarchy) = self.unified.as_ref().filter(|_| self.unit.is_none()) else { return Ok(None) };
-        let fresh = files::make(hierarchy, &self.path)?;
+        let fresh = self.make(hierarchy, self.legacy.len())?;
         if !fresh {
             self.check_unused(hierarchy)?;
         }
@@ -34,6 +34,14 @@ impl Cgroup {
             return self.open_dir(hierarchy).map(Some);
         }
         self.limit_unified(hierarchy, resources, !fresh, warn).map(Some)
+    }
+
+    fn make(&self, hierarchy: &Hierarchy, index: usize) -> Result<bool, CgroupError> {
+        let fresh = files::make(hierarchy, &self.path)?;
+        if fresh {
+            self.made.set(self.made.get() | 1_u64.checked_shl(index as u32).unwrap_or(0));
+        }
+        Ok(fresh)
     }
 
     fn limit_unified(
@@ -71,8 +79,8 @@ impl Cgroup {
     }
 
     fn create_legacy(&self, resources: &Resources, in_use: bool, warn: &mut Warn<'_>) -> Result<(), CgroupError> {
-        for hierarchy in &self.legacy {
-            let fresh = files::make(hierarchy, &self.path)?;
+        for (index, hierarchy) in self.legacy.iter().enumerate() {
+            let fresh = self.make(hierarchy, index)?;
             if !fresh && !in_use {
                 self.check_unused(hierarchy)?;
             }

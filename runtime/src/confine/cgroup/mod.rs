@@ -22,6 +22,7 @@ mod tree;
 mod unified;
 mod update;
 
+use std::cell::Cell;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -202,6 +203,8 @@ pub(crate) struct Cgroup {
     /// The unit that it is, when systemd makes it.
     unit: Option<systemd::Unit>,
     wishes: systemd::Wishes,
+    /// Hierarchies in which it was not there before: a bit each, in the order of [`Cgroup::hierarchies`].
+    made: Cell<u64>,
 }
 
 impl Cgroup {
@@ -211,7 +214,7 @@ impl Cgroup {
     }
 
     fn new(path: String, unified: Option<Hierarchy>, legacy: Vec<Hierarchy>) -> Self {
-        Self { path, unified, legacy, unit: None, wishes: systemd::Wishes::default() }
+        Self { path, unified, legacy, unit: None, wishes: systemd::Wishes::default(), made: Cell::new(0) }
     }
 
     /// The same as a unit of systemd's.

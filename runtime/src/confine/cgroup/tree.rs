@@ -43,7 +43,7 @@ impl Cgroup {
         }
         let stopped = self.unit.as_ref().map_or(Ok(()), |unit| unit.stop());
         let mut first = Ok(());
-        for hierarchy in self.legacy.iter().chain(&self.unified) {
+        for hierarchy in self.hierarchies() {
             let removed = remove_tree(&hierarchy.dir, &self.path);
             if let (Ok(()), Err(cause)) = (&first, removed) {
                 first = Err(CgroupError::Remove { path: self.shown(hierarchy), cause });
@@ -57,6 +57,17 @@ impl Cgroup {
             (Ok(()), _) => Ok(()),
             (Err(_), Err(error)) => Err(error.into()),
             (Err(error), Ok(())) => Err(error),
+        }
+    }
+}
+
+impl Cgroup {
+    /// Removes what was made here of a cgroup that turned out to be somebody else's in another hierarchy. What cannot be removed
+    /// is told by nobody: the error that led here is the one to tell.
+    pub(crate) fn take_back(&self) {
+        let made = |index: usize| self.made.get() & 1_u64.checked_shl(index as u32).unwrap_or(0) != 0;
+        for (_, hierarchy) in self.hierarchies().enumerate().filter(|(index, _)| made(*index)) {
+            let _ = remove_tree(&hierarchy.dir, &self.path);
         }
     }
 }
