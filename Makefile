@@ -12,7 +12,7 @@ STATE  ?= $(CURDIR)/state
 # The runtime suite runs on another runtime with RUNTIME=runc, or the path of one.
 RUNTIME ?=
 
-.PHONY: help deps deps-test deps-vm build install run stop test unit integration test-runtime soak-runtime test-vm vm-shell lint fmt doc bench bench-runtime clean
+.PHONY: help deps deps-test deps-vm build install run stop test unit integration test-runtime soak-runtime fuzz-runtime test-vm vm-shell lint fmt doc bench bench-runtime clean
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -59,8 +59,11 @@ integration: deps-test build ## the suites that drive the real programs
 test-runtime: deps-test ## the runtime suite, on berth-runtime or on another, by RUNTIME=runc or its path
 	RUNTIME=$(RUNTIME) $(if $(filter crun,$(notdir $(RUNTIME))),.ci/on-cgroup1) $(CARGO) test -p runtime --tests
 
-soak-runtime: deps-test ## the runtime's commands killed before every single system call: minutes, not seconds
+# Each race for so many seconds, or 10,000 tries.
+BERTH_RACE_SECONDS ?= 60
+soak-runtime: deps-test ## commands killed before every single system call, and the races of the security suite: minutes, not seconds
 	BERTH_FAULTS=all $(CARGO) test -p runtime --test suite faults -- --show-output
+	BERTH_RACE_SECONDS=$(BERTH_RACE_SECONDS) $(CARGO) test -p runtime --test suite -- security::races security::attacker --nocapture --test-threads 2
 
 # Which boots (init, systemd), and which tests: make test-vm BOOT=systemd FILTER='v2:: --nocapture'
 BOOT ?=

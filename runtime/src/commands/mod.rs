@@ -215,6 +215,10 @@ pub(crate) fn run(arguments: &[String]) -> u8 {
         fail(&log, about, &CommandError::System("protect the runtime's own file", errno));
         return failed;
     }
+    // Hooks and ps(1) get stdio alone; commands that pass more on say so themselves.
+    if !*enters && let Err(errno) = sys::fd::cloexec_from(3) {
+        return fail(&log, about, &CommandError::System("close inherited descriptors", errno));
+    }
     let context = Context { states: StateDir::new(globals.path("root").unwrap_or_else(default_root)), driver, log };
     match command(&context, rest) {
         Ok(code) => code,

@@ -155,6 +155,7 @@ impl Child<'_> {
         let root = &sources.rootfs;
         let outer = plan.rootfs_propagation.0;
         mounts::attach_root(root, &plan.rootfs, mounts::inner(outer))?;
+        let mut places = masks::Places::new(root);
         let mut pid = None;
         for (step, taken) in plan.mounts.iter().zip(&sources.mounts) {
             if step.source == Source::Cgroup {
@@ -162,8 +163,8 @@ impl Child<'_> {
                     pid = Some(self.join_cgroup(channel)?);
                 }
                 cgroups::make(root, step, self.cgroup, plan.namespaces.is_private(NEWCGROUP))?;
-            } else {
-                mounts::make(root, step, taken, outer)?;
+            } else if let Some(mount) = mounts::make(root, step, taken, outer)? {
+                places.add(&step.destination, mount);
             }
         }
         if plan.populate_dev {
@@ -178,8 +179,8 @@ impl Child<'_> {
                 cause,
             })?;
         }
-        masks::make_read_only(root, &plan.readonly_paths)?;
-        masks::mask(root, &plan.masked_paths)?;
+        masks::make_read_only(&places, &plan.readonly_paths)?;
+        masks::mask(&places, &plan.masked_paths)?;
         pid.map_or_else(|| self.join_cgroup(channel), Ok)
     }
 

@@ -37,7 +37,9 @@ pub(crate) fn make(root: &OwnedFd, steps: &[DeviceStep], trees: &[Option<OwnedFd
     for (at, step) in steps.iter().enumerate() {
         let failed = |cause| RootfsError::Device { at: step.path.clone(), cause };
         if let Some(tree) = trees.get(at).and_then(Option::as_ref) {
-            let destination = resolve::destination(root, &step.path, Make::File).map_err(failed)?;
+            let Some(destination) = place(root, &step.path).map_err(failed)? else {
+                return Err(RootfsError::NotTheDevice { at: step.path.clone() });
+            };
             attach(tree, destination).map_err(failed)?;
             continue;
         }
@@ -59,6 +61,18 @@ pub(crate) fn make(root: &OwnedFd, steps: &[DeviceStep], trees: &[Option<OwnedFd
         }
     }
     Ok(())
+}
+
+/// The file that a device of the host is to be mounted on, made if there is none. `None` where the image has a link or a folder: a
+/// link could lead into the container's procfs.
+fn place(root: &OwnedFd, at: &Path) -> Result<Option<OwnedFd>, Errno> {
+    let found = match resolve::open_no_follow(root, at) {
+        Err(Errno::ENOENT) => return resolve::destination(root, at, Make::File).map(Some),
+        found => found?,
+    };
+    let kind = SFlag::from_bits_truncate(fstat(&found)?.st_mode) & SFlag::S_IFMT;
+    let in_proc = sys::path::filesystem_magic(&found)? == sys::path::PROC_MAGIC;
+    Ok((!in_proc && kind != SFlag::S_IFLNK && kind != SFlag::S_IFDIR).then_some(found))
 }
 
 /// Makes the links in /dev.
@@ -88,7 +102,8 @@ pub(crate) fn link(root: &OwnedFd) -> Result<(), RootfsError> {
 pub(crate) fn console(root: &OwnedFd, peer: &OwnedFd) -> Result<(), RootfsError> {
     let at = Path::new("/dev/console");
     let failed = |cause| RootfsError::Device { at: at.to_owned(), cause };
-    let destination = resolve::destination(root, at, Make::File).map_err(failed)?;
+    let destination = place(root, at).map_err(failed)?;
+    let Some(destination) = destination else { return Err(RootfsError::NotTheDevice { at: at.to_owned() }) };
     clone_tree(peer, "", Reach::One).and_then(|tree| attach(tree, destination)).map_err(failed)
 }
 

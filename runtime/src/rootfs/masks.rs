@@ -11,11 +11,39 @@ use super::RootfsError;
 use super::devices::open_null;
 use super::resolve;
 
+/// Where most of what is hidden is, each a mount of its own.
+pub(super) const PLACES: &[&str] = &["/proc", "/sys"];
+
+/// The root, and the mounts on /proc and /sys: what is below these is looked up from there. By its path it might be looked for in vain,
+/// and stay open, if somebody who shares the root renames the folder that procfs is mounted on (the lesson of CVE-2025-31133).
+pub(crate) struct Places<'a> {
+    root: &'a OwnedFd,
+    mounts: Vec<(&'a Path, OwnedFd)>,
+}
+
+impl<'a> Places<'a> {
+    /// With the root alone, at first.
+    pub(crate) fn new(root: &'a OwnedFd) -> Self {
+        Self { root, mounts: Vec::new() }
+    }
+
+    /// Remembers a mount.
+    pub(crate) fn add(&mut self, at: &'a Path, mount: OwnedFd) {
+        self.mounts.push((at, mount));
+    }
+
+    fn open(&self, path: &Path) -> Result<OwnedFd, Errno> {
+        let below = self.mounts.iter().rev().find_map(|(at, mount)| Some((mount, path.strip_prefix(at).ok()?)));
+        let (from, path) = below.unwrap_or((self.root, path));
+        resolve::open(from, path)
+    }
+}
+
 /// Makes paths read-only, with everything below. A path that is not there needs no protection.
-pub(crate) fn make_read_only(root: &OwnedFd, paths: &[String]) -> Result<(), RootfsError> {
+pub(crate) fn make_read_only(places: &Places<'_>, paths: &[String]) -> Result<(), RootfsError> {
     for path in paths {
         let failed = |cause| RootfsError::Path { action: "make read-only", at: path.into(), cause };
-        let at = match resolve::open(root, Path::new(path)) {
+        let at = match places.open(Path::new(path)) {
             Err(Errno::ENOENT | Errno::ENOTDIR) => continue,
             found => found.map_err(failed)?,
         };
@@ -27,12 +55,12 @@ pub(crate) fn make_read_only(root: &OwnedFd, paths: &[String]) -> Result<(), Roo
 }
 
 /// Hides paths: files behind the null device, directories behind one empty, read-only tmpfs that they share.
-pub(crate) fn mask(root: &OwnedFd, paths: &[String]) -> Result<(), RootfsError> {
+pub(crate) fn mask(places: &Places<'_>, paths: &[String]) -> Result<(), RootfsError> {
     let mut null: Option<OwnedFd> = None;
     let mut empty: Option<OwnedFd> = None;
     for path in paths {
         let failed = |cause| RootfsError::Path { action: "mask", at: path.into(), cause };
-        let at = match resolve::open(root, Path::new(path)) {
+        let at = match places.open(Path::new(path)) {
             Err(Errno::ENOENT | Errno::ENOTDIR) => continue,
             found => found.map_err(failed)?,
         };
@@ -49,7 +77,7 @@ pub(crate) fn mask(root: &OwnedFd, paths: &[String]) -> Result<(), RootfsError> 
         }
         let source = match &null {
             Some(source) => source,
-            None => null.insert(open_null(root)?),
+            None => null.insert(open_null(places.root)?),
         };
         clone_tree(source, "", Reach::One).and_then(|mount| attach(mount, &at)).map_err(failed)?;
     }

@@ -43,13 +43,19 @@ pub(crate) fn inner(outer: Propagation) -> Propagation {
     }
 }
 
-/// Makes one mount in a container whose root is to propagate as `outer` says.
-pub(crate) fn make(root: &OwnedFd, step: &MountStep, taken: &Taken, outer: Propagation) -> Result<(), RootfsError> {
+/// Makes one mount in a container whose root is to propagate as `outer` says. What is mounted on /proc and /sys comes back, for what is
+/// to be hidden in there (see [`super::masks::Places`]).
+pub(crate) fn make(
+    root: &OwnedFd,
+    step: &MountStep,
+    taken: &Taken,
+    outer: Propagation,
+) -> Result<Option<OwnedFd>, RootfsError> {
     let failed = |cause| RootfsError::Mount { what: what(step), at: step.destination.clone(), cause };
     let made;
     let (mount, kind) = match (&step.source, taken) {
-        (Source::Remount { options }, _) => return remount(root, step, options),
-        (_, Taken::Link(target)) => return link(root, step, target),
+        (Source::Remount { options }, _) => return remount(root, step, options).map(|()| None),
+        (_, Taken::Link(target)) => return link(root, step, target).map(|()| None),
         (_, Taken::Mount(tree)) => {
             let mode = SFlag::from_bits_truncate(fstat(tree).map_err(failed)?.st_mode);
             let is_directory = mode & SFlag::S_IFMT == SFlag::S_IFDIR;
@@ -72,7 +78,11 @@ pub(crate) fn make(root: &OwnedFd, step: &MountStep, taken: &Taken, outer: Propa
         super::copy_up::copy(&destination, mount).map_err(failed)?;
     }
     set(mount, step, outer).map_err(failed)?;
-    attach(mount, &destination).map_err(failed)
+    attach(mount, &destination).map_err(failed)?;
+    let wanted = super::masks::PLACES.iter().any(|place| step.destination == Path::new(place));
+    wanted
+        .then(|| mount.try_clone().map_err(|error| failed(error.raw_os_error().map_or(Errno::EMFILE, Errno::from_raw))))
+        .transpose()
 }
 
 /// Changes what is mounted at the destination already.

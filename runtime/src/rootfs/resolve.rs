@@ -37,8 +37,32 @@ pub(crate) fn destination(root: &OwnedFd, path: &Path, make: Make) -> Result<Own
     if make == Make::Directory {
         return directory(root, path, 0);
     }
-    let (parent, name) = parent_and_name(root, path)?;
-    file(&parent, &name)
+    let mut path = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        let (parent, name) = parent_and_name(root, &path)?;
+        match file(&parent, &name) {
+            // A dangling link is made whole, as for directories: /etc/resolv.conf often is one.
+            Err(Errno::EEXIST) => {
+                let target = PathBuf::from(nix::fcntl::readlinkat(&parent, &name)?);
+                path = resolved(path.parent().unwrap_or(Path::new("/")), &target);
+            }
+            made => return made,
+        }
+    }
+    Err(Errno::ELOOP)
+}
+
+/// Where a link in the folder `at` leads, by its text.
+fn resolved(at: &Path, target: &Path) -> PathBuf {
+    let mut path = PathBuf::new();
+    for component in at.join(target).components() {
+        match component {
+            Component::ParentDir => drop(path.pop()),
+            Component::Normal(name) => path.push(name),
+            _ => {}
+        }
+    }
+    path
 }
 
 /// Like [`destination`], but a link at the end of the path is the destination itself.
@@ -83,7 +107,7 @@ pub(crate) fn directory(root: &OwnedFd, path: &Path, links: u32) -> Result<Owned
                 Err(Errno::EEXIST) if links < MAX_LINKS => {
                     let target = PathBuf::from(nix::fcntl::readlinkat(&current, name)?);
                     let parent = here.parent().unwrap_or(Path::new("")).to_owned();
-                    directory(root, &parent.join(target), links + 1)?
+                    directory(root, &resolved(&parent, &target), links + 1)?
                 }
                 Err(Errno::EEXIST) => return Err(Errno::ELOOP),
                 Err(error) => return Err(error),
@@ -111,11 +135,18 @@ mod tests {
         symlink("/run", dir.path().join("dangling")).expect("link");
         symlink(outside.path(), dir.path().join("escape")).expect("link");
         symlink("loop", dir.path().join("loop")).expect("link");
+        std::fs::create_dir(dir.path().join("etc")).expect("folder");
+        symlink("../run/resolve/stub.conf", dir.path().join("etc/resolv.conf")).expect("link");
+        symlink("../run/deep", dir.path().join("etc/deep")).expect("link");
         let root = OwnedFd::from(std::fs::File::open(dir.path()).expect("open"));
         destination(&root, Path::new("/a/b/c"), Make::Directory).expect("made");
         destination(&root, Path::new("/a/f"), Make::File).expect("made");
         destination(&root, Path::new("/dangling/x"), Make::Directory).expect("made whole");
         destination(&root, Path::new("/escape/y"), Make::File).expect("stays inside");
+        destination(&root, Path::new("/etc/resolv.conf"), Make::File).expect("made whole");
+        destination(&root, Path::new("/etc/deep/x"), Make::Directory).expect("made whole");
+        assert!(dir.path().join("run/resolve/stub.conf").is_file() && dir.path().join("run/deep/x").is_dir());
+        assert_eq!(destination(&root, Path::new("/loop"), Make::File).err(), Some(Errno::ELOOP));
         assert!(dir.path().join("a/b/c").is_dir() && dir.path().join("a/f").is_file());
         assert!(dir.path().join("run/x").is_dir());
         assert_eq!(std::fs::read_dir(outside.path()).expect("read").count(), 0);
