@@ -1,5 +1,6 @@
 //! The runtime from outside: real bundles with a busybox root, as root. `RUNTIME=/path/to/runc` runs the same tests on another one.
 
+mod apparmor;
 mod bpf;
 mod bundle;
 mod cgroups;
@@ -24,3 +25,4 @@ mod security;
 mod systemd;
 mod terminal;
 mod update;
+mod v2;

@@ -34,13 +34,21 @@ pub(super) fn enable(hierarchy: &Hierarchy, path: &str, wanted: &[&str]) -> Resu
         if write(hierarchy, level, "cgroup.subtree_control", &missing.join(" ")).is_ok() {
             continue;
         }
+        // With processes in the way, nothing may be tried one by one: the kernel would hand down cpu, cpuset and pids, and make a
+        // threaded domain of the level, in which no container can live (cgroup-v2.rst, "Threads").
+        if has_processes(hierarchy, level)? {
+            if step_aside(hierarchy, level)? && !has_processes(hierarchy, level)? {
+                if write(hierarchy, level, "cgroup.subtree_control", &missing.join(" ")).is_ok() {
+                    continue;
+                }
+            } else {
+                continue;
+            }
+        }
         // One that cannot be handed down (a real-time process in the way of cpu, say) must not take the others with it;
         // a limit that needs it will fail and say so.
         for controller in &missing {
-            let mut done = write(hierarchy, level, "cgroup.subtree_control", controller);
-            if matches!(done, Err(CgroupError::Write { cause: Errno::EBUSY, .. })) && step_aside(hierarchy, level)? {
-                done = write(hierarchy, level, "cgroup.subtree_control", controller);
-            }
+            let done = write(hierarchy, level, "cgroup.subtree_control", controller);
             match done {
                 Ok(())
                 | Err(CgroupError::Write {
@@ -60,6 +68,11 @@ pub(super) fn enable(hierarchy: &Hierarchy, path: &str, wanted: &[&str]) -> Resu
         }
     }
     Ok(())
+}
+
+/// Whether processes are in it itself; the root may have some and hand down all the same.
+fn has_processes(hierarchy: &Hierarchy, level: &str) -> Result<bool, CgroupError> {
+    Ok(!level.is_empty() && !read(hierarchy, level, "cgroup.procs")?.trim().is_empty())
 }
 
 /// A cgroup with processes cannot hand controllers down. If it is only ourselves who are in the way, as the one process of a
