@@ -125,7 +125,7 @@ fn devices_are_filtered_under_systemd_too() {
     let bundle = bundle.set("/linux/resources/devices", json!([{"allow": false, "access": "rwm"}, {"allow": true, "type": "c", "major": 1, "minor": 11, "access": "r"}]));
     start(&bundle);
     let script = "mknod /tmp/kmsg c 1 11 && head -c1 < /tmp/kmsg >/dev/null && echo read; \
-                  : > /tmp/kmsg && echo written; mknod /tmp/mem c 1 1 && head -c1 < /tmp/mem >/dev/null && echo mem; \
+                  echo x > /tmp/kmsg && echo written; mknod /tmp/mem c 1 1 && head -c1 < /tmp/mem >/dev/null && echo mem; \
                   echo x > /dev/null && echo null";
     let (stdout, stderr) = texts(&bundle.call(&["exec", &bundle.id, "sh", "-c", script]));
     let text = format!("{stdout}\n{stderr}");
