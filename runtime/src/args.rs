@@ -91,6 +91,9 @@ impl Parsed {
                 }
                 Some(name) => name,
             };
+            if !argument.starts_with("--") && parsed.bundle(table, name, &mut rest) {
+                continue;
+            }
             let (name, attached) = match name.split_once('=') {
                 Some((name, value)) => (name, Some(value)),
                 None => (name, None),
@@ -110,6 +113,39 @@ impl Parsed {
             parsed.values.push((flag.names[0], value));
         }
         Ok(parsed)
+    }
+
+    /// Takes `-dt` for `-d -t`, `-eA=b` for `-e A=b` and `-te A=b` for both, unless there is a flag of that very name. False, and
+    /// nothing taken, when it is none of those.
+    fn bundle(&mut self, table: &[Flag], word: &str, rest: &mut std::slice::Iter<'_, String>) -> bool {
+        let whole = word.split_once('=').map_or(word, |(name, _)| name);
+        if whole.len() < 2 || table.iter().any(|flag| flag.names.contains(&whole)) {
+            return false;
+        }
+        let mut found = Vec::new();
+        let mut left = word;
+        while let Some(letter) = left.chars().next() {
+            let (name, after) = left.split_at(letter.len_utf8());
+            let Some(flag) = table.iter().find(|flag| flag.names.contains(&name)) else { return false };
+            left = after;
+            match flag.takes {
+                Takes::Switch => found.push((flag.names[0], "true".to_owned())),
+                Takes::Value => {
+                    let value = match (left.is_empty(), rest.as_slice().first()) {
+                        (false, _) => left.to_owned(),
+                        (true, Some(next)) => next.clone(),
+                        (true, None) => return false,
+                    };
+                    if left.is_empty() {
+                        rest.next();
+                    }
+                    found.push((flag.names[0], value));
+                    break;
+                }
+            }
+        }
+        self.values.extend(found);
+        true
     }
 
     /// Whether a switch is on.
@@ -156,6 +192,7 @@ mod tests {
         value(&["bundle", "b"], ""),
         value(&["env", "e"], ""),
         switch(&["no-pivot"], ""),
+        switch(&["tty", "t"], ""),
     ];
 
     fn parse(order: Order, text: &[&str]) -> Result<Parsed, ArgsError> {
@@ -173,6 +210,29 @@ mod tests {
         }
         for (text, on) in [("--force", true), ("-f", true), ("-no-pivot", false), ("--force=false", false)] {
             assert_eq!(parse(Order::Mixed, &[text]).expect("ok").is_on("force"), on, "{text}");
+        }
+    }
+
+    #[test]
+    fn short_flags_may_share_a_dash() {
+        for (text, force, tty, env) in [
+            (&["-ft"][..], true, true, None),
+            (&["-tf"], true, true, None),
+            (&["-eA=b"], false, false, Some("A=b")),
+            (&["-te", "A=b"], false, true, Some("A=b")),
+            (&["-teA"], false, true, Some("A")),
+            (&["-e=A"], false, false, Some("A")),
+            (&["-env", "A"], false, false, Some("A")),
+        ] {
+            let parsed = parse(Order::Mixed, text).expect("ok");
+            assert_eq!(
+                (parsed.is_on("force"), parsed.is_on("tty"), parsed.value("env")),
+                (force, tty, env),
+                "{text:?}"
+            );
+        }
+        for text in [&["-fx"][..], &["-te"], &["--ft"], &["-fb"], &["-f-"]] {
+            assert!(parse(Order::Mixed, text).is_err(), "{text:?}");
         }
     }
 

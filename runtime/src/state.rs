@@ -256,6 +256,7 @@ impl ProcessStat {
 #[derive(Debug, Clone)]
 pub(crate) struct StateDir {
     root: PathBuf,
+    sticky: bool,
 }
 
 const STATE_FILE: &str = "state.json";
@@ -270,7 +271,25 @@ fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> State
 impl StateDir {
     /// Names the folder; it is made when the first container is.
     pub(crate) fn new(root: PathBuf) -> Self {
-        Self { root }
+        Self { root, sticky: false }
+    }
+
+    /// The same for a folder of one user, where nobody is to tidy up.
+    pub(crate) fn sticky(root: PathBuf) -> Self {
+        Self { root, sticky: true }
+    }
+
+    /// The name of the user whose container it is.
+    pub(crate) fn owner(&self, id: &ContainerId) -> String {
+        use std::os::unix::fs::MetadataExt;
+        let uid = fs::metadata(self.dir(id)).map_or(0, |metadata| metadata.uid());
+        let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+        let name = passwd.lines().find_map(|line| {
+            let mut fields = line.split(':');
+            let (name, _, id) = (fields.next()?, fields.next()?, fields.next()?);
+            (id.parse() == Ok(uid)).then(|| name.to_owned())
+        });
+        name.unwrap_or_else(|| uid.to_string())
     }
 
     fn dir(&self, id: &ContainerId) -> PathBuf {
@@ -285,6 +304,10 @@ impl StateDir {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let root = &self.root;
                 fs::DirBuilder::new().recursive(true).mode(0o711).create(root).map_err(io("make folder", root))?;
+                if self.sticky {
+                    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o1700);
+                    fs::set_permissions(root, mode).map_err(io("set the mode of", root))?;
+                }
                 make(&dir)
             }
             made => made,

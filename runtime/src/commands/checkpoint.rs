@@ -31,7 +31,7 @@ pub(super) const COMMON: &[Flag] = &[
     value(&["empty-ns"], "network: the namespace without its interfaces"),
 ];
 
-const FLAGS: &[Flag] = &[
+pub(super) const FLAGS: &[Flag] = &[
     value(&["parent-path"], "images of an earlier --pre-dump, relative to those of now"),
     switch(&["leave-running"], "do not end the container"),
     switch(&["tcp-skip-in-flight"], "leave out TCP connections that are not established yet"),

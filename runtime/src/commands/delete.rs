@@ -15,7 +15,8 @@ use crate::plan;
 use crate::spec::{Spec, load_json};
 use crate::state::{ContainerId, State, StateError, Status};
 
-const FLAGS: &[Flag] = &[switch(&["force", "f"], "kill it if it runs; a container that is not there is fine")];
+pub(super) const FLAGS: &[Flag] =
+    &[switch(&["force", "f"], "kill it if it runs; a container that is not there is fine")];
 
 pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, CommandError> {
     let parsed = Parsed::parse(FLAGS, Order::Mixed, arguments)?;

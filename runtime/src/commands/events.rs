@@ -14,7 +14,7 @@ use crate::confine::cgroup::Cgroup;
 use crate::confine::cgroup::stats::Stats;
 use crate::state::{ContainerId, State, Status};
 
-const FLAGS: &[Flag] = &[
+pub(super) const FLAGS: &[Flag] = &[
     value(&["interval"], "time between two statistics (default 5s)"),
     switch(&["stats"], "print statistics once, and end"),
 ];

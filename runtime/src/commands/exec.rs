@@ -32,7 +32,7 @@ use crate::state::{ContainerId, State, Status};
 /// The exit code when the process could not be started, so that callers can tell it from the process' own.
 pub(super) const FAILED: u8 = 255;
 
-const FLAGS: &[Flag] = &[
+pub(super) const FLAGS: &[Flag] = &[
     value(&["console-socket"], "unix socket that gets the master of the terminal"),
     value(&["pidfd-socket"], "unix socket that gets a pidfd of the process"),
     value(&["cwd"], "working directory"),

@@ -5,6 +5,7 @@ use serde_json::json;
 use super::{CommandError, Context, print};
 use crate::args::{Order, Parsed};
 use crate::confine::seccomp;
+use crate::plan::task::{MEMORY_FLAGS, MEMORY_MODES};
 use crate::spec::VERSION;
 
 pub(super) fn run(_: &Context, arguments: &[String]) -> Result<u8, CommandError> {
@@ -15,6 +16,7 @@ pub(super) fn run(_: &Context, arguments: &[String]) -> Result<u8, CommandError>
         all.iter().map(ToString::to_string).collect()
     };
     let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let names = |words: &[(&'static str, u32)]| words.iter().map(|(name, _)| *name).collect::<Vec<_>>();
     let features = json!({
         "ociVersionMin": "1.0.0",
         "ociVersionMax": VERSION,
@@ -44,11 +46,16 @@ pub(super) fn run(_: &Context, arguments: &[String]) -> Result<u8, CommandError>
             "apparmor": {"enabled": true},
             "selinux": {"enabled": true},
             "intelRdt": {"enabled": true, "schemata": true, "monitoring": true},
-            "memoryPolicy": {},
+            "memoryPolicy": {"modes": names(MEMORY_MODES), "flags": names(MEMORY_FLAGS)},
             "mountExtensions": {"idmap": {"enabled": true}},
             "netDevices": {"enabled": true},
         },
-        "annotations": {"org.berth.runtime.version": env!("CARGO_PKG_VERSION")},
+        "annotations": {
+            "org.berth.runtime.version": env!("CARGO_PKG_VERSION"),
+            "org.berth.runtime.checkpoint.enabled": "true",
+        },
+        // What a config.json of a stranger could reach beyond its container with.
+        "potentiallyUnsafeConfigAnnotations": ["org.criu.config", "org.systemd.property."],
     });
     Ok(print(&format!("{features:#}\n")))
 }

@@ -10,7 +10,7 @@ use super::{CommandError, Context};
 use crate::args::{ArgsError, Flag, Order, Parsed, switch};
 use crate::state::{ContainerId, State, Status};
 
-const FLAGS: &[Flag] = &[switch(&["all", "a"], "every process of the container")];
+pub(super) const FLAGS: &[Flag] = &[switch(&["all", "a"], "every process of the container")];
 
 pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, CommandError> {
     let parsed = Parsed::parse(FLAGS, Order::Mixed, arguments)?;

@@ -3,7 +3,8 @@
 use super::{CommandError, Context, print};
 use crate::args::{ArgsError, Flag, Order, Parsed, switch, value};
 
-const FLAGS: &[Flag] = &[value(&["format", "f"], "table (default) or json"), switch(&["quiet", "q"], "ids only")];
+pub(super) const FLAGS: &[Flag] =
+    &[value(&["format", "f"], "table (default) or json"), switch(&["quiet", "q"], "ids only")];
 
 pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, CommandError> {
     let parsed = Parsed::parse(FLAGS, Order::Mixed, arguments)?;
@@ -18,7 +19,10 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
     for id in ids {
         // One that is half made, or being removed this very moment, must not hide the others.
         match context.states.load(&id).and_then(|state| Ok(state.report(context.states.status(&state)?))) {
-            Ok(report) => reports.push(report),
+            Ok(mut report) => {
+                report.owner = context.states.owner(&id);
+                reports.push(report);
+            }
             Err(error) => context.log.warn(&format!("list {id}: {}", crate::launch::handshake::chain(&error))),
         }
     }
@@ -35,14 +39,13 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
             let head = ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"].map(str::to_owned);
             let row = |report: &crate::state::Report| {
                 let text = |value: &dyn std::fmt::Display| value.to_string();
-                let owner = if report.owner.is_empty() { "root".to_owned() } else { report.owner.clone() };
                 [
                     text(&report.id),
                     text(&report.pid),
                     text(&report.status),
                     text(&report.bundle.display()),
                     report.created.clone(),
-                    owner,
+                    report.owner.clone(),
                 ]
             };
             let rows: Vec<[String; 6]> = std::iter::once(head).chain(reports.iter().map(row)).collect();
@@ -56,7 +59,8 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
 }
 
 fn table(rows: &[[String; 6]]) -> String {
-    let mut widths = [0; 6];
+    // Those who read columns by their place know runc's, which are at least as wide.
+    let mut widths = [12; 6];
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = cell.len().max(*width);

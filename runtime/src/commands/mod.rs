@@ -8,6 +8,7 @@ mod events;
 mod exec;
 mod features;
 mod foreground;
+mod help;
 mod inherit;
 mod kill;
 mod list;
@@ -158,6 +159,7 @@ const GLOBAL: &[Flag] = &[
     value(&["log-format"], "text (default) or json"),
     switch(&["debug"], "log decisions too"),
     switch(&["systemd-cgroup"], "cgroups are scopes of systemd; linux.cgroupsPath is slice:prefix:name"),
+    value(&["cgroup-manager"], "cgroupfs (default), systemd, or disabled: the container stays in the caller's cgroup"),
     value(&["rootless"], "true: do without cgroups that may not be made; false: do not; auto (default): find out"),
     switch(&["version", "v"], "print the version"),
     switch(&["help", "h"], "print this text"),
@@ -173,10 +175,13 @@ pub(crate) fn run(arguments: &[String]) -> u8 {
         return print(&version());
     }
     let Some((name, rest)) = globals.words.split_first() else {
-        return print(&help());
+        return print(&help::of(None));
     };
     if globals.is_on("help") || name == "help" {
-        return print(&help());
+        return print(&help::of(rest.first().map(String::as_str).filter(|_| name == "help")));
+    }
+    if let Some(text) = help::asked(name, rest) {
+        return print(&text);
     }
     let format = match globals.value("log-format") {
         None | Some("" | "text") => Format::Text,
@@ -201,12 +206,13 @@ pub(crate) fn run(arguments: &[String]) -> u8 {
         let value = globals.value("rootless").unwrap_or_default().to_owned();
         return fail(&log, about, &ArgsError::NotOneOf { name: "rootless", value, allowed: "true, false, auto" });
     };
-    let driver = Driver { systemd: globals.is_on("systemd-cgroup"), rootless };
-    if rest.iter().take_while(|word| *word != "--").any(|word| matches!(word.as_str(), "--help" | "-h"))
-        && name != "exec"
-    {
-        return print(&help());
+    let manager = globals.value("cgroup-manager").unwrap_or_default();
+    if !matches!(manager, "" | "cgroupfs" | "systemd" | "disabled") {
+        let (value, allowed) = (manager.to_owned(), "cgroupfs, systemd, disabled");
+        return fail(&log, about, &ArgsError::NotOneOf { name: "cgroup-manager", value, allowed });
     }
+    let systemd = globals.is_on("systemd-cgroup") || manager == "systemd";
+    let driver = Driver { systemd, rootless, disabled: manager == "disabled" };
     let Some((_, enters, command)) = COMMANDS.iter().find(|(known, ..)| known == name) else {
         return fail(&log, "", &CommandError::UnknownCommand(name.clone()));
     };
@@ -219,7 +225,8 @@ pub(crate) fn run(arguments: &[String]) -> u8 {
     if !*enters && let Err(errno) = sys::fd::cloexec_from(3) {
         return fail(&log, about, &CommandError::System("close inherited descriptors", errno));
     }
-    let context = Context { states: StateDir::new(globals.path("root").unwrap_or_else(default_root)), driver, log };
+    let states = globals.path("root").map_or_else(default_states, StateDir::new);
+    let context = Context { states, driver, log };
     match command(&context, rest) {
         Ok(code) => code,
         Err(error) => {
@@ -240,13 +247,14 @@ fn subject(rest: &[String]) -> &str {
 }
 
 /// Where state goes unless `--root` says so: a place that is gone after a reboot. An ordinary user has one of his own.
-fn default_root() -> PathBuf {
+fn default_states() -> StateDir {
     let user = nix::unistd::geteuid();
     if user.is_root() {
-        return "/run/berth-runtime".into();
+        return StateDir::new("/run/berth-runtime".into());
     }
     let own = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|folder| folder.is_absolute());
-    own.unwrap_or_else(|| format!("/run/user/{user}").into()).join("berth-runtime")
+    // The sticky bit keeps those away that clear the folder of what has not been touched for long (XDG base directories).
+    StateDir::sticky(own.unwrap_or_else(|| format!("/run/user/{user}").into()).join("berth-runtime"))
 }
 
 fn fail(log: &Log, about: &str, error: &dyn std::error::Error) -> u8 {
@@ -263,22 +271,9 @@ fn print(text: &str) -> u8 {
 }
 
 fn version() -> String {
-    format!("berth-runtime version {}\nspec: {VERSION}\n", env!("CARGO_PKG_VERSION"))
-}
-
-fn help() -> String {
-    let mut text = String::from(
-        "berth-runtime: an OCI runtime\n\nusage: berth-runtime [global flags] COMMAND [flags] [ID] ...\n\ncommands:",
-    );
-    for (name, ..) in COMMANDS {
-        text.push(' ');
-        text.push_str(name);
-    }
-    text.push_str("\n\nglobal flags:\n");
-    for flag in GLOBAL {
-        text.push_str(&format!("  --{:<16} {}\n", flag.names[0], flag.help));
-    }
-    text
+    // The commit is what `docker info` shows; whoever builds a release says which it was.
+    let commit = option_env!("BERTH_COMMIT").unwrap_or(concat!("v", env!("CARGO_PKG_VERSION")));
+    format!("berth-runtime version {}\ncommit: {commit}\nspec: {VERSION}\n", env!("CARGO_PKG_VERSION"))
 }
 
 /// The container a command is about, which is all it takes.
@@ -327,11 +322,7 @@ mod tests {
         let text = version();
         let mut lines = text.lines();
         assert!(lines.next().expect("line").starts_with("berth-runtime version "));
+        assert!(lines.next().is_some_and(|line| line.starts_with("commit: ")));
         assert_eq!(lines.next(), Some("spec: 1.3.0"));
-    }
-
-    #[test]
-    fn help_names_every_command() {
-        assert!(COMMANDS.iter().all(|(name, ..)| help().contains(name)));
     }
 }

@@ -6,7 +6,7 @@ use super::{CommandError, Context, print};
 use crate::args::{ArgsError, Flag, Order, Parsed, value};
 use crate::state::ContainerId;
 
-const FLAGS: &[Flag] = &[value(&["format", "f"], "table (default) or json")];
+pub(super) const FLAGS: &[Flag] = &[value(&["format", "f"], "table (default) or json")];
 
 pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, CommandError> {
     let parsed = Parsed::parse(FLAGS, Order::FlagsFirst, arguments)?;

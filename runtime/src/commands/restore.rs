@@ -29,7 +29,7 @@ use crate::rootfs::resolve::{self, Make};
 use crate::spec::{Spec, load_json};
 use crate::state::{ContainerId, Entry, ProcessStat, State, Status};
 
-const FLAGS: &[Flag] = &[
+pub(super) const FLAGS: &[Flag] = &[
     value(&["bundle", "b"], "folder with config.json (default: here)"),
     value(&["console-socket"], "unix socket that gets the master of the terminal"),
     value(&["pid-file"], "file to write the pid to"),

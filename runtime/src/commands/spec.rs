@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{CommandError, Context};
 use crate::args::{Flag, Order, Parsed, switch, value};
 
-const FLAGS: &[Flag] = &[
+pub(super) const FLAGS: &[Flag] = &[
     value(&["bundle", "b"], "folder to write to (default: here)"),
     switch(&["rootless"], "for a user that is not root"),
 ];

@@ -9,7 +9,7 @@ use crate::plan::rdt::{RdtPlan, joined};
 use crate::spec::{Resources, SpecError, load_json};
 use crate::state::{ContainerId, State, Status};
 
-const FLAGS: &[Flag] = &[
+pub(super) const FLAGS: &[Flag] = &[
     value(&["resources", "r"], "file with linux.resources as JSON, - for stdin"),
     value(&["blkio-weight"], "weight of block I/O"),
     value(&["cpu-period"], "CPU period, us"),

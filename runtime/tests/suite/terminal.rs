@@ -93,3 +93,26 @@ fn a_terminal_that_nobody_serves_is_refused() {
     assert!(!bundle.create(&[]));
     bundle.assert_nothing_left();
 }
+
+#[test]
+fn the_size_of_the_console_is_set_for_run_and_exec() {
+    if !super::bundle::is_ours() {
+        println!("skipped: newer than runc 1.1");
+        return;
+    }
+    let Some(bundle) = Bundle::new() else { return };
+    let bundle = bundle
+        .shell("stty size; exit 0")
+        .set("/process/terminal", json!(true))
+        .set("/process/consoleSize", json!({"height": 21, "width": 43}));
+    let text = String::from_utf8_lossy(&bundle.run().stdout).replace('\r', "");
+    assert_eq!(text, "21 43\n");
+    let bundle = bundle.shell("sleep 1000").set("/process/terminal", json!(false));
+    bundle.start();
+    let process = json!({"args": ["stty", "size"], "cwd": "/", "env": ["PATH=/bin"], "terminal": true,
+        "consoleSize": {"height": 60, "width": 13}});
+    let file = bundle.path("process.json");
+    std::fs::write(&file, process.to_string()).expect("write");
+    let text = bundle.ok(&["exec", "--process", file.to_str().expect("utf-8"), &bundle.id]);
+    assert_eq!(text.trim(), "60 13");
+}

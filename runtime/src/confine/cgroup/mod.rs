@@ -41,6 +41,9 @@ pub(crate) const ROOT: &str = "/sys/fs/cgroup";
 /// What went wrong with a cgroup.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CgroupError {
+    /// Limits without anything to hold them.
+    #[error("linux.resources has limits, which --cgroup-manager disabled leaves nobody to keep")]
+    Disabled,
     /// No cgroup filesystem.
     #[error("no cgroup filesystem on {ROOT}")]
     NotMounted(#[source] Errno),

@@ -49,6 +49,8 @@ pub(crate) struct Driver {
     /// `--systemd-cgroup`
     pub(crate) systemd: bool,
     pub(crate) rootless: Rootless,
+    /// `--cgroup-manager disabled`: containers stay in the runtime's own cgroup.
+    pub(crate) disabled: bool,
 }
 
 /// What decides about a new container's cgroup.
@@ -69,6 +71,9 @@ pub(super) const PARENT: &str = "berth";
 impl Driver {
     /// Chooses the cgroup of a new container. Nothing is made yet.
     pub(crate) fn place(self, wanted: &Wanted<'_>) -> Result<Cgroup, CgroupError> {
+        if self.disabled {
+            return if any_limit(wanted.resources) { Err(CgroupError::Disabled) } else { Ok(Cgroup::none()) };
+        }
         if self.systemd {
             let unit = self.unit(wanted.unit, wanted.id);
             let path = unit.path()?;
