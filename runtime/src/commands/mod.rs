@@ -79,9 +79,6 @@ pub(crate) enum CommandError {
     /// No such command.
     #[error("unknown command {0:?}: see --help")]
     UnknownCommand(String),
-    /// A flag that is not there yet.
-    #[error("flag --{0} is not supported yet")]
-    UnsupportedFlag(&'static str),
     /// Flags or fields that do not go together.
     #[error("{0}")]
     Conflict(&'static str),

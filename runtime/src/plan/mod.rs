@@ -46,9 +46,6 @@ pub(crate) enum PlanError {
     /// Something that must not touch the host's namespace.
     #[error("config.json: {field} needs a private {namespace} namespace")]
     NeedsNamespace { field: String, namespace: &'static str },
-    /// Asked for, and not there yet.
-    #[error("config.json: {field} is not supported yet")]
-    Unsupported { field: &'static str },
     /// The seccomp section.
     #[error("config.json: linux.seccomp")]
     Seccomp(#[from] seccomp::SeccompError),

@@ -45,7 +45,9 @@ impl Bundle {
         for folder in ["bin", "dev", "etc", "proc", "sys", "tmp", "data"] {
             std::fs::create_dir_all(root.join(folder)).expect("a folder");
         }
-        std::fs::copy(BUSYBOX, root.join("bin/busybox")).expect("busybox");
+        // Not by us: a child that another thread forks meanwhile would hold it open for writing, and executing it be ETXTBSY.
+        let copied = Command::new("cp").arg(BUSYBOX).arg(root.join("bin/busybox")).status().expect("cp");
+        assert!(copied.success(), "cp {BUSYBOX}");
         for applet in APPLETS {
             std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).expect("a link");
         }
