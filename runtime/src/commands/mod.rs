@@ -243,15 +243,24 @@ fn subject(rest: &[String]) -> &str {
     }
 }
 
-/// Where state goes unless `--root` says so: a place that is gone after a reboot. An ordinary user has one of his own.
+/// Where state goes unless `--root` says so: a place that is gone after a reboot. An ordinary user has one of his own, also when
+/// he is root of a user namespace (podman calls like that).
 fn default_states() -> StateDir {
     let user = nix::unistd::geteuid();
-    if user.is_root() {
-        return StateDir::new("/run/berth-runtime".into());
-    }
     let own = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|folder| folder.is_absolute());
+    let folder = match own {
+        Some(folder) if !user.is_root() || is_root_for_himself() => folder,
+        None if !user.is_root() => format!("/run/user/{user}").into(),
+        _ => return StateDir::new("/run/berth-runtime".into()),
+    };
     // The sticky bit keeps those away that clear the folder of what has not been touched for long (XDG base directories).
-    StateDir::sticky(own.unwrap_or_else(|| format!("/run/user/{user}").into()).join("berth-runtime"))
+    StateDir::sticky(folder.join("berth-runtime"))
+}
+
+/// Whether root is so only in a user namespace, made by a user who still goes by his name.
+fn is_root_for_himself() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    map.split_whitespace().ne(["0", "0", "4294967295"]) && std::env::var_os("USER").is_none_or(|user| user != "root")
 }
 
 fn fail(log: &Log, about: &str, error: &dyn std::error::Error) -> u8 {

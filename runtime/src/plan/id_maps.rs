@@ -166,4 +166,13 @@ mod tests {
             assert!(error.contains(field), "{error}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_a_map_or_refused(text in "(uids|gids)=@?[0-9#=;@a-z-]{0,40}(;(uids|gids)=[0-9]{1,11}-[0-9]{1,11}-[0-9]{1,11})?") {
+            if let Ok(Some(IdMap { ids: Ids::Map { uids, gids }, .. })) = of(Some((Reach::One, Some(&text))), &[], NEWUSER) {
+                assert!(!uids.is_empty() && !gids.is_empty() && uids.iter().all(|one| one.size > 0));
+            }
+        }
+    }
 }

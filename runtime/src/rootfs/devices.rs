@@ -25,11 +25,29 @@ const LINKS: &[(&str, &str)] = &[
 pub(crate) fn clone_host_devices(steps: &[DeviceStep]) -> Result<Vec<Option<OwnedFd>>, RootfsError> {
     let clone = |step: &DeviceStep| match step.kind {
         SFlag::S_IFIFO => Ok(None),
-        _ => clone_tree(nix::fcntl::AT_FDCWD, &step.path, Reach::One)
-            .map(Some)
-            .map_err(|cause| RootfsError::Device { at: step.path.clone(), cause }),
+        _ => clone_host_device(step).map(Some),
     };
     steps.iter().map(clone).collect()
+}
+
+fn clone_host_device(step: &DeviceStep) -> Result<OwnedFd, RootfsError> {
+    let failed = |cause| RootfsError::Device { at: step.path.clone(), cause };
+    let tree = clone_tree(nix::fcntl::AT_FDCWD, &step.path, Reach::One).map_err(failed)?;
+    // What the host has there may be something else, for which the device rules of config.json are not meant.
+    let found = fstat(&tree).map_err(failed)?;
+    let kind = SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT;
+    if kind != step.kind || found.st_rdev != step.number {
+        return Err(RootfsError::NotTheDevice { at: step.path.clone() });
+    }
+    Ok(tree)
+}
+
+fn bind(root: &OwnedFd, step: &DeviceStep, tree: &OwnedFd) -> Result<(), RootfsError> {
+    let failed = |cause| RootfsError::Device { at: step.path.clone(), cause };
+    let Some(destination) = place(root, &step.path).map_err(failed)? else {
+        return Err(RootfsError::NotTheDevice { at: step.path.clone() });
+    };
+    attach(tree, destination).map_err(failed)
 }
 
 /// Makes the devices; `trees` are those to be bound, if any. The umask is 0 here.
@@ -37,10 +55,7 @@ pub(crate) fn make(root: &OwnedFd, steps: &[DeviceStep], trees: &[Option<OwnedFd
     for (at, step) in steps.iter().enumerate() {
         let failed = |cause| RootfsError::Device { at: step.path.clone(), cause };
         if let Some(tree) = trees.get(at).and_then(Option::as_ref) {
-            let Some(destination) = place(root, &step.path).map_err(failed)? else {
-                return Err(RootfsError::NotTheDevice { at: step.path.clone() });
-            };
-            attach(tree, destination).map_err(failed)?;
+            bind(root, step, tree)?;
             continue;
         }
         let (parent, name) = parent_and_name(root, &step.path).map_err(failed)?;
@@ -52,6 +67,11 @@ pub(crate) fn make(root: &OwnedFd, steps: &[DeviceStep], trees: &[Option<OwnedFd
                 if kind != step.kind || found.st_rdev != step.number {
                     return Err(RootfsError::NotTheDevice { at: step.path.clone() });
                 }
+            }
+            // The runtime itself is in somebody's user namespace, as rootless podman has it.
+            Err(Errno::EPERM) if step.kind != SFlag::S_IFIFO => {
+                bind(root, step, &clone_host_device(step)?)?;
+                continue;
             }
             Err(cause) => return Err(failed(cause)),
         }

@@ -53,7 +53,7 @@ pub(crate) enum RootfsError {
         cause: Errno,
     },
     /// An id map was refused.
-    #[error("map the ids of {what}")]
+    #[error("map the ids of {what}{}", if *cause == Errno::EPERM { ": this takes root's rights over its file system" } else { "" })]
     IdMap {
         what: String,
         #[source]

@@ -49,7 +49,7 @@ fn owned(path: PathBuf, id: u32) {
 
 /// Where a mount is in /proc/self/mountinfo: its line.
 fn line<'a>(mountinfo: &'a str, at: &str) -> &'a str {
-    let found = mountinfo.lines().filter(|line| line.split(' ').nth(4) == Some(at)).next_back();
+    let found = mountinfo.lines().rfind(|line| line.split(' ').nth(4) == Some(at));
     found.unwrap_or_else(|| panic!("{at} is not mounted:\n{mountinfo}"))
 }
 
@@ -252,13 +252,15 @@ fn the_root_propagates_as_told() {
         [("rprivate", ""), ("private", ""), ("rshared", "shared"), ("shared", "shared"), ("unbindable", "unbindable")]
     {
         let Some(bundle) = Bundle::new() else { return };
-        if !is_ours() && expected != "" {
+        if !is_ours() && !expected.is_empty() {
             println!("skipped: {word}, right in runc since 1.3.1");
             continue;
         }
         let bundle = bundle.shell("cat /proc/self/mountinfo").set("/linux/rootfsPropagation", json!(word));
         let text = bundle.run_ok();
-        assert_eq!(propagation(line(&text, "/")), expected, "{word}: {text}");
+        // It may be a slave of the host's besides, where that is shared.
+        let found = propagation(line(&text, "/")).replace("shared master", "shared");
+        assert_eq!(found, expected, "{word}: {text}");
     }
 }
 

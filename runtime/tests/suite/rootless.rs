@@ -335,6 +335,32 @@ fn clocks_names_and_sysctls_are_his_own() {
 }
 
 #[test]
+fn root_of_his_own_user_namespace_is_enough() {
+    // As podman calls: a user namespace and a mount namespace are there already, and config.json has no other.
+    let Some(mut user) = Rootless::new() else { return };
+    let kinds = ["pid", "ipc", "uts", "mount", "network"].map(|kind| json!({"type": kind}));
+    user.bundle.config["linux"]["namespaces"] = json!(kinds);
+    for map in ["uidMappings", "gidMappings"] {
+        user.bundle.config["linux"].as_object_mut().expect("linux").remove(map);
+    }
+    let caps = json!(["CAP_KILL"]);
+    let user = user
+        .set("/process/capabilities", json!({"bounding": caps, "effective": caps, "permitted": caps}))
+        .shell("id -u; echo x > /dev/null && stat -c %t:%T /dev/null /dev/zero; cat /proc/self/uid_map");
+    user.bundle.write_config();
+    let program = user.program();
+    let arguments = ["--user", "--map-root-user", "--mount", program.to_str().expect("utf-8"), "run", "--keep"];
+    let mut unshare = user.user(Path::new("unshare"), &arguments);
+    let output = unshare.arg(&user.bundle.id).env("USER", &user.name).output().expect("unshare");
+    let (stdout, stderr) = texts(&output);
+    assert!(output.status.success(), "{stderr}");
+    let words: Vec<_> = stdout.split_whitespace().collect();
+    assert_eq!(words, ["0", "1:3", "1:5", "0", &user.uid.to_string(), "1"]);
+    let state = user.bundle.path("run/berth-runtime").join(&user.bundle.id).join("state.json");
+    assert!(state.exists(), "his state is not in root's folder");
+}
+
+#[test]
 fn namespaces_of_his_other_container_can_be_joined() {
     let Some(first) = Rootless::new() else { return };
     let first = first.shell("sleep 1000");
