@@ -134,7 +134,7 @@ fn devices_are_filtered_under_systemd_too() {
         }
         let (stdout, stderr) = texts(&bundle.call(&["exec", &bundle.id, "sh", "-c", script]));
         assert_eq!(stdout, "null", "{after}: {stderr}");
-        assert!(stderr.contains("/dev/one: No such device"), "{after}: {stderr}");
+        assert!(stderr.contains("'/dev/one': No such device"), "{after}: {stderr}");
         assert_eq!(said(&stderr), 2, "{after}: {stderr}");
     }
 }
