@@ -21,6 +21,7 @@ mod peers;
 mod process;
 mod rdt;
 mod rootless;
+mod rootless_delegated;
 mod sd_notify;
 mod seccomp;
 mod security;
