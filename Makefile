@@ -74,6 +74,10 @@ test-vm: deps-vm ## the runtime suite in VMs with Debian's kernel and cgroup v2:
 vm-shell: deps-vm ## a shell in the test VM (BOOT=init or systemd)
 	@VM_SHELL=1 .ci/vm/run $(or $(BOOT),systemd)
 
+BERTH_FUZZ_SECONDS ?= 600
+fuzz-runtime: deps ## configurations that nobody would write, for BERTH_FUZZ_SECONDS; BERTH_FUZZ_SEED tries one again
+	BERTH_FUZZ_SECONDS=$(BERTH_FUZZ_SECONDS) $(CARGO) test -p runtime --bin berth-runtime plan::fuzz -- --nocapture
+
 lint: deps ## rustfmt, clippy, rustdoc: no warning allowed
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings

@@ -127,7 +127,7 @@ impl AsFd for Channel {
     }
 }
 
-/// An error and its causes on one line, as users read it.
+/// An error and its causes on one line, as users read it. What is quoted may be very long: then the middle is left out.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
@@ -135,6 +135,11 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         text.push_str(": ");
         text.push_str(&cause.to_string());
         next = cause.source();
+    }
+    const MAX: usize = 2000;
+    if text.len() > MAX {
+        let (start, end) = (text.floor_char_boundary(MAX / 2), text.ceil_char_boundary(text.len() - MAX / 4));
+        text = format!("{} ... {}", &text[..start], &text[end..]);
     }
     text
 }

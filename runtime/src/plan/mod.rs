@@ -4,6 +4,8 @@
 
 pub(crate) mod cgroup;
 pub(crate) mod devices;
+#[cfg(test)]
+mod fuzz;
 pub(crate) mod id_maps;
 pub(crate) mod mount_words;
 pub(crate) mod mounts;

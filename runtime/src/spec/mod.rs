@@ -93,7 +93,8 @@ pub(crate) fn load_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, 
     parse(path, &read_bounded(path)?)
 }
 
-fn parse<T: for<'de> Deserialize<'de>>(path: &Path, bytes: &[u8]) -> Result<T, SpecError> {
+/// Reads JSON text into `T`; the path is for the error.
+pub(crate) fn parse<T: for<'de> Deserialize<'de>>(path: &Path, bytes: &[u8]) -> Result<T, SpecError> {
     serde_json::from_slice(bytes).map_err(|cause| {
         let path = path.to_owned();
         match locate::field_at(bytes, cause.line(), cause.column()) {

@@ -1,6 +1,7 @@
 //! The runtime from outside: real bundles with a busybox root, as root. `RUNTIME=/path/to/runc` runs the same tests on another one.
 
 mod apparmor;
+mod badinput;
 mod bpf;
 mod bundle;
 mod cgroups;

@@ -15,21 +15,21 @@ use serde_json::{Value, json};
 use crate::bundle::{Bundle, is_ours, texts};
 
 /// What is in the files of the host, and in no image.
-pub(super) const SECRET: &str = "belongs-to-the-host";
+pub(crate) const SECRET: &str = "belongs-to-the-host";
 
 /// A bundle, and a host around it that must stay as it is.
 ///
 /// The test's thread gets a mount namespace of its own, with everything shared as systemd has it: what a container mounts where it must not
 /// shows there, other tests' mounts do not.
-pub(super) struct Host {
-    pub(super) bundle: Bundle,
+pub(crate) struct Host {
+    pub(crate) bundle: Bundle,
     canary: PathBuf,
     before: String,
     mounts: HashSet<String>,
 }
 
 impl Host {
-    pub(super) fn new() -> Option<Self> {
+    pub(crate) fn new() -> Option<Self> {
         // First of all, since it says why there is none.
         let bundle = Bundle::new()?;
         sys::ns::unshare(0x0002_0000).expect("a mount namespace"); // CLONE_NEWNS
@@ -49,7 +49,7 @@ impl Host {
     }
 
     /// The same, where only Berth's own runtime is known to withstand.
-    pub(super) fn of_ours() -> Option<Self> {
+    pub(crate) fn of_ours() -> Option<Self> {
         if !is_ours() {
             println!("skipped: Debian's runc 1.1.5 has this hole, or other words for it");
             return None;
@@ -58,18 +58,18 @@ impl Host {
     }
 
     /// Changes the bundle.
-    pub(super) fn with(mut self, change: impl FnOnce(Bundle) -> Bundle) -> Self {
+    pub(crate) fn with(mut self, change: impl FnOnce(Bundle) -> Bundle) -> Self {
         self.bundle = change(self.bundle);
         self
     }
 
     /// A path of the host that no container has any business with.
-    pub(super) fn canary(&self, below: &str) -> PathBuf {
+    pub(crate) fn canary(&self, below: &str) -> PathBuf {
         self.canary.join(below)
     }
 
     /// Fails if anything of the host has changed.
-    pub(super) fn assert_untouched(&self, what: &str) {
+    pub(crate) fn assert_untouched(&self, what: &str) {
         let now = snapshot(&self.canary);
         assert!(now == self.before, "{what}: the host has changed\nbefore:\n{}\nnow:\n{now}", self.before);
         // One that is gone was somebody else's, who has removed its mount point.
@@ -78,7 +78,7 @@ impl Host {
     }
 
     /// `run` in the foreground, with an end: something that hangs is a failure too.
-    pub(super) fn run(&self) -> Output {
+    pub(crate) fn run(&self) -> Output {
         self.bundle.write_config();
         let folder = self.bundle.path("bundle");
         let arguments = ["run", "--bundle", folder.to_str().expect("utf-8"), &self.bundle.id];
@@ -86,7 +86,7 @@ impl Host {
     }
 
     /// Runs what may fail or succeed, and fails if the host noticed. Gives stdout if it succeeded.
-    pub(super) fn attempt(&self, what: &str) -> Option<String> {
+    pub(crate) fn attempt(&self, what: &str) -> Option<String> {
         let output = self.run();
         let (stdout, stderr) = texts(&output);
         println!("{what}: {} {stdout:?} {stderr:?}", output.status);
@@ -102,7 +102,7 @@ impl Host {
     }
 
     /// Runs what has to be refused; gives the one line of its error.
-    pub(super) fn refused(&self, what: &str) -> String {
+    pub(crate) fn refused(&self, what: &str) -> String {
         let output = self.run();
         let (stdout, stderr) = texts(&output);
         assert!(!output.status.success(), "{what}: was not refused: {stdout}\n{stderr}");
@@ -114,7 +114,7 @@ impl Host {
 }
 
 /// Runs a command to its end; kills it, and fails, when there is none.
-pub(super) fn bounded(command: &mut Command, limit: Duration) -> Output {
+pub(crate) fn bounded(command: &mut Command, limit: Duration) -> Output {
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the runtime runs");
     let pid = nix::unistd::Pid::from_raw(child.id() as i32);
     let ended = Arc::new(AtomicBool::new(false));
@@ -167,14 +167,14 @@ fn describe(path: &Path, text: &mut String) {
 }
 
 /// Exchanges two files for each other as fast as it can, until it is dropped.
-pub(super) struct Exchange {
+pub(crate) struct Exchange {
     stop: Arc<AtomicBool>,
     count: Arc<AtomicU64>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Exchange {
-    pub(super) fn start(one: &Path, other: &Path) -> Self {
+    pub(crate) fn start(one: &Path, other: &Path) -> Self {
         let (stop, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let thread = {
             let (stop, count, one, other) = (stop.clone(), count.clone(), one.to_owned(), other.to_owned());
@@ -191,7 +191,7 @@ impl Exchange {
     }
 
     /// How often they changed places.
-    pub(super) fn count(&self) -> u64 {
+    pub(crate) fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
     }
 }
@@ -206,7 +206,7 @@ impl Drop for Exchange {
 }
 
 /// The tries of a race: 200 within three seconds, or 10,000 within `BERTH_RACE_SECONDS`; some in any case.
-pub(super) fn tries() -> impl Iterator<Item = u32> {
+pub(crate) fn tries() -> impl Iterator<Item = u32> {
     let long = std::env::var("BERTH_RACE_SECONDS").ok().and_then(|text| text.parse().ok());
     let (seconds, most) = long.map_or((3, 200), |seconds| (seconds, 10_000));
     let end = Instant::now() + Duration::from_secs(seconds);
@@ -214,12 +214,12 @@ pub(super) fn tries() -> impl Iterator<Item = u32> {
 }
 
 /// An entry of `mounts`.
-pub(super) fn volume(source: &Path, destination: &str) -> Value {
+pub(crate) fn volume(source: &Path, destination: &str) -> Value {
     json!({"destination": destination, "type": "bind", "source": source, "options": ["rbind", "rprivate"]})
 }
 
 /// The mounts of a configuration without those whose destination begins with `prefix`.
-pub(super) fn without(bundle: Bundle, prefix: &str) -> Bundle {
+pub(crate) fn without(bundle: Bundle, prefix: &str) -> Bundle {
     let mounts = bundle.config["mounts"].as_array().expect("mounts");
     let stays = |mount: &&Value| !mount["destination"].as_str().is_some_and(|at| at.starts_with(prefix));
     let mounts: Vec<Value> = mounts.iter().filter(stays).cloned().collect();

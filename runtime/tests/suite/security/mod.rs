@@ -9,7 +9,7 @@ mod cgroup;
 mod console;
 mod descriptors;
 mod devices;
-mod host;
+pub(crate) mod host;
 mod ids;
 mod links;
 mod masks;
