@@ -17,6 +17,7 @@ use nix::unistd::{Gid, Uid, fchdir, fchown};
 use sys::Errno;
 use sys::creds;
 use sys::path::{Within, open_within};
+use sys::process::Image;
 use sys::pty::{Pty, Size};
 
 use super::executable::{self, LookupError};
@@ -199,20 +200,25 @@ impl Entrant<'_> {
     /// Does what comes last. Comes back only with the reason why not.
     pub(crate) fn execute(&self, settled: Settled) -> Result<Infallible, ChildError> {
         self.limit(|few| few)?;
+        let failed = |cause| ChildError::Exec { path: settled.program.clone(), cause };
+        let image = Image::new(&settled.program, &self.process.args, &settled.env).map_err(failed)?;
+        // From here on a filter is in force that may allow no more than the execve: nothing takes memory, nothing is closed.
         if let Some(filter) = self.seccomp {
             let listener = sys::seccomp::load(&filter.program, filter.flags).map_err(step("load seccomp filter"))?;
             if let Some(listener) = listener {
-                let sent = self.channel.send_with(Kind::Listener, "", &[listener.as_fd()]);
+                let sent = self.channel.send_bare(Kind::Listener, listener.as_fd());
                 sent.map_err(step("hand over the seccomp listener"))?;
                 // Closed by execve: here, close(2) might be a call that waits for the agent.
                 std::mem::forget(listener);
             }
         }
-        if self.needs_admin_for_seccomp() {
-            self.process.caps.apply(0).map_err(step("set capabilities"))?;
+        // What is permitted after an execve comes from the bounding, inheritable and ambient sets. Only where CAP_SYS_ADMIN is
+        // in one of these is there a way to keep it, if the execve is an unsafe one (traced, say): then it goes now.
+        let caps = &self.process.caps;
+        if self.needs_admin_for_seccomp() && (caps.bounding | caps.inheritable) & SYS_ADMIN != 0 {
+            caps.apply(0).map_err(step("set capabilities"))?;
         }
-        let cause = sys::process::execve(&settled.program, &self.process.args, &settled.env);
-        Err(ChildError::Exec { path: settled.program, cause })
+        Err(failed(image.execute()))
     }
 
     /// The process may reopen its own stdio by name, so it has to own it; the null device stays root's.

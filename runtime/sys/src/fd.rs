@@ -25,6 +25,36 @@ pub fn send_fds(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Resu
     }
 }
 
+/// Sends one byte and a descriptor without allocating anything: for a process whose system calls are filtered.
+pub fn send_fd(socket: impl AsFd, byte: u8, fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    #[repr(C)]
+    struct Rights {
+        header: libc::cmsghdr,
+        fd: RawFd,
+    }
+    let mut byte = byte;
+    let mut slice = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+    // SAFETY: a zeroed cmsghdr is a valid value.
+    let mut rights = Rights { header: unsafe { std::mem::zeroed() }, fd: fd.as_raw_fd() };
+    rights.header.cmsg_len = (size_of::<libc::cmsghdr>() + size_of::<RawFd>()) as _;
+    rights.header.cmsg_level = libc::SOL_SOCKET;
+    rights.header.cmsg_type = libc::SCM_RIGHTS;
+    // SAFETY: a zeroed msghdr is a valid value.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut slice;
+    message.msg_iovlen = 1;
+    message.msg_control = (&raw mut rights).cast();
+    message.msg_controllen = size_of::<Rights>() as _;
+    loop {
+        // SAFETY: everything that the message points to lives on this stack until the call returns.
+        let result = unsafe { libc::sendmsg(socket.as_fd().as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) };
+        match check(result as libc::c_long) {
+            Err(Errno::EINTR) => {}
+            other => return other.map(drop),
+        }
+    }
+}
+
 /// Receives bytes and the descriptors that came with them, all close-on-exec. Zero bytes mean that the other end is closed.
 pub fn recv_fds(socket: impl AsFd, buffer: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), Errno> {
     let mut space = nix::cmsg_space!([RawFd; MAX_FDS]);
@@ -120,6 +150,20 @@ mod tests {
         let mut text = String::new();
         std::fs::File::from(fds.remove(0)).read_to_string(&mut text).expect("read");
         assert_eq!(text, "through");
+    }
+
+    #[test]
+    fn one_descriptor_travels_without_memory() {
+        let (here, there) = message_pair().expect("pair");
+        let (reader, writer) = std::io::pipe().expect("pipe");
+        send_fd(&here, b'l', writer.as_fd()).expect("send");
+        drop(writer);
+        let mut buffer = [0; 8];
+        let (count, fds) = recv_fds(&there, &mut buffer).expect("receive");
+        assert_eq!((count, buffer[0], fds.len()), (1, b'l', 1));
+        drop(fds);
+        let mut reader = reader;
+        assert_eq!(reader.read(&mut buffer).expect("read"), 0, "it was the only writer left");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
-use crate::raw::{check, own, with_path};
+use crate::raw::{check, own};
 
 /// Which side of a fork this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -180,17 +180,38 @@ pub fn try_wait(pid: Pid) -> Result<Option<Exit>, Errno> {
     Ok(wait4(pid.as_raw(), libc::WNOHANG)?.map(|(_, exit)| exit))
 }
 
+/// What execve(2) is called with, laid out beforehand: with a seccomp filter in force, memory may be out of reach.
+#[derive(Debug)]
+pub struct Image<'a> {
+    path: CString,
+    args: Vec<*const libc::c_char>,
+    env: Vec<*const libc::c_char>,
+    strings: std::marker::PhantomData<&'a CString>,
+}
+
+impl<'a> Image<'a> {
+    /// Lays out. `EINVAL` for a path with a NUL inside.
+    pub fn new(path: &std::path::Path, args: &'a [CString], env: &'a [CString]) -> Result<Self, Errno> {
+        use std::os::unix::ffi::OsStrExt;
+        let pointers = |list: &[CString]| list.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect();
+        let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
+        Ok(Self { path, args: pointers(args), env: pointers(env), strings: std::marker::PhantomData })
+    }
+
+    /// Becomes it; comes back only with the reason why not.
+    pub fn execute(&self) -> Errno {
+        // SAFETY: the path is NUL-terminated; the arrays are null-terminated and point to strings that `self` borrows.
+        unsafe { libc::execve(self.path.as_ptr(), self.args.as_ptr(), self.env.as_ptr()) };
+        Errno::last()
+    }
+}
+
 /// Executes `path`; comes back only with the reason why it could not.
 pub fn execve(path: &std::path::Path, args: &[CString], env: &[CString]) -> Errno {
-    let pointers = |list: &[CString]| {
-        list.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect::<Vec<*const libc::c_char>>()
-    };
-    let (args, env) = (pointers(args), pointers(env));
-    let failed = with_path(path, |path| {
-        // SAFETY: all three are NUL-terminated strings or null-terminated arrays of such, alive until the call returns.
-        check(libc::c_long::from(unsafe { libc::execve(path, args.as_ptr(), env.as_ptr()) }))
-    });
-    failed.err().unwrap_or(Errno::UnknownErrno)
+    match Image::new(path, args, env) {
+        Ok(image) => image.execute(),
+        Err(errno) => errno,
+    }
 }
 
 /// Executes the file behind a descriptor (execveat(2)); comes back only with the reason why it could not.

@@ -69,14 +69,56 @@ fn arguments_are_compared() {
     }
 }
 
-/// Runs a program that makes one call, under a profile: the exit code is the errno, or 256 less the result.
-fn outcome(machine: Machine, number: u32, arguments: &[u32], profile: Value) -> Option<i32> {
+#[test]
+fn a_filter_need_not_allow_more_than_the_program_needs() {
+    if !is_ours() {
+        return; // others go on for a while after loading it
+    }
+    for no_new_privs in [true, false] {
+        let profile = json!({"defaultAction": "SCMP_ACT_KILL_PROCESS", "syscalls": [
+            {"names": ["execve", "getpid", "exit_group"], "action": "SCMP_ACT_ALLOW"},
+        ]});
+        let Some(bundle) = probing(Machine::X86_64, 39, &[], profile) else { return };
+        let output = bundle.set("/process/noNewPrivileges", json!(no_new_privs)).run();
+        assert_eq!(output.status.code(), Some(255), "{no_new_privs}: {output:?}");
+    }
+}
+
+#[test]
+fn the_capability_to_load_a_filter_is_not_kept() {
+    for (uid, bounding, expected) in [(0, json!(["CAP_KILL"]), 1 << 5), (1000, json!(["CAP_KILL", "CAP_SYS_ADMIN"]), 0)]
+    {
+        let Some(bundle) = Bundle::new() else { return };
+        let list = json!(["CAP_KILL"]);
+        let bundle = bundle
+            .shell("grep -E 'CapPrm|CapEff' /proc/self/status")
+            .set("/linux/seccomp", about_mkdir("SCMP_ACT_ERRNO", json!({})))
+            .set("/process/user", json!({"uid": uid, "gid": 0}))
+            .set("/process/noNewPrivileges", json!(false))
+            .set("/process/capabilities", json!({"bounding": bounding, "effective": list, "permitted": list}));
+        let text = bundle.run_ok();
+        for name in ["CapPrm", "CapEff"] {
+            assert!(text.contains(&format!("{name}:\t{expected:016x}")), "{uid}: {text}");
+        }
+    }
+}
+
+/// A program that makes one call, under a profile.
+fn probing(machine: Machine, number: u32, arguments: &[u32], profile: Value) -> Option<Bundle> {
+    if cfg!(not(target_arch = "x86_64")) {
+        println!("skipped: the program is made of x86 instructions");
+        return None;
+    }
     let bundle = Bundle::new()?;
-    let bundle = bundle.set("/process/args", json!(["/data/probe"])).set("/linux/seccomp", profile);
     let path = bundle.rootfs("data/probe");
     std::fs::write(&path, probe(machine, number, arguments)).expect("write");
     std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("mode");
-    let output = bundle.run();
+    Some(bundle.set("/process/args", json!(["/data/probe"])).set("/linux/seccomp", profile))
+}
+
+/// Runs a program that makes one call, under a profile: the exit code is the errno, or 256 less the result.
+fn outcome(machine: Machine, number: u32, arguments: &[u32], profile: Value) -> Option<i32> {
+    let output = probing(machine, number, arguments, profile)?.run();
     Some(output.status.code().unwrap_or_else(|| panic!("{output:?}")))
 }
 

@@ -28,7 +28,7 @@ const MAX_LENGTH: usize = 4096;
 const HOT: &str = "read write futex epoll_wait epoll_pwait recvfrom sendto recvmsg sendmsg poll ppoll close openat fstat \
     newfstatat stat mmap munmap madvise brk getpid clock_gettime clock_nanosleep ioctl lseek pread64 pwrite64 writev \
     rt_sigprocmask rt_sigaction fcntl access";
-const HOT_WEIGHT: u32 = 256;
+const HOT_WEIGHT: u32 = 64;
 const PLAIN_WEIGHT: u32 = 16;
 
 pub(super) fn program(profile: &Profile) -> Result<Vec<Instruction>, SeccompError> {

@@ -444,6 +444,16 @@ fn figures() {
     let section: Seccomp = serde_json::from_str(text).expect("parses");
     time("compile", &mut || drop(std::hint::black_box(compile(&section, &mut Vec::new()).expect("compiles"))));
     let program = filter(text).program;
+    // What a cache would have to do at least.
+    let dir = tempfile::tempdir().expect("folder");
+    let path = dir.path().join("filter");
+    std::fs::write(&path, vec![1; program.len() * 8]).expect("write");
+    time("open, stat, read and close a file of that size", &mut || {
+        use std::io::Read;
+        let mut file = std::fs::File::open(&path).expect("open");
+        let mut bytes = Vec::with_capacity(file.metadata().expect("stat").len() as usize);
+        drop(std::hint::black_box(file.read_to_end(&mut bytes)));
+    });
     println!("{} instructions", program.len());
     for name in ["read", "write", "getpid", "futex", "openat", "mmap", "mount"] {
         let (_, steps) = bpf::run(&program, &call(number(name).expect(name), [0; 6]));
