@@ -25,6 +25,7 @@ use crate::confine::{labels, limits};
 use crate::netdev::netlink;
 use crate::plan::libc_flag::{NEWCGROUP, NEWNET, NEWTIME};
 use crate::plan::mounts::Source;
+use crate::plan::namespaces::Join;
 use crate::plan::{Plan, sysctl};
 use crate::rootfs::sources::Sources;
 use crate::rootfs::{cgroups, devices, masks, mounts, pivot, resolve};
@@ -50,6 +51,10 @@ pub(super) fn run(child: &Child<'_>, channel: Channel) -> ! {
     // Without anybody to tell there is nothing left to do but to end.
     let _ = report.send(Kind::Failed, &chain(&error));
     sys::process::exit_now(1)
+}
+
+fn enter(join: &Join, namespace: &OwnedFd) -> Result<(), ChildError> {
+    sys::ns::enter(namespace, join.flag).map_err(|cause| ChildError::Join { path: join.path.clone(), cause })
 }
 
 impl Child<'_> {
@@ -86,6 +91,11 @@ impl Child<'_> {
         self.start(channel, pid, terminal)
     }
 
+    /// Somebody else's namespaces, opened by the parent.
+    fn joins(&self) -> impl Iterator<Item = (&Join, &OwnedFd)> {
+        self.plan.namespaces.join.iter().zip(&self.prepared.joins)
+    }
+
     fn namespaces(&self, channel: &Channel) -> Result<(), ChildError> {
         let plan = self.plan;
         let offsets = !plan.namespaces.time_offsets.is_empty();
@@ -112,9 +122,8 @@ impl Child<'_> {
         }
         sys::ns::unshare(plan.namespaces.made_by_child()).map_err(step("make namespaces"))?;
         if !self.joined {
-            for (join, namespace) in plan.namespaces.join.iter().zip(&self.prepared.joins) {
-                sys::ns::enter(namespace, join.flag)
-                    .map_err(|cause| ChildError::Join { path: join.path.clone(), cause })?;
+            for (join, namespace) in self.joins().filter(|(join, _)| join.flag != NEWCGROUP) {
+                enter(join, namespace)?;
             }
         }
         nix::unistd::setsid().map_err(step("start a session"))?;
@@ -180,7 +189,7 @@ impl Child<'_> {
             })?;
         }
         masks::make_read_only(&places, &plan.readonly_paths)?;
-        masks::mask(&places, &plan.masked_paths)?;
+        masks::mask(&places, &plan.masked_paths, &plan.mount_label)?;
         pid.map_or_else(|| self.join_cgroup(channel), Ok)
     }
 
@@ -190,6 +199,10 @@ impl Child<'_> {
         // Only now: the namespace's root is where its maker is.
         if self.plan.namespaces.new & NEWCGROUP != 0 {
             sys::ns::unshare(NEWCGROUP).map_err(step("make a cgroup namespace"))?;
+        }
+        // One that is joined as well: our cgroup may not be seen in it, and then it could not be entered.
+        for (join, namespace) in self.joins().filter(|(join, _)| join.flag == NEWCGROUP) {
+            enter(join, namespace)?;
         }
         message.text.parse().map_err(|_| ChildError::Step("wait for the cgroup", Errno::EBADMSG))
     }

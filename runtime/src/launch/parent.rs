@@ -115,7 +115,7 @@ impl Prepared {
     /// Opens everything. Nothing on the host changes.
     pub(crate) fn new(plan: &Plan, bundle: &Path, console: Option<&Path>, wait: Wait) -> Result<Self, LaunchError> {
         let proc = limits::open_proc().map_err(step("open /proc"))?;
-        if plan.labels_mounts && !Path::new("/sys/fs/selinux/enforce").exists() {
+        if !plan.mount_label.is_empty() && !Path::new("/sys/fs/selinux/enforce").exists() {
             return Err(LaunchError::NoSelinux);
         }
         let join = |join: &crate::plan::namespaces::Join| {
@@ -393,8 +393,13 @@ fn join_and_clone(work: &Child<'_>, options: &Options<'_>) -> Result<Cloned, Lau
     };
     // Most belong to the host; those that belong to the user namespace can be entered only once we are in that.
     let mut later = Vec::new();
-    let (user, others): (Vec<_>, Vec<_>) =
-        namespaces.join.iter().zip(&work.prepared.joins).partition(|(join, _)| join.flag == NEWUSER);
+    let (user, others): (Vec<_>, Vec<_>) = namespaces
+        .join
+        .iter()
+        .zip(&work.prepared.joins)
+        // The child enters that of cgroups, once it is in its own.
+        .filter(|(join, _)| join.flag != NEWCGROUP)
+        .partition(|(join, _)| join.flag == NEWUSER);
     for (join, file) in others {
         match sys::ns::enter(file, join.flag) {
             Err(Errno::EPERM) if !user.is_empty() => later.push((join, file)),

@@ -94,8 +94,8 @@ pub(crate) struct Plan {
     pub(crate) domainname: Option<String>,
     pub(crate) namespaces: NamespacePlan,
     pub(crate) mounts: Vec<MountStep>,
-    /// True when new file systems get a label of SELinux.
-    pub(crate) labels_mounts: bool,
+    /// What SELinux is to call the files of new file systems; empty for nothing.
+    pub(crate) mount_label: String,
     /// False when /dev is bound from elsewhere: then nothing is made in it.
     pub(crate) populate_dev: bool,
     pub(crate) devices: Vec<DeviceStep>,
@@ -181,7 +181,7 @@ impl Plan {
             hostname,
             domainname,
             mounts,
-            labels_mounts: !linux.mount_label.is_empty(),
+            mount_label: linux.mount_label,
             populate_dev,
             devices: devices::plan(&linux.devices)?,
             masked_paths: linux.masked_paths,

@@ -54,8 +54,9 @@ pub(crate) fn make_read_only(places: &Places<'_>, paths: &[String]) -> Result<()
     Ok(())
 }
 
-/// Hides paths: files behind the null device, directories behind one empty, read-only tmpfs that they share.
-pub(crate) fn mask(places: &Places<'_>, paths: &[String]) -> Result<(), RootfsError> {
+/// Hides paths: files behind the null device, directories behind one empty, read-only tmpfs that they share. It gets `label`, if
+/// there is one.
+pub(crate) fn mask(places: &Places<'_>, paths: &[String], label: &str) -> Result<(), RootfsError> {
     let mut null: Option<OwnedFd> = None;
     let mut empty: Option<OwnedFd> = None;
     for path in paths {
@@ -69,7 +70,7 @@ pub(crate) fn mask(places: &Places<'_>, paths: &[String]) -> Result<(), RootfsEr
             // The first is attached itself: a kernel before 6.15 copies only mounts that are attached.
             let mount = match &empty {
                 Some(first) => clone_tree(first, "", Reach::One).map_err(failed)?,
-                None => empty_directory().map_err(failed)?,
+                None => empty_directory(label).map_err(failed)?,
             };
             attach(&mount, &at).map_err(failed)?;
             empty.get_or_insert(mount);
@@ -84,10 +85,13 @@ pub(crate) fn mask(places: &Places<'_>, paths: &[String]) -> Result<(), RootfsEr
     Ok(())
 }
 
-fn empty_directory() -> Result<OwnedFd, Errno> {
+fn empty_directory(label: &str) -> Result<OwnedFd, Errno> {
     let fs = Filesystem::open("tmpfs")?;
     for (key, value) in [("source", "tmpfs"), ("nr_blocks", "1"), ("nr_inodes", "1"), ("mode", "755")] {
         fs.string(key, value)?;
+    }
+    if !label.is_empty() {
+        fs.string("context", label)?;
     }
     fs.mount(attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC)
 }

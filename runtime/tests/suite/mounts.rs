@@ -53,6 +53,13 @@ fn line<'a>(mountinfo: &'a str, at: &str) -> &'a str {
     found.unwrap_or_else(|| panic!("{at} is not mounted:\n{mountinfo}"))
 }
 
+/// A folder on a disk: tmpfs has id maps since Linux 6.3 only.
+fn folder_on_disk() -> tempfile::TempDir {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
+    std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("mode");
+    dir
+}
+
 fn has_no_id_maps(stderr: &str) -> bool {
     let none = stderr.contains("no id-mapped mounts");
     if none {
@@ -67,7 +74,8 @@ fn ids_of_a_mount_are_mapped() {
     if !is_ours() {
         return println!("skipped: runc has it since 1.2");
     }
-    let volume = folder(&bundle, "volume");
+    let disk = folder_on_disk();
+    let volume = disk.path().to_owned();
     owned(volume.join("a"), 0);
     owned(volume.join("b"), 7);
     let mut mapped = bind(&volume, "/data", &["bind", "idmap"]);
@@ -79,7 +87,6 @@ fn ids_of_a_mount_are_mapped() {
     // Whoever writes has to be somebody that the map knows.
     let user = json!({"uid": 5003, "gid": 6003});
     let bundle = bundle.set("/process/user", user);
-    std::fs::set_permissions(&volume, std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("mode");
     let output = bundle.run();
     let (stdout, stderr) = texts(&output);
     if has_no_id_maps(&stderr) {
@@ -96,7 +103,8 @@ fn a_mount_can_have_the_id_map_of_the_container() {
     if !is_ours() {
         return println!("skipped: runc has it since 1.2");
     }
-    let volume = folder(&bundle, "volume");
+    let disk = folder_on_disk();
+    let volume = disk.path().to_owned();
     owned(volume.join("mine"), 0);
     let bundle = bundle
         .shell("stat -c %u /data/mine /tmp/mine; touch /data/made")
@@ -370,6 +378,37 @@ fn destinations_are_made_and_may_be_relative() {
         .set("/mounts/-", bind(&volume, "other/folder", &["bind"]));
     let (stdout, _) = texts(&bundle.run());
     assert!(stdout.starts_with("boundfile\n") && stdout.contains("Read-only file system"), "{stdout}");
+}
+
+#[test]
+fn a_relative_source_is_below_the_bundle() {
+    let Some(bundle) = Bundle::new() else { return };
+    let volume = folder(&bundle, "bundle/volume");
+    std::fs::write(volume.join("file"), "bound").expect("file");
+    let bundle = bundle.shell("cat /data/file").set("/mounts/-", bind(Path::new("volume"), "/data", &["bind"]));
+    assert_eq!(bundle.run_ok(), "bound");
+}
+
+#[test]
+fn layers_may_be_many() {
+    // The first are short; what is longer than 255 bytes has to be told the kernel layer by layer (Linux 6.5).
+    for (count, name) in [(2, "l"), (12, "a-layer-with-a-rather-long-name")] {
+        let Some(bundle) = Bundle::new() else { return };
+        let layers: Vec<_> = (0..count).map(|number| folder(&bundle, &format!("{name}{number}"))).collect();
+        for (number, layer) in layers.iter().enumerate() {
+            std::fs::write(layer.join(format!("file{number}")), "x").expect("file");
+        }
+        let layers: Vec<_> = layers.iter().map(|layer| layer.display().to_string()).collect();
+        let options = [format!("lowerdir={}", layers.join(":")), "ro".to_owned()];
+        let mount = json!({"destination": "/data", "type": "overlay", "source": "overlay", "options": options});
+        let output = bundle.shell("ls /data").set("/mounts/-", mount).run();
+        let (stdout, stderr) = texts(&output);
+        if count > 2 && !output.status.success() && stderr.contains("lowerdir") {
+            println!("skipped: this kernel takes no long list of layers: {stderr}");
+            continue;
+        }
+        assert_eq!(stdout.lines().count(), count, "{stderr}");
+    }
 }
 
 #[test]
