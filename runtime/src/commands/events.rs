@@ -41,7 +41,7 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
     if let Status::Stopped | Status::Creating = context.states.status(&state)? {
         return Err(CommandError::NotRunning);
     }
-    let cgroup = state.cgroup()?;
+    let cgroup = state.cgroup()?.own()?;
     if parsed.is_on("stats") {
         tell(&Event { kind: "stats", id: &id, data: Some(stats(&state, &cgroup)?) })?;
         return Ok(0);

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use nix::sys::signal::Signal;
 use sys::Errno;
 
-use super::{CommandError, Context};
+use super::{CommandError, Context, members};
 use crate::args::{ArgsError, Flag, Order, Parsed, switch};
 use crate::state::{ContainerId, State, Status};
 
@@ -34,7 +34,12 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
     if kill && (everything || !state.own_pid_namespace) {
         kill_all(&state)?;
     } else if everything {
-        state.cgroup()?.signal_all(signal)?;
+        for pid in members::of(&state)? {
+            match sys::process::kill(pid, signal) {
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(errno) => return Err(CommandError::System("signal a process of the container", errno)),
+            }
+        }
     } else {
         signal_init(&state, signal)?;
     }

@@ -12,6 +12,7 @@ mod help;
 mod inherit;
 mod kill;
 mod list;
+mod members;
 mod notify;
 mod pause;
 mod ps;

@@ -27,6 +27,6 @@ fn change(
             (false, status) => CommandError::NotPaused(status),
         });
     }
-    state.cgroup()?.freeze(freeze)?;
+    state.cgroup()?.own()?.freeze(freeze)?;
     Ok(0)
 }

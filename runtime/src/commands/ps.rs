@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use super::{CommandError, Context, print};
+use super::{CommandError, Context, members, print};
 use crate::args::{ArgsError, Flag, Order, Parsed, value};
 use crate::state::ContainerId;
 
@@ -14,7 +14,7 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
         return Err(ArgsError::Count { command: "ps", expected: "the container's id", found: 0 }.into());
     };
     let state = context.states.load(&ContainerId::parse(id)?)?;
-    let pids: Vec<i32> = state.cgroup()?.processes()?.iter().map(|pid| pid.as_raw()).collect();
+    let pids: Vec<i32> = members::of(&state)?.iter().map(|pid| pid.as_raw()).collect();
     match parsed.value("format").unwrap_or("table") {
         "json" => Ok(print(&format!("{pids:?}\n"))),
         "table" => table(&pids, options),

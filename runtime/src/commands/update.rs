@@ -4,7 +4,10 @@ use std::io::Read;
 
 use super::{CommandError, Context};
 use crate::args::{ArgsError, Flag, Order, Parsed, value};
+use crate::confine::cgroup::place::any_limit;
 use crate::confine::rdt;
+use crate::plan::PlanError;
+use crate::plan::cgroup::check_resources;
 use crate::plan::rdt::{RdtPlan, joined};
 use crate::spec::{Resources, SpecError, load_json};
 use crate::state::{ContainerId, State, Status};
@@ -36,8 +39,8 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
     let id = ContainerId::parse(parsed.one_word("update", "the container's id")?)?;
     let resources = match parsed.value("resources").filter(|value| !value.is_empty()) {
         None => from_flags(&parsed)?,
-        Some("-") => from_stdin()?,
-        Some(path) => load_json(path.as_ref())?,
+        Some("-") => checked(from_stdin()?)?,
+        Some(path) => checked(load_json(path.as_ref())?)?,
     };
     for flag in ["kernel-memory", "kernel-memory-tcp"] {
         if parsed.value(flag).is_some_and(|value| !value.is_empty()) {
@@ -48,7 +51,9 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
     if let Status::Stopped | Status::Creating = context.states.status(&state)? {
         return Err(CommandError::NotRunning);
     }
-    state.cgroup()?.update(&resources, &mut |text| context.log.warn(&text))?;
+    let cgroup = state.cgroup()?;
+    let cgroup = if any_limit(&resources) { cgroup.own()? } else { cgroup };
+    cgroup.update(&resources, &mut |text| context.log.warn(&text))?;
     update_rdt(context, &parsed, state)?;
     Ok(0)
 }
@@ -71,6 +76,17 @@ fn update_rdt(context: &Context, parsed: &Parsed, mut state: State) -> Result<()
     group.make(&plan)?;
     let processes = state.cgroup()?.processes()?;
     Ok(group.add(processes.into_iter().map(|pid| pid.as_raw()))?)
+}
+
+/// The same that config.json is checked for: names in it become names of files.
+fn checked(resources: Resources) -> Result<Resources, CommandError> {
+    match check_resources(&resources) {
+        Ok(()) => Ok(resources),
+        Err(PlanError::Invalid { field, value, why }) => {
+            Err(CommandError::BadValue { flag: "resources", value: format!("{field}: {value}"), why })
+        }
+        Err(other) => Err(other.into()),
+    }
 }
 
 fn from_stdin() -> Result<Resources, CommandError> {

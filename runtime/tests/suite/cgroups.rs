@@ -483,3 +483,56 @@ fn a_writable_cgroup_belongs_to_the_containers_user() {
         }
     }
 }
+
+#[test]
+fn a_container_without_a_cgroup_says_so() {
+    let Some(bundle) = Bundle::new() else { return };
+    if !is_ours() {
+        return; // the flag is crun's and ours
+    }
+    let bundle = bundle.shell("sleep 1000 & sleep 1001");
+    bundle.write_config();
+    let folder = bundle.path("bundle");
+    let mut command = bundle.command(&["--cgroup-manager", "disabled", "create", "--bundle"]);
+    let command =
+        command.arg(folder).arg(&bundle.id).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    assert!(command.status().expect("the runtime runs").success());
+    bundle.ok(&["start", &bundle.id]);
+    let pids =
+        || -> Vec<i32> { serde_json::from_str(&bundle.ok(&["ps", "--format", "json", &bundle.id])).expect("json") };
+    eventually("both are listed", || pids().len() >= 2 && pids().contains(&bundle.pid()));
+    for arguments in
+        [&["pause"][..], &["events", "--stats"], &["update", "--memory", "67108864"], &["exec", "--cgroup", "x"]]
+    {
+        let words = [arguments, &[bundle.id.as_str()], if arguments[0] == "exec" { &["true"] } else { &[] }].concat();
+        let error = bundle.fails(&words);
+        assert!(error.contains("no cgroup of its own"), "{arguments:?}: {error}");
+    }
+    assert_eq!(bundle.ok(&["exec", &bundle.id, "echo", "here"]), "here");
+    let all = pids();
+    bundle.ok(&["kill", "--all", &bundle.id, "KILL"]);
+    bundle.wait_for("stopped");
+    let gone =
+        |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "));
+    eventually("all are dead", || all.iter().all(gone));
+}
+
+#[test]
+fn update_reads_names_as_exactly_as_create() {
+    let Some(bundle) = Bundle::new() else { return };
+    if !is_ours() {
+        return;
+    }
+    let bundle = bundle.shell("sleep 1000");
+    bundle.start();
+    for text in [
+        r#"{"hugepageLimits": [{"pageSize": "../../x", "limit": 1}]}"#,
+        r#"{"unified": {"../memory.max": "1"}}"#,
+        r#"{"memory": {"swappiness": 200}}"#,
+    ] {
+        let file = bundle.path("resources");
+        std::fs::write(&file, text).expect("write");
+        let error = bundle.fails(&["update", "--resources", file.to_str().expect("utf-8"), &bundle.id]);
+        assert!(error.contains("linux.resources."), "{text}: {error}");
+    }
+}

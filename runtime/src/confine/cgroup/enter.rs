@@ -79,6 +79,9 @@ impl Cgroup {
         if below.is_top() {
             return Ok(Entrance { unified: self.open_unified()?, tasks: self.task_files()?, top: true });
         }
+        if self.path.is_empty() {
+            return Err(CgroupError::NoneOfItsOwn);
+        }
         let known = |controller: &str| self.legacy.iter().any(|hierarchy| hierarchy.controls(controller));
         if let Some((controller, _)) = below.by_controller.iter().find(|(controller, _)| !known(controller)) {
             return Err(CgroupError::NoHierarchy(controller.clone()));

@@ -111,6 +111,9 @@ pub(crate) enum CgroupError {
     /// A change that cannot be.
     #[error("{field}: {why}")]
     Refused { field: &'static str, why: String },
+    /// Nothing to be asked or changed.
+    #[error("the container has no cgroup of its own: it was made without the right, or the wish, to make one")]
+    NoneOfItsOwn,
     /// It is frozen: whoever joins it would stand still.
     #[error("cgroup {0} exists and is frozen; thaw it, or choose another linux.cgroupsPath")]
     Frozen(PathBuf),
@@ -218,6 +221,11 @@ impl Cgroup {
 
     fn new(path: String, unified: Option<Hierarchy>, legacy: Vec<Hierarchy>) -> Self {
         Self { path, unified, legacy, unit: None, wishes: systemd::Wishes::default(), made: Cell::new(0) }
+    }
+
+    /// Fails for a container without.
+    pub(crate) fn own(self) -> Result<Self, CgroupError> {
+        if self.path.is_empty() { Err(CgroupError::NoneOfItsOwn) } else { Ok(self) }
     }
 
     /// The same as a unit of systemd's.
