@@ -45,6 +45,17 @@ pub(crate) enum RootfsError {
         #[source]
         cause: Errno,
     },
+    /// What is to be bound, and cannot be.
+    #[error(
+        "mounts[{index}].source {path}: it is unbindable, or has mounts below that a user namespace must not uncover (bind it with \
+         them: rbind)"
+    )]
+    Unbindable {
+        index: usize,
+        path: PathBuf,
+        #[source]
+        cause: Errno,
+    },
     /// Changing a mount.
     #[error("remount {at}")]
     Remount {

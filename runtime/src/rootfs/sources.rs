@@ -69,7 +69,13 @@ fn take(step: &MountStep, bundle: &Path, id_maps: &mut IdMaps<'_>) -> Result<Tak
         return namespace.map(Taken::Nothing).map_err(|cause| RootfsError::IdMap { what: what(step), cause });
     };
     let path = bundle.join(path);
-    let failed = |cause| RootfsError::Source { index: step.index, path: path.clone(), cause };
+    let failed = |cause| {
+        let (index, path) = (step.index, path.clone());
+        match cause {
+            Errno::EINVAL => RootfsError::Unbindable { index, path, cause },
+            cause => RootfsError::Source { index, path, cause },
+        }
+    };
     let tree = if step.links.copy || step.links.source_itself {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let itself = nix::fcntl::open(&path, flags, Mode::empty()).map_err(failed)?;

@@ -367,6 +367,18 @@ fn a_missing_source_is_named() {
 }
 
 #[test]
+fn an_unbindable_source_is_named() {
+    let Some(bundle) = Bundle::new() else { return };
+    if !is_ours() {
+        return println!("skipped: runc makes everything bindable first");
+    }
+    let volume = HostMount::new(bundle.path("volume"), MsFlags::MS_UNBINDABLE);
+    let number = bundle.config["mounts"].as_array().expect("mounts").len();
+    let error = bundle.set("/mounts/-", bind(&volume.0, "/data", &["bind"])).run_fails();
+    assert!(error.contains(&format!("mounts[{number}].source")) && error.contains("it is unbindable"), "{error}");
+}
+
+#[test]
 fn destinations_are_made_and_may_be_relative() {
     let Some(bundle) = Bundle::new() else { return };
     let volume = folder(&bundle, "volume");

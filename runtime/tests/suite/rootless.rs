@@ -290,6 +290,12 @@ fn what_takes_more_rights_is_said() {
     let error = user.set("/mounts/-", missing).run_fails();
     assert!(error.contains(&format!("mounts[{number}].source /no/such: ENOENT")), "{error}");
 
+    // The root has mounts below, and what lies under them must not be seen.
+    let Some(user) = Rootless::new() else { return };
+    let root = json!({"destination": "/tmp", "type": "bind", "source": "/", "options": ["bind"]});
+    let error = user.set("/mounts/-", root).run_fails();
+    assert!(error.contains("mounts[") && error.contains("rbind"), "{error}");
+
     let Some(user) = Rootless::new() else { return };
     let source = user.bundle.path("bundle");
     let mapped = json!({"destination": "/tmp", "type": "bind", "source": source, "options": ["bind", "idmap"]});
