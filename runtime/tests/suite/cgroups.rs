@@ -536,3 +536,54 @@ fn update_reads_names_as_exactly_as_create() {
         assert!(error.contains("linux.resources."), "{text}: {error}");
     }
 }
+
+#[test]
+fn network_classes_and_priorities_are_set_on_v1() {
+    let Some(bundle) = Bundle::new() else { return };
+    let network = json!({"classID": 1_048_577, "priorities": [{"name": "lo", "priority": 3}]});
+    let bundle = bundle.shell("sleep 1000").set("/linux/resources/network", network);
+    if unified() && is_ours() {
+        let said = warnings(&bundle);
+        assert!(said.contains("linux.resources.network is not there on cgroup2"), "{said}");
+        return;
+    }
+    if !Path::new(ROOT).join("net_cls").exists() || !Path::new(ROOT).join("net_prio").exists() {
+        println!("skipped: needs the v1 controllers net_cls and net_prio");
+        if is_ours() && !unified() {
+            assert!(bundle.run_fails().contains("linux.resources.network.classID needs the cgroup controller"));
+        }
+        return;
+    }
+    bundle.start();
+    assert_eq!(read(&bundle.cgroup("net_cls").join("net_cls.classid")), "1048577");
+    let map = read(&bundle.cgroup("net_prio").join("net_prio.ifpriomap"));
+    assert!(map.lines().any(|line| line == "lo 3"), "{map}");
+}
+
+#[test]
+fn a_runtime_in_the_way_of_its_containers_limits_steps_aside() {
+    let Some(bundle) = Bundle::new() else { return };
+    let root = std::fs::read_to_string(Path::new(ROOT).join("cgroup.subtree_control")).unwrap_or_default();
+    if !is_ours() || !unified() || !root.contains("pids") {
+        println!("skipped: needs cgroup2 with the pids controller handed down");
+        return;
+    }
+    // Nothing above may be written: the container has to go below the runtime's own cgroup.
+    let above = Path::new(ROOT).join(format!("berth-above-{}", bundle.id));
+    let start = above.join("start");
+    std::fs::create_dir_all(&start).expect("mkdir");
+    std::fs::write(above.join("cgroup.subtree_control"), "+pids").expect("hand down");
+    for file in ["", "cgroup.procs", "cgroup.subtree_control", "cgroup.threads"] {
+        std::os::unix::fs::chown(start.join(file), Some(1000), Some(1000)).expect("chown");
+    }
+    let bundle = rootless(bundle.shell("grep 0:: /proc/self/cgroup"))
+        .set("/linux/cgroupsPath", json!(""))
+        .set("/linux/resources", json!({"pids": {"limit": 31}}));
+    let (stdout, stderr) = texts(&run_as_user(&bundle, &[], Some(&start)));
+    let handed = read(&start.join("cgroup.subtree_control"));
+    for dir in [start.join("berth-runtime"), start.clone(), above] {
+        eventually("the cgroup can go", || std::fs::remove_dir(&dir).is_ok() || !dir.exists());
+    }
+    assert!(stdout.contains(&format!("/start/berth-{}", bundle.id)), "{stdout}\n{stderr}");
+    assert!(handed.contains("pids"), "{handed}");
+}

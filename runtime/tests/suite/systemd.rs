@@ -257,3 +257,21 @@ fn paths_and_annotations_are_read_exactly() {
     let error = bundle.fails(&["run", "--bundle", &folder, &id]);
     assert!(error.contains("needs --systemd-cgroup"), "{error}");
 }
+
+#[test]
+fn without_a_broker_systemd_itself_is_asked() {
+    if !systemd_runs() || !is_ours() {
+        return;
+    }
+    let Some((bundle, unit)) = bundle_of(|id| format!(":suite:{id}")) else { return };
+    let bundle = bundle.shell("cat /proc/self/cgroup");
+    bundle.write_config();
+    let folder = bundle.path("bundle");
+    let mut command =
+        bundle.command(&["--systemd-cgroup", "run", "--bundle", folder.to_str().expect("utf-8"), &bundle.id]);
+    let missing = bundle.path("no-bus");
+    let output = command.env("DBUS_SYSTEM_BUS_ADDRESS", format!("unix:path={}", missing.display())).output();
+    let (stdout, stderr) = texts(&output.expect("the runtime runs"));
+    assert!(stdout.contains(&format!("/system.slice/{unit}")), "{stdout}\n{stderr}");
+    eventually("the unit is gone", || property(&unit, "ActiveState") == "inactive");
+}
