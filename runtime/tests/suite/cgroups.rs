@@ -214,8 +214,8 @@ fn relative_paths_are_below_a_parent_that_goes_again() {
     let bundle = bundle.set("/linux/cgroupsPath", json!(path));
     bundle.start();
     let own = bundle.cgroup("pids");
-    assert!(own.ends_with(format!("berth/{path}")), "{}", own.display());
-    let parent = format!("berth/{}", bundle.id);
+    assert!(own.ends_with(format!("berth-containers/{path}")), "{}", own.display());
+    let parent = format!("berth-containers/{}", bundle.id);
     bundle.ok(&["delete", "--force", &bundle.id]);
     assert!(everywhere(&parent).iter().all(|dir| !dir.exists()), "{parent} is left");
 }

@@ -23,10 +23,18 @@ pub(super) fn make(hierarchy: &Hierarchy, path: &str) -> Result<bool, CgroupErro
         Err(Errno::ENOENT) => {}
         Err(cause) => return Err(failed(path, cause)),
     }
-    for (at, _) in path.match_indices('/').chain([(path.len(), "")]) {
-        match mkdirat(&hierarchy.dir, &path[..at], mode) {
-            Ok(()) | Err(Errno::EEXIST) => {}
-            Err(cause) => return Err(failed(&path[..at], cause)),
+    // A parent may go with its last other child while we are at it.
+    const ATTEMPTS: u32 = 5;
+    for attempt in 1.. {
+        let levels = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
+        let made = levels.map(|at| &path[..at]).try_for_each(|level| match mkdirat(&hierarchy.dir, level, mode) {
+            Ok(()) | Err(Errno::EEXIST) => Ok(()),
+            Err(cause) => Err((level, cause)),
+        });
+        match made {
+            Ok(()) => break,
+            Err((_, Errno::ENOENT)) if attempt < ATTEMPTS => {}
+            Err((level, cause)) => return Err(failed(level, cause)),
         }
     }
     Ok(true)

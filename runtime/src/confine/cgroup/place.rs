@@ -3,7 +3,7 @@
 //! | config.json           | root                  | rootless                                                    |
 //! |-----------------------|-----------------------|-------------------------------------------------------------|
 //! | `/a/b`                | a/b of each hierarchy | the same, where that may be made                             |
-//! | `a/b`                 | berth/a/b             | a/b beside the runtime's own cgroup, or else below it        |
+//! | `a/b`                 | berth-containers/a/b  | a/b beside the runtime's own cgroup, or else below it        |
 //! | none                  | berth-ID              | berth-ID, likewise                                           |
 //! | `slice:prefix:name`   | with `--systemd-cgroup`: the unit's                                                 |
 //!
@@ -65,8 +65,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) resources: &'a Resources,
 }
 
-/// Folder of the containers whose path is relative.
-pub(super) const PARENT: &str = "berth";
+/// Folder of the containers whose path is relative; it goes with the last of them.
+pub(super) const PARENT: &str = "berth-containers";
 
 impl Driver {
     /// Chooses the cgroup of a new container. Nothing is made yet.
@@ -138,7 +138,7 @@ impl Driver {
 pub(crate) fn default_path(given: &str, id: &str) -> String {
     let parts = given.split('/').filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/");
     match (parts.as_str(), given.starts_with('/')) {
-        ("", _) => format!("{PARENT}-{id}"),
+        ("", _) => format!("berth-{id}"),
         (_, true) => parts,
         (_, false) => format!("{PARENT}/{parts}"),
     }
@@ -249,9 +249,13 @@ mod tests {
 
     #[test]
     fn paths_have_their_default() {
-        for (given, path) in
-            [("", "berth-x"), ("/", "berth-x"), ("/docker/1", "docker/1"), ("//a//b/", "a/b"), ("a/b", "berth/a/b")]
-        {
+        for (given, path) in [
+            ("", "berth-x"),
+            ("/", "berth-x"),
+            ("/docker/1", "docker/1"),
+            ("//a//b/", "a/b"),
+            ("a/b", "berth-containers/a/b"),
+        ] {
             assert_eq!(default_path(given, "x"), path, "{given}");
         }
     }

@@ -48,9 +48,7 @@ impl Cgroup {
             if let (Ok(()), Err(cause)) = (&first, removed) {
                 first = Err(CgroupError::Remove { path: self.shown(hierarchy), cause });
             }
-            if self.path.starts_with(OWN_FOLDER) {
-                remove_empty_parents(&hierarchy.dir, &self.path);
-            }
+            remove_empty_parents(&hierarchy.dir, &self.path);
         }
         match (first, stopped) {
             // With its folder gone the unit is gone as well, whoever could not be reached.
@@ -74,8 +72,6 @@ impl Cgroup {
 
 /// As deep as a container may nest cgroups and still be found; the kernel's own limit is its to set (`cgroup.max.depth`).
 const MAX_DEPTH: u32 = 64;
-
-const OWN_FOLDER: &str = "berth/";
 
 fn collect(hierarchy: &Hierarchy, path: &str, out: &mut Vec<Pid>, depth: u32) -> Result<(), CgroupError> {
     match read(hierarchy, path, "cgroup.procs") {
@@ -104,7 +100,7 @@ fn collect(hierarchy: &Hierarchy, path: &str, out: &mut Vec<Pid>, depth: u32) ->
 /// Folders of relative paths go with their last container; those in use stay.
 fn remove_empty_parents(dir: &OwnedFd, path: &str) {
     let mut path = parent(path);
-    while path.starts_with(OWN_FOLDER) || path == place::PARENT {
+    while path.split('/').next() == Some(place::PARENT) {
         if unlinkat(dir, path, UnlinkatFlags::RemoveDir).is_err() {
             return;
         }
