@@ -98,7 +98,7 @@ fn limits_that_cannot_be_kept_are_refused_by_name() {
         (json!({"cpu": {"idle": 3}}), "linux.resources.cpu.idle"),
         (json!({"hugepageLimits": [{"pageSize": "../../x", "limit": 1}]}), "linux.resources.hugepageLimits.pageSize"),
         (json!({"unified": {"cgroup.procs": "1"}}), "linux.resources.unified"),
-        (json!({"unified": {"nosuch.max": "1"}}), if unified() { "\"nosuch\"" } else { "nosuch" }),
+        (json!({"unified": {"nosuch.max": "1"}}), "needs the cgroup controller"),
     ] {
         bundle = bundle.set("/linux/resources", resources);
         let error = bundle.run_fails();
@@ -374,7 +374,7 @@ fn an_ordinary_user_needs_no_cgroup_without_limits() {
     }
     let bundle = rootless(bundle.shell("cat /proc/self/cgroup"));
     let (stdout, stderr) = texts(&run_as_user(&bundle, &[], None));
-    assert!(stdout.contains("::/"), "{stdout}\n{stderr}");
+    assert!(stdout.contains(":/"), "{stdout}\n{stderr}");
     assert!(!stdout.contains(&bundle.id), "it has none of its own: {stdout}");
     // Told not to do without, it does not.
     let (_, stderr) = texts(&run_as_user(&bundle, &["--rootless=false"], None));
