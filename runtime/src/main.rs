@@ -4,6 +4,10 @@
 //! args -> commands/* -> spec -> plan -> launch (parent | child) -> rootfs, confine        state: what is known on disk
 //! ```
 
+#![forbid(unsafe_code)]
+// Tests make and break files of their own; what is under test is held to the bans (clippy.toml).
+#![cfg_attr(test, allow(clippy::disallowed_methods))]
+
 mod args;
 mod commands;
 mod confine;

@@ -1,5 +1,7 @@
 //! `checkpoint`: freezes a container into files, from which `restore` makes it go on, here or elsewhere.
 
+#![expect(clippy::disallowed_methods, reason = "folders of images are the caller's, on the host")]
+
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};

@@ -321,6 +321,7 @@ impl Work {
     }
 
     /// `namespaces` are those that are still to be joined.
+    #[expect(clippy::disallowed_methods, reason = "the container's root itself, to look up everything else below it")]
     fn enter(&self, channel: &Channel, namespaces: u64) -> Result<Infallible, ChildError> {
         let step = |stage| move |errno| ChildError::Step(stage, errno);
         sys::process::set_parent_death_signal(Some(Signal::SIGKILL)).map_err(step("set parent death signal"))?;

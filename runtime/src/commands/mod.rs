@@ -1,5 +1,7 @@
 //! The commands, one file each, and what is common to them: global flags, dispatch, and how a failure is told.
 
+#![expect(clippy::disallowed_methods, reason = "pid files are the caller's, on the host")]
+
 mod build;
 mod checkpoint;
 mod create;

@@ -9,6 +9,8 @@
 //!                                      run                  --$NOTIFY_SOCKET--> READY=1, MAINPID=<run>, and whatever comes later
 //! ```
 
+#![expect(clippy::disallowed_methods, reason = "the state folder is the runtime's own")]
+
 use std::io::{Error, ErrorKind, Result};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::linux::net::SocketAddrExt;

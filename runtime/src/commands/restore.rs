@@ -3,6 +3,11 @@
 //! criu makes the processes and what they had; what is the runtime's is made here as for `create`: id, state, cgroup with its
 //! limits, hooks. The restored process is our child, as a created one is.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "bundle and root are the caller's, looked up on the host before anything of the image runs"
+)]
+
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 

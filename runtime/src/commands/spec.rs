@@ -1,5 +1,7 @@
 //! `spec`: writes a config.json to begin with.
 
+#![expect(clippy::disallowed_methods, reason = "config.json is written to a folder of the caller")]
+
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::PathBuf;

@@ -1,5 +1,7 @@
 //! `start`: lets the process of a created container go, and waits until it runs its own program.
 
+#![expect(clippy::disallowed_methods, reason = "the state folder is the runtime's own")]
+
 use nix::unistd::Pid;
 
 use super::{CommandError, Context, only_id};

@@ -1,5 +1,7 @@
 //! Resource limits, and the scores and labels that are written to /proc.
 
+#![expect(clippy::disallowed_methods, reason = "the host's procfs, and checked to be that")]
+
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::fcntl::OFlag;

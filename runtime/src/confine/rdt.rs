@@ -7,6 +7,8 @@
 //! ```
 //! Nothing here is asked of the kernel unless config.json has `linux.intelRdt`.
 
+#![expect(clippy::disallowed_methods, reason = "resctrl of the host")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{ErrorKind, Write};

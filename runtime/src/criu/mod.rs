@@ -6,6 +6,8 @@
 //! `criu swrk FD` serves one client over a socket. Its command line could do most of it, but only this way says which process was
 //! restored, hands over the master of a terminal, and waits while hooks run.
 
+#![expect(clippy::disallowed_methods, reason = "criu and its logs are the host's")]
+
 pub(crate) mod outside;
 pub(crate) mod rpc;
 

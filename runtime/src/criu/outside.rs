@@ -3,6 +3,8 @@
 //!
 //! The names are those of runc, so that images can go from one runtime to the other.
 
+#![expect(clippy::disallowed_methods, reason = "procfs of the host, and namespaces that the caller names")]
+
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 

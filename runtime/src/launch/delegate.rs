@@ -1,5 +1,7 @@
 //! Whose a container's cgroup is.
 
+#![expect(clippy::disallowed_methods, reason = "procfs of the host")]
+
 use nix::unistd::Pid;
 use sys::Errno;
 use sys::mount::attr;

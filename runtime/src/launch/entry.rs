@@ -241,6 +241,7 @@ impl Entrant<'_> {
 
     /// Enters the working directory, not through /proc/self/fd and its like: one of our descriptors could lead to the host
     /// (CVE-2024-21626).
+    #[expect(clippy::disallowed_methods, reason = "the root itself, to look up everything else below it")]
     fn enter_cwd(&self) -> Result<(), ChildError> {
         let cwd = &self.process.cwd;
         let failed = |cause| ChildError::Cwd { cwd: cwd.clone(), cause };
@@ -267,6 +268,7 @@ impl Entrant<'_> {
 
 /// The home directory in the container's passwd file: a regular file of a bounded size inside the root, read as text. What the
 /// image has in its place, say a device or a FIFO, is looked at but never opened.
+#[expect(clippy::disallowed_methods, reason = "the root itself, to look up everything else below it")]
 fn home_of(proc: &OwnedFd, uid: u32) -> Option<String> {
     use std::io::Read;
     const MAX: u64 = 1 << 20;

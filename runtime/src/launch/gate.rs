@@ -2,6 +2,8 @@
 //!
 //! Better than a FIFO, because `start` learns whether execve worked: the connection is close-on-exec, and carries the error.
 
+#![expect(clippy::disallowed_methods, reason = "the state folder is the runtime's own")]
+
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 

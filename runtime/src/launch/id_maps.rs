@@ -1,6 +1,8 @@
 //! Writes the id maps of a new user namespace: straight, or by newuidmap and newgidmap, which may do for an ordinary user what the
 //! kernel allows him only for his own id.
 
+#![expect(clippy::disallowed_methods, reason = "newuidmap is a program of the host")]
+
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

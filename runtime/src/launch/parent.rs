@@ -1,6 +1,11 @@
 //! The parent's side of `create` and `run`: everything is opened before the clone, so that what can fail fails before there is
 //! anything to undo; cgroups are made while the child builds its root on another processor.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "namespaces that the caller names, looked up on the host before the container has a root"
+)]
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 

@@ -9,6 +9,8 @@
 //! Changing over to that copy takes a few mappings (`sys::reseat`). Where the kernel or a missing privilege forbids that, it takes
 //! a second execve, about 0.4 ms; copying the program to a sealed memfd costs more still.
 
+#![expect(clippy::disallowed_methods, reason = "the runtime's own program, before it enters anything")]
+
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;

@@ -24,6 +24,10 @@ pub(crate) fn what(step: &MountStep) -> String {
 }
 
 /// Attaches the root where hooks expect it and keeps this mount namespace's changes to itself.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the host's root, and the place of the container's on it, in a mount namespace of our own"
+)]
 pub(crate) fn attach_root(tree: &OwnedFd, path: &Path, propagation: Propagation) -> Result<(), RootfsError> {
     let failed = |action| move |cause| RootfsError::Root { action, path: path.to_owned(), cause };
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;

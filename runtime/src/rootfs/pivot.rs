@@ -11,6 +11,10 @@ use super::RootfsError;
 
 /// Makes the root the root. The order: enter it, pivot, detach the old root, and only then what config.json wants of the root
 /// itself (a shared root before that could not be pivoted to).
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the working directory is the container's root, by descriptor; there is no other path"
+)]
 pub(crate) fn enter(
     root: &OwnedFd,
     no_pivot: bool,

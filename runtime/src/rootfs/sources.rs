@@ -3,6 +3,11 @@
 //! The parent takes it before the clone, when nothing has been made yet and with all its rights. An ordinary user has the right to
 //! copy mounts only in a mount namespace of a user namespace of his own: there the child takes it, once it is in both.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "root and sources are the caller's, looked up on the host before the container has a root"
+)]
+
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 

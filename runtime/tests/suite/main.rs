@@ -1,5 +1,7 @@
 //! The runtime from outside: real bundles with a busybox root, as root. `RUNTIME=/path/to/runc` runs the same tests on another one.
 
+#![allow(clippy::disallowed_methods, reason = "tests are the host: its files are theirs")]
+
 mod apparmor;
 mod badinput;
 mod bpf;

@@ -5,6 +5,8 @@
 //! systemd:                    clone         -> finish (the scope, then its files)   -> the child joins what systemd leaves out
 //! ```
 
+#![expect(clippy::disallowed_methods, reason = "cgroup trees are the host's")]
+
 use std::os::fd::OwnedFd;
 
 use nix::fcntl::AtFlags;

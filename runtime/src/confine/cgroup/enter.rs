@@ -1,5 +1,7 @@
 //! Where in a container's cgroup the process of an `exec` goes: at its top, or in one below (`--cgroup`).
 
+#![expect(clippy::disallowed_methods, reason = "procfs of the host")]
+
 use std::os::fd::OwnedFd;
 
 use nix::fcntl::{OFlag, openat};

@@ -10,6 +10,8 @@
 //! Rootless is who may not write at the roots. Such a container has a cgroup where it can have one; where it cannot, it runs in
 //! the runtime's own, unless it asks for limits.
 
+#![expect(clippy::disallowed_methods, reason = "procfs of the host")]
+
 use std::os::fd::OwnedFd;
 
 use nix::fcntl::AtFlags;

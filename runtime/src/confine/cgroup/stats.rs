@@ -2,6 +2,8 @@
 //!
 //! Fields that runc leaves out when they are zero are left out here too. A controller that is not mounted counts as zero.
 
+#![expect(clippy::disallowed_methods, reason = "cgroup trees are the host's")]
+
 use std::collections::BTreeMap;
 
 use serde::Serialize;

@@ -3,7 +3,7 @@
 //! The attacker is this very program, run inside a container: busybox cannot attach to processes.
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::sys::ptrace;
 use nix::sys::wait::{WaitPidFlag, waitpid};
@@ -63,7 +63,7 @@ fn hunt() {
 #[test]
 fn cve_2016_9962_and_cve_2020_14300_processes_that_enter_cannot_be_looked_into() {
     let Some(host) = Host::new() else { return };
-    let program = PathBuf::from(std::env::current_exe().expect("this program"));
+    let program = std::env::current_exe().expect("this program");
     let host = host.with(|bundle| {
         bundle
             .set("/mounts/-", volume(&program, "/attacker"))

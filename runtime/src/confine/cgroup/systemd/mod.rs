@@ -8,6 +8,8 @@
 //! A scope without processes cannot be, hence after the clone. Root asks the system's systemd; anybody else, and root of a user
 //! namespace whose pid 1 is not its own, asks the user's.
 
+#![expect(clippy::disallowed_methods, reason = "the socket of the host's systemd")]
+
 pub(crate) mod annotations;
 mod bus;
 pub(crate) mod names;
