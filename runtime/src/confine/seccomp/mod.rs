@@ -4,7 +4,8 @@
 //! seccompiler) and the binary is to stay static and small (which rules out libseccomp).
 //! `profile` reads the section, `compile` writes the program by way of `assembler`, `syscalls` knows the numbers.
 //!
-//! Nothing is cached: compiling the default profile takes about as long as opening and reading a file would.
+//! Nothing is cached: the default profile compiles in 27 us. Opening and reading a file takes 5 already, before the section is
+//! hashed and the file trusted; what would be left is less than half a percent of a `run` (`tests::figures` measures it).
 
 mod assembler;
 mod compile;
