@@ -34,9 +34,20 @@ pub(super) fn make(
     let attributes = if step.copy_up { 0 } else { step.attributes.set };
     match (fs.mount(attributes), stand_in) {
         (Err(Errno::EPERM), Some(path)) => bind(step, path).map_err(failed),
+        // An older kernel takes the layers one by one, and only here says that it does not know how.
+        (Err(Errno::EINVAL), _) if options.iter().any(|(key, value)| is_long(kind, key, value.as_deref())) => {
+            Err(RootfsError::Layers { at: step.destination.clone(), cause: Errno::EINVAL })
+        }
         (mount, _) => mount.map_err(failed),
     }
 }
+
+fn is_long(kind: &str, key: &str, value: Option<&str>) -> bool {
+    kind == "overlay" && key == "lowerdir" && value.is_some_and(|value| value.len() > LONGEST_VALUE)
+}
+
+/// Bytes of a value that fsconfig(2) takes.
+const LONGEST_VALUE: usize = 255;
 
 /// With all that is mounted below, since a user namespace must not see what lies under it. All of it gets the attributes: "ro" for
 /// /sys alone would leave the cgroups below writable (CVE-2023-25809).
@@ -72,7 +83,7 @@ pub(super) fn configure(
 /// A value ends at 255 bytes, which layers soon exceed: they can be added one by one (Linux 6.5). Older kernels want all of it at
 /// once, as do names with colons in them and layers of data only.
 fn layers(fs: &Filesystem, value: &str) -> Result<(), Errno> {
-    if value.len() < 256 || value.contains('\\') || value.contains("::") {
+    if value.len() <= LONGEST_VALUE || value.contains('\\') || value.contains("::") {
         return fs.string("lowerdir", value);
     }
     value.split(':').try_for_each(|layer| fs.string("lowerdir+", layer))

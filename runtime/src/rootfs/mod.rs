@@ -80,6 +80,13 @@ pub(crate) enum RootfsError {
     /// Something else is where a link is to be.
     #[error("make link {at} to {target}: something else is there")]
     NotTheLink { at: PathBuf, target: PathBuf },
+    /// More layers than the kernel can be told of.
+    #[error("mount overlay on {at}: a lowerdir of more than 255 bytes takes Linux 6.5")]
+    Layers {
+        at: PathBuf,
+        #[source]
+        cause: Errno,
+    },
     /// An option that a file system refused.
     #[error("mount {what} on {at}: option {option:?}")]
     MountOption {

@@ -55,7 +55,8 @@ fn line<'a>(mountinfo: &'a str, at: &str) -> &'a str {
 
 /// A folder on a disk: tmpfs has id maps since Linux 6.3 only.
 fn folder_on_disk() -> tempfile::TempDir {
-    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
+    let program = std::env::current_exe().expect("this program");
+    let dir = tempfile::tempdir_in(program.parent().expect("its folder")).expect("a folder");
     std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("mode");
     dir
 }
