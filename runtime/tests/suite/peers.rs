@@ -80,6 +80,16 @@ const DIFFERENCES: &[(&str, &[&str], &str)] = &[
         "lets a link of the image lead a mount into /proc/self",
     ),
     (
+        "seccomp::an_agent_answers_calls_of_container_and_exec",
+        &["crun"],
+        "tells the agent of an exec that the container has pid 0",
+    ),
+    (
+        "seccomp::calls_newer_than_the_profile_do_not_exist",
+        &["crun"],
+        "answers calls newer than the profile with its default, so libc does not fall back",
+    ),
+    (
         "terminal::run_serves_the_terminal_itself",
         &["runc", "crun"],
         "wants a terminal itself to give one to the container",
