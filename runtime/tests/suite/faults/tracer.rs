@@ -179,18 +179,22 @@ impl Tracer {
     fn let_go(&mut self) {
         for pid in std::mem::take(&mut self.tracees).into_keys() {
             // One that is stopped already takes no second stop, and can be let go at once.
-            if ptrace::detach(pid, None).is_ok() || ptrace::interrupt(pid).is_err() {
-                continue;
+            if ptrace::detach(pid, None).is_err() {
+                let _ = ptrace::interrupt(pid);
             }
-            loop {
-                match wait(Some(pid)) {
-                    Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) | Err(_) => break,
-                    Ok(WaitStatus::Stopped(_, signal)) => drop(ptrace::detach(pid, signal)),
-                    Ok(_) => drop(ptrace::detach(pid, None)),
+        }
+        // In whatever order they come: one may be waiting for another's end, which is known only once it is reaped here.
+        loop {
+            match wait(None) {
+                Ok(WaitStatus::Stopped(pid, signal)) => drop(ptrace::detach(pid, signal)),
+                Ok(WaitStatus::PtraceEvent(pid, ..) | WaitStatus::PtraceSyscall(pid)) => {
+                    if !self.trace.processes.iter().any(|(known, _)| *known == pid) {
+                        self.watch(pid);
+                    }
+                    drop(ptrace::detach(pid, None));
                 }
-                if ptrace::interrupt(pid).is_err() {
-                    break;
-                }
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(_) => return,
             }
         }
     }
