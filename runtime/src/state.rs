@@ -9,9 +9,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::OFlag;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
@@ -315,7 +317,12 @@ impl StateDir {
             made => made,
         };
         match made {
-            Ok(()) => Ok(Entry { dir, keep: false }),
+            Ok(()) => {
+                let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+                let folder = nix::fcntl::open(&dir, flags, nix::sys::stat::Mode::empty())
+                    .map_err(|errno| io("open folder", &dir)(errno.into()))?;
+                Ok(Entry { dir, folder, keep: false })
+            }
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Err(StateError::Taken(id.clone())),
             Err(error) => Err(io("make folder", &dir)(error)),
         }
@@ -377,7 +384,8 @@ impl StateDir {
 
     /// Replaces the state of a container that is there.
     pub(crate) fn save(&self, state: &State) -> Result<(), StateError> {
-        replace(&self.dir(&state.id), state)
+        let dir = self.dir(&state.id);
+        replace(&dir, &dir, state)
     }
 
     /// Forgets a container.
@@ -416,59 +424,78 @@ fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Removes a container's folder, which holds plain files only; what is gone already is fine.
+/// Removes a container's folder; what is gone already is fine.
 fn remove_dir(dir: &Path) -> Result<(), StateError> {
-    let gone = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
-    match fs::remove_dir_all(dir) {
-        Err(error) if !gone(&error) => Err(io("remove folder", dir)(error)),
-        _ => Ok(()),
+    use std::io::ErrorKind::{DirectoryNotEmpty, NotFound};
+    // A `create` that has not noticed yet may still put something into it.
+    for _ in 0..100 {
+        match fs::remove_dir_all(dir) {
+            Err(error) if error.kind() == DirectoryNotEmpty => {}
+            Err(error) if error.kind() != NotFound => return Err(io("remove folder", dir)(error)),
+            _ => return Ok(()),
+        }
     }
+    Err(io("remove folder", dir)(DirectoryNotEmpty.into()))
 }
 
-/// An id taken by this process.
+/// An id taken by this process. Whatever is written goes into the very folder that was made: if a `delete --force` has removed it
+/// meanwhile, and another `create` has made it anew, this one fails and leaves the other alone.
 #[derive(Debug)]
 pub(crate) struct Entry {
     dir: PathBuf,
+    folder: OwnedFd,
     keep: bool,
 }
 
 impl Entry {
-    /// Path of the gate.
+    fn inside(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.folder.as_raw_fd()))
+    }
+
+    /// Path of the gate, for as long as this entry lives.
     pub(crate) fn gate(&self) -> PathBuf {
-        self.dir.join(GATE)
+        self.inside().join(GATE)
     }
 
     /// Puts a copy of config.json where `exec` finds it, whatever becomes of the bundle.
     pub(crate) fn save_config(&self, bytes: &[u8]) -> Result<(), StateError> {
-        let path = self.dir.join(CONFIG);
+        let path = self.inside().join(CONFIG);
         let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
-        file.and_then(|mut file| file.write_all(bytes)).map_err(io("write", &path))
+        file.and_then(|mut file| file.write_all(bytes)).map_err(io("write", &self.dir.join(CONFIG)))
     }
 
     /// Replaces the state.
     pub(crate) fn save(&self, state: &State) -> Result<(), StateError> {
-        replace(&self.dir, state)
+        replace(&self.inside(), &self.dir, state)
     }
 
     /// The container is there to stay.
     pub(crate) fn keep(mut self) {
         self.keep = true;
     }
+
+    /// Whether the folder of that name is still the one made here.
+    fn is_ours(&self) -> bool {
+        use nix::sys::stat::{fstat, stat};
+        let identity = |stat: nix::sys::stat::FileStat| (stat.st_dev, stat.st_ino);
+        fstat(&self.folder).is_ok_and(|made| stat(&self.dir).map(identity) == Ok(identity(made)))
+    }
 }
 
-/// Writes the state aside, then puts it in place.
-fn replace(dir: &Path, state: &State) -> Result<(), StateError> {
-    let (path, aside) = (dir.join(STATE_FILE), dir.join(".state.json"));
-    let bytes = serde_json::to_vec(state).map_err(|cause| StateError::Parse { path: path.clone(), cause })?;
+/// Writes the state aside, then puts it in place; `dir` is the name that errors tell.
+fn replace(inside: &Path, dir: &Path, state: &State) -> Result<(), StateError> {
+    let (path, aside) = (inside.join(STATE_FILE), inside.join(".state.json"));
+    let shown = dir.join(STATE_FILE);
+    let bytes = serde_json::to_vec(state).map_err(|cause| StateError::Parse { path: shown.clone(), cause })?;
     // The folder is on a tmpfs and means nothing after a reboot: no fsync.
     let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside);
-    file.and_then(|mut file| file.write_all(&bytes)).map_err(io("write", &aside))?;
-    fs::rename(&aside, &path).map_err(io("rename", &aside))
+    file.and_then(|mut file| file.write_all(&bytes)).map_err(io("write", &shown))?;
+    fs::rename(&aside, &path).map_err(io("write", &shown))
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        if !self.keep {
+        if !self.keep && self.is_ours() {
             // Nobody is there to tell; `delete --force` finishes it.
             let _ = remove_dir(&self.dir);
         }
@@ -527,6 +554,14 @@ mod tests {
         assert_eq!(states.status(&states.load(&id).expect("load")).expect("status"), Status::Creating);
         drop(entry);
         assert!(matches!(states.load(&id), Err(StateError::Missing(_))));
+        let slow = states.reserve(&id).expect("a slow one");
+        states.remove(&id).expect("deleted");
+        let next = states.reserve(&id).expect("and made again");
+        assert!(slow.save(&state("web", 1, 1)).is_err(), "into a folder that is gone");
+        next.save(&state("web", 2, 2)).expect("save");
+        drop(slow);
+        assert_eq!(states.load(&id).expect("load").pid, 2);
+        drop(next);
         states.reserve(&id).expect("again").keep();
         assert_eq!(states.list().expect("list"), [id]);
     }

@@ -65,6 +65,31 @@ fn create_and_delete_at_the_same_time() {
     }
 }
 
+/// A caller that loses its patience: deleted and created again while the first create is still at it.
+#[test]
+fn created_again_while_the_first_is_still_at_it() {
+    let Some(bundle) = Bundle::new() else { return };
+    if !is_ours() {
+        println!("skipped: peers leave cgroups");
+        return;
+    }
+    bundle.write_config();
+    for round in 0..40_u64 {
+        let mut first = create(&bundle).spawn().expect("spawn");
+        std::thread::sleep(std::time::Duration::from_micros(round * 150));
+        bundle.ok(&["delete", "--force", &bundle.id]);
+        let second = create(&bundle).status().expect("create").success();
+        let first = first.wait().expect("wait").success();
+        let state = bundle.call(&["state", &bundle.id]);
+        assert!(state.status.success() || !second && !first || first, "round {round}: {first} {second} {state:?}");
+        if second {
+            assert_eq!(bundle.state()["status"], "created", "round {round}: the second lost its container");
+        }
+        bundle.ok(&["delete", "--force", &bundle.id]);
+        bundle.assert_nothing_left();
+    }
+}
+
 #[test]
 fn many_deletes_at_the_same_time() {
     let Some(bundle) = Bundle::new() else { return };
