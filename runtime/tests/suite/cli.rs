@@ -138,7 +138,8 @@ fn flags_in_every_spelling() {
     assert!(status.expect("runs").success());
     assert_eq!(std::fs::read_to_string(&pid_file).expect("a pid file"), bundle.pid().to_string());
     bundle.ok(&["start", &bundle.id]);
-    let text = bundle.ok(&["exec", "-e", "A=1", "--env=B=2", "-cwd", "/tmp", &bundle.id, "sh", "-c", "echo $A$B; pwd"]);
+    let text =
+        bundle.ok(&["exec", "--env", "A=1", "--env=B=2", "-cwd", "/tmp", &bundle.id, "sh", "-c", "echo $A$B; pwd"]);
     assert_eq!(text, "12\n/tmp");
     assert_eq!(bundle.ok(&["exec", "--", &bundle.id, "echo", "-n", "--", "x"]), "-- x");
     if is_ours() {
