@@ -20,6 +20,10 @@ const DIFFERENCES: &[(&str, &[&str], &str)] = &[
         &["runc", "crun"],
         "leaves the tmpfs above v1 controllers writable where the mount is to be read-only",
     ),
+    ("cgroups::a_frozen_cgroup_is_refused_rather_than_joined", &["crun"], "joins a frozen cgroup"),
+    ("cgroups::exec_can_go_below", &["crun"], "exec follows a cgroup path that leads out of the container's"),
+    ("cli::flags_in_every_spelling", &["runc"], "refuses two spellings of one flag in one call"),
+    ("cli::", &["crun"], "has a command line of its own beyond what callers use"),
     ("errors::errors_are_json_lines_for_callers", &["crun"], "has words of its own for a container that is not there"),
     ("errors::ids_are_checked_by_every_command", &["runc", "crun"], "takes ids that begin with a dot, or hold a space"),
     ("events::", &["crun"], "has no command events"),
@@ -93,6 +97,12 @@ const DIFFERENCES: &[(&str, &[&str], &str)] = &[
         "seccomp::calls_newer_than_the_profile_do_not_exist",
         &["crun"],
         "answers calls newer than the profile with its default, so libc does not fall back",
+    ),
+    ("sd_notify::a_detached_run_waits_too", &["runc", "crun"], "does not send all of READY, MAINPID and BARRIER"),
+    (
+        "sd_notify::start_waits_until_the_process_is_ready",
+        &["runc", "crun"],
+        "does not send all of READY, MAINPID and BARRIER",
     ),
     (
         "terminal::run_serves_the_terminal_itself",

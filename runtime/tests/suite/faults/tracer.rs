@@ -186,12 +186,14 @@ impl Tracer {
         // In whatever order they come: one may be waiting for another's end, which is known only once it is reaped here.
         loop {
             match wait(None) {
-                Ok(WaitStatus::Stopped(pid, signal)) => drop(ptrace::detach(pid, signal)),
+                Ok(WaitStatus::Stopped(pid, signal)) => {
+                    let _ = ptrace::detach(pid, signal);
+                }
                 Ok(WaitStatus::PtraceEvent(pid, ..) | WaitStatus::PtraceSyscall(pid)) => {
                     if !self.trace.processes.iter().any(|(known, _)| *known == pid) {
                         self.watch(pid);
                     }
-                    drop(ptrace::detach(pid, None));
+                    let _ = ptrace::detach(pid, None);
                 }
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(_) => return,
