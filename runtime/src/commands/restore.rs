@@ -263,7 +263,8 @@ fn prepare_root(plan: &Plan, bundle: &Path, root: &OwnedFd) -> Result<(), String
         // Found anew: the descriptor from before belongs to the other mount namespace.
         let here = open(&plan.rootfs)?;
         let tree = clone_tree(&here, "", Reach::Tree)?;
-        set_attributes(&tree, Reach::Tree, 0, 0, Some(Propagation::Private))?;
+        // A slave, not private: criu copies the root's master from it, where the host's mounts are shared (systemd).
+        set_attributes(&tree, Reach::Tree, 0, 0, Some(Propagation::Slave))?;
         attach(&tree, &here)?;
         open(&plan.rootfs)
     };
