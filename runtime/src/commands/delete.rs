@@ -116,7 +116,7 @@ fn end(state: &State, cgroup: &Cgroup) -> Result<(), CommandError> {
             Err(errno) => return Err(CommandError::System("kill the container's process", errno)),
         }
         if cgroup.is_frozen()? {
-            cgroup.freeze(false)?;
+            cgroup.thaw()?;
         }
     } else {
         super::kill::kill_all(state)?;

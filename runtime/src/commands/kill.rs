@@ -45,7 +45,7 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
     }
     if kill && status == Status::Paused {
         // A frozen process of v1 dies only when it thaws.
-        state.cgroup()?.freeze(false)?;
+        state.cgroup()?.thaw()?;
     }
     Ok(0)
 }

@@ -336,8 +336,16 @@ impl Cgroup {
         let frozen = self.freeze(true).is_ok();
         let killed = self.signal_all(nix::sys::signal::Signal::SIGKILL as i32);
         // Also where freezing has failed half-way: who is frozen does not die.
-        let thawed = self.freeze(false);
+        let thawed = self.thaw();
         killed.and(if frozen { thawed } else { Ok(()) })
+    }
+
+    /// Thaws what was frozen to be killed. A cgroup that somebody else has removed by now has nobody left in it.
+    pub(crate) fn thaw(&self) -> Result<(), CgroupError> {
+        match self.freeze(false) {
+            Err(CgroupError::Write { cause: Errno::ENOENT | Errno::ENODEV, .. }) => Ok(()),
+            done => done,
+        }
     }
 
     /// Sends a signal to every process in the cgroup.
