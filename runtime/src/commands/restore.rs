@@ -40,7 +40,7 @@ pub(super) const FLAGS: &[Flag] = &[
     value(&["pid-file"], "file to write the pid to"),
     switch(&["detach", "d"], "do not wait for the process"),
     switch(&["no-subreaper"], "do not adopt what the process leaves behind"),
-    switch(&["no-pivot"], "accepted: criu moves into the root in its own way"),
+    switch(&["no-pivot"], "without effect, which is said: criu moves into the root in its own way"),
     value(&["lsm-profile"], "TYPE:NAME of another AppArmor or SELinux profile"),
     value(&["lsm-mount-context"], "another SELinux context of mounts"),
 ];
@@ -57,6 +57,9 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
     let options = Options { systemd_cgroup: context.driver.systemd, ..Options::default() };
     let plan = Plan::new(&spec, &bundle, options)?;
     plan.warnings.iter().for_each(|warning| context.log.warn(warning));
+    if parsed.is_on("no-pivot") {
+        context.log.warn("--no-pivot has no effect on restore: criu moves into the root in its own way");
+    }
     let (detach, console) = (parsed.is_on("detach"), parsed.path("console-socket"));
     if plan.process.terminal.is_some() && console.is_none() && detach {
         let text = "process.terminal needs --console-socket, since nobody stays to serve the terminal";
