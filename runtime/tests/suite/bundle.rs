@@ -93,6 +93,22 @@ impl Bundle {
         self.path("bundle/rootfs").join(below)
     }
 
+    /// The runtime's program where every user of the host can run it: as it is, or as a copy beside the bundle if it lies in
+    /// a folder that only its owner enters (a checkout in root's home).
+    pub(crate) fn program_for_users(&self) -> PathBuf {
+        use std::os::unix::fs::PermissionsExt;
+        let program = peers::program();
+        let enters = |folder: &Path| folder.metadata().is_ok_and(|found| found.permissions().mode() & 0o001 != 0);
+        if program.is_absolute() && program.ancestors().skip(1).all(enters) {
+            return program;
+        }
+        let copy = self.path("program");
+        if !copy.exists() {
+            std::fs::copy(&program, &copy).expect("a copy of the program");
+        }
+        copy
+    }
+
     /// The runtime with this bundle's state folder.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = peers::command();

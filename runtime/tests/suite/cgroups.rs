@@ -348,7 +348,9 @@ fn run_as_user(bundle: &Bundle, flags: &[&str], from: Option<&Path>) -> Output {
     assert!(owned.success());
     let folder = bundle.path("bundle");
     let arguments = [flags, &["run", "--bundle", folder.to_str().expect("utf-8"), &bundle.id]].concat();
-    let ours = bundle.command(&arguments);
+    let root = bundle.path("state");
+    let mut ours = Command::new(bundle.program_for_users());
+    ours.arg("--root").arg(root).args(&arguments);
     let mut command = match from {
         None => {
             let mut command = ours;

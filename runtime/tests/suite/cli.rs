@@ -424,13 +424,11 @@ fn an_ordinary_users_root_is_kept_from_tidying() {
     std::fs::create_dir(&run).expect("folder");
     nix::unistd::chown(&run, Some(1000.into()), Some(1000.into())).expect("chown");
     std::fs::set_permissions(&run, std::fs::Permissions::from_mode(0o700)).expect("mode");
-    let program = bundle.command(&[]).get_program().to_owned();
-    let copy = bundle.path("runtime");
-    std::fs::copy(program, &copy).expect("copy");
+    let program = bundle.program_for_users();
     // It fails for want of a config.json that an ordinary user could run, or it works: the folder is made first either way.
     bundle.write_config();
     let mut command = Command::new("setpriv");
-    command.args(["--reuid=1000", "--regid=1000", "--clear-groups"]).arg(&copy).env("XDG_RUNTIME_DIR", &run);
+    command.args(["--reuid=1000", "--regid=1000", "--clear-groups"]).arg(&program).env("XDG_RUNTIME_DIR", &run);
     command.args(["run", "--bundle"]).arg(bundle.path("bundle")).arg(&bundle.id);
     let Ok(output) = command.output() else {
         println!("skipped: needs setpriv");
