@@ -1,6 +1,7 @@
 //! What two of Berth's processes must agree on: protocol messages and names. No I/O.
 
 pub mod digest;
+pub mod fault;
 pub mod id;
 pub mod image_ref;
 pub mod kind;

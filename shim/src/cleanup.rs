@@ -64,12 +64,15 @@ pub(crate) fn delete(args: &Args) -> Result<(), CleanupError> {
         Err(error) => warn_line!("start {}: {error}", settings.runtime.display()),
         Ok(_) => {}
     }
+    proto::fault!("shim.cleanup.runtime_done");
     if let Err(error) = mounts::unmount_rootfs(&bundle.rootfs()) {
         warn_line!("{}", chain(&error));
         return Err(error.into());
     }
+    proto::fault!("shim.cleanup.unmounted");
     // The socket of a dead shim; one that lives would have been asked instead of us.
     let _ = std::fs::remove_file(&places.socket);
+    proto::fault!("shim.cleanup.socket_removed");
     let record = bundle.recorded_exit(&Key::Init);
     let killed = u32::from(128 + nix::libc::SIGKILL.unsigned_abs() as u8);
     let response = match record {

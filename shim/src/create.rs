@@ -112,6 +112,7 @@ pub(crate) async fn create(
     bundle
         .record_settings(&oci.settings())
         .map_err(|cause| TaskError::File { file: bundle.path().join("shim.json"), cause })?;
+    proto::fault!("shim.create.settings_recorded");
     let owner = (options.io_uid, options.io_gid);
     let stdio = StdioConfig {
         stdin: request.stdin,
@@ -123,8 +124,10 @@ pub(crate) async fn create(
     };
     let io_failed = |cause| TaskError::Io { id: format!("container {}", request.id), cause };
     let mut prepared = Prepared::open(&stdio, &shim.console_path()).map_err(io_failed)?;
+    proto::fault!("shim.create.stdio_opened");
     mounts::mount_rootfs(&request.rootfs, &bundle.rootfs())?;
     let mut undo = Undo { bundle: &bundle, mounted: !request.rootfs.is_empty() };
+    proto::fault!("shim.create.rootfs_mounted");
     let hold = shim.reaper.hold();
     let pid = match oci.create(prepared.child(), prepared.console()).await {
         Ok(pid) => pid,
@@ -138,6 +141,7 @@ pub(crate) async fn create(
             return Err(error.into());
         }
     };
+    proto::fault!("shim.create.runtime_done");
     let exit = shim.reaper.claim(pid);
     drop(hold);
     let io = match prepared.begin() {
@@ -149,6 +153,7 @@ pub(crate) async fn create(
             return Err(io_failed(cause));
         }
     };
+    proto::fault!("shim.create.streams_begun");
     undo.mounted = false;
     let oom = Cgroup::of(pid).and_then(|cgroup| {
         let (shim, container_id) = (shim.clone(), request.id.clone());

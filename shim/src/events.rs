@@ -176,6 +176,7 @@ impl Events {
                 Err(Failure::Refused(status)) => warn_line!("event refused by the supervisor: {}", status.message()),
                 Ok(()) => {}
             }
+            proto::fault!("shim.events.forwarded");
             pause = PAUSES.0;
             let mut queue = self.queue.borrow_mut();
             // A full queue may have dropped it meanwhile.

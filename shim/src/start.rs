@@ -138,12 +138,14 @@ pub(crate) fn start(args: &Args) -> Result<(), StartError> {
     let bundle = std::env::current_dir().map_err(|cause| StartError::Listen { socket: "bundle".into(), cause })?;
     let listener = listen(&places.socket).map_err(listen_failed)?;
     if let Some(listener) = listener {
+        proto::fault!("shim.start.listening");
         if sys::process::fork_detached().map_err(|errno| StartError::Fork(errno.into()))? == Fork::Child {
             return serve(args, places, &bundle, listener);
         }
         // The child listens on.
         drop(listener);
     }
+    proto::fault!("shim.start.forked");
     let answer = serde_json::json!({ "version": 3, "address": places.socket, "protocol": "grpc" });
     let mut stdout = io::stdout();
     stdout.write_all(answer.to_string().as_bytes()).and_then(|()| stdout.flush()).map_err(StartError::Print)
@@ -171,6 +173,7 @@ fn adjust_oom_score() {
 
 fn serve(args: &Args, places: Places, bundle: &Path, listener: UnixListener) -> Result<(), StartError> {
     let system = |errno: nix::Error| StartError::Serve(errno.into());
+    proto::fault!("shim.start.detached");
     redirect_stdio(bundle).map_err(system)?;
     // What the supervisor forgot to close must not live as long as we do.
     sys::inherited::close_all_but(listener.as_fd()).map_err(system)?;
@@ -221,9 +224,12 @@ async fn run(args: &Args, places: &Places, listener: UnixListener) -> io::Result
     if args.debug {
         warn_line!("container {} of namespace {} on {}", args.id, args.namespace, places.socket.display());
     }
+    proto::fault!("shim.start.serving");
     desk::run(shim, requests).await;
+    proto::fault!("shim.shutdown.accepted");
     // Gone before the answer, so that a caller that looks finds nothing left.
     let _ = fs::remove_file(&places.socket);
+    proto::fault!("shim.shutdown.socket_removed");
     let _ = end.send(true);
     let _ = server.await;
     events.flush(LAST_EVENTS).await;

@@ -154,7 +154,9 @@ pub(crate) async fn run(
         }
     };
     task.shim.events.push(Topic::Create, &TaskCreate { pid: task.init.pid, ..event });
+    proto::fault!("shim.create.announced");
     let _ = reply.send(Ok(task.init.pid));
+    proto::fault!("shim.create.answered");
     sys::memory::trim_heap();
     while let Some(message) = messages.recv().await {
         if task.handle(message).await {

@@ -25,9 +25,12 @@ use crate::{
 impl Task {
     pub(super) async fn start(&mut self) -> Result<u32, TaskError> {
         self.admit(Op::Start, "start", &Key::Init)?;
+        proto::fault!("shim.run.admitted");
         self.oci.start().await?;
+        proto::fault!("shim.run.runtime_done");
         self.init.state = State::Running;
         self.shim.events.push(Topic::Start, &TaskStart { container_id: self.id.clone(), pid: self.init.pid });
+        proto::fault!("shim.run.announced");
         Ok(self.init.pid)
     }
 
@@ -42,12 +45,16 @@ impl Task {
         let reaches_all = own_pids && number == nix::libc::SIGKILL;
         if *key != Key::Init || ((!all || reaches_all) && state != State::Paused) {
             // It is our child and not reaped (that would have stopped it), so the number can mean nobody else.
-            return sys::process::kill(Pid::from_raw(pid.cast_signed()), number).map_err(|errno| match errno {
+            proto::fault!("shim.kill.admitted");
+            sys::process::kill(Pid::from_raw(pid.cast_signed()), number).map_err(|errno| match errno {
                 nix::Error::ESRCH => TaskError::Gone { id },
                 errno => TaskError::Signal { id, cause: errno.into() },
-            });
+            })?;
+            proto::fault!("shim.kill.sent");
+            return Ok(());
         }
         self.oci.kill(signal, all).await?;
+        proto::fault!("shim.kill.runtime_done");
         if state == State::Paused && number == nix::libc::SIGKILL {
             // A frozen process dies when it thaws. It may be dead by now, so that this fails.
             if self.oci.resume().await.is_ok() {
@@ -60,6 +67,7 @@ impl Task {
     pub(super) async fn pause(&mut self) -> Result<(), TaskError> {
         self.admit(Op::Pause, "pause", &Key::Init)?;
         self.oci.pause().await?;
+        proto::fault!("shim.pause.frozen");
         self.init.state = State::Paused;
         self.shim.events.push(Topic::Paused, &TaskPaused { container_id: self.id.clone() });
         Ok(())
@@ -68,6 +76,7 @@ impl Task {
     pub(super) async fn resume(&mut self) -> Result<(), TaskError> {
         self.admit(Op::Resume, "resume", &Key::Init)?;
         self.oci.resume().await?;
+        proto::fault!("shim.resume.thawed");
         self.init.state = State::Running;
         self.shim.events.push(Topic::Resumed, &TaskResumed { container_id: self.id.clone() });
         Ok(())

@@ -34,9 +34,11 @@ impl Task {
         process.state = State::Stopped;
         process.exit = Some(exit);
         let pid = process.pid;
+        proto::fault!("shim.exit.reaped");
         if let Err(error) = self.bundle.record_exit(key, pid, exit) {
             warn_line!("record exit of {}: {error}", self.name(key));
         }
+        proto::fault!("shim.exit.recorded");
         if *key == Key::Init {
             if self.oom.as_ref().is_some_and(OomWatch::has_grown) {
                 self.shim.events.push(Topic::Oom, &TaskOom { container_id: self.id.clone() });
@@ -73,7 +75,9 @@ impl Task {
             exit_status: exit.status,
             exited_at: Some(clock::timestamp(exit.at)),
         };
+        proto::fault!("shim.exit.settled");
         events.events.push(Topic::Exit, &event);
+        proto::fault!("shim.exit.announced");
         process.tell_waiters(exit);
     }
 
@@ -120,7 +124,9 @@ impl Task {
             Err(_) => self.oci.delete(true).await,
             done => done,
         };
+        proto::fault!("shim.delete.runtime_done");
         let unmounted = mounts::unmount_rootfs(&self.bundle.rootfs());
+        proto::fault!("shim.delete.unmounted");
         let result = removed.map_err(TaskError::from).and_then(|()| unmounted.map_err(TaskError::from));
         if let Err(error) = result {
             let _ = reply.send(Err(error));
@@ -137,9 +143,11 @@ impl Task {
             id: String::new(),
         };
         self.shim.events.push(Topic::Delete, &event);
+        proto::fault!("shim.delete.announced");
         // Before the answer: a Shutdown that follows it must find no container.
         self.shim.forget(&self.id);
         let _ = reply.send(Ok(answer));
+        proto::fault!("shim.delete.answered");
         true
     }
 }

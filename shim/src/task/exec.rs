@@ -41,6 +41,7 @@ impl Task {
         let key = Key::Exec(exec.clone());
         self.execs.insert(exec.clone(), Process::new(key, stdio, spec));
         self.shim.events.push(Topic::ExecAdded, &TaskExecAdded { container_id: self.id.clone(), exec_id: exec });
+        proto::fault!("shim.exec.added");
         Ok(())
     }
 
@@ -59,8 +60,10 @@ impl Task {
             let work = async {
                 let io_failed = |cause| TaskError::Io { id: id.clone(), cause };
                 let mut prepared = Prepared::open(&stdio, &shim.console_path()).map_err(io_failed)?;
+                proto::fault!("shim.exec.stdio_opened");
                 let hold = shim.reaper.hold();
                 let pid = oci.exec(&key, &spec, prepared.child(), prepared.console()).await?;
+                proto::fault!("shim.exec.runtime_done");
                 let exit = shim.reaper.claim(pid);
                 drop(hold);
                 match prepared.begin() {
@@ -84,6 +87,7 @@ impl Task {
         (exec.state, exec.pid, exec.io) = (State::Running, pid, Some(io));
         let exec_id = key.event_id("").to_owned();
         self.shim.events.push(Topic::ExecStarted, &TaskExecStarted { container_id: self.id.clone(), exec_id, pid });
+        proto::fault!("shim.exec.announced");
         watch_exit(&inbox, key.clone(), exit);
         Ok(pid)
     }
@@ -97,6 +101,7 @@ impl Task {
         if let Key::Exec(id) = key {
             self.execs.remove(id);
         }
+        proto::fault!("shim.delete.exec_removed");
         self.bundle.forget(key);
         Ok(answer)
     }
