@@ -22,6 +22,11 @@ fn criu() -> bool {
     output.status.success()
 }
 
+/// A bundle, if criu can checkpoint what it runs.
+fn checkpointable() -> Option<Bundle> {
+    Bundle::new().filter(|_| criu())
+}
+
 /// Counts into a file, for ever. No number is ever taken back: whenever it is stopped, the last one is there.
 const COUNTER: &str = "i=0; while :; do i=$((i+1)); echo $i >> /count; sleep 0.02; done";
 
@@ -46,6 +51,12 @@ fn run(bundle: &Bundle) {
     assert!(status.expect("the runtime runs").success());
 }
 
+/// Runs what counts, until it counts.
+fn run_counter(bundle: &Bundle) {
+    run(bundle);
+    eventually("it counts", || count(bundle) > 3);
+}
+
 fn checkpoint(bundle: &Bundle, more: &[&str]) {
     bundle.ok(&[&["checkpoint", "--image-path", &images(bundle)], more, &[bundle.id.as_str()]].concat());
 }
@@ -66,12 +77,16 @@ fn restore_ok(bundle: &Bundle, more: &[&str]) {
     assert!(status.success(), "{status}; {}", std::fs::read_to_string(log).unwrap_or_default());
 }
 
+/// Restores, until it counts on from where it was.
+fn restore_and_count_on(bundle: &Bundle) {
+    let before = count(bundle);
+    restore_ok(bundle, &["--detach"]);
+    eventually("it counts on", || count(bundle) > before);
+}
+
 #[test]
 fn a_counter_goes_on_where_it_was() {
-    let Some(bundle) = Bundle::new() else { return };
-    if !criu() {
-        return;
-    }
+    let Some(bundle) = checkpointable() else { return };
     let shared = bundle.path("shared");
     std::fs::create_dir(&shared).expect("folder");
     std::fs::write(shared.join("given"), "from outside").expect("write");
@@ -84,8 +99,7 @@ fn a_counter_goes_on_where_it_was() {
             "/mounts/-",
             json!({"destination": "/data", "type": "bind", "source": shared, "options": ["rbind", "rw"]}),
         );
-    run(&bundle);
-    eventually("it counts", || count(&bundle) > 3);
+    run_counter(&bundle);
     checkpoint(&bundle, &[]);
     bundle.assert_nothing_left();
     let stopped_at = count(&bundle);
@@ -120,13 +134,9 @@ fn a_counter_goes_on_where_it_was() {
 
 #[test]
 fn a_container_left_running_is_left_alone() {
-    let Some(bundle) = Bundle::new() else { return };
-    if !criu() {
-        return;
-    }
+    let Some(bundle) = checkpointable() else { return };
     let bundle = bundle.shell(COUNTER);
-    run(&bundle);
-    eventually("it counts", || count(&bundle) > 3);
+    run_counter(&bundle);
     let pid = bundle.pid();
     let work = bundle.path("work");
     checkpoint(&bundle, &["--leave-running", "--work-path", work.to_str().expect("utf-8")]);
@@ -142,13 +152,9 @@ fn a_container_left_running_is_left_alone() {
 
 #[test]
 fn a_paused_container_can_be_checkpointed() {
-    let Some(bundle) = Bundle::new() else { return };
-    if !criu() {
-        return;
-    }
+    let Some(bundle) = checkpointable() else { return };
     let bundle = bundle.shell(COUNTER);
-    run(&bundle);
-    eventually("it counts", || count(&bundle) > 3);
+    run_counter(&bundle);
     bundle.ok(&["pause", &bundle.id]);
     checkpoint(&bundle, &[]);
     let before = count(&bundle);
@@ -159,10 +165,7 @@ fn a_paused_container_can_be_checkpointed() {
 
 #[test]
 fn restored_in_the_foreground_its_end_is_ours() {
-    let Some(bundle) = Bundle::new() else { return };
-    if !criu() {
-        return;
-    }
+    let Some(bundle) = checkpointable() else { return };
     let bundle = bundle.shell("echo > /ready; while [ ! -e /go ]; do sleep 0.02; done; exit 7");
     run(&bundle);
     eventually("it waits", || bundle.rootfs("ready").exists());
@@ -179,10 +182,7 @@ fn restored_in_the_foreground_its_end_is_ours() {
 
 #[test]
 fn pipes_are_those_of_who_restores() {
-    let Some(bundle) = Bundle::new() else { return };
-    if !criu() {
-        return;
-    }
+    let Some(bundle) = checkpointable() else { return };
     let bundle = bundle.shell("echo > /ready; while [ ! -e /go ]; do sleep 0.02; done; echo hello; echo and >&2");
     bundle.write_config();
     let folder = bundle.path("bundle");
@@ -207,10 +207,7 @@ fn pipes_are_those_of_who_restores() {
 
 #[test]
 fn a_terminal_goes_to_the_console_socket() {
-    let Some(bundle) = Bundle::new() else { return };
-    if !criu() {
-        return;
-    }
+    let Some(bundle) = checkpointable() else { return };
     let bundle = bundle.shell("echo ready; read x; echo got $x; sleep 1000").set("/process/terminal", json!(true));
     let path = bundle.path("console.sock");
     let socket = path.to_str().expect("utf-8").to_owned();
@@ -245,10 +242,7 @@ fn a_terminal_goes_to_the_console_socket() {
 
 #[test]
 fn a_namespace_of_somebody_else_is_left_alone() {
-    let Some(bundle) = Bundle::new() else { return };
-    if !criu() {
-        return;
-    }
+    let Some(bundle) = checkpointable() else { return };
     let mut holder = Command::new("unshare").args(["--net", "sleep", "1000"]).spawn().expect("unshare");
     let path = format!("/proc/{}/ns/net", holder.id());
     let own = std::fs::read_link("/proc/self/ns/net").expect("link");
@@ -259,12 +253,9 @@ fn a_namespace_of_somebody_else_is_left_alone() {
             namespace["path"] = json!(path);
         }
     }
-    run(&bundle);
-    eventually("it counts", || count(&bundle) > 3);
+    run_counter(&bundle);
     checkpoint(&bundle, &[]);
-    let before = count(&bundle);
-    restore_ok(&bundle, &["--detach"]);
-    eventually("it counts on", || count(&bundle) > before);
+    restore_and_count_on(&bundle);
     let now = std::fs::read_link(format!("/proc/{}/ns/net", bundle.pid())).expect("link");
     assert_eq!(now, std::fs::read_link(&path).expect("link"));
     holder.kill().expect("kill");
@@ -273,15 +264,11 @@ fn a_namespace_of_somebody_else_is_left_alone() {
 
 #[test]
 fn hooks_run_before_what_is_restored() {
-    let Some(bundle) = Bundle::new() else { return };
-    if !criu() {
-        return;
-    }
+    let Some(bundle) = checkpointable() else { return };
     let told = bundle.path("told");
     let hook = json!([{"path": "/bin/sh", "args": ["sh", "-c", format!("cat > {}", told.display())]}]);
     let bundle = bundle.shell(COUNTER).set("/hooks", json!({"createRuntime": hook}));
-    run(&bundle);
-    eventually("it counts", || count(&bundle) > 3);
+    run_counter(&bundle);
     checkpoint(&bundle, &[]);
     std::fs::remove_file(&told).expect("the hook ran for create");
     restore_ok(&bundle, &["--detach"]);
@@ -291,13 +278,9 @@ fn hooks_run_before_what_is_restored() {
 
 #[test]
 fn memory_can_go_ahead() {
-    let Some(bundle) = Bundle::new() else { return };
-    if !criu() {
-        return;
-    }
+    let Some(bundle) = checkpointable() else { return };
     let bundle = bundle.shell(COUNTER);
-    run(&bundle);
-    eventually("it counts", || count(&bundle) > 3);
+    run_counter(&bundle);
     let parent = bundle.path("parent");
     let output =
         bundle.call(&["checkpoint", "--pre-dump", "--image-path", parent.to_str().expect("utf-8"), &bundle.id]);
@@ -310,9 +293,7 @@ fn memory_can_go_ahead() {
     assert_eq!(bundle.state()["status"], "running");
     checkpoint(&bundle, &["--parent-path", "../parent"]);
     assert!(bundle.path("images/parent").exists(), "the images refer to those before");
-    let before = count(&bundle);
-    restore_ok(&bundle, &["--detach"]);
-    eventually("it counts on", || count(&bundle) > before);
+    restore_and_count_on(&bundle);
 }
 
 #[test]
@@ -363,10 +344,7 @@ fn what_cannot_be_checkpointed_says_why() {
 
 #[test]
 fn a_failed_restore_leaves_nothing() {
-    let Some(bundle) = Bundle::new() else { return };
-    if !criu() {
-        return;
-    }
+    let Some(bundle) = checkpointable() else { return };
     bundle.write_config();
     std::fs::create_dir(bundle.path("images")).expect("folder");
     assert!(!restore(&bundle, &["-d"]).status().expect("the runtime runs").success());
