@@ -1,4 +1,4 @@
-//! What two of Berth's processes must agree on: protocol messages and names. No I/O.
+//! What two of Berth's processes must agree on: protocol messages and names. No I/O, but for `ttrpc`, which is a feature.
 
 pub mod digest;
 pub mod fault;
@@ -6,6 +6,8 @@ pub mod id;
 pub mod image_ref;
 pub mod kind;
 pub mod stdio;
+#[cfg(any(feature = "ttrpc", test))]
+pub mod ttrpc;
 pub mod typeurl;
 
 #[allow(missing_docs, unreachable_pub, clippy::all, rustdoc::all)]

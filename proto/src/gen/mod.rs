@@ -15,6 +15,13 @@ pub mod containerd {
             include!("containerd.runc.v1.rs");
         }
     }
+    pub mod runtime {
+        pub mod bootstrap {
+            pub mod v1 {
+                include!("containerd.runtime.bootstrap.v1.rs");
+            }
+        }
+    }
     pub mod services {
         pub mod containers {
             pub mod v1 {
@@ -122,4 +129,7 @@ pub mod io {
             }
         }
     }
+}
+pub mod ttrpc {
+    include!("ttrpc.rs");
 }
