@@ -142,6 +142,8 @@ fn refused_cleanly(limit: &str, values: &[u32]) {
         let log = bundle.path("stderr");
         limited.stdout(std::process::Stdio::null()).stderr(std::fs::File::create(&log).expect("a log"));
         let status = limited.status().expect("sh");
+        // Shown if the test fails: which of the values it was.
+        println!("{limit} {value}: {status}: {}", std::fs::read_to_string(&log).unwrap_or_default().trim());
         if status.success() {
             assert_eq!(bundle.state()["status"], "created", "{limit} {value}");
             bundle.ok(&["delete", "--force", &bundle.id]);
