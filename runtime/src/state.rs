@@ -319,9 +319,12 @@ impl StateDir {
         match made {
             Ok(()) => {
                 let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-                let folder = nix::fcntl::open(&dir, flags, nix::sys::stat::Mode::empty())
-                    .map_err(|errno| io("open folder", &dir)(errno.into()))?;
-                Ok(Entry { dir, folder, keep: false })
+                let folder = nix::fcntl::open(&dir, flags, nix::sys::stat::Mode::empty()).map_err(|errno| {
+                    // Empty, or another's by now: nothing of somebody else's goes with it.
+                    let _ = fs::remove_dir(&dir);
+                    io("open folder", &dir)(errno.into())
+                })?;
+                Ok(Entry { dir, folder: Some(folder), keep: false })
             }
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Err(StateError::Taken(id.clone())),
             Err(error) => Err(io("make folder", &dir)(error)),
@@ -443,13 +446,15 @@ fn remove_dir(dir: &Path) -> Result<(), StateError> {
 #[derive(Debug)]
 pub(crate) struct Entry {
     dir: PathBuf,
-    folder: OwnedFd,
+    /// Closed only to make room for what removing it takes.
+    folder: Option<OwnedFd>,
     keep: bool,
 }
 
 impl Entry {
     fn inside(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/self/fd/{}", self.folder.as_raw_fd()))
+        let folder = self.folder.as_ref().map_or(-1, AsRawFd::as_raw_fd);
+        PathBuf::from(format!("/proc/self/fd/{folder}"))
     }
 
     /// Path of the gate, for as long as this entry lives.
@@ -478,7 +483,8 @@ impl Entry {
     fn is_ours(&self) -> bool {
         use nix::sys::stat::{fstat, stat};
         let identity = |stat: nix::sys::stat::FileStat| (stat.st_dev, stat.st_ino);
-        fstat(&self.folder).is_ok_and(|made| stat(&self.dir).map(identity) == Ok(identity(made)))
+        let made = self.folder.as_ref().and_then(|folder| fstat(folder).ok());
+        made.is_some_and(|made| stat(&self.dir).map(identity) == Ok(identity(made)))
     }
 }
 
@@ -496,6 +502,8 @@ fn replace(inside: &Path, dir: &Path, state: &State) -> Result<(), StateError> {
 impl Drop for Entry {
     fn drop(&mut self) {
         if !self.keep && self.is_ours() {
+            // Removing takes one descriptor, and this may have been the last.
+            self.folder = None;
             // Nobody is there to tell; `delete --force` finishes it.
             let _ = remove_dir(&self.dir);
         }
