@@ -10,7 +10,7 @@ pub mod stdio;
 pub mod ttrpc;
 pub mod typeurl;
 
-#[allow(missing_docs, unreachable_pub, clippy::all, rustdoc::all)]
+#[allow(missing_docs, unreachable_pub, dead_code, clippy::all, rustdoc::all)]
 #[rustfmt::skip]
 mod generated {
     include!("gen/mod.rs");

@@ -2,8 +2,10 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
+
+use crate::error::TaskError;
 
 const ROOT: &str = "/sys/fs/cgroup";
 
@@ -84,6 +86,28 @@ impl Cgroup {
     }
 }
 
+/// Puts this process into the cgroup `path` of every hierarchy that has one of that name; it must be in one at least.
+pub(crate) fn enter(path: &str) -> Result<(), TaskError> {
+    let relative = Path::new(path.trim_start_matches('/'));
+    if relative.components().any(|part| !matches!(part, Component::Normal(_))) || relative.as_os_str().is_empty() {
+        return Err(TaskError::Invalid(format!("option shim_cgroup: {path:?} is no path of a cgroup")));
+    }
+    let top = Path::new(ROOT);
+    let below = fs::read_dir(top).into_iter().flatten().flatten().map(|entry| entry.path());
+    // Several names can be links to one hierarchy (cpu, cpuacct).
+    let hierarchies = std::iter::once(top.to_owned()).chain(below.filter(|at| !at.is_symlink()));
+    let mut entered = false;
+    for file in hierarchies.map(|at| at.join(relative).join("cgroup.procs")).filter(|file| file.exists()) {
+        fs::write(&file, "0").map_err(|cause| TaskError::File { file, cause })?;
+        entered = true;
+    }
+    if entered {
+        return Ok(());
+    }
+    let file = top.join(relative);
+    Err(TaskError::File { file, cause: std::io::ErrorKind::NotFound.into() })
+}
+
 fn collect(folder: &Path, pids: &mut Vec<u32>) -> std::io::Result<()> {
     let text = fs::read_to_string(folder.join("cgroup.procs"))?;
     pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()));
@@ -123,6 +147,14 @@ pub(crate) fn value(table: &[(String, u64)], name: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_shim_enters_no_cgroup_but_the_one_named() {
+        for path in ["", "/", "..", "/a/../..", "a//../b"] {
+            assert!(matches!(enter(path), Err(TaskError::Invalid(_))), "{path:?}");
+        }
+        assert!(matches!(enter("/berth-test-nothing-there"), Err(TaskError::File { .. })));
+    }
 
     #[test]
     fn folders_follow_the_hierarchies() {

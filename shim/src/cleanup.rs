@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Write as _},
+    os::unix::net::UnixStream,
     path::PathBuf,
     process::Stdio,
     time::SystemTime,
@@ -39,11 +40,11 @@ pub(crate) enum CleanupError {
 
 /// Kills and unmounts what is left and prints a DeleteResponse.
 pub(crate) fn delete(args: &Args) -> Result<(), CleanupError> {
-    let places = Places::of(args)?;
     let folder = match args.bundle.as_str() {
         "" => std::env::current_dir().map_err(CleanupError::Bundle)?,
         path => PathBuf::from(path),
     };
+    let places = Places::of(args, &folder, None)?;
     let bundle = Bundle::new(folder);
     // A shim that died before Create has left none; then the usual runtime, which will find nothing.
     let settings = bundle.settings().unwrap_or_else(|| Settings {
@@ -70,8 +71,11 @@ pub(crate) fn delete(args: &Args) -> Result<(), CleanupError> {
         return Err(error.into());
     }
     proto::fault!("shim.cleanup.unmounted");
-    // The socket of a dead shim; one that lives would have been asked instead of us.
-    let _ = std::fs::remove_file(&places.socket);
+    // The socket of a dead shim. One that lives still has others of its group.
+    let socket = places.find_socket(bundle.path());
+    if UnixStream::connect(&socket).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
+        let _ = std::fs::remove_file(&socket);
+    }
     proto::fault!("shim.cleanup.socket_removed");
     let record = bundle.recorded_exit(&Key::Init);
     let killed = u32::from(128 + nix::libc::SIGKILL.unsigned_abs() as u8);

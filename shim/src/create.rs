@@ -70,7 +70,7 @@ fn options(request: &CreateTaskRequest) -> Result<Options, TaskError> {
 }
 
 /// What may be refused without touching anything.
-fn check(request: &CreateTaskRequest, options: &Options) -> Result<(), TaskError> {
+fn check(request: &CreateTaskRequest) -> Result<(), TaskError> {
     ContainerId::new(request.id.as_str())?;
     if !request.bundle.starts_with('/') {
         return Err(TaskError::Invalid(format!(
@@ -80,9 +80,6 @@ fn check(request: &CreateTaskRequest, options: &Options) -> Result<(), TaskError
     }
     if !request.checkpoint.is_empty() || !request.parent_checkpoint.is_empty() {
         return Err(TaskError::Unsupported("restoring a checkpoint"));
-    }
-    if !options.shim_cgroup.is_empty() {
-        return Err(TaskError::Unsupported("option shim_cgroup"));
     }
     Ok(())
 }
@@ -94,7 +91,8 @@ pub(crate) async fn create(
     inbox: mpsc::UnboundedSender<Message>,
 ) -> Result<(Task, oneshot::Receiver<Exit>), TaskError> {
     let options = options(&request)?;
-    check(&request, &options)?;
+    check(&request)?;
+    shim.enter_cgroup(&options.shim_cgroup)?;
     let bundle = Bundle::new(&request.bundle);
     let config = bundle.path().join("config.json");
     let text = std::fs::read(&config).map_err(|cause| TaskError::File { file: config.clone(), cause })?;
@@ -228,7 +226,7 @@ mod tests {
             (request("a", "b", ""), ErrorKind::InvalidArgument),
             (request("a", "/b", "/c"), ErrorKind::Unimplemented),
         ] {
-            assert_eq!(check(&request, &Options::default()).map_err(|error| error.kind()), Err(kind));
+            assert_eq!(check(&request).map_err(|error| error.kind()), Err(kind));
         }
         let mut with_options = request("a", "/b", "");
         with_options.options = Some(prost_types::Any { type_url: "x.Other".into(), value: Vec::new() });

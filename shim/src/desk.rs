@@ -1,16 +1,23 @@
 //! The desk: knows which containers there are, and passes requests on to their tasks.
 
-use std::{cell::Cell, path::PathBuf, rc::Rc};
+use std::{
+    cell::{Cell, RefCell},
+    path::PathBuf,
+    rc::Rc,
+    time::Duration,
+};
 
 use proto::containerd::task::v3::CreateTaskRequest;
 use std::collections::HashMap;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::{
+    cgroup,
     error::TaskError,
     events::Events,
     process::Reply,
     reaper::Reaper,
+    report::warn_line,
     task::{self, Call, Message},
 };
 
@@ -30,7 +37,19 @@ pub(crate) struct Shim {
     pub(crate) desk: mpsc::UnboundedSender<Request>,
     /// How many console sockets there have been.
     pub(crate) consoles: Cell<u64>,
+    /// How many callers are connected.
+    pub(crate) connections: Cell<usize>,
+    /// One more or one less.
+    pub(crate) callers_changed: Notify,
+    /// The cgroup that the shim was put into by its first container's options.
+    pub(crate) cgroup: RefCell<Option<String>>,
 }
+
+/// A shim without a container and without a caller ends after this time. Its parent died between `start` and Create, or
+/// between Delete and Shutdown, or forgot it; a parent that comes back finds it gone and knows what to do.
+///
+/// Long enough for a parent on a machine under load that has yet to connect.
+const ORPHANED: Duration = Duration::from_secs(10);
 
 impl Shim {
     /// A new path for a console socket: beside the shim's own socket, because paths in a bundle can be too long for one.
@@ -38,6 +57,17 @@ impl Shim {
         let number = self.consoles.get();
         self.consoles.set(number + 1);
         self.socket.with_extension(format!("pty{number}"))
+    }
+
+    /// Puts the shim, and with it the runtimes that it starts, into the cgroup that a caller chose for shims. The first
+    /// container's choice counts for all of its pod, as with containerd's own shim.
+    pub(crate) fn enter_cgroup(&self, path: &str) -> Result<(), TaskError> {
+        if path.is_empty() || self.cgroup.borrow().is_some() {
+            return Ok(());
+        }
+        cgroup::enter(path)?;
+        *self.cgroup.borrow_mut() = Some(path.to_owned());
+        Ok(())
     }
 
     /// Takes a container off the list.
@@ -61,7 +91,17 @@ pub(crate) enum Request {
 /// Serves requests until the shim is to end.
 pub(crate) async fn run(shim: Rc<Shim>, mut requests: mpsc::UnboundedReceiver<Request>) {
     let mut containers: HashMap<String, mpsc::UnboundedSender<Message>> = HashMap::new();
-    while let Some(request) = requests.recv().await {
+    loop {
+        let orphaned = containers.is_empty() && shim.connections.get() == 0;
+        let request = tokio::select! {
+            request = requests.recv() => request,
+            () = shim.callers_changed.notified() => continue,
+            () = tokio::time::sleep(ORPHANED), if orphaned => {
+                warn_line!("nobody has needed this shim for {} s: it ends", ORPHANED.as_secs());
+                return;
+            }
+        };
+        let Some(request) = request else { return };
         match request {
             Request::Create(create, reply) => {
                 if containers.contains_key(&create.id) {

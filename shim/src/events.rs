@@ -7,33 +7,21 @@
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
-    io,
-    path::{Path, PathBuf},
-    pin::Pin,
     rc::Rc,
-    task::{Context, Poll},
     time::{Duration, SystemTime},
 };
 
-use hyper::{body::Incoming, client::conn::http2::SendRequest};
-use hyper_util::rt::TokioIo;
 use prost::{Message, Name};
-use proto::{
-    containerd::services::events::v1::{Envelope, ForwardRequest, events_client::EventsClient},
-    typeurl,
-};
-use tokio::{net::UnixStream, sync::Notify, time::timeout};
-use tonic::{
-    Code, Request, Status,
-    body::Body,
-    codegen::http::{self, Uri},
-    metadata::MetadataValue,
+use proto::{containerd::services::events::v1::Envelope, typeurl};
+use tokio::{sync::Notify, time::timeout};
+
+use crate::{
+    bootstrap::EventSink,
+    clock,
+    forward::{Failure, Forwarder},
+    report::warn_line,
 };
 
-use crate::{clock, local::LocalExecutor, report::warn_line};
-
-/// How long a supervisor may take to answer (containerd's own publisher allows as much).
-const ANSWER: Duration = Duration::from_secs(5);
 /// First and longest pause before another try.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 /// How long an unused connection is kept.
@@ -92,7 +80,7 @@ struct Queued {
 
 /// The queue, and the one who empties it.
 pub(crate) struct Events {
-    address: PathBuf,
+    sink: EventSink,
     namespace: String,
     queue: RefCell<VecDeque<Queued>>,
     next: Cell<u64>,
@@ -100,19 +88,11 @@ pub(crate) struct Events {
     emptied: Notify,
 }
 
-/// Why an event wasn't taken.
-enum Failure {
-    /// Nobody there, or not well: try again.
-    Later,
-    /// It will never be taken.
-    Refused(Status),
-}
-
 impl Events {
-    /// A queue towards the supervisor's socket.
-    pub(crate) fn new(address: &Path, namespace: &str) -> Self {
+    /// A queue towards the daemon.
+    pub(crate) fn new(sink: EventSink, namespace: &str) -> Self {
         Self {
-            address: address.to_owned(),
+            sink,
             namespace: namespace.to_owned(),
             queue: RefCell::default(),
             next: Cell::new(0),
@@ -153,22 +133,21 @@ impl Events {
 
     /// Forwards for ever.
     pub(crate) async fn run(self: Rc<Self>) {
-        let mut connection = None;
+        let mut forwarder = Forwarder::new(self.sink.clone(), &self.namespace);
         let mut pause = PAUSES.0;
         loop {
             let first = self.queue.borrow().front().map(|queued| (queued.number, queued.envelope.clone()));
             let Some((number, envelope)) = first else {
                 self.emptied.notify_one();
                 if timeout(IDLE, self.wake.notified()).await.is_err() {
-                    connection = None;
+                    forwarder.disconnect();
                     sys::memory::trim_heap();
                     self.wake.notified().await;
                 }
                 continue;
             };
-            match self.forward(&mut connection, envelope).await {
+            match forwarder.forward(envelope).await {
                 Err(Failure::Later) => {
-                    connection = None;
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(PAUSES.1);
                     continue;
@@ -185,60 +164,6 @@ impl Events {
             }
         }
     }
-
-    async fn forward(
-        &self,
-        connection: &mut Option<EventsClient<Connection>>,
-        envelope: Envelope,
-    ) -> Result<(), Failure> {
-        let client = match connection {
-            Some(client) => client,
-            None => connection.insert(connect(&self.address).await.map_err(|_| Failure::Later)?),
-        };
-        let mut request = Request::new(ForwardRequest { envelope: Some(envelope) });
-        // A namespace that can't be written as metadata can't have come in as metadata either.
-        if let Ok(value) = MetadataValue::try_from(self.namespace.as_str()) {
-            request.metadata_mut().insert("containerd-namespace", value);
-        }
-        match timeout(ANSWER, client.forward(request)).await {
-            Ok(Ok(_)) => Ok(()),
-            Err(_) => Err(Failure::Later),
-            Ok(Err(status)) => Err(match status.code() {
-                Code::InvalidArgument | Code::Unimplemented | Code::NotFound | Code::PermissionDenied => {
-                    Failure::Refused(status)
-                }
-                _ => Failure::Later,
-            }),
-        }
-    }
-}
-
-/// An HTTP/2 connection as tonic wants it.
-#[derive(Clone)]
-struct Connection(SendRequest<Body>);
-
-impl tower::Service<http::Request<Body>> for Connection {
-    type Response = http::Response<Incoming>;
-    type Error = hyper::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), hyper::Error>> {
-        self.0.poll_ready(context)
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        Box::pin(self.0.send_request(request))
-    }
-}
-
-async fn connect(address: &Path) -> io::Result<EventsClient<Connection>> {
-    let stream = timeout(ANSWER, UnixStream::connect(address)).await??;
-    let handshake = hyper::client::conn::http2::handshake(LocalExecutor, TokioIo::new(stream));
-    let (sender, driver) = timeout(ANSWER, handshake).await?.map_err(io::Error::other)?;
-    // Ends when the sender is dropped; what went wrong the sender is told as well.
-    tokio::task::spawn_local(driver);
-    // The name in it means nothing on a unix socket.
-    Ok(EventsClient::with_origin(Connection(sender), Uri::from_static("http://supervisor")))
 }
 
 #[cfg(test)]
@@ -248,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_full_queue_never_drops_an_exit() {
-        let events = Events::new(Path::new("/nowhere"), "ns");
+        let events = Events::new(EventSink::Grpc("/nowhere".into()), "ns");
         for number in 0..LIMIT {
             if number % 2 == 0 {
                 events.push(Topic::Exit, &TaskExit { pid: number as u32, ..TaskExit::default() });

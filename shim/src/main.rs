@@ -1,7 +1,7 @@
-//! One small process per container: it owns stdio, logs and the exit status, and outlives the supervisor.
+//! One small process per container or pod: it owns stdio, logs and the exit status, and outlives the supervisor.
 //!
-//! It speaks containerd's shim contract over gRPC: actions `start` and `delete` on the command line, `containerd.task.v3.Task`
-//! on its socket, and beside it `berth.streams.v1.Streams` for attaching. The container itself is built by an OCI runtime,
+//! It speaks containerd's shim contract: actions `start` and `delete` on the command line, `containerd.task.v3.Task` over gRPC
+//! and `containerd.task.v2.Task` over ttrpc on one socket (`bootstrap`, `connections`), and beside it `berth.streams.v1.Streams` for attaching. The container itself is built by an OCI runtime,
 //! berth-runtime or any other with runc's command line.
 //!
 //! One thread, one async runtime, nothing that only a busy server needs: a thousand shims run on one machine. Transparent
@@ -9,14 +9,20 @@
 //! and a heap this small with a single thread never has room for a huge page.
 
 mod args;
+mod bootstrap;
 mod bundle;
+mod calls;
 mod cgroup;
 mod cleanup;
 mod clock;
+mod connections;
 mod create;
 mod desk;
 mod error;
 mod events;
+mod forward;
+mod group;
+mod info;
 mod io;
 mod local;
 mod mounts;
@@ -35,14 +41,7 @@ use std::{io::Write as _, process::ExitCode};
 
 use args::Action;
 use prost::Message as _;
-use proto::{
-    containerd::{
-        runc::v1::Options,
-        types::{RuntimeInfo, RuntimeVersion},
-    },
-    kind::chain,
-    typeurl,
-};
+use proto::kind::chain;
 
 fn main() -> ExitCode {
     let args = match args::parse(std::env::args().skip(1)) {
@@ -51,18 +50,9 @@ fn main() -> ExitCode {
     };
     if args.version || args.info {
         let text = if args.info {
-            RuntimeInfo {
-                name: "io.containerd.berth.v1".to_owned(),
-                version: Some(RuntimeVersion {
-                    version: env!("CARGO_PKG_VERSION").to_owned(),
-                    revision: String::new(),
-                }),
-                options: Some(typeurl::pack(&Options::default())),
-                ..RuntimeInfo::default()
-            }
-            .encode_to_vec()
+            info::info(&start::read_stdin().unwrap_or_default()).encode_to_vec()
         } else {
-            format!("berth-shim:\n  Version: {}\n", env!("CARGO_PKG_VERSION")).into_bytes()
+            format!("containerd-shim-berth-v1:\n  Version:  {}\n", env!("CARGO_PKG_VERSION")).into_bytes()
         };
         // Nobody reads it: nobody misses it.
         let _ = std::io::stdout().write_all(&text);

@@ -97,15 +97,23 @@ impl Reaper {
         }
     }
 
-    /// Kills children that nobody waits for: what a runtime left when it died half-way. Only right while no container
-    /// exists, because orphans of a container without a pid namespace of its own look the same.
+    /// Kills children that nobody waits for: what a runtime left when it died half-way.
+    ///
+    /// Orphans of a container without a pid namespace of its own look the same, but are in that container's cgroup, and those of
+    /// another operation are about to be claimed: where there may be either, nothing is killed, and what is left is the
+    /// forced deletion's to find.
     pub(crate) fn kill_strays(&self) {
+        let table = self.table.borrow();
+        if table.holds > 1 {
+            return;
+        }
         let own = std::process::id();
         let children = std::fs::read_to_string(format!("/proc/self/task/{own}/children")).unwrap_or_default();
-        let table = self.table.borrow();
+        let cgroup = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
         let known: HashSet<i32> = table.awaited.keys().copied().collect();
+        let spared: HashSet<String> = known.iter().map(|pid| cgroup(*pid)).collect();
         for pid in children.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()) {
-            if !known.contains(&pid) {
+            if !known.contains(&pid) && !spared.contains(&cgroup(pid)) {
                 // It is our child and not reaped, so the number still means it.
                 let _ = sys::process::kill(Pid::from_raw(pid), nix::libc::SIGKILL);
             }

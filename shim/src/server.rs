@@ -1,9 +1,8 @@
-//! The gRPC edge: converts requests, asks the desk, converts answers. HTTP/2 straight from hyper, on one thread.
+//! The gRPC edge: converts requests, asks the desk, converts answers.
 
-use std::{convert::Infallible, pin::Pin, rc::Rc, time::Duration};
+use std::{convert::Infallible, pin::Pin};
 
 use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
 use proto::{
     berth::streams::v1::{
         AttachRequest, AttachResponse,
@@ -17,11 +16,7 @@ use proto::{
         task_server::{SERVICE_NAME as TASK, Task, TaskServer},
     },
 };
-use tokio::{
-    net::UnixListener,
-    sync::{mpsc, oneshot, watch},
-    task::JoinSet,
-};
+use tokio::sync::{mpsc, oneshot};
 use tonic::{
     Response, Status,
     body::Body,
@@ -31,17 +26,20 @@ use tonic::{
 use crate::{
     desk::Request,
     error::TaskError,
-    local::LocalExecutor,
     process::Reply,
-    report::warn_line,
     task::{Call, key_of},
 };
 
 /// Both services; a handle on the desk.
 #[derive(Clone)]
-struct Desk(mpsc::UnboundedSender<Request>);
+pub(crate) struct Desk(mpsc::UnboundedSender<Request>);
 
 impl Desk {
+    /// Passes requests on to the desk.
+    pub(crate) fn new(desk: mpsc::UnboundedSender<Request>) -> Self {
+        Self(desk)
+    }
+
     async fn call<T>(&self, id: String, call: impl FnOnce(Reply<T>) -> Call) -> Result<T, Status> {
         let (reply, answer) = oneshot::channel();
         let request = Request::Call(id.clone(), call(reply));
@@ -195,52 +193,4 @@ impl hyper::service::Service<http::Request<Incoming>> for Desk {
             }
         }
     }
-}
-
-/// How long answers under way may take once the shim is to end.
-const LAST_ANSWERS: Duration = Duration::from_millis(500);
-
-/// Accepts connections until `ending` is dropped or changes; then lets answers under way go out.
-pub(crate) async fn serve(
-    listener: UnixListener,
-    desk: mpsc::UnboundedSender<Request>,
-    mut ending: watch::Receiver<bool>,
-) {
-    let desk = Rc::new(Desk(desk));
-    let mut connections = JoinSet::new();
-    loop {
-        let stream = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _ = ending.changed() => break,
-            Some(_) = connections.join_next() => continue,
-        };
-        match stream {
-            Ok((stream, _)) => {
-                let (desk, mut ending) = (desk.clone(), ending.clone());
-                connections.spawn_local(async move {
-                    let connection = hyper::server::conn::http2::Builder::new(LocalExecutor)
-                        // A shim has few callers, and small messages.
-                        .max_concurrent_streams(256)
-                        .initial_stream_window_size(64 << 10)
-                        .initial_connection_window_size(64 << 10)
-                        .max_send_buf_size(64 << 10)
-                        .serve_connection(TokioIo::new(stream), (*desk).clone());
-                    let mut connection = std::pin::pin!(connection);
-                    tokio::select! {
-                        // A caller that breaks off is its own affair.
-                        _ = connection.as_mut() => return,
-                        _ = ending.changed() => connection.as_mut().graceful_shutdown(),
-                    }
-                    let _ = connection.await;
-                });
-            }
-            Err(error) => {
-                // No descriptors left, most likely; a moment later there may be some.
-                warn_line!("accept a connection: {error}");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
-    drop(listener);
-    let _ = tokio::time::timeout(LAST_ANSWERS, async { while connections.join_next().await.is_some() {} }).await;
 }

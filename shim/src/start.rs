@@ -4,9 +4,9 @@
 //! nothing else. The child needs no second program: it goes on where the parent stops.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     fs,
-    io::{self, Write as _},
+    io::{self, IsTerminal as _, Read as _, Write as _},
     os::{
         fd::AsFd,
         unix::{
@@ -20,7 +20,7 @@ use std::{
 };
 
 use nix::{
-    fcntl::{OFlag, open},
+    fcntl::{Flock, FlockArg, OFlag, open},
     sys::stat::Mode,
 };
 use proto::{
@@ -30,11 +30,19 @@ use proto::{
 use sys::process::Fork;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     task::LocalSet,
 };
 
-use crate::{args::Args, desk, events::Events, reaper::Reaper, report::warn_line, server};
+use crate::{
+    args::Args,
+    bootstrap::{Parent, address_line},
+    connections, desk,
+    events::Events,
+    group,
+    reaper::Reaper,
+    report::warn_line,
+};
 
 /// Why no shim could be started.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +56,15 @@ pub(crate) enum StartError {
     /// An address that is no path.
     #[error("address {0:?} is not the absolute path of a socket")]
     Address(String),
+    /// The address couldn't be left in the bundle for the parent's next start.
+    #[error("write {ADDRESS_FILE} in the bundle")]
+    Leave(#[source] io::Error),
+    /// The bundle's folder isn't there.
+    #[error("find the bundle")]
+    Bundle(#[source] io::Error),
+    /// What the parent says couldn't be read.
+    #[error("read stdin")]
+    Stdin(#[source] io::Error),
     /// The socket couldn't be made.
     #[error("listen on {socket}")]
     Listen {
@@ -68,11 +85,12 @@ pub(crate) enum StartError {
     Serve(#[source] io::Error),
 }
 
-/// Where things lie that follow from the command line.
+/// containerd's name for the file with a shim's address.
+const ADDRESS_FILE: &str = "address";
+
+/// Where things lie that follow from the command line and the bundle.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Places {
-    /// The supervisor's socket.
-    pub(crate) address: PathBuf,
     /// The shim's own.
     pub(crate) socket: PathBuf,
     /// State of OCI runtimes, a folder per namespace.
@@ -80,8 +98,8 @@ pub(crate) struct Places {
 }
 
 impl Places {
-    /// Works them out.
-    pub(crate) fn of(args: &Args) -> Result<Self, StartError> {
+    /// Works them out; the socket lies in `socket_dir` if the parent chose one.
+    pub(crate) fn of(args: &Args, bundle: &Path, socket_dir: Option<&Path>) -> Result<Self, StartError> {
         for (name, value) in [("namespace", &args.namespace), ("address", &args.address), ("id", &args.id)] {
             if value.is_empty() {
                 return Err(StartError::Missing(name));
@@ -93,21 +111,29 @@ impl Places {
         let folder = address.parent().filter(|_| address.is_absolute());
         let folder = folder.ok_or_else(|| StartError::Address(args.address.clone()))?;
         // Hashed, because a socket's path has 107 bytes at most.
-        let key = format!("{}/{}/{}", address.display(), args.namespace, args.id);
+        let key = format!("{}/{}/{}", address.display(), args.namespace, group::name(bundle, &args.id));
         let name = &Digest::of(key.as_bytes()).hex()[..32];
         let socket = match args.socket.as_str() {
-            "" => folder.join("s").join(name),
+            "" => socket_dir.map_or_else(|| folder.join("s"), Path::to_owned).join(name),
             path => path.strip_prefix("unix://").unwrap_or(path).into(),
         };
-        Ok(Self { runtime_root: folder.join("runtime"), address: address.clone(), socket })
+        Ok(Self { runtime_root: folder.join("runtime"), socket })
+    }
+
+    /// The socket as it was left in the bundle, or else as it is worked out.
+    pub(crate) fn find_socket(self, bundle: &Path) -> PathBuf {
+        let left = fs::read_to_string(bundle.join(ADDRESS_FILE)).unwrap_or_default();
+        let left = left.trim().strip_prefix("unix://").map(PathBuf::from).filter(|socket| socket.is_absolute());
+        left.unwrap_or(self.socket)
     }
 }
 
 /// Makes the socket. `None`: a shim lives there already.
 fn listen(socket: &Path) -> io::Result<Option<UnixListener>> {
-    if let Some(folder) = socket.parent() {
-        fs::DirBuilder::new().mode(0o700).recursive(true).create(folder)?;
-    }
+    let folder = socket.parent().unwrap_or(Path::new("/"));
+    fs::DirBuilder::new().mode(0o700).recursive(true).create(folder)?;
+    // Between bind and listen a socket looks like one that was left: another `start` of the group must not look then.
+    let lock = Flock::lock(fs::File::open(folder)?, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
     let bind = || -> io::Result<Option<UnixListener>> {
         let listener = UnixListener::bind(socket)?;
         fs::set_permissions(socket, fs::Permissions::from_mode(0o600))?;
@@ -117,7 +143,7 @@ fn listen(socket: &Path) -> io::Result<Option<UnixListener>> {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
         other => return other,
     }
-    match UnixStream::connect(socket) {
+    let found = match UnixStream::connect(socket) {
         Ok(_) => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             // Left by a shim that was killed.
@@ -125,30 +151,52 @@ fn listen(socket: &Path) -> io::Result<Option<UnixListener>> {
             bind()
         }
         Err(error) => Err(error),
-    }
+    };
+    drop(lock);
+    found
 }
 
-/// Starts a shim; comes back in the parent when it listens, in the child when it has ended.
-///
-/// stdin isn't read: what containerd writes there (options, or BootstrapParams) is in the flags and in Create as well, and
-/// a caller that leaves it open would be waited for.
+/// Most that is read from stdin.
+const STDIN_LIMIT: u64 = 4 << 20;
+
+/// What the parent writes to stdin; nothing where people sit.
+pub(crate) fn read_stdin() -> Result<Vec<u8>, StartError> {
+    let mut bytes = Vec::new();
+    let stdin = io::stdin();
+    if !stdin.is_terminal() {
+        stdin.lock().take(STDIN_LIMIT).read_to_end(&mut bytes).map_err(StartError::Stdin)?;
+    }
+    Ok(bytes)
+}
+
+/// Leaves the address where the parent looks for it. The name appears with its whole content.
+fn leave_address(bundle: &Path, socket: &Path) -> io::Result<()> {
+    let new = bundle.join(".address");
+    fs::write(&new, address_line(socket))?;
+    fs::rename(new, bundle.join(ADDRESS_FILE))
+}
+
+/// Starts a shim, or finds the one of its group; comes back in the parent when it listens, in the child when it has ended.
 pub(crate) fn start(args: &Args) -> Result<(), StartError> {
-    let places = Places::of(args)?;
+    let bundle = std::env::current_dir().map_err(StartError::Bundle)?;
+    let parent = Parent::read(args, |name| std::env::var(name).ok(), &read_stdin()?);
+    let places = Places::of(args, &bundle, parent.socket_dir.as_deref())?;
     let listen_failed = |cause| StartError::Listen { socket: places.socket.clone(), cause };
-    let bundle = std::env::current_dir().map_err(|cause| StartError::Listen { socket: "bundle".into(), cause })?;
+    if parent.wants_address_file() {
+        leave_address(&bundle, &places.socket).map_err(StartError::Leave)?;
+    }
     let listener = listen(&places.socket).map_err(listen_failed)?;
     if let Some(listener) = listener {
         proto::fault!("shim.start.listening");
         if sys::process::fork_detached().map_err(|errno| StartError::Fork(errno.into()))? == Fork::Child {
-            return serve(args, places, &bundle, listener);
+            return serve(args, &parent, &places, &bundle, listener);
         }
         // The child listens on.
         drop(listener);
     }
     proto::fault!("shim.start.forked");
-    let answer = serde_json::json!({ "version": 3, "address": places.socket, "protocol": "grpc" });
     let mut stdout = io::stdout();
-    stdout.write_all(answer.to_string().as_bytes()).and_then(|()| stdout.flush()).map_err(StartError::Print)
+    stdout.write_all(&parent.answer(&places.socket)).and_then(|()| stdout.flush()).map_err(StartError::Print)
 }
 
 /// stderr leads to the supervisor's log, where there is one (containerd's FIFO `log`); stdin and stdout nowhere.
@@ -171,7 +219,13 @@ fn adjust_oom_score() {
     }
 }
 
-fn serve(args: &Args, places: Places, bundle: &Path, listener: UnixListener) -> Result<(), StartError> {
+fn serve(
+    args: &Args,
+    parent: &Parent,
+    places: &Places,
+    bundle: &Path,
+    listener: UnixListener,
+) -> Result<(), StartError> {
     let system = |errno: nix::Error| StartError::Serve(errno.into());
     proto::fault!("shim.start.detached");
     redirect_stdio(bundle).map_err(system)?;
@@ -187,7 +241,7 @@ fn serve(args: &Args, places: Places, bundle: &Path, listener: UnixListener) -> 
         .max_io_events_per_tick(64)
         .build()
         .map_err(StartError::Serve)?;
-    let served = LocalSet::new().block_on(&runtime, run(args, &places, listener));
+    let served = LocalSet::new().block_on(&runtime, run(args, parent, places, listener));
     // An orderly end has removed the socket already, and a later shim of the same name may have made its own meanwhile.
     if served.is_err() {
         let _ = fs::remove_file(&places.socket);
@@ -198,7 +252,7 @@ fn serve(args: &Args, places: Places, bundle: &Path, listener: UnixListener) -> 
 /// How long a shim that ends may take to tell its last events.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
 
-async fn run(args: &Args, places: &Places, listener: UnixListener) -> io::Result<()> {
+async fn run(args: &Args, parent: &Parent, places: &Places, listener: UnixListener) -> io::Result<()> {
     // Handlers, not SIG_IGN: that would be inherited by the runtimes. They stay when the streams are dropped.
     for kind in [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()] {
         drop(signal(kind)?);
@@ -206,7 +260,7 @@ async fn run(args: &Args, places: &Places, listener: UnixListener) -> io::Result
     let children = signal(SignalKind::child())?;
     let listener = tokio::net::UnixListener::from_std(listener)?;
     let reaper = Rc::new(Reaper::default());
-    let events = Rc::new(Events::new(&places.address, &args.namespace));
+    let events = Rc::new(Events::new(parent.event_sink(), &args.namespace));
     tokio::task::spawn_local(reaper.clone().run(children));
     tokio::task::spawn_local(events.clone().run());
     let (desk, requests) = mpsc::unbounded_channel();
@@ -216,12 +270,15 @@ async fn run(args: &Args, places: &Places, listener: UnixListener) -> io::Result
         runtime_root: places.runtime_root.clone(),
         reaper,
         events: events.clone(),
-        desk: desk.clone(),
+        desk,
         consoles: Cell::new(0),
+        connections: Cell::new(0),
+        callers_changed: Notify::new(),
+        cgroup: RefCell::new(None),
     });
     let (end, ending) = watch::channel(false);
-    let server = tokio::task::spawn_local(server::serve(listener, desk, ending));
-    if args.debug {
+    let server = tokio::task::spawn_local(connections::serve(listener, shim.clone(), ending));
+    if parent.debug {
         warn_line!("container {} of namespace {} on {}", args.id, args.namespace, places.socket.display());
     }
     proto::fault!("shim.start.serving");
@@ -246,16 +303,26 @@ mod tests {
 
     #[test]
     fn places_follow_from_the_flags() {
-        let places = Places::of(&args("berth", "/run/x/supervisor.sock", "web")).expect("places");
+        let folder = tempfile::tempdir().expect("folder");
+        let of = |args: &Args| Places::of(args, folder.path(), None);
+        let places = of(&args("berth", "/run/x/supervisor.sock", "web")).expect("places");
         assert_eq!(places.runtime_root, Path::new("/run/x/runtime"));
         assert_eq!(places.socket.parent(), Some(Path::new("/run/x/s")));
         let name = places.socket.file_name().expect("name").to_str().expect("text");
         let digest = Digest::of(b"/run/x/supervisor.sock/berth/web").hex();
         assert_eq!(name, &digest[..32]);
-        assert_eq!(Places::of(&args("berth", "unix:///run/x/supervisor.sock", "web")).expect("places"), places);
+        assert_eq!(of(&args("berth", "unix:///run/x/supervisor.sock", "web")).expect("places"), places);
+        let chosen = Places::of(&args("berth", "/run/x/supervisor.sock", "web"), folder.path(), Some(Path::new("/y")));
+        assert_eq!(chosen.expect("places").socket, Path::new("/y").join(&digest[..32]));
         let mut elsewhere = args("berth", "/run/x/supervisor.sock", "web");
         elsewhere.socket = "unix:///tmp/s.sock".into();
-        assert_eq!(Places::of(&elsewhere).expect("places").socket, Path::new("/tmp/s.sock"));
+        assert_eq!(of(&elsewhere).expect("places").socket, Path::new("/tmp/s.sock"));
+        fs::write(folder.path().join("config.json"), r#"{"annotations":{"io.kubernetes.cri.sandbox-id":"web"}}"#)
+            .expect("config.json");
+        let other = of(&args("berth", "/run/x/supervisor.sock", "other")).expect("places");
+        assert_eq!(other, places, "one pod, one shim");
+        leave_address(folder.path(), Path::new("/y/z")).expect("leave");
+        assert_eq!(other.find_socket(folder.path()), Path::new("/y/z"));
         for bad in [
             args("", "/a/b", "c"),
             args("n", "", "c"),
@@ -263,7 +330,7 @@ mod tests {
             args("n", "a/b", "c"),
             args("n", "/a/b", "../c"),
         ] {
-            assert!(Places::of(&bad).is_err(), "{bad:?}");
+            assert!(of(&bad).is_err(), "{bad:?}");
         }
     }
 

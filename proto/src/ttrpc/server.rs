@@ -160,15 +160,14 @@ fn response(outcome: Result<Vec<u8>, Status>) -> Response {
         message: status.message().to_owned(),
         ..rpc::Status::default()
     };
+    let outcome = outcome.and_then(|payload| {
+        // The rest of the message is a tag and a length.
+        let fits = payload.len() < MESSAGE_LIMIT - 16;
+        fits.then_some(payload)
+            .ok_or_else(|| Status::resource_exhausted("the answer is larger than a ttrpc message may be"))
+    });
     match outcome {
-        Ok(payload) if payload.len() < MESSAGE_LIMIT - 1024 => {
-            // Go's clients take an absent status for success as well; they send it, so it is sent.
-            Response { status: Some(rpc::Status::default()), payload }
-        }
-        Ok(_) => {
-            let error = Status::resource_exhausted("the answer is larger than a ttrpc message may be");
-            Response { status: Some(status(&error)), payload: Vec::new() }
-        }
+        Ok(payload) => Response { status: None, payload },
         Err(error) => Response { status: Some(status(&error)), payload: Vec::new() },
     }
 }
