@@ -205,7 +205,8 @@ impl Stage {
         }]
     }
 
-    fn command(&self, id: &str, bundle: &Path, action: &str) -> Command {
+    /// The command line of an action.
+    pub fn command(&self, id: &str, bundle: &Path, action: &str) -> Command {
         // SHIM: the same tests on another build, for measuring.
         let shim = std::env::var("SHIM").unwrap_or_else(|_| env!("CARGO_BIN_EXE_berth-shim").to_owned());
         let mut command = Command::new(shim);
@@ -230,6 +231,11 @@ impl Stage {
         let answer: Value = serde_json::from_slice(&output.stdout).expect("bootstrap JSON and nothing else");
         assert_eq!((&answer["version"], &answer["protocol"]), (&json!(3), &json!("grpc")));
         let socket = PathBuf::from(answer["address"].as_str().expect("address"));
+        self.connect(id, bundle, socket).await
+    }
+
+    /// Connects to a shim that runs.
+    pub async fn connect(&self, id: &str, bundle: PathBuf, socket: PathBuf) -> Shim {
         let channel = connect(socket.clone()).await;
         Shim {
             id: id.into(),
