@@ -4,6 +4,7 @@ pub mod digest;
 pub mod fault;
 pub mod id;
 pub mod image_ref;
+pub mod journal;
 pub mod kind;
 pub mod stdio;
 #[cfg(any(feature = "ttrpc", test))]

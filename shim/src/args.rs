@@ -1,5 +1,7 @@
 //! The command line as containerd writes it: Go's flag syntax (one dash or two, `-key value` or `-key=value`).
 
+use std::time::Duration;
+
 /// What the program was called with.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Args {
@@ -32,6 +34,16 @@ pub(crate) enum Action {
     Start,
     /// Clean up after a shim that is gone.
     Delete,
+}
+
+/// How long an OCI runtime may take for one operation before it counts as hung. Pulling in a slow file system or a loaded
+/// machine can cost seconds; a minute helps nobody any more.
+const RUNTIME_LIMIT: Duration = Duration::from_secs(60);
+
+/// The limit: `BERTH_SHIM_RUNTIME_TIMEOUT` in seconds, as containerd and Berth's supervisor pass their environment on.
+pub(crate) fn runtime_limit() -> Duration {
+    let seconds = std::env::var("BERTH_SHIM_RUNTIME_TIMEOUT").ok().and_then(|text| text.parse().ok());
+    seconds.filter(|seconds| *seconds > 0).map_or(RUNTIME_LIMIT, Duration::from_secs)
 }
 
 /// What is wrong with a command line.

@@ -50,6 +50,9 @@ pub(crate) struct ExitRecord {
     pub(crate) exit_status: u32,
     /// When it was reaped, RFC 3339.
     pub(crate) exited_at: String,
+    /// Its event is in the journal, or was delivered. Absent in records of older shims.
+    #[serde(default)]
+    pub(crate) announced: bool,
 }
 
 /// How the container was made: what `delete` needs when the shim is gone.
@@ -98,6 +101,16 @@ impl Bundle {
         self.root.join(format!("{}.exit", key.stem()))
     }
 
+    /// Events that nobody has taken yet.
+    pub(crate) fn journal(&self) -> PathBuf {
+        self.root.join(proto::journal::FILE)
+    }
+
+    /// Says that the kernel has killed for memory in this container.
+    pub(crate) fn oom_file(&self) -> PathBuf {
+        self.root.join("init.oom")
+    }
+
     /// The process spec of an exec.
     pub(crate) fn spec_file(&self, key: &Key) -> PathBuf {
         self.root.join(format!("{}.json", key.stem()))
@@ -118,9 +131,17 @@ impl Bundle {
 
     /// Records an exit. The name appears with its whole content or not at all; the run root is a tmpfs, so there is
     /// nothing that fsync would add.
-    pub(crate) fn record_exit(&self, key: &Key, pid: u32, exit: Exit) -> io::Result<()> {
+    ///
+    /// It is written twice: as soon as the exit is known, and again when its event has gone into the journal, which says to
+    /// whoever finds the record after our death that nobody needs to announce it.
+    pub(crate) fn record_exit(&self, key: &Key, pid: u32, exit: Exit, announced: bool) -> io::Result<()> {
         let exited_at = clock::rfc3339_nano(exit.at);
-        self.replace(&self.exit_file(key), &ExitRecord { pid, exit_status: exit.status, exited_at })
+        self.replace(&self.exit_file(key), &ExitRecord { pid, exit_status: exit.status, exited_at, announced })
+    }
+
+    /// Records that the kernel has killed for memory.
+    pub(crate) fn record_oom(&self) -> io::Result<()> {
+        fs::write(self.oom_file(), "")
     }
 
     /// The recorded exit, if there is one.
@@ -167,9 +188,12 @@ mod tests {
         let key = Key::Exec("e1".into());
         assert_eq!(bundle.recorded_exit(&key), None);
         let exit = Exit { status: 137, at: UNIX_EPOCH + Duration::new(1, 5) };
-        bundle.record_exit(&key, 42, exit).expect("record");
-        let record = ExitRecord { pid: 42, exit_status: 137, exited_at: "1970-01-01T00:00:01.000000005Z".into() };
-        assert_eq!(bundle.recorded_exit(&key), Some(record));
+        for announced in [false, true] {
+            bundle.record_exit(&key, 42, exit, announced).expect("record");
+            let exited_at = "1970-01-01T00:00:01.000000005Z".into();
+            let record = ExitRecord { pid: 42, exit_status: 137, exited_at, announced };
+            assert_eq!(bundle.recorded_exit(&key), Some(record));
+        }
         assert!(folder.path().join("exec-e1.exit").exists() && !folder.path().join("exec-e1.new").exists());
         bundle.forget(&key);
         assert_eq!(fs::read_dir(folder.path()).expect("list").count(), 0);

@@ -18,6 +18,7 @@ use crate::{
     error::TaskError,
     events::Topic,
     io::{Prepared, StdioConfig},
+    journal::Journal,
     mounts,
     oci::{Choice, Oci},
     oom::OomWatch,
@@ -132,7 +133,7 @@ pub(crate) async fn create(
         Err(error) => {
             // Something of that name was there before and isn't ours to remove.
             if error.kind() != ErrorKind::AlreadyExists {
-                shim.reaper.kill_strays();
+                hold.kill_strays(None);
                 // What the runtime had done so far, if it died half-way; most have cleaned up.
                 let _ = oci.delete(true).await;
             }
@@ -153,10 +154,16 @@ pub(crate) async fn create(
     };
     proto::fault!("shim.create.streams_begun");
     undo.mounted = false;
+    let journal = Journal::new(&bundle);
     let oom = Cgroup::of(pid).and_then(|cgroup| {
-        let (shim, container_id) = (shim.clone(), request.id.clone());
+        let (shim, bundle, journal) = (shim.clone(), bundle.clone(), journal.clone());
+        let container_id = request.id.clone();
         OomWatch::begin(&cgroup, move || {
-            shim.events.push(Topic::Oom, &TaskOom { container_id: container_id.clone() });
+            // On record before it is told, and for whoever wasn't there to hear it.
+            if let Err(error) = bundle.record_oom() {
+                warn_line!("record out-of-memory kill of {container_id}: {error}");
+            }
+            shim.events.push(&journal, Topic::Oom, &TaskOom { container_id: container_id.clone() });
         })
     });
     let mut init = Process::new(Key::Init, stdio, Vec::new());
@@ -165,6 +172,7 @@ pub(crate) async fn create(
         shim: shim.clone(),
         id: request.id.clone(),
         bundle: bundle.clone(),
+        journal,
         oci: Rc::new(oci),
         init,
         own_pids: spec.has_own_pids(),
@@ -174,6 +182,9 @@ pub(crate) async fn create(
         owner,
         init_settled: false,
         deletes: Vec::new(),
+        busy: None,
+        held: Default::default(),
+        gone: false,
     };
     Ok((task, exit))
 }

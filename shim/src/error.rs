@@ -92,6 +92,12 @@ pub(crate) enum TaskError {
     /// The container has no cgroup of its own.
     #[error("container {0} has no cgroup of its own to read")]
     NoCgroup(String),
+    /// Too many events wait.
+    #[error(
+        "container {0}: {limit} events wait for a supervisor that does not take them; start it, then try again",
+        limit = crate::events::LIMIT
+    )]
+    Backlog(String),
     /// The shim is on its way out.
     #[error("the shim is ending")]
     Ending,
@@ -111,6 +117,7 @@ impl TaskError {
             Self::Signal { cause, .. } | Self::File { cause, .. } => ErrorKind::of_io(cause),
             Self::Unsupported(_) => ErrorKind::Unimplemented,
             Self::NoCgroup(_) => ErrorKind::FailedPrecondition,
+            Self::Backlog(_) => ErrorKind::ResourceExhausted,
             Self::Ending => ErrorKind::Unavailable,
         }
     }

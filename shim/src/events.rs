@@ -1,8 +1,14 @@
 //! Tells the supervisor what happened, in order, however long it takes until there is one to tell.
 //!
-//! Events queue here and are forwarded one after the other; the next one goes out when the one before was taken. An event
-//! may arrive twice, when a supervisor died between taking it and saying so. The connection is made when there is
-//! something to tell, and given up when there has been nothing for a while.
+//! Events queue here and are forwarded one after the other; the next one goes out when the one before was taken. Each is in its
+//! container's journal first (`journal`), so that the supervisor finds it there if we die. An event may arrive twice, when a
+//! supervisor died between taking it and saying so: it is the last one then, the same in every byte, and no two events are
+//! the same, because time stamps only grow. The connection is made when there is something to tell, and given up when there
+//! has been nothing for a while.
+//!
+//! The queue is bounded without dropping anything: when [`LIMIT`] events wait, requests that would bring more are refused
+//! ([`Events::is_full`]), and an out-of-memory kill is told once while it waits. What remains are the ends of processes that
+//! exist already. Nobody can ask for much through a supervisor that is away, so this is for callers who ask past it.
 
 use std::{
     cell::{Cell, RefCell},
@@ -19,6 +25,7 @@ use crate::{
     bootstrap::EventSink,
     clock,
     forward::{Failure, Forwarder},
+    journal::{Entry, Journal},
     report::warn_line,
 };
 
@@ -26,8 +33,8 @@ use crate::{
 const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 /// How long an unused connection is kept.
 const IDLE: Duration = Duration::from_secs(1);
-/// So many wait at most; then those that say least go first. Births and deaths are never dropped.
-const LIMIT: usize = 2048;
+/// When so many wait, nothing is begun that would add more.
+pub(crate) const LIMIT: usize = 2048;
 
 /// Topics of containerd's task events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,12 +55,15 @@ pub(crate) enum Topic {
     Paused,
     /// They run again.
     Resumed,
+    /// An image of them was written.
+    Checkpointed,
     /// The kernel killed for memory.
     Oom,
 }
 
 impl Topic {
-    fn name(self) -> &'static str {
+    /// Its path.
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Create => "/tasks/create",
             Self::Start => "/tasks/start",
@@ -63,27 +73,18 @@ impl Topic {
             Self::ExecStarted => "/tasks/exec-started",
             Self::Paused => "/tasks/paused",
             Self::Resumed => "/tasks/resumed",
+            Self::Checkpointed => "/tasks/checkpointed",
             Self::Oom => "/tasks/oom",
         }
     }
-
-    fn droppable(self) -> bool {
-        matches!(self, Self::ExecAdded | Self::ExecStarted | Self::Paused | Self::Resumed | Self::Oom)
-    }
-}
-
-struct Queued {
-    number: u64,
-    topic: Topic,
-    envelope: Envelope,
 }
 
 /// The queue, and the one who empties it.
 pub(crate) struct Events {
     sink: EventSink,
     namespace: String,
-    queue: RefCell<VecDeque<Queued>>,
-    next: Cell<u64>,
+    queue: RefCell<VecDeque<Entry>>,
+    last: Cell<SystemTime>,
     wake: Notify,
     emptied: Notify,
 }
@@ -95,29 +96,32 @@ impl Events {
             sink,
             namespace: namespace.to_owned(),
             queue: RefCell::default(),
-            next: Cell::new(0),
+            last: Cell::new(SystemTime::UNIX_EPOCH),
             wake: Notify::new(),
             emptied: Notify::new(),
         }
     }
 
+    /// Whether so much waits that nothing may be begun that would add to it.
+    pub(crate) fn is_full(&self) -> bool {
+        self.queue.borrow().len() >= LIMIT
+    }
+
     /// Adds an event behind all others.
-    pub(crate) fn push<M: Message + Name>(&self, topic: Topic, event: &M) {
+    pub(crate) fn push<M: Message + Name>(&self, journal: &Rc<Journal>, topic: Topic, event: &M) {
+        if topic == Topic::Oom && journal.has_oom() {
+            return;
+        }
+        // Also when the clock is set back: no two events may have the same time.
+        let now = SystemTime::now().max(self.last.get() + Duration::from_nanos(1));
+        self.last.set(now);
         let envelope = Envelope {
-            timestamp: Some(clock::timestamp(SystemTime::now())),
+            timestamp: Some(clock::timestamp(now)),
             namespace: self.namespace.clone(),
             topic: topic.name().to_owned(),
             event: Some(typeurl::pack(event)),
         };
-        let number = self.next.get();
-        self.next.set(number + 1);
-        let mut queue = self.queue.borrow_mut();
-        if queue.len() >= LIMIT
-            && let Some(place) = queue.iter().position(|queued| queued.topic.droppable())
-        {
-            queue.remove(place);
-        }
-        queue.push_back(Queued { number, topic, envelope });
+        self.queue.borrow_mut().push_back(journal.append(envelope));
         self.wake.notify_one();
     }
 
@@ -136,8 +140,8 @@ impl Events {
         let mut forwarder = Forwarder::new(self.sink.clone(), &self.namespace);
         let mut pause = PAUSES.0;
         loop {
-            let first = self.queue.borrow().front().map(|queued| (queued.number, queued.envelope.clone()));
-            let Some((number, envelope)) = first else {
+            let first = self.queue.borrow().front().map(Entry::event);
+            let Some(first) = first else {
                 self.emptied.notify_one();
                 if timeout(IDLE, self.wake.notified()).await.is_err() {
                     forwarder.disconnect();
@@ -146,7 +150,11 @@ impl Events {
                 }
                 continue;
             };
-            match forwarder.forward(envelope).await {
+            let forwarded = match first {
+                Some(envelope) => forwarder.forward(envelope).await,
+                None => Ok(()),
+            };
+            match forwarded {
                 Err(Failure::Later) => {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(PAUSES.1);
@@ -157,10 +165,8 @@ impl Events {
             }
             proto::fault!("shim.events.forwarded");
             pause = PAUSES.0;
-            let mut queue = self.queue.borrow_mut();
-            // A full queue may have dropped it meanwhile.
-            if queue.front().is_some_and(|queued| queued.number == number) {
-                queue.pop_front();
+            if let Some(taken) = self.queue.borrow_mut().pop_front() {
+                taken.delivered();
             }
         }
     }
@@ -169,24 +175,28 @@ impl Events {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proto::containerd::events::{TaskExit, TaskPaused};
+    use crate::bundle::Bundle;
+    use proto::containerd::events::TaskExit;
 
     #[test]
-    fn a_full_queue_never_drops_an_exit() {
+    fn nothing_is_dropped_and_no_two_events_have_the_same_time() {
+        let folder = tempfile::tempdir().expect("folder");
+        let journal = Journal::new(&Bundle::new(folder.path()));
         let events = Events::new(EventSink::Grpc("/nowhere".into()), "ns");
-        for number in 0..LIMIT {
-            if number % 2 == 0 {
-                events.push(Topic::Exit, &TaskExit { pid: number as u32, ..TaskExit::default() });
-            } else {
-                events.push(Topic::Paused, &TaskPaused::default());
-            }
+        // As after a clock that was set back a long way.
+        events.last.set(SystemTime::now() + Duration::from_secs(1_000_000));
+        for number in 0..LIMIT as u32 {
+            assert!(!events.is_full());
+            events.push(&journal, Topic::Exit, &TaskExit { pid: number, ..TaskExit::default() });
         }
-        for number in 0..LIMIT {
-            events.push(Topic::Exit, &TaskExit { pid: (LIMIT + number) as u32, ..TaskExit::default() });
-        }
+        assert!(events.is_full());
+        events.push(&journal, Topic::Exit, &TaskExit { pid: LIMIT as u32, ..TaskExit::default() });
         let queue = events.queue.borrow();
-        assert!(queue.iter().all(|queued| queued.topic == Topic::Exit));
-        assert_eq!(queue.len(), LIMIT / 2 + LIMIT);
-        assert!(queue.iter().map(|queued| queued.number).is_sorted());
+        let waiting: Vec<_> = queue.iter().map(|entry| entry.event().expect("event")).collect();
+        assert_eq!(waiting.len(), LIMIT + 1);
+        let times = waiting.iter().map(|event| event.timestamp.map(|at| (at.seconds, at.nanos)));
+        assert!(times.is_sorted_by(|a, b| a < b));
+        let filed = std::fs::read(Bundle::new(folder.path()).journal()).expect("journal");
+        assert_eq!(proto::journal::undelivered(&filed), waiting);
     }
 }

@@ -24,6 +24,7 @@ mod forward;
 mod group;
 mod info;
 mod io;
+mod journal;
 mod local;
 mod mounts;
 mod oci;

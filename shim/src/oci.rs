@@ -6,14 +6,17 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     rc::Rc,
+    time::Duration,
 };
 
-use proto::kind::ErrorKind;
+use proto::{containerd::runc::v1::CheckpointOptions, kind::ErrorKind};
 use serde::Deserialize;
+use tokio::time::timeout;
 
 use crate::{
+    args,
     bundle::{Bundle, Key, Settings, read_pid},
-    reaper::Reaper,
+    reaper::{Reaper, kill_tree},
 };
 
 /// Why the runtime didn't do what it was asked to.
@@ -35,6 +38,20 @@ pub(crate) enum OciError {
         verb: &'static str,
         /// The last error in its log.
         message: String,
+    },
+    /// It didn't end.
+    #[error(
+        "OCI runtime {verb} did not end within {} s and was killed: see what {program} waits for, or raise \
+         BERTH_SHIM_RUNTIME_TIMEOUT",
+        .limit.as_secs()
+    )]
+    Hung {
+        /// What it was asked to do.
+        verb: &'static str,
+        /// The program.
+        program: PathBuf,
+        /// How long it had.
+        limit: Duration,
     },
     /// It succeeded but left no pid.
     #[error("OCI runtime {verb} left no pid in {file}")]
@@ -74,6 +91,7 @@ impl OciError {
             Self::Failed { message, .. } => kind_of_message(message),
             Self::Spawn { cause, .. } if cause.kind() == io::ErrorKind::NotFound => ErrorKind::NotFound,
             Self::Write { cause, .. } => ErrorKind::of_io(cause),
+            Self::Hung { .. } => ErrorKind::DeadlineExceeded,
             Self::Spawn { .. } | Self::NoPid { .. } | Self::Output { .. } => ErrorKind::Internal,
         }
     }
@@ -134,7 +152,11 @@ pub(crate) struct Oci {
     id: String,
     bundle: Bundle,
     reaper: Rc<Reaper>,
+    limit: Duration,
 }
+
+/// How long a runtime that was killed may take to be reaped; only one stuck in the kernel is late.
+const REAPED: Duration = Duration::from_secs(2);
 
 #[derive(Deserialize)]
 struct LogLine<'a> {
@@ -179,6 +201,7 @@ impl Oci {
             id: id.to_owned(),
             bundle: bundle.clone(),
             reaper,
+            limit: args::runtime_limit(),
         }
     }
 
@@ -283,6 +306,41 @@ impl Oci {
         done
     }
 
+    /// Writes an image of the container to `images`; it goes on running unless it is to end.
+    pub(crate) async fn checkpoint(&self, images: &str, options: &CheckpointOptions) -> Result<(), OciError> {
+        let own_work = self.bundle.scratch("criu-work");
+        let work = if options.work_path.is_empty() { own_work.as_os_str() } else { OsStr::new(&options.work_path) };
+        for folder in [OsStr::new(images), work] {
+            fs::create_dir_all(folder).map_err(|cause| OciError::Write { file: folder.into(), cause })?;
+        }
+        let mut args: Vec<&OsStr> =
+            vec!["checkpoint".as_ref(), "--image-path".as_ref(), images.as_ref(), "--work-path".as_ref(), work];
+        for (flag, on) in [
+            ("--leave-running", !options.exit),
+            ("--tcp-established", options.open_tcp),
+            ("--ext-unix-sk", options.external_unix_sockets),
+            ("--shell-job", options.terminal),
+            ("--file-locks", options.file_locks),
+        ] {
+            if on {
+                args.push(flag.as_ref());
+            }
+        }
+        if !options.cgroups_mode.is_empty() {
+            args.extend([OsStr::new("--manage-cgroups-mode"), options.cgroups_mode.as_ref()]);
+        }
+        for namespace in &options.empty_namespaces {
+            args.extend([OsStr::new("--empty-ns"), namespace.as_ref()]);
+        }
+        args.push(self.id.as_ref());
+        let done = self.run("checkpoint", &Key::Init, &args, ChildStdio::null()).await;
+        // criu's log stays for whoever wants to know why it failed; the bundle goes with the container.
+        if done.is_ok() {
+            let _ = fs::remove_dir_all(own_work);
+        }
+        done
+    }
+
     /// Pids of the container, where its cgroup can't be read.
     pub(crate) async fn ps(&self) -> Result<Vec<u32>, OciError> {
         let path = self.bundle.scratch("ps.json");
@@ -312,10 +370,15 @@ impl Oci {
         command.stdin(stdio.stdin).stdout(stdio.stdout).stderr(stdio.stderr);
         let child = command.spawn().map_err(|cause| OciError::Spawn { program: self.program.clone(), cause })?;
         // Nothing is awaited in between, so the reaper can't have seen it yet.
-        let exit = self.reaper.claim(child.id());
+        let mut exit = self.reaper.claim(child.id());
         // The command holds our copies of the container's stdio.
         drop(command);
-        let Ok(exit) = exit.await else {
+        let Ok(exit) = timeout(self.limit, &mut exit).await else {
+            kill_tree(child.id());
+            let _ = timeout(REAPED, exit).await;
+            return Err(OciError::Hung { verb, program: self.program.clone(), limit: self.limit });
+        };
+        let Ok(exit) = exit else {
             return Err(OciError::Failed { verb, message: "the shim is ending".to_owned() });
         };
         if exit.status == 0 {

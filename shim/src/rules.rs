@@ -41,6 +41,8 @@ pub(crate) enum Op {
     Resume,
     /// Change limits.
     Update,
+    /// Write an image of it.
+    Checkpoint,
     /// Make an exec known.
     AddExec,
     /// List processes.
@@ -93,6 +95,9 @@ pub(crate) fn judge(op: Op, who: Who, process: State, init: State) -> Result<(),
         (Op::Pause, _, _) => no("it is not running"),
         (Op::Resume, _, _) => no("it is not paused"),
 
+        (Op::Checkpoint, _, Running | Paused) => Ok(()),
+        (Op::Checkpoint, _, _) => no("it is not running"),
+
         (Op::AddExec, _, Paused) => no("the container is paused"),
         (Op::Update | Op::AddExec | Op::Pids | Op::Stats, _, Stopped) => no("the container has stopped"),
         (Op::Update | Op::AddExec | Op::Pids | Op::Stats, _, _) => Ok(()),
@@ -123,6 +128,7 @@ mod tests {
             (Op::Pause, "n-ynn"),
             (Op::Resume, "n-nyn"),
             (Op::Update, "y-yyn"),
+            (Op::Checkpoint, "n-yyn"),
             (Op::AddExec, "y-ynn"),
             (Op::Pids, "y-yyn"),
             (Op::Stats, "y-yyn"),

@@ -96,8 +96,9 @@ impl Task for Desk {
         Ok(Response::new(self.call(request.into_inner().id, Call::Resume).await?))
     }
 
-    async fn checkpoint(&self, _: tonic::Request<CheckpointTaskRequest>) -> Answer<()> {
-        Err(TaskError::Unsupported("checkpoint").into())
+    async fn checkpoint(&self, request: tonic::Request<CheckpointTaskRequest>) -> Answer<()> {
+        let request = request.into_inner();
+        Ok(Response::new(self.call(request.id.clone(), |reply| Call::Checkpoint(request, reply)).await?))
     }
 
     async fn kill(&self, request: tonic::Request<KillRequest>) -> Answer<()> {

@@ -287,9 +287,10 @@ async fn run(args: &Args, parent: &Parent, places: &Places, listener: UnixListen
     // Gone before the answer, so that a caller that looks finds nothing left.
     let _ = fs::remove_file(&places.socket);
     proto::fault!("shim.shutdown.socket_removed");
+    // Before the connections end: whoever sees the last one go may read what is left from the journal.
+    events.flush(LAST_EVENTS).await;
     let _ = end.send(true);
     let _ = server.await;
-    events.flush(LAST_EVENTS).await;
     Ok(())
 }
 

@@ -12,21 +12,29 @@
 //!                    └──────────Delete──────────────────────────────────────────────────────▶
 //! ```
 //! Stopped has two steps. When a process is reaped, its exit is recorded in the bundle and its output is passed on; then the
-//! exit is announced: event, waiters. Init is announced after all its execs. An exit that comes while a request is worked on
-//! queues behind it: so TaskStart always stands before TaskExit.
+//! exit is announced: event, waiters. Init is announced after all its execs. While the runtime works (`busy`) init's exit is held
+//! back: so TaskStart always stands before TaskExit.
 
+mod busy;
 mod control;
 mod end;
 mod exec;
 
-use std::{collections::HashMap, rc::Rc};
+use std::{
+    collections::{HashMap, VecDeque},
+    rc::Rc,
+};
 
+use prost::{Message as Protobuf, Name};
 use prost_types::Any;
 use proto::{
     berth::streams::v1::AttachRequest,
     containerd::{
         events::{TaskCreate, TaskIo},
-        task::v3::{CreateTaskRequest, DeleteResponse, ExecProcessRequest, PidsResponse, StateResponse, WaitResponse},
+        task::v3::{
+            CheckpointTaskRequest, CreateTaskRequest, DeleteResponse, ExecProcessRequest, PidsResponse, StateResponse,
+            WaitResponse,
+        },
     },
     id::ExecId,
 };
@@ -39,6 +47,7 @@ use crate::{
     error::TaskError,
     events::Topic,
     io::{IoError, ProcessIo},
+    journal::Journal,
     oci::Oci,
     oom::OomWatch,
     process::{Process, Reply},
@@ -70,6 +79,8 @@ pub(crate) enum Call {
     CloseIo(Key, Reply<()>),
     /// Change limits (runtime-spec LinuxResources as JSON).
     Update(Vec<u8>, Reply<()>),
+    /// Write an image of all processes.
+    Checkpoint(CheckpointTaskRequest, Reply<()>),
     /// Wait for the end.
     Wait(Key, Reply<WaitResponse>),
     /// Measure.
@@ -91,6 +102,8 @@ pub(crate) struct Started {
 pub(crate) enum Message {
     /// A request.
     Call(Call),
+    /// The runtime is done with an operation on the container.
+    Done(busy::Finish),
     /// The runtime is done with starting an exec.
     ExecStarted(Key, Result<Started, TaskError>, Reply<u32>),
     /// A process has been reaped.
@@ -106,6 +119,7 @@ pub(crate) struct Task {
     pub(crate) shim: Rc<Shim>,
     pub(crate) id: String,
     pub(crate) bundle: Bundle,
+    pub(crate) journal: Rc<Journal>,
     pub(crate) oci: Rc<Oci>,
     pub(crate) init: Process,
     pub(crate) own_pids: bool,
@@ -117,6 +131,12 @@ pub(crate) struct Task {
     pub(crate) init_settled: bool,
     /// Deletes that came before the end was announced.
     pub(crate) deletes: Vec<(Key, Reply<DeleteResponse>)>,
+    /// What the runtime works on.
+    pub(crate) busy: Option<Op>,
+    /// What waits for it.
+    pub(crate) held: VecDeque<Message>,
+    /// Deleted.
+    pub(crate) gone: bool,
 }
 
 /// Builds the container and serves it until it is deleted.
@@ -153,13 +173,14 @@ pub(crate) async fn run(
             return;
         }
     };
-    task.shim.events.push(Topic::Create, &TaskCreate { pid: task.init.pid, ..event });
+    task.tell(Topic::Create, &TaskCreate { pid: task.init.pid, ..event });
     proto::fault!("shim.create.announced");
     let _ = reply.send(Ok(task.init.pid));
     proto::fault!("shim.create.answered");
     sys::memory::trim_heap();
     while let Some(message) = messages.recv().await {
-        if task.handle(message).await {
+        task.take(message);
+        if task.gone {
             return;
         }
     }
@@ -175,6 +196,10 @@ fn watch_exit(inbox: &mpsc::UnboundedSender<Message>, key: Key, exit: oneshot::R
 }
 
 impl Task {
+    fn tell<M: Protobuf + Name>(&self, topic: Topic, event: &M) {
+        self.shim.events.push(&self.journal, topic, event);
+    }
+
     fn process(&mut self, key: &Key) -> Result<&mut Process, TaskError> {
         match key {
             Key::Init => Ok(&mut self.init),
@@ -203,11 +228,11 @@ impl Task {
         }
     }
 
-    /// True when the container is gone.
-    async fn handle(&mut self, message: Message) -> bool {
+    fn handle(&mut self, message: Message) {
         match message {
-            Message::Call(Call::Delete(Key::Init, reply)) => return self.delete(reply).await,
-            Message::Call(call) => self.call(call).await,
+            Message::Call(call) => self.call(call),
+            // `take` has run it.
+            Message::Done(_) => {}
             Message::ExecStarted(key, result, reply) => {
                 let answer = result.and_then(|started| self.exec_started(&key, started));
                 if answer.is_err()
@@ -220,9 +245,9 @@ impl Task {
                     exec.tell_waiters(exit);
                 }
                 let _ = reply.send(answer);
-                return self.announce_init_if_due(false).await;
+                self.announce_init_if_due(false);
             }
-            Message::Exited(key, exit) => self.exited(&key, exit).await,
+            Message::Exited(key, exit) => self.exited(&key, exit),
             Message::Settled(key) => {
                 if key == Key::Init {
                     self.init_settled = true;
@@ -233,31 +258,31 @@ impl Task {
                         let _ = reply.send(self.delete_exec(&key));
                     }
                 }
-                return self.announce_init_if_due(false).await;
+                self.announce_init_if_due(false);
             }
-            Message::Overdue => return self.announce_init_if_due(true).await,
+            Message::Overdue => self.announce_init_if_due(true),
         }
-        false
     }
 
-    async fn call(&mut self, call: Call) {
+    fn call(&mut self, call: Call) {
         // A caller that has gone needs no answer: results of `send` are dropped.
         match call {
             Call::State(key, reply) => {
                 let (id, bundle) = (self.id.clone(), self.bundle.path().display().to_string());
                 let _ = reply.send(self.process(&key).map(|process| process.describe(&id, &bundle)));
             }
-            Call::Start(Key::Init, reply) => drop(reply.send(self.start().await)),
+            Call::Start(Key::Init, reply) => self.start(reply),
             Call::Start(key, reply) => self.start_exec(key, reply),
+            Call::Delete(Key::Init, reply) => self.delete(reply),
             Call::Delete(key, reply) => match self.admit(Op::Delete, "delete", &key) {
                 Ok(exec) if exec.state == State::Stopped && !exec.announced => self.deletes.push((key, reply)),
                 Ok(_) => drop(reply.send(self.delete_exec(&key))),
                 Err(error) => drop(reply.send(Err(error))),
             },
-            Call::Pids(reply) => drop(reply.send(self.pids().await)),
-            Call::Pause(reply) => drop(reply.send(self.pause().await)),
-            Call::Resume(reply) => drop(reply.send(self.resume().await)),
-            Call::Kill(key, signal, all, reply) => drop(reply.send(self.kill(&key, signal, all).await)),
+            Call::Pids(reply) => self.pids(reply),
+            Call::Pause(reply) => self.pause(reply),
+            Call::Resume(reply) => self.resume(reply),
+            Call::Kill(key, signal, all, reply) => self.kill(&key, signal, all, reply),
             Call::Exec(request, reply) => drop(reply.send(self.add_exec(request))),
             Call::Resize(key, columns, rows, reply) => {
                 let done = self.with_io(Op::Resize, "resize", &key, |io| io.resize(columns, rows));
@@ -271,7 +296,8 @@ impl Task {
                 });
                 let _ = reply.send(closed);
             }
-            Call::Update(resources, reply) => drop(reply.send(self.update(&resources).await)),
+            Call::Update(resources, reply) => self.update(resources, reply),
+            Call::Checkpoint(request, reply) => self.checkpoint(request, reply),
             Call::Wait(key, reply) => match self.process(&key) {
                 Ok(process) => process.wait(reply),
                 Err(error) => drop(reply.send(Err(error))),

@@ -4,9 +4,9 @@ use nix::unistd::Pid;
 use prost_types::Any;
 use proto::{
     containerd::{
-        events::{TaskPaused, TaskResumed, TaskStart},
-        runc::v1::ProcessDetails,
-        task::v3::PidsResponse,
+        events::{TaskCheckpointed, TaskPaused, TaskResumed, TaskStart},
+        runc::v1::{CheckpointOptions, ProcessDetails},
+        task::v3::{CheckpointTaskRequest, PidsResponse},
         v1::types::ProcessInfo,
     },
     typeurl,
@@ -18,87 +18,175 @@ use crate::{
     cgroup::Cgroup,
     error::TaskError,
     events::Topic,
+    process::Reply,
     rules::{Op, State},
     stats,
 };
 
 impl Task {
-    pub(super) async fn start(&mut self) -> Result<u32, TaskError> {
-        self.admit(Op::Start, "start", &Key::Init)?;
-        proto::fault!("shim.run.admitted");
-        self.oci.start().await?;
-        proto::fault!("shim.run.runtime_done");
-        self.init.state = State::Running;
-        self.shim.events.push(Topic::Start, &TaskStart { container_id: self.id.clone(), pid: self.init.pid });
-        proto::fault!("shim.run.announced");
-        Ok(self.init.pid)
+    /// Whether something may be begun that brings more events.
+    fn admit_events(&self) -> Result<(), TaskError> {
+        if self.shim.events.is_full() { Err(TaskError::Backlog(self.id.clone())) } else { Ok(()) }
     }
 
-    pub(super) async fn kill(&mut self, key: &Key, signal: u32, all: bool) -> Result<(), TaskError> {
-        let id = self.name(key);
-        let own_pids = self.own_pids;
-        let process = self.admit(Op::Kill, "signal", key)?;
-        let (pid, state) = (process.pid, process.state);
-        let number = i32::try_from(signal).ok().filter(|number| (0..=64).contains(number));
-        let number = number.ok_or_else(|| TaskError::Invalid(format!("{signal} is not a signal")))?;
-        // With init dies everything in its pid namespace (pid_namespaces(7)).
-        let reaches_all = own_pids && number == nix::libc::SIGKILL;
-        if *key != Key::Init || ((!all || reaches_all) && state != State::Paused) {
-            // It is our child and not reaped (that would have stopped it), so the number can mean nobody else.
+    /// As [`Task::admit`] for init, and with room for the event it brings.
+    pub(super) fn admit_telling(&mut self, op: Op, verb: &'static str) -> Result<(), TaskError> {
+        self.admit_events()?;
+        self.admit(op, verb, &Key::Init).map(drop)
+    }
+
+    pub(super) fn start(&mut self, reply: Reply<u32>) {
+        if let Err(error) = self.admit(Op::Start, "start", &Key::Init) {
+            return drop(reply.send(Err(error)));
+        }
+        proto::fault!("shim.run.admitted");
+        let oci = self.oci.clone();
+        self.exclusive(Op::Start, async move { oci.start().await }, move |task, done| {
+            if let Err(error) = done {
+                return drop(reply.send(Err(error.into())));
+            }
+            proto::fault!("shim.run.runtime_done");
+            task.init.state = State::Running;
+            task.tell(Topic::Start, &TaskStart { container_id: task.id.clone(), pid: task.init.pid });
+            proto::fault!("shim.run.announced");
+            let _ = reply.send(Ok(task.init.pid));
+        });
+    }
+
+    pub(super) fn kill(&mut self, key: &Key, signal: u32, all: bool, reply: Reply<()>) {
+        let by_runtime = self.kills_by_runtime(key, signal, all);
+        let pid = match self.admit(Op::Kill, "signal", key) {
+            Ok(process) => process.pid,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        let Some(number) = i32::try_from(signal).ok().filter(|number| (0..=64).contains(number)) else {
+            return drop(reply.send(Err(TaskError::Invalid(format!("{signal} is not a signal")))));
+        };
+        if !by_runtime {
             proto::fault!("shim.kill.admitted");
-            sys::process::kill(Pid::from_raw(pid.cast_signed()), number).map_err(|errno| match errno {
+            // It is our child and not reaped (that would have stopped it), so the number can mean nobody else.
+            let id = self.name(key);
+            let sent = sys::process::kill(Pid::from_raw(pid.cast_signed()), number).map_err(|errno| match errno {
                 nix::Error::ESRCH => TaskError::Gone { id },
                 errno => TaskError::Signal { id, cause: errno.into() },
-            })?;
+            });
             proto::fault!("shim.kill.sent");
-            return Ok(());
+            return drop(reply.send(sent));
         }
-        self.oci.kill(signal, all).await?;
-        proto::fault!("shim.kill.runtime_done");
-        if state == State::Paused && number == nix::libc::SIGKILL {
-            // A frozen process dies when it thaws. It may be dead by now, so that this fails.
-            if self.oci.resume().await.is_ok() {
-                self.init.state = State::Running;
+        // A frozen process dies when it thaws. It may be dead by now, so that thawing fails.
+        let thaws = self.init.state == State::Paused && number == nix::libc::SIGKILL;
+        let oci = self.oci.clone();
+        let work = async move {
+            let killed = oci.kill(signal, all).await;
+            let thawed = killed.is_ok() && thaws && oci.resume().await.is_ok();
+            (killed, thawed)
+        };
+        self.exclusive(Op::Kill, work, move |task, (killed, thawed)| {
+            proto::fault!("shim.kill.runtime_done");
+            if thawed {
+                task.init.state = State::Running;
             }
+            let _ = reply.send(killed.map_err(TaskError::from));
+        });
+    }
+
+    pub(super) fn pause(&mut self, reply: Reply<()>) {
+        if let Err(error) = self.admit_telling(Op::Pause, "pause") {
+            return drop(reply.send(Err(error)));
         }
-        Ok(())
+        let oci = self.oci.clone();
+        self.exclusive(Op::Pause, async move { oci.pause().await }, move |task, done| {
+            let done = done.map(|()| {
+                proto::fault!("shim.pause.frozen");
+                task.init.state = State::Paused;
+                task.tell(Topic::Paused, &TaskPaused { container_id: task.id.clone() });
+            });
+            let _ = reply.send(done.map_err(TaskError::from));
+        });
     }
 
-    pub(super) async fn pause(&mut self) -> Result<(), TaskError> {
-        self.admit(Op::Pause, "pause", &Key::Init)?;
-        self.oci.pause().await?;
-        proto::fault!("shim.pause.frozen");
-        self.init.state = State::Paused;
-        self.shim.events.push(Topic::Paused, &TaskPaused { container_id: self.id.clone() });
-        Ok(())
+    pub(super) fn resume(&mut self, reply: Reply<()>) {
+        if let Err(error) = self.admit_telling(Op::Resume, "resume") {
+            return drop(reply.send(Err(error)));
+        }
+        let oci = self.oci.clone();
+        self.exclusive(Op::Resume, async move { oci.resume().await }, move |task, done| {
+            let done = done.map(|()| {
+                proto::fault!("shim.resume.thawed");
+                task.init.state = State::Running;
+                task.tell(Topic::Resumed, &TaskResumed { container_id: task.id.clone() });
+            });
+            let _ = reply.send(done.map_err(TaskError::from));
+        });
     }
 
-    pub(super) async fn resume(&mut self) -> Result<(), TaskError> {
-        self.admit(Op::Resume, "resume", &Key::Init)?;
-        self.oci.resume().await?;
-        proto::fault!("shim.resume.thawed");
-        self.init.state = State::Running;
-        self.shim.events.push(Topic::Resumed, &TaskResumed { container_id: self.id.clone() });
-        Ok(())
+    pub(super) fn update(&mut self, resources: Vec<u8>, reply: Reply<()>) {
+        if let Err(error) = self.admit(Op::Update, "update", &Key::Init) {
+            return drop(reply.send(Err(error)));
+        }
+        let oci = self.oci.clone();
+        self.exclusive(Op::Update, async move { oci.update(&resources).await }, move |_, done| {
+            proto::fault!("shim.update.runtime_done");
+            let _ = reply.send(done.map_err(TaskError::from));
+        });
     }
 
-    pub(super) async fn update(&mut self, resources: &[u8]) -> Result<(), TaskError> {
-        self.admit(Op::Update, "update", &Key::Init)?;
-        Ok(self.oci.update(resources).await?)
-    }
-
-    pub(super) async fn pids(&mut self) -> Result<PidsResponse, TaskError> {
-        let pid = self.admit(Op::Pids, "list processes of", &Key::Init)?.pid;
-        let pids = match Cgroup::of(pid).and_then(|cgroup| cgroup.pids()) {
-            Some(pids) => pids,
-            None => self.oci.ps().await?,
+    pub(super) fn checkpoint(&mut self, request: CheckpointTaskRequest, reply: Reply<()>) {
+        let options = match request.options.as_ref().filter(|any| !any.type_url.is_empty()).map(typeurl::unpack) {
+            None => Ok(CheckpointOptions::default()),
+            Some(Some(Ok(options))) => Ok(options),
+            Some(_) => Err(TaskError::Invalid(format!(
+                "options of the checkpoint of container {} are not containerd.runc.v1.CheckpointOptions",
+                self.id
+            ))),
         };
-        let info = |pid: u32| {
-            let exec = self.execs.iter().find(|(_, exec)| exec.pid == pid && exec.state == State::Running);
-            let info = exec.map(|(id, _)| typeurl::pack(&ProcessDetails { exec_id: id.clone() }));
-            ProcessInfo { pid, info }
+        let path = if request.path.is_empty() {
+            Err(TaskError::Invalid(format!("checkpoint of container {} names no folder", self.id)))
+        } else {
+            Ok(request.path)
         };
-        Ok(PidsResponse { processes: pids.into_iter().map(info).collect() })
+        let admitted = self.admit_telling(Op::Checkpoint, "checkpoint");
+        let (options, path) = match admitted.and_then(|()| Ok((options?, path?))) {
+            Ok(both) => both,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        let oci = self.oci.clone();
+        let work = async move {
+            let done = oci.checkpoint(&path, &options).await;
+            (done, path)
+        };
+        self.exclusive(Op::Checkpoint, work, move |task, (done, path)| {
+            let done = done.map(|()| {
+                proto::fault!("shim.checkpoint.runtime_done");
+                let event = TaskCheckpointed { container_id: task.id.clone(), checkpoint: path };
+                task.tell(Topic::Checkpointed, &event);
+            });
+            let _ = reply.send(done.map_err(TaskError::from));
+        });
+    }
+
+    pub(super) fn pids(&mut self, reply: Reply<PidsResponse>) {
+        let pid = match self.admit(Op::Pids, "list processes of", &Key::Init) {
+            Ok(init) => init.pid,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        let execs: Vec<_> = self.execs.iter().filter(|(_, exec)| exec.state == State::Running).collect();
+        let execs: Vec<_> = execs.into_iter().map(|(id, exec)| (exec.pid, id.clone())).collect();
+        let answer = move |pids: Vec<u32>| {
+            let info = |pid: u32| {
+                let exec = execs.iter().find(|(its, _)| *its == pid);
+                let info = exec.map(|(_, id)| typeurl::pack(&ProcessDetails { exec_id: id.clone() }));
+                ProcessInfo { pid, info }
+            };
+            PidsResponse { processes: pids.into_iter().map(info).collect() }
+        };
+        if let Some(pids) = Cgroup::of(pid).and_then(|cgroup| cgroup.pids()) {
+            return drop(reply.send(Ok(answer(pids))));
+        }
+        let oci = self.oci.clone();
+        tokio::task::spawn_local(async move {
+            let _ = reply.send(oci.ps().await.map(answer).map_err(TaskError::from));
+        });
     }
 
     pub(super) fn stats(&mut self) -> Result<Any, TaskError> {

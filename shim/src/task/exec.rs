@@ -25,7 +25,7 @@ impl Task {
         if self.execs.contains_key(&exec) {
             return Err(TaskError::Exists { what: "exec", id: exec });
         }
-        self.admit(Op::AddExec, "exec in", &Key::Init)?;
+        self.admit_telling(Op::AddExec, "exec in")?;
         let spec = request.spec.map(|any| any.value).unwrap_or_default();
         if spec.is_empty() {
             return Err(TaskError::Invalid(format!("exec {exec} has no process spec")));
@@ -40,7 +40,7 @@ impl Task {
         };
         let key = Key::Exec(exec.clone());
         self.execs.insert(exec.clone(), Process::new(key, stdio, spec));
-        self.shim.events.push(Topic::ExecAdded, &TaskExecAdded { container_id: self.id.clone(), exec_id: exec });
+        self.tell(Topic::ExecAdded, &TaskExecAdded { container_id: self.id.clone(), exec_id: exec });
         proto::fault!("shim.exec.added");
         Ok(())
     }
@@ -50,6 +50,7 @@ impl Task {
     pub(super) fn start_exec(&mut self, key: Key, reply: Reply<u32>) {
         let (shim, oci, inbox) = (self.shim.clone(), self.oci.clone(), self.inbox.clone());
         let id = self.name(&key);
+        let init = self.own_pids.then_some(self.init.pid);
         let exec = match self.admit(Op::Start, "start", &key) {
             Ok(exec) => exec,
             Err(error) => return drop(reply.send(Err(error))),
@@ -62,7 +63,13 @@ impl Task {
                 let mut prepared = Prepared::open(&stdio, &shim.console_path()).map_err(io_failed)?;
                 proto::fault!("shim.exec.stdio_opened");
                 let hold = shim.reaper.hold();
-                let pid = oci.exec(&key, &spec, prepared.child(), prepared.console()).await?;
+                let pid = match oci.exec(&key, &spec, prepared.child(), prepared.console()).await {
+                    Ok(pid) => pid,
+                    Err(error) => {
+                        hold.kill_strays(init);
+                        return Err(error.into());
+                    }
+                };
                 proto::fault!("shim.exec.runtime_done");
                 let exit = shim.reaper.claim(pid);
                 drop(hold);
@@ -86,7 +93,7 @@ impl Task {
         let exec = self.process(key)?;
         (exec.state, exec.pid, exec.io) = (State::Running, pid, Some(io));
         let exec_id = key.event_id("").to_owned();
-        self.shim.events.push(Topic::ExecStarted, &TaskExecStarted { container_id: self.id.clone(), exec_id, pid });
+        self.tell(Topic::ExecStarted, &TaskExecStarted { container_id: self.id.clone(), exec_id, pid });
         proto::fault!("shim.exec.announced");
         watch_exit(&inbox, key.clone(), exit);
         Ok(pid)
