@@ -69,7 +69,7 @@ async fn what_does_not_fit_is_refused_by_code() {
     assert_eq!(shim.delete("").await.unwrap_err().code(), Code::FailedPrecondition);
     assert_eq!(shim.kill("", 65).await.unwrap_err().code(), Code::InvalidArgument);
     let checkpoint = CheckpointTaskRequest { id: "codes".into(), ..CheckpointTaskRequest::default() };
-    assert_eq!(shim.task.checkpoint(checkpoint).await.unwrap_err().code(), Code::Unimplemented);
+    assert_eq!(shim.task.checkpoint(checkpoint).await.unwrap_err().code(), Code::InvalidArgument, "no folder");
     let other = WaitRequest { id: "other".into(), exec_id: String::new() };
     assert_eq!(shim.task.wait(other).await.unwrap_err().code(), Code::NotFound);
     let binary = ExecProcessRequest { stdout: "binary:///bin/logger".into(), ..exec() };
