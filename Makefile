@@ -36,10 +36,13 @@ build: deps ## build the five programs into target/bin
 	@ls -l $(BIN) | awk 'NR > 1 { print $$5, $$9, $$10, $$11 }'
 
 PREFIX ?= /usr/local
-install: build ## install the programs below PREFIX (/usr/local)
+SYSCONFDIR ?= /etc
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+install: build ## install programs, systemd units and configuration below PREFIX (/usr/local), SYSCONFDIR (/etc), DESTDIR
 	install -d $(DESTDIR)$(PREFIX)/bin
 	install -m 0755 $(BIN)/berth $(BIN)/berth-{engine,supervisor,shim,runtime} $(DESTDIR)$(PREFIX)/bin/
 	ln -sf berth-shim $(DESTDIR)$(PREFIX)/bin/containerd-shim-berth-v1
+	@.ci/install-units "$(DESTDIR)" $(PREFIX)/bin $(SYSCONFDIR) $(UNITDIR) $(PREFIX)/lib/sysusers.d $(BIN)/berth-supervisor
 
 run: build ## build, start a stack of its own, run a container in it, leave it running
 	@.ci/stack run $(BIN) $(STATE)

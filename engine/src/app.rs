@@ -22,11 +22,15 @@ use nix::fcntl::{Flock, FlockArg};
 use std::{
     fs::{DirBuilder, File, OpenOptions, Permissions},
     io,
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
+use sys::service::{Notifier, Service};
 use tokio::{
     net::{UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
@@ -107,7 +111,7 @@ pub enum AppError {
 }
 
 /// Serves until SIGTERM or SIGINT. Containers run on.
-pub async fn run(config: Config) -> Result<(), AppError> {
+pub async fn run(config: Config, service: Service) -> Result<(), AppError> {
     for (path, mode) in [
         (config.data_root.clone(), 0o711),
         (config.run_root.clone(), 0o711),
@@ -128,8 +132,10 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         .and_then(Result::ok)
         .ok_or_else(|| AppError::NoAnswer(app.config.supervisor.clone()))?;
     exits::resume(&app).await;
-    let mut listeners = Vec::new();
-    for path in &app.config.listen {
+    let mut listeners = passed(service.sockets)?;
+    // The service manager's sockets are served instead of ours, and are not ours to remove.
+    let ours = if listeners.is_empty() { app.config.listen.as_slice() } else { &[] };
+    for path in ours {
         listeners.push(listen(path).await?);
     }
     let router = routes::router(app.clone());
@@ -137,13 +143,15 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let servers: Vec<_> =
         listeners.into_iter().map(|l| tokio::spawn(accept(l, router.clone(), stopped.clone()))).collect();
     info!(version = env!("CARGO_PKG_VERSION"), listen = ?app.config.listen, "engine serves");
-    until_told_to_stop().await?;
+    tell(&service.notifier, "READY=1");
+    until_told_to_stop(&service.notifier, service.watchdog).await?;
     info!("engine stops; containers run on");
+    tell(&service.notifier, "STOPPING=1");
     let _ = stop.send(true);
     for server in servers {
         let _ = server.await;
     }
-    for path in &app.config.listen {
+    for path in ours {
         let _ = std::fs::remove_file(path);
     }
     match tokio::task::spawn_blocking(move || app.networks.remove_if_unused()).await {
@@ -216,14 +224,46 @@ fn is_cgroup2() -> bool {
     magic == Ok(sys::path::CGROUP2_MAGIC)
 }
 
-async fn until_told_to_stop() -> Result<(), AppError> {
+/// Waits for SIGTERM or SIGINT; meanwhile shows the service manager, if it asks for that, that we are not stuck.
+async fn until_told_to_stop(notifier: &Notifier, watchdog: Option<Duration>) -> Result<(), AppError> {
     let mut term = signal(SignalKind::terminate()).map_err(AppError::Signals)?;
     let mut int = signal(SignalKind::interrupt()).map_err(AppError::Signals)?;
+    let watchdog = watchdog.filter(|_| notifier.is_wanted());
+    let show_life = async {
+        let Some(limit) = watchdog else { return std::future::pending().await };
+        let mut turns = tokio::time::interval((limit / 2).max(Duration::from_millis(1)));
+        loop {
+            turns.tick().await;
+            tell(notifier, "WATCHDOG=1");
+        }
+    };
     tokio::select! {
         _ = term.recv() => {}
         _ = int.recv() => {}
+        () = show_life => {}
     }
     Ok(())
+}
+
+fn tell(notifier: &Notifier, state: &str) {
+    if let Err(error) = notifier.send(state) {
+        warn!(%error, state, "service manager not told");
+    }
+}
+
+/// The sockets that a service manager listens on for us already.
+fn passed(sockets: Vec<(String, OwnedFd)>) -> Result<Vec<UnixListener>, AppError> {
+    let listener = |socket| {
+        let listener = std::os::unix::net::UnixListener::from(socket);
+        // Neither a file nor a stream socket has this answer.
+        listener.local_addr()?;
+        listener.set_nonblocking(true)?;
+        UnixListener::from_std(listener)
+    };
+    let each = sockets.into_iter().map(|(name, socket)| {
+        listener(socket).map_err(|cause| AppError::Listen { path: format!("passed socket {name:?}").into(), cause })
+    });
+    each.collect()
 }
 
 async fn accept(listener: UnixListener, router: axum::Router, mut stopped: watch::Receiver<bool>) {

@@ -24,6 +24,11 @@ use proto::kind::chain;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // First of all, while there is one thread and descriptors are as we were given them.
+    let service = match sys::service::take() {
+        Ok(service) => service,
+        Err(error) => return fail(&error),
+    };
     let config = match Config::load(Args::parse()) {
         Ok(config) => config,
         Err(error) => return fail(&error),
@@ -37,7 +42,7 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
     };
-    match runtime.block_on(app::run(config)) {
+    match runtime.block_on(app::run(config, service)) {
         Ok(()) => {
             // Log followers and other long streams may sit in blocking reads; nothing of theirs needs saving.
             runtime.shutdown_background();

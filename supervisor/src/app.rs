@@ -1,20 +1,14 @@
 //! The whole: opens what is kept, serves, drains. Everything long-lived is made here and handed down.
 //!
 //! Order at start: folders, locks (a second supervisor is turned away before it touches anything), stores, socket, then
-//! service. Order at the end: stop accepting, tell those who wait for events, finish what is in hand, go. Shims stay.
+//! service, then word to the service manager. Order at the end: stop accepting, tell those who wait for events, finish what
+//! is in hand, go. Shims stay.
 
-use std::{
-    io,
-    os::unix::fs::{DirBuilderExt, FileTypeExt},
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+mod door;
+mod roots;
 
-use nix::{
-    fcntl::{Flock, FlockArg},
-    sys::stat::{Mode, umask},
-};
+use std::{io, sync::Arc, time::Duration};
+
 use proto::{
     berth::streams::v1::streams_server::StreamsServer,
     containerd::services::{
@@ -28,15 +22,19 @@ use proto::{
     },
     grpc::health::v1::health_server::HealthServer,
 };
+use sys::service::{Notifier, Service};
 use tokio::{
-    net::UnixListener,
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::{Server, server::Router};
+use tower::layer::util::{Identity, Stack};
 use tracing::{info, warn};
 
+use self::{
+    door::{Callers, Door, DoorError},
+    roots::{RootError, Roots},
+};
 use crate::{
     api::{
         containers::ContainersService,
@@ -59,57 +57,23 @@ use crate::{
     config::Config,
     containers::{ContainerRoots, Containers},
     events::EventBus,
+    metrics::{self, CallsLayer, MetricsError, Sources},
     store::{StoreError, Stores},
     tasks::{TaskError, Tasks},
 };
 
-/// How long requests in hand may take once we are asked to end.
-const DRAIN: Duration = Duration::from_secs(5);
-
 /// Why the supervisor can't begin, or ended badly.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AppError {
-    /// A folder that we need can't be made.
-    #[error("make folder {at}")]
-    Folder {
-        /// The folder.
-        at: PathBuf,
-        /// Why.
-        #[source]
-        cause: io::Error,
-    },
-    /// Another supervisor works on the same root.
-    #[error("another berth-supervisor is using {root} (it holds {lock}): stop it, or choose other roots")]
-    Taken {
-        /// The root.
-        root: PathBuf,
-        /// The lock file.
-        lock: PathBuf,
-    },
-    /// The lock can't be taken for another reason.
-    #[error("lock {at}")]
-    Lock {
-        /// The lock file.
-        at: PathBuf,
-        /// Why.
-        #[source]
-        cause: io::Error,
-    },
-    /// The socket can't be made.
-    #[error("listen on {at}")]
-    Listen {
-        /// The socket.
-        at: PathBuf,
-        /// Why.
-        #[source]
-        cause: io::Error,
-    },
-    /// Something that isn't a socket lies where ours should be.
-    #[error("listen on {at}: a file that is not a socket is there; move it away")]
-    NotASocket {
-        /// The path.
-        at: PathBuf,
-    },
+    /// Folders and locks.
+    #[error(transparent)]
+    Roots(#[from] RootError),
+    /// The socket.
+    #[error(transparent)]
+    Door(#[from] DoorError),
+    /// The other socket.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// Our identity.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -156,22 +120,18 @@ pub(crate) struct App {
     services: Services,
     begin_drain: watch::Sender<bool>,
     draining: Draining,
-    listener: UnixListener,
-    // Held until the process ends; the kernel lets go of them whatever happens.
-    _locks: [Flock<std::fs::File>; 2],
+    door: Door,
+    metrics: Option<metrics::Door>,
+    notifier: Notifier,
+    watchdog: Option<Duration>,
+    // Held until the process ends.
+    _roots: Roots,
 }
 
 impl App {
-    /// Makes folders and locks, opens the stores, and binds the socket.
-    pub(crate) async fn open(config: Config) -> Result<Self, AppError> {
-        make_folder(&config.data_root, 0o711)?;
-        make_folder(&config.data(), 0o700)?;
-        make_folder(&config.run_root, 0o711)?;
-        make_folder(&config.run(), 0o711)?;
-        let locks = [
-            lock(&config.run_root, config.run_root.join("supervisor.lock"))?,
-            lock(&config.data_root, config.data().join("lock"))?,
-        ];
+    /// Makes folders and locks, opens the stores, and binds the socket, unless `service` brings one.
+    pub(crate) async fn open(mut config: Config, service: Service) -> Result<Self, AppError> {
+        let roots = Roots::take(&config)?;
         let introspection = IntrospectionService::open(&config.data())?;
         let (begin_drain, draining) = Draining::new();
         let events = Arc::new(EventBus::new());
@@ -186,49 +146,87 @@ impl App {
             warn!(error = %proto::kind::chain(&error), "leftovers of an earlier run not removed");
         }
         let containers = Arc::new(Containers::new(stores.db.clone(), events.clone()));
-        let tasks = Tasks::new(&config, containers.clone(), events.clone(), draining.clone());
         // Shims that waited for us find the socket before we look for them: their events come in meanwhile.
-        let listener = bind(&config.socket)?;
+        let door = Door::open(&config.socket, service.sockets)?;
+        // Shims are told where we are, not where we should have been.
+        config.socket.clone_from(&door.path);
+        let metrics = match &config.metrics {
+            Some(address) => Some(metrics::bind(address).await?),
+            None => None,
+        };
+        let tasks = Tasks::new(&config, containers.clone(), events.clone(), draining.clone());
         tasks.adopt()?;
         let services = Services { events, introspection, containers, tasks, stores, draining: draining.clone() };
-        Ok(Self { config, services, begin_drain, draining, listener, _locks: locks })
+        let (notifier, watchdog) = (service.notifier, service.watchdog);
+        Ok(Self { config, services, begin_drain, draining, door, metrics, notifier, watchdog, _roots: roots })
     }
 
     /// Serves until SIGTERM or SIGINT, then drains.
     pub(crate) async fn serve(self) -> Result<(), AppError> {
         let mut terminate = signal(SignalKind::terminate()).map_err(AppError::Signals)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(AppError::Signals)?;
-        let Self { config, services, begin_drain, draining, listener, _locks } = self;
+        let mut hangup = signal(SignalKind::hangup()).map_err(AppError::Signals)?;
+        let Self { config, services, begin_drain, draining, door, metrics, notifier, watchdog, _roots } = self;
         let events = services.events.clone();
+        if let Some(metrics) = metrics {
+            tokio::spawn(metrics::serve(metrics, services.sources()));
+        }
         let router = services.router();
         let stop = draining.begun();
-        let mut server = tokio::spawn(router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop));
+        let mut server = tokio::spawn(router.serve_with_incoming_shutdown(Callers::of(door.listener), stop));
         info!(
             version = VERSION,
             socket = %config.socket.display(),
             data_root = %config.data_root.display(),
             "supervisor serves"
         );
-        let reason = tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-            ended = &mut server => {
-                return ended.unwrap_or(Ok(())).map_err(AppError::Serve);
+        let notifier = Arc::new(notifier);
+        tell(&notifier, "READY=1");
+        if let Some(limit) = watchdog.filter(|_| notifier.is_wanted()) {
+            tokio::spawn(keep_telling(notifier.clone(), limit));
+        }
+        let reason = loop {
+            tokio::select! {
+                _ = terminate.recv() => break "SIGTERM",
+                _ = interrupt.recv() => break "SIGINT",
+                _ = hangup.recv() => crate::logging::reopen(),
+                ended = &mut server => {
+                    return ended.unwrap_or(Ok(())).map_err(AppError::Serve);
+                }
             }
         };
         info!(reason, "supervisor drains");
-        // Gone before the last request: a client that connects now finds nobody, instead of one who won't answer.
-        if let Err(error) = std::fs::remove_file(&config.socket) {
+        tell(&notifier, "STOPPING=1");
+        // Gone before the last request: a client that connects now finds nobody, instead of one who won't answer. The
+        // service manager's stays: who connects there is answered by the next supervisor.
+        if door.ours
+            && let Err(error) = std::fs::remove_file(&config.socket)
+        {
             warn!(%error, socket = %config.socket.display(), "socket not removed");
         }
         begin_drain.send_replace(true);
         events.close();
-        match tokio::time::timeout(DRAIN, server).await {
+        match tokio::time::timeout(config.drain, server).await {
             Ok(ended) => ended.unwrap_or(Ok(())).map_err(AppError::Serve)?,
-            Err(_) => warn!(seconds = DRAIN.as_secs(), "requests cut off"),
+            Err(_) => warn!(seconds = config.drain.as_secs_f32(), "requests cut off"),
         }
         info!("supervisor ends; shims stay");
         Ok(())
+    }
+}
+
+fn tell(notifier: &Notifier, state: &str) {
+    if let Err(error) = notifier.send(state) {
+        warn!(%error, state, "service manager not told");
+    }
+}
+
+/// Shows the service manager that we are not stuck, twice as often as it asks for.
+async fn keep_telling(notifier: Arc<Notifier>, limit: Duration) {
+    let mut turns = tokio::time::interval((limit / 2).max(Duration::from_millis(1)));
+    loop {
+        turns.tick().await;
+        tell(&notifier, "WATCHDOG=1");
     }
 }
 
@@ -243,12 +241,18 @@ struct Services {
 }
 
 impl Services {
+    /// Who is asked for metrics.
+    fn sources(&self) -> Sources {
+        Sources { tasks: self.tasks.clone(), stores: self.stores.clone(), events: self.events.clone() }
+    }
+
     /// Every service on one server; what isn't here answers UNIMPLEMENTED.
-    fn router(self) -> Router {
+    fn router(self) -> Router<Stack<CallsLayer, Identity>> {
         let Self { events, introspection, containers, tasks, stores, draining } = self;
         // What a client opens with the Streaming service, a transfer takes by its name.
         let transfer_streams = Arc::<crate::transfer::Streams>::default();
         Server::builder()
+            .layer(CallsLayer)
             .add_service(limited!(HealthServer::new(HealthService::new(draining))))
             .add_service(limited!(VersionServer::new(VersionService)))
             .add_service(limited!(IntrospectionServer::new(introspection)))
@@ -265,40 +269,4 @@ impl Services {
             .add_service(limited!(StreamingServer::new(StreamingService::new(transfer_streams.clone()))))
             .add_service(limited!(TransferServer::new(TransferService::new(stores, transfer_streams))))
     }
-}
-
-fn make_folder(at: &Path, mode: u32) -> Result<(), AppError> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(mode)
-        .create(at)
-        .map_err(|cause| AppError::Folder { at: at.to_owned(), cause })
-}
-
-fn lock(root: &Path, at: PathBuf) -> Result<Flock<std::fs::File>, AppError> {
-    let file = std::fs::File::options().create(true).truncate(false).write(true).open(&at);
-    let file = file.map_err(|cause| AppError::Lock { at: at.clone(), cause })?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        nix::errno::Errno::EWOULDBLOCK => AppError::Taken { root: root.to_owned(), lock: at },
-        errno => AppError::Lock { at, cause: errno.into() },
-    })
-}
-
-fn bind(at: &Path) -> Result<UnixListener, AppError> {
-    let failed = |cause| AppError::Listen { at: at.to_owned(), cause };
-    if let Some(folder) = at.parent() {
-        make_folder(folder, 0o711)?;
-    }
-    match std::fs::symlink_metadata(at) {
-        // We hold the lock, so a socket there belongs to nobody who lives.
-        Ok(old) if old.file_type().is_socket() => std::fs::remove_file(at).map_err(failed)?,
-        Ok(_) => return Err(AppError::NotASocket { at: at.to_owned() }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed(error)),
-    }
-    // The socket is the owner's alone from its first moment; a chmod afterwards would leave a gap.
-    let before = umask(Mode::from_bits_truncate(0o177));
-    let bound = UnixListener::bind(at);
-    umask(before);
-    bound.map_err(failed)
 }

@@ -1,40 +1,77 @@
 //! Command line and configuration file, made into one complete, typed `Config`. A flag beats the file, the file beats the
 //! default; both have the same keys. Nothing else in this program reads the command line.
 
+mod file;
+mod period;
+
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use clap::{Parser, ValueEnum};
-use serde::Deserialize;
+use clap::{Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
+
+pub(crate) use file::{DEFAULT, Problem, Reading, Settings};
 
 /// Lifecycle daemon for containers on containerd's API: content, images, snapshots, containers, tasks.
 #[derive(Debug, Default, Parser)]
 #[command(name = "berth-supervisor", version)]
 pub(crate) struct Args {
     /// Folder for what must outlive a reboot [default: /var/lib/berth]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", global = true)]
     data_root: Option<PathBuf>,
     /// Folder for sockets and what runs, best on a tmpfs [default: /run/berth]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", global = true)]
     run_root: Option<PathBuf>,
     /// Socket to serve on [default: unix://RUN-ROOT/supervisor.sock]
-    #[arg(long, value_name = "unix:///PATH")]
+    #[arg(long, value_name = "unix:///PATH", global = true)]
     listen: Option<String>,
     /// TOML file with the same keys as these flags
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
-    /// What to log: error, warn, info, debug, trace, or a list of target=level [default: info]
-    #[arg(long, value_name = "LEVEL")]
+    /// What to log: error, warn, info, debug, or a list of target=level [default: info]
+    #[arg(long, value_name = "LEVEL", global = true)]
     log_level: Option<String>,
     /// How log lines look [default: text]
-    #[arg(long, value_name = "FORMAT")]
+    #[arg(long, value_name = "FORMAT", global = true)]
     log_format: Option<LogFormat>,
+    /// File to append log lines to [default: standard error]
+    #[arg(long, value_name = "FILE", global = true)]
+    log_file: Option<PathBuf>,
+    /// Where to serve Prometheus metrics: unix:///PATH or tcp://ADDRESS:PORT [default: nowhere]
+    #[arg(long, value_name = "ADDRESS", global = true)]
+    metrics: Option<String>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What to do, if not to serve.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub(crate) enum Command {
+    /// Says what the configuration is, or what is wrong with it
+    Config {
+        /// Which of them.
+        #[command(subcommand)]
+        action: ConfigCommand,
+    },
+}
+
+/// What to say about the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Prints every key with the value in effect, from flags, file and defaults
+    Dump,
+    /// Says what is wrong, with file and line; exit code 1 if something is
+    Check,
+    /// Prints a file of every key with its default and what it is for
+    Default,
 }
 
 /// How log lines look.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum LogFormat {
     /// One readable line.
@@ -44,28 +81,27 @@ pub(crate) enum LogFormat {
     Json,
 }
 
-/// The configuration file: the flags, and what is too long for a flag.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
-struct File {
-    data_root: Option<PathBuf>,
-    run_root: Option<PathBuf>,
-    listen: Option<String>,
-    log_level: Option<String>,
-    log_format: Option<LogFormat>,
-    runtimes: BTreeMap<String, PathBuf>,
-}
-
-/// What to log, and how.
+/// What to log, how, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LogConfig {
     /// A level, or a list of `target=level`.
     pub(crate) level: String,
     /// How lines look.
     pub(crate) format: LogFormat,
+    /// Where they go; stderr if nowhere else.
+    pub(crate) file: Option<PathBuf>,
 }
 
-/// Everything that can be set, complete.
+/// Where metrics are served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum MetricsAddress {
+    /// A unix socket.
+    Unix(PathBuf),
+    /// A TCP port.
+    Tcp(SocketAddr),
+}
+
+/// Everything that can be set, complete and checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Config {
     /// Folder for what must outlive a reboot.
@@ -76,6 +112,12 @@ pub(crate) struct Config {
     pub(crate) socket: PathBuf,
     /// Logging.
     pub(crate) log: LogConfig,
+    /// Where metrics are served, if they are.
+    pub(crate) metrics: Option<MetricsAddress>,
+    /// How long requests in hand may take once we are asked to end.
+    pub(crate) drain: Duration,
+    /// Whether shims are talkative.
+    pub(crate) shim_debug: bool,
     /// Runtime names and the shim binaries that serve them, over the rule that makes a binary's name from the runtime's.
     pub(crate) runtimes: BTreeMap<String, PathBuf>,
 }
@@ -93,18 +135,26 @@ pub(crate) enum ConfigError {
         cause: std::io::Error,
     },
     /// The file isn't TOML, or holds a key or value that isn't known.
-    #[error("configuration {at}: {why}")]
+    #[error("configuration {at}: {}", list(.problems))]
     Parse {
         /// The file.
         at: PathBuf,
-        /// One line: place and reason.
-        why: String,
+        /// Places and reasons; at least one.
+        problems: Vec<Problem>,
     },
+    /// A value can't be used.
+    #[error(transparent)]
+    Value(#[from] ValueError),
+}
+
+/// What is wrong with a value.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ValueError {
     /// Roots and sockets are absolute, since what runs outlives our working directory.
     #[error("{key} {path} is not an absolute path")]
     Relative {
         /// The key.
-        key: &'static str,
+        key: String,
         /// Its value.
         path: PathBuf,
     },
@@ -115,56 +165,153 @@ pub(crate) enum ConfigError {
         address: String,
     },
     /// A socket's path fits into 107 bytes (unix(7)).
-    #[error("listen {path} is longer than a unix socket's path can be (107 bytes): choose a shorter --run-root")]
+    #[error("{key} {path} is longer than a unix socket's path can be (107 bytes): choose a shorter --run-root")]
     SocketTooLong {
+        /// The key.
+        key: &'static str,
         /// The path.
         path: PathBuf,
     },
+    /// Metrics are served on one of two.
+    #[error("metrics {address:?} is neither unix:///path/of/socket nor tcp://address:port")]
+    Metrics {
+        /// What was given.
+        address: String,
+    },
+    /// Neither a level nor a list.
+    #[error("log-level {level:?} is none (use error, warn, info, debug, or a list of target=level)")]
+    Level {
+        /// What was given.
+        level: String,
+    },
 }
 
-impl Args {
-    /// Reads the file, if one is named, and settles every value.
-    pub(crate) fn into_config(self) -> Result<Config, ConfigError> {
-        let file = match &self.config {
-            Some(at) => read_file(at)?,
-            None => File::default(),
-        };
-        let absolute = |key: &'static str, path: PathBuf| {
-            if path.is_absolute() { Ok(path) } else { Err(ConfigError::Relative { key, path }) }
-        };
-        let data_root =
-            absolute("data-root", self.data_root.or(file.data_root).unwrap_or_else(|| "/var/lib/berth".into()))?;
-        let run_root = absolute("run-root", self.run_root.or(file.run_root).unwrap_or_else(|| "/run/berth".into()))?;
-        let socket = match self.listen.or(file.listen) {
-            None => run_root.join("supervisor.sock"),
-            Some(address) => match address.strip_prefix("unix://") {
-                Some(path) if path.starts_with('/') => PathBuf::from(path),
-                _ => return Err(ConfigError::Listen { address }),
-            },
-        };
-        if socket.as_os_str().len() > 107 {
-            return Err(ConfigError::SocketTooLong { path: socket });
+impl ValueError {
+    /// The key whose value it is.
+    fn key(&self) -> &str {
+        match self {
+            Self::Relative { key, .. } => key,
+            Self::Listen { .. } => "listen",
+            Self::SocketTooLong { key, .. } => key,
+            Self::Metrics { .. } => "metrics",
+            Self::Level { .. } => "log-level",
         }
-        for path in file.runtimes.values() {
-            absolute("runtimes", path.clone())?;
-        }
-        let log = LogConfig {
-            level: self.log_level.or(file.log_level).unwrap_or_else(|| "info".into()),
-            format: self.log_format.or(file.log_format).unwrap_or_default(),
-        };
-        Ok(Config { data_root, run_root, socket, log, runtimes: file.runtimes })
     }
 }
 
-fn read_file(at: &Path) -> Result<File, ConfigError> {
-    let text = std::fs::read_to_string(at).map_err(|cause| ConfigError::Read { at: at.to_owned(), cause })?;
-    toml::from_str(&text).map_err(|error| {
-        let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-        ConfigError::Parse { at: at.to_owned(), why: format!("line {line}: {}", error.message().replace('\n', " ")) }
-    })
+fn list(problems: &[Problem]) -> String {
+    problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("; ")
+}
+
+impl Args {
+    /// What to do, if not to serve.
+    pub(crate) fn command(&self) -> Option<Command> {
+        self.command.clone()
+    }
+
+    /// Reads the file, if one is named, and settles every value.
+    pub(crate) fn into_config(self) -> Result<Config, ConfigError> {
+        Ok(Config::settle(&self.into_settings()?)?)
+    }
+
+    /// Every key with its value in effect.
+    pub(crate) fn into_settings(self) -> Result<Settings, ConfigError> {
+        let Some(at) = self.config.clone() else {
+            let settings = self.over(Settings::default());
+            Config::settle(&settings)?;
+            return Ok(settings);
+        };
+        let text = std::fs::read_to_string(&at).map_err(|cause| ConfigError::Read { at: at.clone(), cause })?;
+        let reading = Reading::of(&text).map_err(|problems| ConfigError::Parse { at: at.clone(), problems })?;
+        // Judged alone first: what is wrong in the file is said with its line, whichever flag covers it.
+        if let Err(error) = Config::settle(&reading.settings)
+            && let Some(line) = reading.line(error.key())
+        {
+            let problems = vec![Problem { line, what: error.to_string() }];
+            return Err(ConfigError::Parse { at, problems });
+        }
+        let settings = self.over(reading.settings);
+        Config::settle(&settings)?;
+        Ok(settings)
+    }
+
+    fn over(self, mut settings: Settings) -> Settings {
+        fn set<T>(place: &mut T, flag: Option<T>) {
+            if let Some(value) = flag {
+                *place = value;
+            }
+        }
+        set(&mut settings.data_root, self.data_root);
+        set(&mut settings.run_root, self.run_root);
+        set(&mut settings.listen, self.listen);
+        set(&mut settings.log_level, self.log_level);
+        set(&mut settings.log_format, self.log_format);
+        set(&mut settings.log_file, self.log_file);
+        set(&mut settings.metrics, self.metrics);
+        if settings.listen.is_empty() {
+            settings.listen = format!("unix://{}", settings.run_root.join("supervisor.sock").display());
+        }
+        settings
+    }
+}
+
+fn absolute(key: &str, path: &Path) -> Result<PathBuf, ValueError> {
+    if path.is_absolute() {
+        return Ok(path.to_owned());
+    }
+    Err(ValueError::Relative { key: key.to_owned(), path: path.to_owned() })
+}
+
+fn socket(key: &'static str, path: PathBuf) -> Result<PathBuf, ValueError> {
+    if path.as_os_str().len() > 107 { Err(ValueError::SocketTooLong { key, path }) } else { Ok(path) }
 }
 
 impl Config {
+    /// Checks values, and gives them their types.
+    fn settle(settings: &Settings) -> Result<Self, ValueError> {
+        let file = &settings.log_file;
+        let run_root = absolute("run-root", &settings.run_root)?;
+        let listen = match settings.listen.as_str() {
+            "" => run_root.join("supervisor.sock"),
+            address => match address.strip_prefix("unix://") {
+                Some(path) if path.starts_with('/') => PathBuf::from(path),
+                _ => return Err(ValueError::Listen { address: address.to_owned() }),
+            },
+        };
+        let metrics = match settings.metrics.as_str() {
+            "" => None,
+            address => {
+                let unix = address.strip_prefix("unix://").filter(|path| path.starts_with('/'));
+                let tcp = address.strip_prefix("tcp://").unwrap_or(address).parse().ok();
+                Some(match (unix, tcp) {
+                    (Some(path), _) => MetricsAddress::Unix(socket("metrics", path.into())?),
+                    (None, Some(address)) => MetricsAddress::Tcp(address),
+                    (None, None) => return Err(ValueError::Metrics { address: address.to_owned() }),
+                })
+            }
+        };
+        if crate::logging::filter(&settings.log_level).is_none() {
+            return Err(ValueError::Level { level: settings.log_level.clone() });
+        }
+        for (name, path) in &settings.runtimes {
+            absolute(&format!("runtimes.{name}"), path)?;
+        }
+        Ok(Self {
+            data_root: absolute("data-root", &settings.data_root)?,
+            socket: socket("listen", listen)?,
+            run_root,
+            log: LogConfig {
+                level: settings.log_level.clone(),
+                format: settings.log_format,
+                file: if file.as_os_str().is_empty() { None } else { Some(absolute("log-file", file)?) },
+            },
+            metrics,
+            drain: settings.drain.0,
+            shim_debug: settings.shim.debug,
+            runtimes: settings.runtimes.clone(),
+        })
+    }
+
     /// Our own part of the data root.
     pub(crate) fn data(&self) -> PathBuf {
         self.data_root.join("supervisor")
@@ -180,8 +327,12 @@ impl Config {
 mod tests {
     use super::*;
 
-    fn config(args: &[&str]) -> Result<Config, ConfigError> {
-        Args::try_parse_from([&["berth-supervisor"], args].concat()).expect("arguments").into_config()
+    fn args(args: &[&str]) -> Args {
+        Args::try_parse_from([&["berth-supervisor"], args].concat()).expect("arguments")
+    }
+
+    fn config(given: &[&str]) -> Result<Config, ConfigError> {
+        args(given).into_config()
     }
 
     fn file(text: &str) -> (tempfile::TempDir, String) {
@@ -197,7 +348,9 @@ mod tests {
         let config = config(&[]).unwrap();
         assert_eq!(config.data_root, Path::new("/var/lib/berth"));
         assert_eq!(config.socket, Path::new("/run/berth/supervisor.sock"));
-        assert_eq!(config.log, LogConfig { level: "info".into(), format: LogFormat::Text });
+        assert_eq!(config.log, LogConfig { level: "info".into(), format: LogFormat::Text, file: None });
+        assert_eq!(config.metrics, None);
+        assert_eq!(args(&[]).into_settings().unwrap().listen, "unix:///run/berth/supervisor.sock");
     }
 
     #[test]
@@ -207,33 +360,57 @@ mod tests {
         );
         let config = config(&["--config", &at, "--log-level", "debug"]).unwrap();
         assert_eq!(config.socket, Path::new("/r/supervisor.sock"));
-        assert_eq!(config.log, LogConfig { level: "debug".into(), format: LogFormat::Json });
+        assert_eq!(config.log, LogConfig { level: "debug".into(), format: LogFormat::Json, file: None });
         assert_eq!(config.runtimes["io.containerd.x.v1"], Path::new("/usr/bin/x"));
+    }
+
+    #[test]
+    fn every_flag_is_a_key_and_flags_go_before_and_after_commands() {
+        use clap::CommandFactory;
+        let keys = toml::Table::try_from(Settings::default()).unwrap();
+        for flag in <Args as CommandFactory>::command().get_arguments().filter_map(clap::Arg::get_long) {
+            let known = ["config", "help", "version"].contains(&flag) || keys.contains_key(flag);
+            assert!(known, "--{flag} is no key of the file");
+        }
+        let command = Some(Command::Config { action: ConfigCommand::Dump });
+        assert_eq!(args(&["--run-root", "/r", "config", "dump"]).command(), command);
+        assert_eq!(args(&["config", "dump", "--run-root", "/r"]).into_settings().unwrap().run_root, Path::new("/r"));
     }
 
     #[test]
     fn what_is_wrong_is_named() {
         let long = format!("unix:///{}", "x".repeat(120));
-        let table: [(&[&str], &str); 5] = [
+        let table: [(&[&str], &str); 7] = [
             (&["--data-root", "d"], "data-root d is not an absolute path"),
             (&["--listen", "tcp://0:1"], "listen \"tcp://0:1\""),
             (&["--listen", "unix://r"], "listen \"unix://r\""),
             (&["--listen", &long], "107 bytes"),
             (&["--config", "/nonexistent/x.toml"], "read configuration /nonexistent/x.toml"),
+            (&["--metrics", "localhost"], "metrics \"localhost\" is neither"),
+            (&["--log-level", "loud"], "log-level \"loud\" is none"),
         ];
         for (args, words) in table {
             let error = config(args).unwrap_err().to_string();
             assert!(error.contains(words), "{args:?}: {error}");
         }
         for (text, words) in [
-            ("data-rot = '/d'", "unknown field `data-rot`"),
+            ("data-rot = '/d'", "line 1: unknown key \"data-rot\": did you mean \"data-root\"?"),
             ("log-format = 'xml'", "unknown variant `xml`"),
             ("\n\nlisten = 1", "line 3"),
-            ("[runtimes]\na = 'b'", "runtimes b is not an absolute path"),
+            ("[runtimes]\na = 'b'", "line 2: runtimes.a b is not an absolute path"),
+            ("drain = '1s'\nmetrics = 'x'", "line 2: metrics \"x\""),
         ] {
             let (_folder, at) = file(text);
             let error = config(&["--config", &at]).unwrap_err().to_string();
-            assert!(error.contains(words), "{text:?}: {error}");
+            assert!(error.contains(words) && error.contains("supervisor.toml"), "{text:?}: {error}");
         }
+    }
+
+    #[test]
+    fn metrics_have_two_kinds_of_addresses() {
+        let metrics = |address: &str| config(&["--metrics", address]).unwrap().metrics;
+        assert_eq!(metrics("unix:///m"), Some(MetricsAddress::Unix("/m".into())));
+        let port = MetricsAddress::Tcp("127.0.0.1:9".parse().unwrap());
+        assert_eq!((metrics("tcp://127.0.0.1:9"), metrics("127.0.0.1:9")), (Some(port.clone()), Some(port)));
     }
 }

@@ -6,7 +6,7 @@
 mod writer;
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     fs::{self, File},
     io::{self, Read},
     os::unix::fs::MetadataExt,
@@ -196,6 +196,16 @@ impl Content {
             })
         });
         Ok(found)
+    }
+
+    /// Number and bytes of blobs by namespace.
+    pub(crate) fn totals(&self) -> Result<BTreeMap<String, (usize, u64)>, StoreError> {
+        let mut totals = BTreeMap::<_, (usize, u64)>::new();
+        for (namespace, _, info) in self.db.read(|tx| CONTENT.list_all(tx))? {
+            let sum = totals.entry(namespace).or_default();
+            *sum = (sum.0 + 1, sum.1 + info.size);
+        }
+        Ok(totals)
     }
 
     /// Changes labels as the field mask `paths` asks; an empty mask replaces all.

@@ -26,7 +26,7 @@ use proto::{
 };
 use tokio::sync::mpsc;
 
-use crate::failure::Failure;
+use crate::{failure::Failure, metrics::METRICS};
 
 /// Events that a subscriber may be behind. A burst (a hundred containers removed at once) is some hundreds.
 const QUEUE: usize = 8192;
@@ -130,6 +130,7 @@ impl EventBus {
 
     fn send(&self, envelope: Envelope) {
         tracing::debug!(namespace = %envelope.namespace, topic = %envelope.topic, "event");
+        METRICS.event();
         let envelope = Arc::new(envelope);
         // Queueing happens under the lock, hence every subscriber sees the same order.
         if let Some(subscribers) = &mut *self.lock() {
@@ -142,6 +143,7 @@ impl EventBus {
                     Err(mpsc::error::TrySendError::Closed(_)) => false,
                     Err(mpsc::error::TrySendError::Full(_)) => {
                         tracing::warn!("event subscriber is too slow, cut off");
+                        METRICS.cut_off();
                         subscriber.slow.store(true, Ordering::Release);
                         false
                     }
@@ -163,6 +165,14 @@ impl EventBus {
             None => return Err(EventError::Closed),
         }
         Ok(Subscription { events, slow, ended: false })
+    }
+
+    /// How many subscribers there are, and how many events the slowest of them has yet to read.
+    pub(crate) fn backlog(&self) -> (usize, usize) {
+        let subscribers = self.lock();
+        let all = subscribers.iter().flatten().filter(|subscriber| !subscriber.queue.is_closed());
+        let queued = all.map(|subscriber| subscriber.queue.max_capacity() - subscriber.queue.capacity());
+        queued.fold((0, 0), |(count, most), queued| (count + 1, most.max(queued)))
     }
 
     /// Ends every subscription; later events go nowhere.

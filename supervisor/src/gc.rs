@@ -19,6 +19,7 @@ use crate::{
     failure::Failure,
     images::IMAGES,
     leases,
+    metrics::METRICS,
     snapshots::{Kind, Overlay, SNAPSHOTS, SnapshotError},
     store::{Database, Labels, StoreError, WriteTx},
 };
@@ -168,6 +169,12 @@ impl Collector {
     pub(crate) fn collect(&self) -> Result<Collected, CollectError> {
         let _turn = lock(&self.running);
         let began = std::time::Instant::now();
+        let done = self.collect_now(began);
+        METRICS.collected(began.elapsed(), done.as_ref().ok().map(|done| [done.blobs, done.snapshots, done.leases]));
+        done
+    }
+
+    fn collect_now(&self, began: std::time::Instant) -> Result<Collected, CollectError> {
         let mark_and_sweep = || {
             self.db.write(|tx| {
                 let mut sweep = Sweep::default();

@@ -14,6 +14,7 @@ mod images;
 mod layers;
 mod leases;
 mod logging;
+mod metrics;
 mod namespaces;
 mod registry;
 mod snapshots;
@@ -26,10 +27,23 @@ use std::process::ExitCode;
 use clap::Parser;
 use proto::kind::chain;
 
-use crate::{app::App, config::Args};
+use crate::{
+    app::App,
+    config::{Args, Command, ConfigCommand, ConfigError},
+};
 
 fn main() -> ExitCode {
-    let config = match Args::parse().into_config() {
+    // First of all, while there is one thread and descriptors are as we were given them.
+    let service = match sys::service::take() {
+        Ok(service) => service,
+        Err(error) => return refuse(&error),
+    };
+    let args = Args::parse();
+    match args.command() {
+        None => {}
+        Some(Command::Config { action }) => return tell_config(args, action),
+    }
+    let config = match args.into_config() {
         Ok(config) => config,
         Err(error) => return refuse(&error),
     };
@@ -50,13 +64,37 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return refuse(&error),
     };
-    let outcome = runtime.block_on(async { App::open(config).await?.serve().await });
+    let outcome = runtime.block_on(async { App::open(config, service).await?.serve().await });
     // A blocking thread that hangs in the kernel (a dead disk) must not keep the process from ending.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => refuse(&error),
     }
+}
+
+/// Answers questions about the configuration.
+fn tell_config(args: Args, action: ConfigCommand) -> ExitCode {
+    if action == ConfigCommand::Default {
+        print!("{}", config::DEFAULT);
+        return ExitCode::SUCCESS;
+    }
+    match (action, args.into_settings()) {
+        (ConfigCommand::Dump, Ok(settings)) => match toml::to_string(&settings) {
+            Ok(text) => print!("{text}"),
+            Err(error) => return refuse(&error),
+        },
+        (_, Ok(_)) => println!("the configuration is well"),
+        // One line for each, as compilers write them: editors go to the place.
+        (ConfigCommand::Check, Err(ConfigError::Parse { at, problems })) => {
+            for problem in problems {
+                eprintln!("{}:{}: {}", at.display(), problem.line, problem.what);
+            }
+            return ExitCode::FAILURE;
+        }
+        (_, Err(error)) => return refuse(&error),
+    }
+    ExitCode::SUCCESS
 }
 
 fn refuse(error: &dyn std::error::Error) -> ExitCode {

@@ -38,6 +38,7 @@ use crate::{
     },
     layers::LayerError,
     leases::{LeaseError, Resource},
+    metrics::METRICS,
     registry::RegistryError,
     snapshots::SnapshotError,
     store::{Labels, Stores},
@@ -148,7 +149,9 @@ impl Context {
         let context = Self { stores, streams, namespace: namespace.to_owned(), progress };
         let (from, to) = (unpack_any::<OciRegistry>(source)?, unpack_any::<ImageStore>(destination)?);
         if let (Some(from), Some(to)) = (from, to.as_ref()) {
-            return context.pull(from, to).await;
+            let pulled = context.pull(from, to).await;
+            METRICS.pulled(pulled.is_ok());
+            return pulled;
         }
         if let (Some(from), Some(to)) = (unpack_any::<ImageImportStream>(source)?, to.as_ref()) {
             return context.import(from, to).await;

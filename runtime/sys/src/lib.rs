@@ -24,6 +24,7 @@ pub mod pty;
 mod raw;
 pub mod reseat;
 pub mod seccomp;
+pub mod service;
 pub mod session;
 pub mod spawn;
 pub mod task;

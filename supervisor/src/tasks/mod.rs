@@ -7,6 +7,7 @@
 mod adopt;
 mod bundle;
 mod bury;
+mod census;
 mod connection;
 mod create;
 mod delete;
@@ -60,7 +61,7 @@ impl Tasks {
         events: Arc<EventBus>,
         draining: Draining,
     ) -> Arc<Self> {
-        let debug = tracing::enabled!(tracing::Level::DEBUG);
+        let debug = config.shim_debug || tracing::enabled!(tracing::Level::DEBUG);
         Arc::new(Self {
             tasks: Mutex::default(),
             folder: config.run().join("tasks"),

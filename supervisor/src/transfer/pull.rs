@@ -22,6 +22,7 @@ use super::{
 use crate::{
     content::ContentError,
     images::manifest::{CONFIG_LIMIT, Descriptor, Document, MANIFEST_LIMIT, Manifest},
+    metrics::METRICS,
     registry::{Anonymous, Credential, Credentials, Registry, RegistryError},
     store::Labels,
 };
@@ -186,6 +187,7 @@ impl Pull {
                     Err(error) => Err(error.into()),
                 })
                 .await?;
+            METRICS.fetched(blob.size);
             context.progress.blob("complete", &blob, blob.size);
             Ok(())
         }
