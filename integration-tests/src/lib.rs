@@ -3,6 +3,7 @@
 //!
 //! A failure panics with the command, its output and the logs of both daemons: these are tests' tools.
 
+pub mod caller;
 pub mod command;
 pub mod eventually;
 pub mod http;
