@@ -6,6 +6,8 @@
 
 #![expect(clippy::disallowed_methods, reason = "the state folder is the runtime's own, and procfs is the host's")]
 
+mod claim;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
@@ -21,6 +23,7 @@ use crate::confine::cgroup::systemd::Unit;
 use crate::confine::cgroup::{Cgroup, CgroupError};
 use crate::confine::rdt;
 use crate::spec::Hooks;
+pub(crate) use claim::Claim;
 
 /// Why state could not be read or kept.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +39,9 @@ pub(crate) enum StateError {
     /// Nobody has it.
     #[error("container does not exist: {0}")]
     Missing(ContainerId),
+    /// Somebody was faster.
+    #[error("the container was deleted while it was made ({0})")]
+    Deleted(PathBuf),
     /// The file system said no.
     #[error("{action} {path}")]
     Io {

@@ -14,7 +14,8 @@ use crate::confine::labels;
 use crate::confine::rdt;
 use crate::launch::gate;
 use crate::launch::listener;
-use crate::launch::parent::{self, Launched, Prepared, Wait};
+use crate::launch::parent::{self, Launched};
+use crate::launch::prepared::{Prepared, Wait};
 use crate::plan::libc_flag::{NEWPID, NEWUSER};
 use crate::plan::{Options, Plan};
 use crate::spec::{Resources, Spec};
@@ -122,6 +123,27 @@ impl NewCgroup {
         done.map(|()| cgroup)
     }
 
+    /// Says that whoever is in it belongs to the container, unless it is another's.
+    pub(super) fn claimed(self, entry: &Entry) -> Result<Self, CommandError> {
+        let free = parent::refuse_anothers(entry, &self.cgroup).map_err(CommandError::from);
+        match free.and_then(|()| Ok(entry.claim(None)?)) {
+            Ok(()) => {
+                self.cgroup.set_claimed();
+                Ok(self)
+            }
+            Err(error) => {
+                drop(self.of_another());
+                Err(error)
+            }
+        }
+    }
+
+    /// It has turned out that another may be about to enter it.
+    pub(super) fn of_another(mut self) -> Self {
+        self.anothers = true;
+        self
+    }
+
     pub(super) fn get(&self) -> &Cgroup {
         &self.cgroup
     }
@@ -140,7 +162,11 @@ impl Drop for NewCgroup {
             self.cgroup.take_back();
         } else {
             // The error that led here is the one to tell; `delete --force` finishes what is left.
-            let _ = self.cgroup.destroy();
+            let removed = self.cgroup.destroy();
+            if removed.is_err() && self.cgroup.is_claimed() {
+                // What a hook has started in it, with a session of its own.
+                let _ = self.cgroup.kill_all().and_then(|()| self.cgroup.destroy());
+            }
         }
         let _ = self.rdt.as_ref().map_or(Ok(()), rdt::Group::remove);
     }
@@ -217,11 +243,10 @@ pub(super) fn build(
     if let (Some(group), Some(rdt)) = (&state.rdt, &plan.rdt) {
         group.make(rdt)?;
     }
-    let (cgroup, launched) = match parent::spawn(&plan, &prepared, cgroup.get(), &state, &context.log) {
+    let (cgroup, launched) = match parent::spawn(&plan, &prepared, cgroup.get(), (&entry, &state), &context.log) {
         Ok(launched) => (cgroup, launched),
         Err(error) => {
-            let failed = if let parent::LaunchError::Cgroup(error) = &error { Some(error) } else { None };
-            drop((cgroup.unless_occupied(failed), entry));
+            drop((if error.is_anothers() { cgroup.of_another() } else { cgroup }, entry));
             delete::poststop(context, &state);
             return Err(error.into());
         }

@@ -13,7 +13,7 @@ use crate::confine::cgroup::{Cgroup, CgroupError};
 use crate::launch::hooks;
 use crate::plan;
 use crate::spec::{Spec, load_json};
-use crate::state::{ContainerId, State, StateError, Status};
+use crate::state::{Claim, ContainerId, State, StateError, Status};
 
 pub(super) const FLAGS: &[Flag] =
     &[switch(&["force", "f"], "kill it if it runs; a container that is not there is fine")];
@@ -65,16 +65,37 @@ fn guess(context: &Context, id: &ContainerId, cgroups_path: &str) -> Result<Stat
 
 /// Kills what still lives, removes cgroup and folder, runs the poststop hooks. Can be repeated after any failure.
 pub(super) fn remove(context: &Context, state: &State) -> Result<(), CommandError> {
+    if state.pid != 0 {
+        return remove_own(context, state);
+    }
+    // Its creator was killed, or is still at it.
+    match context.states.settle(&state.id)? {
+        Claim::Own { pid, start_time } => remove_own(context, &State { pid, start_time, ..state.clone() }),
+        Claim::Nothing => {
+            if let Some(path) = state.cgroup()?.discard()? {
+                context.log.warn(&format!("cgroup {} is left alone: somebody else is in it", path.display()));
+            }
+            forget(context, state)
+        }
+    }
+}
+
+/// The same for a container to which the cgroup belongs.
+fn remove_own(context: &Context, state: &State) -> Result<(), CommandError> {
     let cgroup = state.cgroup()?;
     end(state, &cgroup)?;
     match cgroup.destroy() {
-        // A create that is still at it may have cloned its process after everything was killed.
+        // A restore that is still at it may have made its process after everything was killed.
         Err(CgroupError::Remove { .. }) if state.pid == 0 => {
             cgroup.kill_all()?;
             cgroup.destroy()?;
         }
         done => done?,
     }
+    forget(context, state)
+}
+
+fn forget(context: &Context, state: &State) -> Result<(), CommandError> {
     if let Some(group) = &state.rdt {
         group.remove()?;
     }

@@ -26,7 +26,7 @@ use crate::confine::rdt;
 use crate::criu::rpc::{Message, kind, opt};
 use crate::criu::{self, Criu, CriuError, Step, outside};
 use crate::launch::hooks;
-use crate::launch::parent::connect_console;
+use crate::launch::prepared::connect_console;
 use crate::plan::libc_flag::{NEWNET, NEWNS, NEWPID};
 use crate::plan::mounts::{MountStep, Source};
 use crate::plan::{Options, Plan};
@@ -161,6 +161,7 @@ impl<'a> Restorer<'a> {
             false => Some(foreground::Signals::catch().map_err(system("catch signals"))?),
         };
         let cgroup = if by_systemd { cgroup.finished(criu.pid(), &plan.resources, &mut warn)? } else { cgroup };
+        let cgroup = cgroup.claimed(&self.entry)?;
         cgroup.get().add(criu.pid())?;
         if let (Some(group), Some(rdt)) = (&self.state.rdt, &plan.rdt) {
             group.make(rdt)?;

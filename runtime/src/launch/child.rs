@@ -19,7 +19,7 @@ use sys::Errno;
 use super::entry::{ChildError, Entrant, open_terminal, report_ready, step};
 use super::handshake::{Channel, Kind, chain};
 use super::hooks;
-use super::parent::{Prepared, Wait};
+use super::prepared::{Prepared, Wait};
 use crate::confine::cgroup::{self, Cgroup};
 use crate::confine::{labels, limits};
 use crate::netdev::netlink;

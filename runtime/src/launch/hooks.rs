@@ -1,4 +1,5 @@
-//! Runs hooks: state on stdin, exactly the environment given, a timeout that ends the hook and whatever it started.
+//! Runs hooks: state on stdin, exactly the environment given, a timeout that ends the hook and whatever it started. Until the
+//! container is gone a hook is killed with the command that runs it, so that none works for a container that is deleted.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -15,6 +16,7 @@ use sys::Errno;
 use sys::process::Exit;
 use sys::spawn::{Program, kill_group, spawn};
 
+use super::descendants::Adopter;
 use crate::spec::Hook;
 use crate::state::{State, Status};
 
@@ -55,6 +57,9 @@ pub(crate) fn run(
     hooks.iter().try_for_each(|hook| run_one(kind, hook, &input))
 }
 
+/// Kinds that run in the runtime's own namespaces and cgroup.
+const OUTSIDE: [&str; 4] = ["prestart", "createRuntime", "poststart", "poststop"];
+
 /// How much of a hook's output goes into the error: its end, where the reason is.
 const MAX_OUTPUT: u64 = 1024;
 
@@ -78,9 +83,16 @@ fn run_one(kind: &'static str, hook: &Hook, input: &[u8]) -> Result<(), HookErro
         args.push(path.clone());
     }
     let stdio = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
-    let pid = spawn(&Program { path: &path, args: &args, env: &env, stdio }).map_err(failed)?;
     let limit = hook.timeout.map(|seconds| Duration::from_secs(u64::try_from(seconds).unwrap_or(1)));
+    // What hooks in the container start goes with the container.
+    let adopter = limit.filter(|_| OUTSIDE.contains(&kind)).and_then(|_| Adopter::new());
+    // Those of a container that is gone clean up; nobody would do it again.
+    let dies_with_parent = kind != "poststop";
+    let pid = spawn(&Program { path: &path, args: &args, env: &env, stdio, dies_with_parent }).map_err(failed)?;
     let end = wait(pid, limit).map_err(failed)?;
+    if let (None, Some(adopter)) = (end, &adopter) {
+        adopter.end();
+    }
     if end == Some(Exit::Code(0)) {
         return Ok(());
     }

@@ -4,6 +4,7 @@
 
 pub(crate) mod child;
 mod delegate;
+mod descendants;
 pub(crate) mod entry;
 pub(crate) mod executable;
 pub(crate) mod gate;
@@ -12,4 +13,5 @@ pub(crate) mod hooks;
 pub(crate) mod id_maps;
 pub(crate) mod listener;
 pub(crate) mod parent;
+pub(crate) mod prepared;
 pub(crate) mod protect;

@@ -1,16 +1,9 @@
-//! The parent's side of `create` and `run`: everything is opened before the clone, so that what can fail fails before there is
-//! anything to undo; cgroups are made while the child builds its root on another processor.
-
-#![expect(
-    clippy::disallowed_methods,
-    reason = "namespaces that the caller names, looked up on the host before the container has a root"
-)]
+//! The parent's side of `create` and `run`, from the clone on: cgroups are made while the child builds its root on another
+//! processor.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::OFlag;
-use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 use sys::Errno;
 use sys::clone::{Cloned, Options, clone};
@@ -20,16 +13,15 @@ use super::child::{self, Child};
 use super::handshake::{Channel, Kind, Message};
 use super::hooks::{self, HookError};
 use super::id_maps::{self, MapError};
+use super::prepared::Prepared;
 use crate::confine::cgroup::{Cgroup, CgroupError};
 use crate::confine::limits;
 use crate::log::Log;
 use crate::netdev::{self, NetDeviceError};
 use crate::plan::Plan;
-use crate::plan::libc_flag::{NEWCGROUP, NEWIPC, NEWNET, NEWPID, NEWTIME, NEWUSER, NEWUTS};
-use crate::plan::namespaces::Join;
+use crate::plan::libc_flag::{NEWCGROUP, NEWPID, NEWTIME, NEWUSER};
 use crate::rootfs::RootfsError;
-use crate::rootfs::sources::Sources;
-use crate::state::{ProcessStat, State, Status};
+use crate::state::{ContainerId, Entry, ProcessStat, State, StateError, Status};
 
 /// Why there is no container.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +73,9 @@ pub(crate) enum LaunchError {
     /// A hook.
     #[error(transparent)]
     Hook(#[from] HookError),
+    /// The container's folder.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// What the child reported.
     #[error("{0}")]
     Child(String),
@@ -89,90 +84,19 @@ pub(crate) enum LaunchError {
     ChildDied,
 }
 
-fn step(stage: &'static str) -> impl FnOnce(Errno) -> LaunchError {
+impl LaunchError {
+    /// Whether another may be in the cgroup, or about to enter it.
+    pub(crate) fn is_anothers(&self) -> bool {
+        match self {
+            Self::Cgroup(error) => error.is_anothers(),
+            Self::State(_) => true,
+            _ => false,
+        }
+    }
+}
+
+pub(super) fn step(stage: &'static str) -> impl FnOnce(Errno) -> LaunchError {
     move |cause| LaunchError::Step(stage, cause)
-}
-
-/// What the child waits for once it is ready.
-#[derive(Debug)]
-pub(crate) enum Wait {
-    /// Somebody at the gate (`create`).
-    Gate(OwnedFd),
-    /// A word from its parent (`run`).
-    Parent,
-}
-
-/// Everything that is opened in advance.
-#[derive(Debug)]
-pub(crate) struct Prepared {
-    /// The host's procfs.
-    pub(super) proc: OwnedFd,
-    /// What is taken from the host's file system; `None` if the child has to do it, because this user may not.
-    pub(super) sources: Option<Sources>,
-    pub(super) bundle: PathBuf,
-    /// In the order of the plan's.
-    pub(super) joins: Vec<OwnedFd>,
-    pub(super) console: Option<OwnedFd>,
-    pub(super) wait: Wait,
-}
-
-impl Prepared {
-    /// Opens everything. Nothing on the host changes.
-    pub(crate) fn new(plan: &Plan, bundle: &Path, console: Option<&Path>, wait: Wait) -> Result<Self, LaunchError> {
-        let proc = limits::open_proc().map_err(step("open /proc"))?;
-        if !plan.mount_label.is_empty() && !Path::new("/sys/fs/selinux/enforce").exists() {
-            return Err(LaunchError::NoSelinux);
-        }
-        let join = |join: &crate::plan::namespaces::Join| {
-            let failed = |cause| LaunchError::Namespace { path: join.path.clone(), cause };
-            let file =
-                nix::fcntl::open(&join.path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).map_err(failed)?;
-            match sys::ns::kind(&file) {
-                Ok(kind) if kind == join.flag => {
-                    check_own(plan, join, &file)?;
-                    Ok(file)
-                }
-                _ => Err(LaunchError::NotThatNamespace { path: join.path.clone() }),
-            }
-        };
-        let joins = plan.namespaces.join.iter().map(join).collect::<Result<Vec<_>, _>>()?;
-        let console = console.map(connect_console).transpose()?;
-        let mut prepared = Self { proc, sources: None, bundle: bundle.to_owned(), joins, console, wait };
-        prepared.sources = prepared.take_sources(plan)?;
-        if prepared.sources.is_none() && !plan.namespaces.in_user_namespace() {
-            return Err(LaunchError::NotAllowed(Errno::EPERM));
-        }
-        Ok(prepared)
-    }
-
-    /// Takes what the container needs of the host's file system, seen from where this process is.
-    pub(super) fn take_sources(&self, plan: &Plan) -> Result<Option<Sources>, RootfsError> {
-        let mut joins = plan.namespaces.join.iter().zip(&self.joins);
-        let joined = joins.find(|(join, _)| join.flag == NEWUSER).map(|(_, file)| file);
-        Sources::take(plan, &self.bundle, &self.proc, joined)
-    }
-}
-
-/// A path to a namespace may lead to the runtime's own, and so past what `plan` could see (GHSA-w2j5-3rcx-vx7x).
-fn check_own(plan: &Plan, join: &Join, file: &OwnedFd) -> Result<(), LaunchError> {
-    let (name, what) = match join.flag {
-        NEWUTS if plan.hostname.is_some() || plan.domainname.is_some() => ("uts", "hostname or domainname"),
-        NEWNET if !plan.net_devices.is_empty() => ("net", "linux.netDevices"),
-        NEWUTS if !plan.sysctl.is_empty() => ("uts", "linux.sysctl"),
-        NEWNET if !plan.sysctl.is_empty() => ("net", "linux.sysctl"),
-        NEWIPC if !plan.sysctl.is_empty() => ("ipc", "linux.sysctl"),
-        _ => return Ok(()),
-    };
-    let own = format!("/proc/self/ns/{name}");
-    let same = nix::sys::stat::stat(own.as_str())
-        .and_then(|own| nix::sys::stat::fstat(file).map(|file| (own.st_dev, own.st_ino) == (file.st_dev, file.st_ino)))
-        .map_err(step("compare namespaces"))?;
-    if same { Err(LaunchError::HostsOwn { path: join.path.clone(), what }) } else { Ok(()) }
-}
-
-/// Connects to a console socket; the master of the terminal goes there.
-pub(crate) fn connect_console(path: &Path) -> Result<OwnedFd, LaunchError> {
-    sys::pty::connect_console(path).map_err(|cause| LaunchError::Console { path: path.to_owned(), cause })
 }
 
 /// A container whose process waits to be started. Dropped, it is killed.
@@ -221,15 +145,16 @@ pub(crate) fn spawn(
     plan: &Plan,
     prepared: &Prepared,
     cgroup: &Cgroup,
-    state: &State,
+    (entry, state): (&Entry, &State),
     log: &Log,
 ) -> Result<Launched, LaunchError> {
     let mut warn = |text: String| log.warn(&text);
     // The child inherits it, so there is no moment in which the container could look into it (CVE-2016-9962).
     sys::process::set_dumpable(false).map_err(step("become undumpable"))?;
     let unified = cgroup.create_unified(&plan.resources, &mut warn)?;
-    let (channel, theirs) = Channel::pair().map_err(step("make a pair of sockets"))?;
-    let process = clone_child(plan, prepared, cgroup, state, unified.as_ref().map(AsFd::as_fd), &channel, theirs)?;
+    refuse_anothers(entry, cgroup)?;
+    let work = Child { plan, prepared, cgroup, state, joined: joined_by_helper(plan) };
+    let (process, channel) = clone_child(&work, unified.as_ref().map(AsFd::as_fd))?;
     let pid = process.pid;
     let stat = ProcessStat::read(pid.as_raw()).ok_or(LaunchError::ChildDied)?;
     let mut parent = Parent { plan, prepared, state, log, channel: &channel, pid };
@@ -249,7 +174,11 @@ pub(crate) fn spawn(
         channel.send(Kind::NetDone, "").map_err(|_| parent.last_words())?;
     }
     cgroup.finish(pid, &plan.resources, &mut warn)?;
+    refuse_anothers(entry, cgroup)?;
     super::delegate::to_container(plan, cgroup, pid, &mut warn)?;
+    // Until it has its cgroup the child cannot outlive us; from then on it may, and `delete` has to know.
+    entry.claim(Some((pid, stat.start_time)))?;
+    cgroup.set_claimed();
     let mut tasks = cgroup.task_files()?;
     if let Some(group) = &state.rdt {
         tasks.extend(group.task_files()?);
@@ -262,6 +191,14 @@ pub(crate) fn spawn(
     let ready = parent.until(Kind::Ready)?;
     let terminal = ready.fds.into_iter().next();
     Ok(Launched { pid, start_time: stat.start_time, channel, terminal, process })
+}
+
+/// A cgroup that was there, empty, may be what another container has left: to be deleted with that one, and with whoever would be
+/// in it by then.
+pub(crate) fn refuse_anothers(entry: &Entry, cgroup: &Cgroup) -> Result<(), CgroupError> {
+    let other = if cgroup.is_taken_over() { entry.other_with_cgroup(cgroup.path()) } else { None };
+    let refused = |id: ContainerId| CgroupError::OfContainer { path: cgroup.path().to_owned(), id: id.to_string() };
+    other.map_or(Ok(()), |id| Err(refused(id)))
 }
 
 /// Writes a process' score; lowering it takes CAP_SYS_RESOURCE, without which it stays what it is.
@@ -333,33 +270,37 @@ impl Parent<'_> {
 
 /// One clone in the common case. Joining a user, pid or time namespace changes only what comes after it (for the latter two: only
 /// children), so then a helper goes ahead, joins, clones the container's process as its sibling, and ends.
-fn clone_child(
-    plan: &Plan,
-    prepared: &Prepared,
-    cgroup: &Cgroup,
-    state: &State,
-    unified: Option<BorrowedFd<'_>>,
-    channel: &Channel,
-    theirs: Channel,
-) -> Result<Guard, LaunchError> {
+fn joined_by_helper(plan: &Plan) -> bool {
     let namespaces = &plan.namespaces;
     let joins_early = namespaces.join.iter().any(|join| join.flag & (NEWUSER | NEWPID | NEWTIME) != 0);
-    let by_helper = joins_early || (namespaces.new & NEWUSER != 0 && !namespaces.join.is_empty());
+    joins_early || (namespaces.new & NEWUSER != 0 && !namespaces.join.is_empty())
+}
+
+/// The child keeps nothing of our end of the channel: it has to notice when we are gone, should we be killed before it could ask to
+/// be killed with us.
+fn clone_child(work: &Child<'_>, unified: Option<BorrowedFd<'_>>) -> Result<(Guard, Channel), LaunchError> {
+    let (namespaces, by_helper) = (&work.plan.namespaces, work.joined);
+    let (channel, theirs) = Channel::pair().map_err(step("make a pair of sockets"))?;
     // With offsets the child makes it, since they have to be written before it is entered.
     let offsets = if namespaces.time_offsets.is_empty() { 0 } else { NEWTIME };
     // The cgroup namespace comes later: it is rooted where its maker is.
     let flags = namespaces.new & !(NEWCGROUP | offsets | namespaces.made_by_child());
     let options = Options { namespaces: flags, cgroup: unified, sibling: by_helper };
-    let work = Child { plan, prepared, cgroup, state, joined: by_helper };
     if !by_helper {
         return match clone(&options).map_err(step("clone the container's first process"))? {
-            Cloned::Child => child::run(&work, theirs),
-            Cloned::Parent { pid, pidfd } => Ok(Guard { pid, pidfd, armed: true }),
+            Cloned::Child => {
+                drop(channel);
+                child::run(work, theirs)
+            }
+            Cloned::Parent { pid, pidfd } => Ok((Guard { pid, pidfd, armed: true }, channel)),
         };
     }
     let helper = match sys::process::fork().map_err(step("fork a helper"))? {
         Fork::Parent(pid) => pid,
-        Fork::Child => help(&work, &options, theirs),
+        Fork::Child => {
+            drop(channel);
+            help(work, &options, theirs)
+        }
     };
     drop(theirs);
     let answer = channel.receive().map_err(step("listen to the helper"))?;
@@ -374,7 +315,7 @@ fn clone_child(
         .map(Pid::from_raw)
         .map_err(|_| LaunchError::Step("listen to the helper", Errno::EBADMSG))?;
     let pidfd = sys::process::pidfd_open(pid).map_err(step("open the container's first process"))?;
-    Ok(Guard { pid, pidfd, armed: true })
+    Ok((Guard { pid, pidfd, armed: true }, channel))
 }
 
 fn help(work: &Child<'_>, options: &Options<'_>, channel: Channel) -> ! {

@@ -78,6 +78,14 @@ pub fn set_child_subreaper(on: bool) -> Result<(), Errno> {
     prctl(libc::PR_SET_CHILD_SUBREAPER, on.into()).map(drop)
 }
 
+/// Whether they become this process' children (`PR_GET_CHILD_SUBREAPER`).
+pub fn is_child_subreaper() -> Result<bool, Errno> {
+    let mut on: libc::c_int = 0;
+    // SAFETY: `on` is a valid place for the result.
+    check(libc::c_long::from(unsafe { libc::prctl(libc::PR_GET_CHILD_SUBREAPER, &raw mut on, 0, 0, 0) }))?;
+    Ok(on != 0)
+}
+
 /// Keeps transparent huge pages away from this process and its children (`PR_SET_THP_DISABLE`).
 pub fn set_thp_disable(on: bool) -> Result<(), Errno> {
     prctl(libc::PR_SET_THP_DISABLE, on.into()).map(drop)

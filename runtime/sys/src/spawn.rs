@@ -4,11 +4,13 @@
 //! lets descriptors through that are meant for somebody else.
 
 use std::ffi::{CStr, CString};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
+use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::unistd::Pid;
+
+use crate::raw::check;
 
 /// A program to start.
 #[derive(Debug)]
@@ -21,92 +23,108 @@ pub struct Program<'a> {
     pub env: &'a [CString],
     /// What becomes its stdin, stdout and stderr. It gets nothing else.
     pub stdio: [BorrowedFd<'a>; 3],
+    /// Whether it is killed when the thread that starts it ends (PR_SET_PDEATHSIG).
+    pub dies_with_parent: bool,
 }
 
-/// These functions return the error instead of setting it.
-fn done(code: libc::c_int) -> Result<(), Errno> {
-    if code == 0 { Ok(()) } else { Err(Errno::from_raw(code)) }
+/// What the child needs, laid out beforehand: it shares our memory, and may not touch the allocator.
+struct Start<'a> {
+    path: &'a CStr,
+    args: Vec<*const libc::c_char>,
+    env: Vec<*const libc::c_char>,
+    stdio: [libc::c_int; 3],
+    /// The parent, if the child is to die with it.
+    parent: Option<libc::pid_t>,
+    error: Errno,
 }
 
-struct Actions(MaybeUninit<libc::posix_spawn_file_actions_t>);
-
-impl Actions {
-    fn new(stdio: &[BorrowedFd<'_>; 3]) -> Result<Self, Errno> {
-        let mut actions = Self(MaybeUninit::uninit());
-        // SAFETY: the place is valid, and initialised by this very call.
-        done(unsafe { libc::posix_spawn_file_actions_init(actions.0.as_mut_ptr()) })?;
-        for (number, stream) in (0..).zip(stdio) {
-            // SAFETY: initialised above; integers otherwise.
-            done(unsafe {
-                libc::posix_spawn_file_actions_adddup2(actions.0.as_mut_ptr(), stream.as_raw_fd(), number)
-            })?;
-        }
-        // SAFETY: initialised above; an integer otherwise.
-        done(unsafe { libc::posix_spawn_file_actions_addclosefrom_np(actions.0.as_mut_ptr(), 3) })?;
-        Ok(actions)
-    }
-}
-
-impl Drop for Actions {
-    fn drop(&mut self) {
-        // SAFETY: initialised in `new`, destroyed once.
-        unsafe { libc::posix_spawn_file_actions_destroy(self.0.as_mut_ptr()) };
-    }
-}
-
-struct Attributes(MaybeUninit<libc::posix_spawnattr_t>);
-
-impl Attributes {
-    /// A session of its own, no signal blocked, SIGPIPE as programs expect it.
-    fn new() -> Result<Self, Errno> {
-        let mut attributes = Self(MaybeUninit::uninit());
-        let mut none = MaybeUninit::<libc::sigset_t>::uninit();
-        let mut pipe = MaybeUninit::<libc::sigset_t>::uninit();
-        let flags = libc::POSIX_SPAWN_SETSID as libc::c_int
-            | libc::POSIX_SPAWN_SETSIGMASK as libc::c_int
-            | libc::POSIX_SPAWN_SETSIGDEF as libc::c_int;
-        // SAFETY: every place is valid, and initialised by the first call that gets it.
-        unsafe {
-            done(libc::posix_spawnattr_init(attributes.0.as_mut_ptr()))?;
-            libc::sigemptyset(none.as_mut_ptr());
-            libc::sigemptyset(pipe.as_mut_ptr());
-            libc::sigaddset(pipe.as_mut_ptr(), libc::SIGPIPE);
-            done(libc::posix_spawnattr_setsigmask(attributes.0.as_mut_ptr(), none.as_ptr()))?;
-            done(libc::posix_spawnattr_setsigdefault(attributes.0.as_mut_ptr(), pipe.as_ptr()))?;
-            done(libc::posix_spawnattr_setflags(attributes.0.as_mut_ptr(), flags as libc::c_short))?;
-        }
-        Ok(attributes)
-    }
-}
-
-impl Drop for Attributes {
-    fn drop(&mut self) {
-        // SAFETY: initialised in `new`, destroyed once.
-        unsafe { libc::posix_spawnattr_destroy(self.0.as_mut_ptr()) };
-    }
-}
+const STACK: usize = 64 << 10;
 
 /// Starts a program in a session of its own; what keeps it from starting is told at once.
+///
+/// As posix_spawn(3) does it, which has no way to set the signal for a parent's death.
 pub fn spawn(program: &Program<'_>) -> Result<Pid, Errno> {
-    let pointers = |list: &[CString]| {
-        list.iter().map(|text| text.as_ptr().cast_mut()).chain([std::ptr::null_mut()]).collect::<Vec<_>>()
+    let pointers = |list: &[CString]| list.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect();
+    let mut start = Start {
+        path: program.path,
+        args: pointers(program.args),
+        env: pointers(program.env),
+        stdio: program.stdio.map(|stream| stream.as_raw_fd()),
+        parent: program.dies_with_parent.then(|| nix::unistd::getpid().as_raw()),
+        error: Errno::UnknownErrno,
     };
-    let (args, env) = (pointers(program.args), pointers(program.env));
-    let (actions, attributes) = (Actions::new(&program.stdio)?, Attributes::new()?);
-    let mut pid = 0;
-    // SAFETY: the arrays are null-terminated, their strings NUL-terminated, and all of it lives until the call returns; the
-    // function writes to none of the strings.
-    done(unsafe {
-        libc::posix_spawn(
-            &mut pid,
-            program.path.as_ptr(),
-            actions.0.as_ptr(),
-            attributes.0.as_ptr(),
-            args.as_ptr(),
-            env.as_ptr(),
-        )
-    })?;
-    Ok(Pid::from_raw(pid))
+    let mut stack = vec![0_u128; STACK / size_of::<u128>()];
+    // A handler of ours would run in the child, in our memory.
+    let former = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    // SAFETY: the stack is the child's alone, aligned to 16, and its top is one past the end of the vector; `start` and the stack
+    // live until the child has executed its program or ended, for that is when CLONE_VFORK lets this thread go on.
+    let cloned = check(libc::c_long::from(unsafe {
+        let top = stack.as_mut_ptr().add(stack.len()).cast();
+        libc::clone(begin, top, flags, (&raw mut start).cast())
+    }));
+    let restored = former.thread_set_mask();
+    let pid = Pid::from_raw(cloned? as libc::pid_t);
+    if start.error != Errno::UnknownErrno {
+        // It is not there any more; the reason is what counts.
+        let _ = crate::process::wait(pid);
+        return Err(start.error);
+    }
+    restored.map(|()| pid)
+}
+
+/// The child: system calls alone, until execve.
+extern "C" fn begin(argument: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: the parent's `Start`, which it does not touch while this runs.
+    let start = unsafe { &mut *argument.cast::<Start<'_>>() };
+    // SAFETY: this is that child.
+    start.error = unsafe { become_program(start) };
+    const NOT_STARTED: libc::c_int = 127;
+    NOT_STARTED
+}
+
+/// Comes back only with the reason why not.
+///
+/// # Safety
+/// For a child that shares memory with its waiting parent, all signals blocked.
+unsafe fn become_program(start: &Start<'_>) -> Errno {
+    // SAFETY: every pointer is to a live value of the right kind, or null where that is allowed; the arrays are null-terminated and
+    // their strings NUL-terminated. Nothing here allocates, or takes a lock.
+    unsafe {
+        if let Some(parent) = start.parent {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+            if libc::getppid() != parent {
+                return Errno::ESRCH; // it was gone before
+            }
+        }
+        // SIGPIPE as programs expect it; what is handled must not be once signals are let in.
+        for signal in 1..=libc::SIGRTMAX() {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            let known = libc::sigaction(signal, std::ptr::null(), &mut action) == 0;
+            let left = matches!(action.sa_sigaction, libc::SIG_DFL | libc::SIG_IGN) && signal != libc::SIGPIPE;
+            if known && !left {
+                action = std::mem::zeroed();
+                libc::sigaction(signal, &action, std::ptr::null_mut());
+            }
+        }
+        libc::setsid();
+        for (number, stream) in (0..).zip(start.stdio) {
+            // Onto itself changes nothing, so that it would close by execve.
+            let done =
+                if stream == number { libc::fcntl(stream, libc::F_SETFD, 0) } else { libc::dup2(stream, number) };
+            if done < 0 {
+                return Errno::last();
+            }
+        }
+        if libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) < 0 {
+            return Errno::last();
+        }
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
+        libc::execve(start.path.as_ptr(), start.args.as_ptr(), start.env.as_ptr());
+    }
+    Errno::last()
 }
 
 /// Kills everything in the session of a process that [`spawn`] started, as far as it stayed in its process group.
@@ -129,13 +147,29 @@ mod tests {
         let args = [text("sh"), text("-c"), text("tr '\\0' '\\n' < /proc/self/environ; ls /proc/self/fd | wc -l")];
         let env = [text("Z=1"), text("A=2"), text("PATH=/usr/bin:/bin"), text("A=3")];
         let stdio = [null.as_fd(), output.as_fd(), null.as_fd()];
-        let pid = spawn(&Program { path: c"/bin/sh", args: &args, env: &env, stdio }).expect("starts");
+        let pid = spawn(&Program { path: c"/bin/sh", args: &args, env: &env, stdio, dies_with_parent: false })
+            .expect("starts");
         assert_eq!(crate::process::wait(pid).expect("wait").status(), 0);
-        let missing = spawn(&Program { path: c"/no/such", args: &args, env: &env, stdio });
+        let missing = spawn(&Program { path: c"/no/such", args: &args, env: &env, stdio, dies_with_parent: false });
         assert_eq!(missing, Err(Errno::ENOENT));
         let mut found = String::new();
         output.rewind().and_then(|()| output.read_to_string(&mut found)).expect("read");
         // The shell's own child has the list's folder open; `tr` had its input from the shell, whose environment is ours.
         assert!(found.contains("Z=1\n") && found.ends_with("4\n"), "{found}");
+    }
+    #[test]
+    fn it_dies_with_who_started_it() {
+        let null = std::fs::File::open("/dev/null").expect("open");
+        let args = [c"sleep", c"1000"].map(CString::from);
+        let stdio = [null.as_fd(); 3];
+        let start = |dies_with_parent| {
+            spawn(&Program { path: c"/bin/sleep", args: &args, env: &[], stdio, dies_with_parent }).expect("starts")
+        };
+        let (with, without) =
+            std::thread::scope(|scope| scope.spawn(|| (start(true), start(false))).join().expect("a thread that ends"));
+        assert_eq!(crate::process::wait(with), Ok(crate::process::Exit::Signal(libc::SIGKILL)));
+        assert_eq!(crate::process::try_wait(without), Ok(None));
+        kill_group(without).expect("kill");
+        crate::process::wait(without).expect("wait");
     }
 }

@@ -250,3 +250,39 @@ fn a_timeout_ends_the_hook_and_its_children() {
         std::fs::read_to_string(format!("/proc/{child}/stat")).map_or(true, |text| text.contains(") Z "))
     });
 }
+
+#[test]
+fn a_timeout_ends_what_has_a_session_of_its_own() {
+    if !is_ours() {
+        println!("skipped: runc waits for the children, which hold the hook's stderr open");
+        return;
+    }
+    for kind in ["createRuntime", "createContainer", "poststart"] {
+        let Some(bundle) = Bundle::new() else { return };
+        let folder = bundle.path("pids");
+        std::fs::create_dir(&folder).expect("folder");
+        // A child in a new session, and a daemon: a grandchild whose parent is gone, in another new session.
+        let note = |name: &str| format!("echo $$ > {}", folder.join(name).display());
+        let script = format!(
+            "setsid sh -c '{}; exec sleep 1000' & setsid sh -c 'setsid sh -c \"{}; exec sleep 1000\" & exit' & sleep 1000",
+            note("session"),
+            note("daemon").replace('$', "\\$"),
+        );
+        let hook =
+            json!([{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"], "timeout": 1}]);
+        // In the host's pid namespace, where no namespace's end ends them.
+        let namespaces = json!([{"type": "mount"}, {"type": "ipc"}, {"type": "uts"}, {"type": "network"}]);
+        let mut hooks = json!({});
+        hooks[kind] = hook;
+        let bundle = bundle.shell("sleep 1000").set("/linux/namespaces", namespaces).set("/hooks", hooks);
+        let error = bundle.run_fails();
+        assert!(error.contains("no end within 1 s"), "{kind}: {error}");
+        for name in ["session", "daemon"] {
+            let text = std::fs::read_to_string(folder.join(name)).expect("it was started");
+            let stat = format!("/proc/{}/stat", text.trim());
+            eventually(&format!("{kind}: {name} is gone"), || {
+                std::fs::read_to_string(&stat).map_or(true, |text| text.contains(") Z "))
+            });
+        }
+    }
+}

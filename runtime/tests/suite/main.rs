@@ -8,6 +8,7 @@ mod bpf;
 mod bundle;
 mod cgroups;
 mod checkpoint;
+mod claims;
 mod cli;
 mod confine;
 mod elf;

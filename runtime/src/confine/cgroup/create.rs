@@ -108,6 +108,7 @@ impl Cgroup {
         if !self.processes_in(hierarchy)?.is_empty() {
             return Err(CgroupError::Occupied(self.shown(hierarchy)));
         }
+        self.taken_over.set(true);
         let frozen = match () {
             () if hierarchy.controls("freezer") => read(hierarchy, &self.path, "freezer.state")?.trim() != "THAWED",
             () if self.is_unified() => {
@@ -116,6 +117,21 @@ impl Cgroup {
             () => false,
         };
         if frozen { Err(CgroupError::Frozen(self.shown(hierarchy))) } else { Ok(()) }
+    }
+
+    /// Whether it was there before, empty.
+    pub(crate) fn is_taken_over(&self) -> bool {
+        self.taken_over.get()
+    }
+
+    /// Whoever is in it belongs to the container.
+    pub(crate) fn set_claimed(&self) {
+        self.claimed.set(true);
+    }
+
+    /// Whether that was said.
+    pub(crate) fn is_claimed(&self) -> bool {
+        self.claimed.get()
     }
 
     /// Whether the process is where state.json says.

@@ -1,6 +1,7 @@
 //! A cgroup with those that its container made below it: who is in them, and removing them.
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{AtFlags, OFlag};
@@ -60,6 +61,24 @@ impl Cgroup {
 }
 
 impl Cgroup {
+    /// Removes the cgroup of a container that never had a process in it that could have lived on: nobody is killed, and no unit
+    /// stopped, as they would be somebody else's. Returns where somebody is all the same, after two seconds for those who die.
+    pub(crate) fn discard(&self) -> Result<Option<PathBuf>, CgroupError> {
+        if self.path.is_empty() {
+            return Ok(None);
+        }
+        let patience = Patience::new();
+        let mut busy = None;
+        for hierarchy in self.hierarchies() {
+            match patience.remove(|| unlinkat(&hierarchy.dir, self.path.as_str(), UnlinkatFlags::RemoveDir)) {
+                Ok(()) => remove_empty_parents(&hierarchy.dir, &self.path),
+                Err(Errno::EBUSY | Errno::ENOTEMPTY) => drop(busy.get_or_insert_with(|| self.shown(hierarchy))),
+                Err(cause) => return Err(CgroupError::Remove { path: self.shown(hierarchy), cause }),
+            }
+        }
+        Ok(busy)
+    }
+
     /// Removes what was made here of a cgroup that turned out to be somebody else's in another hierarchy. What cannot be removed
     /// is told by nobody: the error that led here is the one to tell.
     pub(crate) fn take_back(&self) {
@@ -109,17 +128,34 @@ fn remove_empty_parents(dir: &OwnedFd, path: &str) {
 }
 
 fn remove_tree(dir: &OwnedFd, path: &str) -> Result<(), Errno> {
-    let deadline = Instant::now() + Duration::from_secs(2);
-    let mut pause = Duration::from_micros(200);
-    loop {
-        match unlinkat(dir, path, UnlinkatFlags::RemoveDir) {
-            Ok(()) | Err(Errno::ENOENT) => return Ok(()),
-            Err(Errno::EBUSY | Errno::ENOTEMPTY) if Instant::now() < deadline => {
-                remove_children(dir, path)?;
-                std::thread::sleep(pause);
-                pause = (pause * 2).min(Duration::from_millis(50));
+    Patience::new().remove(|| match unlinkat(dir, path, UnlinkatFlags::RemoveDir) {
+        Err(busy @ (Errno::EBUSY | Errno::ENOTEMPTY)) => remove_children(dir, path).and(Err(busy)),
+        done => done,
+    })
+}
+
+/// How long it may take until the last one in a cgroup is gone.
+struct Patience {
+    deadline: Instant,
+}
+
+impl Patience {
+    fn new() -> Self {
+        Self { deadline: Instant::now() + Duration::from_secs(2) }
+    }
+
+    /// Tries until it is gone, or its time is.
+    fn remove(&self, attempt: impl Fn() -> Result<(), Errno>) -> Result<(), Errno> {
+        let mut pause = Duration::from_micros(200);
+        loop {
+            match attempt() {
+                Ok(()) | Err(Errno::ENOENT) => return Ok(()),
+                Err(Errno::EBUSY | Errno::ENOTEMPTY) if Instant::now() < self.deadline => {
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(Duration::from_millis(50));
+                }
+                Err(error) => return Err(error),
             }
-            Err(error) => return Err(error),
         }
     }
 }

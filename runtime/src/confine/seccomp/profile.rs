@@ -315,6 +315,11 @@ impl Profile {
         if default == NOTIFY {
             return Err(SeccompError::NotifyByDefault);
         }
+        if section.listener_path.as_os_str().is_empty() && !section.listener_metadata.is_empty() {
+            // The specification forbids it; runc takes it, so there are profiles that have it.
+            let text = "linux.seccomp.listenerMetadata has nobody to go to without linux.seccomp.listenerPath";
+            warnings.push(format!("{text}; left out"));
+        }
         let mut profile = Self {
             default,
             flags: flags(section.flags.as_deref())?,

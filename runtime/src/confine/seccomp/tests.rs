@@ -134,6 +134,24 @@ fn a_twice_tested_argument_means_either() {
 }
 
 #[test]
+fn metadata_that_nobody_gets_is_told() {
+    let warnings = |text: &str| {
+        let section = serde_json::from_str(text).expect("json");
+        let mut warnings = Vec::new();
+        compile_for(Arch::X86_64, &section, &mut warnings).expect("compiles");
+        warnings
+    };
+    let told = warnings(r#"{"defaultAction":"SCMP_ACT_ALLOW","listenerMetadata":"what for"}"#);
+    assert!(told.len() == 1 && told[0].starts_with("linux.seccomp.listenerMetadata"), "{told:?}");
+    for quiet in [
+        r#"{"defaultAction":"SCMP_ACT_ALLOW","listenerMetadata":"what for","listenerPath":"/agent"}"#,
+        r#"{"defaultAction":"SCMP_ACT_ALLOW","listenerMetadata":""}"#,
+    ] {
+        assert_eq!(warnings(quiet), Vec::<String>::new(), "{quiet}");
+    }
+}
+
+#[test]
 fn refusals() {
     let rule = |rule: &str| format!(r#"{{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{{"names":["read"],{rule}}}]}}"#);
     let argument = |test: &str| rule(&format!(r#""action":"SCMP_ACT_TRAP","args":[{test}]"#));

@@ -205,6 +205,39 @@ fn create_in_the_hosts_pid_namespace_is_killed() {
     Life::new(bundle, nothing, CREATE, Victim::Runtime).cut(|_, _| {});
 }
 
+/// The cgroup's path is given to another container as well, which has it before, or gets it after the first one is deleted: that
+/// never ends the other.
+fn harms_nobody(bundle: &Bundle, _: &Trace) {
+    let (folder, other) = (bundle.path("bundle").display().to_string(), format!("{}-other", bundle.id));
+    let start = || {
+        let created =
+            quiet(bundle.command(&["create", "--bundle", &folder, &other])).status().expect("create").success();
+        if created {
+            bundle.ok(&["start", &other]);
+        }
+        created
+    };
+    let before = start();
+    bundle.ok(&["delete", "--force", &bundle.id]);
+    assert!(before || start(), "the cgroup is free now");
+    let state: serde_json::Value = serde_json::from_str(&bundle.ok(&["state", &other])).expect("json");
+    assert_eq!(state["status"], "running", "had it before: {before}");
+    bundle.ok(&["exec", &other, "true"]);
+    bundle.ok(&["delete", "--force", &other]);
+}
+
+#[test]
+fn create_is_killed_and_its_cgroup_is_given_to_another() {
+    for (own_pids, victim) in [(true, Victim::Runtime), (true, Victim::Both), (false, Victim::Runtime)] {
+        let Some(mut bundle) = busy() else { return };
+        if !own_pids {
+            let namespaces = json!([{"type": "mount"}, {"type": "ipc"}, {"type": "uts"}, {"type": "network"}]);
+            bundle = bundle.set("/linux/namespaces", namespaces);
+        }
+        Life::new(bundle, nothing, CREATE, victim).cut(harms_nobody);
+    }
+}
+
 #[test]
 fn start_is_killed() {
     let Some(bundle) = busy() else { return };
