@@ -9,6 +9,8 @@ TARGET := $(CURDIR)/target
 BIN    := $(TARGET)/bin
 # State of the stack that `make run` starts: a folder of its own, so that it disturbs nothing else on the machine.
 STATE  ?= $(CURDIR)/state
+# What the runtime says in --version: the commit of the last change to what it is made of, so that it is not built again for others.
+export BERTH_COMMIT := $(shell git log -1 --format=%h -- runtime Cargo.toml Cargo.lock 2>/dev/null)
 # The runtime suite runs on another runtime with RUNTIME=runc, or the path of one.
 RUNTIME ?=
 

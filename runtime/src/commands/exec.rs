@@ -19,8 +19,10 @@ use crate::confine::rdt;
 use crate::confine::seccomp::{self, Filter};
 use crate::confine::{labels, limits};
 use crate::launch::entry::{ChildError, Entrant, open_terminal, report_ready};
+use crate::launch::gate;
 use crate::launch::handshake::{Channel, Kind, Message, chain};
 use crate::launch::listener;
+use crate::launch::own_namespaces::Namespaces;
 use crate::launch::parent::{Guard, LaunchError, set_oom_score};
 use crate::launch::prepared::connect_console;
 use crate::plan::PlanError;
@@ -62,7 +64,8 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
     let listen_env = inherit::descriptors(context, parsed.number("preserve-fds")?.unwrap_or(0))?;
     let id = ContainerId::parse(id)?;
     let state = context.states.load(&id)?;
-    match context.states.status(&state)? {
+    let status = context.states.status(&state)?;
+    match status {
         Status::Created | Status::Running => {}
         Status::Paused if parsed.is_on("ignore-paused") => {}
         status => return Err(CommandError::WrongStatus { verb: "exec in", status }),
@@ -79,6 +82,10 @@ pub(super) fn run(context: &Context, arguments: &[String]) -> Result<u8, Command
         _ => {}
     }
     work.console = console.as_deref().map(connect_console).transpose()?;
+    if status == Status::Created && !nix::unistd::geteuid().is_root() {
+        // If it was started this very moment, they can be had as always.
+        work.shown = gate::namespaces(&context.states.gate(&id)).unwrap_or_default();
+    }
     let pidfd_socket = connect_pidfd_socket(parsed.path("pidfd-socket"))?;
     let system = |stage| move |errno| CommandError::System(stage, errno);
     let signals = if detach { None } else { Some(foreground::Signals::catch().map_err(system("catch signals"))?) };
@@ -168,6 +175,8 @@ struct Work {
     namespaces: u64,
     /// The container's first process.
     target: OwnedFd,
+    /// Its namespaces, where it had to show them.
+    shown: Namespaces,
     /// That process' pid.
     init: Pid,
     cgroup: Cgroup,
@@ -230,6 +239,7 @@ impl Work {
             seccomp,
             namespaces,
             target,
+            shown: Namespaces::default(),
             entrance: cgroup.enter(&below)?,
             cgroup,
             init: pid,
@@ -255,11 +265,11 @@ impl Work {
         // Takes effect for the child alone; whatever else the runtime does from here on needs no other child.
         let mut rest = self.namespaces & !NEWPID;
         if self.namespaces & NEWPID != 0 {
-            match sys::ns::enter(&self.target, NEWPID) {
+            match self.join(NEWPID) {
                 // An ordinary user has rights over the container only inside his own user namespace.
                 Err(Errno::EPERM) if rest & NEWUSER != 0 => {
                     rest &= !NEWUSER;
-                    sys::ns::enter(&self.target, NEWPID | NEWUSER)
+                    self.join(NEWPID | NEWUSER)
                 }
                 done => done,
             }
@@ -304,6 +314,11 @@ impl Work {
         }
     }
 
+    /// Joins namespaces of the container.
+    fn join(&self, namespaces: u64) -> Result<(), Errno> {
+        if self.shown.are_known() { self.shown.enter(namespaces) } else { sys::ns::enter(&self.target, namespaces) }
+    }
+
     /// The child inherits it. Returns our own one, to go back to.
     fn set_initial_affinity(&self) -> Result<Option<Vec<u64>>, Errno> {
         let Some(mask) = &self.process.affinity.initial else { return Ok(None) };
@@ -332,7 +347,7 @@ impl Work {
         if let Some(mask) = &self.process.affinity.last {
             sys::task::set_cpu_affinity(None, mask).map_err(step("set process.execCPUAffinity.final"))?;
         }
-        sys::ns::enter(&self.target, namespaces).map_err(step("join the container's namespaces"))?;
+        self.join(namespaces).map_err(step("join the container's namespaces"))?;
         if self.namespaces & NEWUSER != 0 {
             sys::creds::set_gid(0).map_err(step("become root of the user namespace"))?;
             sys::creds::set_uid(0).map_err(step("become root of the user namespace"))?;

@@ -281,7 +281,11 @@ fn print(text: &str) -> u8 {
 
 fn version() -> String {
     // The commit is what `docker info` shows; whoever builds a release says which it was.
-    let commit = option_env!("BERTH_COMMIT").unwrap_or(concat!("v", env!("CARGO_PKG_VERSION")));
+    let commit = match option_env!("BERTH_COMMIT") {
+        // Empty where there is no git.
+        None | Some("") => concat!("v", env!("CARGO_PKG_VERSION")),
+        Some(commit) => commit,
+    };
     format!("berth-runtime version {}\ncommit: {commit}\nspec: {VERSION}\n", env!("CARGO_PKG_VERSION"))
 }
 

@@ -24,10 +24,10 @@ use crate::args::{Flag, Order, Parsed, switch, value};
 use crate::confine::cgroup::Cgroup;
 use crate::confine::rdt;
 use crate::criu::rpc::{Message, kind, opt};
-use crate::criu::{self, Criu, CriuError, Step, outside};
+use crate::criu::{self, Criu, CriuError, Step, network, outside};
 use crate::launch::hooks;
 use crate::launch::prepared::connect_console;
-use crate::plan::libc_flag::{NEWNET, NEWNS, NEWPID};
+use crate::plan::libc_flag::{NEWNS, NEWPID};
 use crate::plan::mounts::{MountStep, Source};
 use crate::plan::{Options, Plan};
 use crate::rootfs::resolve::{self, Make};
@@ -197,9 +197,7 @@ impl<'a> Restorer<'a> {
         match step.name.as_str() {
             "setup-namespaces" => {
                 let (hooks, pid) = (&self.plan.hooks, step.pid);
-                if self.plan.namespaces.new & NEWNET != 0 {
-                    loopback_up(pid)?;
-                }
+                network::set_up(self.plan, Pid::from_raw(pid)).map_err(CriuError::from)?;
                 hooks::run("prestart", &hooks.prestart, &self.state, pid, Status::Creating)?;
                 hooks::run("createRuntime", &hooks.create_runtime, &self.state, pid, Status::Creating)?;
             }
@@ -232,14 +230,6 @@ impl<'a> Restorer<'a> {
             let _ = sys::process::wait(pid);
         }
     }
-}
-
-fn loopback_up(pid: i32) -> Result<(), CommandError> {
-    let failed = |errno| CommandError::System("set up the loopback interface of the restored network namespace", errno);
-    let path = format!("/proc/{pid}/ns/net");
-    let namespace =
-        nix::fcntl::open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).map_err(failed)?;
-    sys::netns::within(namespace.as_fd(), sys::netns::loopback_up).map_err(|error| failed(error.cause))?.map_err(failed)
 }
 
 fn open_root(plan: &Plan) -> Result<OwnedFd, CommandError> {

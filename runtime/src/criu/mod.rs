@@ -8,6 +8,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "criu and its logs are the host's")]
 
+pub(crate) mod network;
 pub(crate) mod outside;
 pub(crate) mod rpc;
 
@@ -50,6 +51,9 @@ pub(crate) enum CriuError {
         #[source]
         cause: Errno,
     },
+    /// The network of what is restored.
+    #[error(transparent)]
+    Network(#[from] network::NetworkError),
 }
 
 /// A step that criu has come to; it waits for the answer.

@@ -19,6 +19,7 @@ use sys::Errno;
 use super::entry::{ChildError, Entrant, open_terminal, report_ready, step};
 use super::handshake::{Channel, Kind, chain};
 use super::hooks;
+use super::own_namespaces::Namespaces;
 use super::prepared::{Prepared, Wait};
 use crate::confine::cgroup::{self, Cgroup};
 use crate::confine::{labels, limits};
@@ -223,7 +224,14 @@ impl Child<'_> {
             Wait::Gate(gate) => Some(gate),
             Wait::Parent => None,
         };
-        let keep: Vec<_> = gate.into_iter().chain(&prepared.console).chain(&terminal).map(AsFd::as_fd).collect();
+        // An ordinary user's `exec` has no other way to them.
+        let own = match gate {
+            Some(_) if prepared.sources.is_none() => Namespaces::open(&prepared.proc, &plan.namespaces),
+            _ => Ok(Namespaces::default()),
+        };
+        let own = own.map_err(step("open own namespaces"))?;
+        let keep = gate.into_iter().chain(&prepared.console).chain(&terminal).map(AsFd::as_fd);
+        let keep: Vec<_> = keep.chain(own.descriptors()).collect();
         let settled = {
             let entrant =
                 Entrant { process: &plan.process, seccomp: plan.seccomp.as_ref(), proc: &prepared.proc, channel };
@@ -233,7 +241,7 @@ impl Child<'_> {
         sys::process::set_parent_death_signal(None).map_err(step("set parent death signal"))?;
         report_ready(channel, prepared.console.as_ref(), terminal)?;
         match &prepared.wait {
-            Wait::Gate(gate) => *channel = super::gate::wait(gate).map_err(step("wait for start"))?,
+            Wait::Gate(gate) => *channel = super::gate::wait(gate, &own).map_err(step("wait for start"))?,
             Wait::Parent => drop(channel.expect(Kind::Start).map_err(step("wait for start"))?),
         }
         hooks::run("startContainer", &plan.hooks.start_container, self.state, pid, Status::Created)?;

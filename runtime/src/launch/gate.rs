@@ -15,6 +15,7 @@ use nix::sys::stat::Mode;
 use sys::Errno;
 
 use super::handshake::{Channel, Kind};
+use super::own_namespaces::Namespaces;
 
 /// An address below the folder's descriptor: paths of sockets end at 108 bytes, and roots may be longer.
 pub(super) fn address(path: &Path) -> Result<(OwnedFd, UnixAddr), Errno> {
@@ -54,20 +55,28 @@ pub(crate) fn start(channel: &Channel) -> Result<bool, Errno> {
     Ok(channel.receive()?.is_some_and(|message| message.kind == Kind::Start))
 }
 
+/// Asks the process behind the gate for its namespaces.
+pub(crate) fn namespaces(path: &Path) -> Result<Namespaces, Errno> {
+    let channel = connect(path)?;
+    channel.send(Kind::Namespaces, "")?;
+    channel.receive()?.map_or(Ok(Namespaces::default()), Namespaces::take)
+}
+
 /// Waits behind the gate until somebody says Start. Those who only look whether we are here say nothing.
-pub(crate) fn wait(gate: &OwnedFd) -> Result<Channel, Errno> {
+pub(crate) fn wait(gate: &OwnedFd, own: &Namespaces) -> Result<Channel, Errno> {
     loop {
         let visitor = match accept4(gate.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
             Err(Errno::EINTR | Errno::ECONNABORTED) => continue,
             other => other?,
         };
         let visitor = Channel::from_fd(sys::fd::take_inherited(visitor)?);
-        if let Ok(Some(message)) = visitor.receive()
-            && message.kind == Kind::Start
+        match visitor.receive() {
             // Others may have said it too: only this one is told that it was heard. If it is gone, nobody has started anything.
-            && visitor.send(Kind::Start, "").is_ok()
-        {
-            return Ok(visitor);
+            Ok(Some(message)) if message.kind == Kind::Start && visitor.send(Kind::Start, "").is_ok() => {
+                return Ok(visitor);
+            }
+            Ok(Some(message)) if message.kind == Kind::Namespaces => own.show(&visitor),
+            _ => {}
         }
     }
 }
@@ -83,8 +92,11 @@ mod tests {
         std::fs::create_dir(&deep).expect("folder");
         let path = deep.join("gate");
         let gate = build(&path).expect("gate");
-        let waiting = std::thread::spawn(move || wait(&gate).map(|visitor| visitor.send(Kind::Failed, "no").is_ok()));
+        let waiting = std::thread::spawn(move || {
+            wait(&gate, &Namespaces::default()).map(|visitor| visitor.send(Kind::Failed, "no").is_ok())
+        });
         drop(connect(&path).expect("a look"));
+        assert!(!namespaces(&path).expect("an answer").are_known());
         let starter = connect(&path).expect("connect");
         let late = connect(&path).expect("connect");
         assert_eq!(start(&starter), Ok(true));

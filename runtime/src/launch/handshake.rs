@@ -40,9 +40,11 @@ pub(crate) enum Kind {
     Listener = b'l' as isize,
     /// Parent, or `start`: go.
     Start = b's' as isize,
+    /// `exec`: which are your namespaces? Child: these.
+    Namespaces = b'a' as isize,
 }
 
-const ALL: [Kind; 13] = [
+const ALL: [Kind; 14] = [
     Kind::NeedMaps,
     Kind::Mapped,
     Kind::NetDevices,
@@ -56,6 +58,7 @@ const ALL: [Kind; 13] = [
     Kind::Ready,
     Kind::Listener,
     Kind::Start,
+    Kind::Namespaces,
 ];
 
 /// One message.

@@ -12,6 +12,7 @@ pub(crate) mod handshake;
 pub(crate) mod hooks;
 pub(crate) mod id_maps;
 pub(crate) mod listener;
+pub(crate) mod own_namespaces;
 pub(crate) mod parent;
 pub(crate) mod prepared;
 pub(crate) mod protect;

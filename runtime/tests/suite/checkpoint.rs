@@ -359,3 +359,48 @@ fn a_failed_restore_leaves_nothing() {
         assert!(Path::new(&bundle.path("images/restore.log")).exists());
     }
 }
+
+/// criu leaves the network namespace empty; config.json says what is to be in it.
+#[test]
+fn the_network_is_set_up_again() {
+    let Some(bundle) = Bundle::new() else { return };
+    if !criu() {
+        return;
+    }
+    let bundle = bundle
+        .shell("sleep 1000")
+        .set("/linux/sysctl", json!({"net.ipv4.ip_default_ttl": "77", "net/ipv4/conf/lan0/forwarding": "1"}))
+        .set("/linux/netDevices", json!({"suite0": {"name": "lan0"}}));
+    bundle.write_config();
+    let link = "ip link add suite0 type dummy && ip addr add 192.0.2.7/24 dev suite0";
+    let works = Command::new("unshare").args(["-n", "sh", "-c", link]).output().expect("unshare runs");
+    if !works.status.success() {
+        println!("skipped: needs unshare, ip and dummy links: {}", texts(&works).1);
+        return;
+    }
+    let folder = bundle.path("bundle").display().to_string();
+    let seen = "busybox ip addr show dev lan0; cd /proc/sys/net/ipv4; cat ip_default_ttl conf/lan0/forwarding";
+    // A dummy link goes with its namespace, so there has to be another one.
+    let script = format!(
+        "set -e; {link}
+         \"$@\" run --detach --bundle {folder} {id} > /dev/null 2>&1 < /dev/null
+         \"$@\" checkpoint --image-path {images} {id}
+         if \"$@\" restore --detach --image-path {images} --bundle {folder} {id} 2> {without}; then exit 3; fi > /dev/null
+         {link}
+         \"$@\" restore --detach --image-path {images} --bundle {folder} {id} > /dev/null 2>&1 < /dev/null
+         \"$@\" exec {id} sh -c '{seen}'",
+        id = bundle.id,
+        images = images(&bundle),
+        without = bundle.path("without").display(),
+    );
+    let runtime = bundle.command(&[]);
+    let mut all = Command::new("unshare");
+    all.args(["-n", "sh", "-c", &script, "sh"]).arg(runtime.get_program()).args(runtime.get_args());
+    let output = all.output().expect("unshare runs");
+    let (stdout, stderr) = texts(&output);
+    let without = std::fs::read_to_string(bundle.path("without")).unwrap_or_default();
+    assert!(output.status.success(), "{stdout}\n{stderr}\n{without}");
+    assert!(without.contains("\"suite0\" is not in the runtime's network namespace"), "{without}");
+    assert!(stdout.contains("192.0.2.7/24") && stdout.contains(",UP"), "{stdout}");
+    assert!(stdout.ends_with("\n77\n1"), "{stdout}");
+}

@@ -31,6 +31,11 @@ fn versions_are_what_callers_parse() {
         for prefix in ["commit: ", "spec: "] {
             assert!(text.lines().any(|line| line.strip_prefix(prefix).is_some_and(|rest| !rest.is_empty())), "{text}");
         }
+        // Built together, unless RUNTIME names another one.
+        let built_here = std::env::var_os("RUNTIME").is_none_or(|name| name.is_empty());
+        if let Some(commit) = option_env!("BERTH_COMMIT").filter(|commit| built_here && !commit.is_empty()) {
+            assert!(text.contains(&format!("commit: {commit}\n")), "{text}");
+        }
     }
 }
 

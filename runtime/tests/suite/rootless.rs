@@ -214,7 +214,15 @@ fn a_whole_life() {
     let mut create = user.command(&["create", &id]);
     assert!(create.stdout(Stdio::null()).stderr(Stdio::null()).status().expect("create").success());
     assert_eq!(user.status(), "created");
-    user.ok(&["delete", &id]);
+    let namespaces = "for name in pid user mnt uts; do readlink /proc/self/ns/$name; done";
+    let inside = user.ok(&["exec", &id, "sh", "-c", &format!("id -u; hostname; {namespaces}")]);
+    assert_eq!(inside.lines().take(2).collect::<Vec<_>>(), ["0", "berth"], "{inside}");
+    let again = user.ok(&["exec", &id, "sh", "-c", namespaces]);
+    assert_eq!(inside.lines().skip(2).collect::<Vec<_>>(), again.lines().collect::<Vec<_>>());
+    assert_eq!(user.status(), "created");
+    user.ok(&["start", &id]);
+    assert_eq!(user.ok(&["exec", &id, "sh", "-c", namespaces]), again, "of the same container");
+    user.ok(&["delete", "--force", &id]);
     user.start();
     user.ok(&["delete", "--force", &id]);
     user.bundle.assert_nothing_left();
