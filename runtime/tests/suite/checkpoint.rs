@@ -372,23 +372,26 @@ fn the_network_is_set_up_again() {
         .set("/linux/sysctl", json!({"net.ipv4.ip_default_ttl": "77", "net/ipv4/conf/lan0/forwarding": "1"}))
         .set("/linux/netDevices", json!({"suite0": {"name": "lan0"}}));
     bundle.write_config();
-    let link = "ip link add suite0 type dummy && ip addr add 192.0.2.7/24 dev suite0";
-    let works = Command::new("unshare").args(["-n", "sh", "-c", link]).output().expect("unshare runs");
+    let link =
+        |peer: &str| format!("ip link add suite0 type veth peer name {peer} && ip addr add 192.0.2.7/24 dev suite0");
+    let works = Command::new("unshare").args(["-n", "sh", "-c", &link("suite1")]).output().expect("unshare runs");
     if !works.status.success() {
-        println!("skipped: needs unshare, ip and dummy links: {}", texts(&works).1);
+        println!("skipped: needs unshare, ip and veth: {}", texts(&works).1);
         return;
     }
     let folder = bundle.path("bundle").display().to_string();
     let seen = "busybox ip addr show dev lan0; cd /proc/sys/net/ipv4; cat ip_default_ttl conf/lan0/forwarding";
-    // A dummy link goes with its namespace, so there has to be another one.
+    // Such a link goes with its namespace, so there has to be another one.
     let script = format!(
-        "set -e; {link}
+        "set -e; ip link set lo up; {}
          \"$@\" run --detach --bundle {folder} {id} > /dev/null 2>&1 < /dev/null
          \"$@\" checkpoint --image-path {images} {id}
          if \"$@\" restore --detach --image-path {images} --bundle {folder} {id} 2> {without}; then exit 3; fi > /dev/null
-         {link}
+         {}
          \"$@\" restore --detach --image-path {images} --bundle {folder} {id} > /dev/null 2>&1 < /dev/null
          \"$@\" exec {id} sh -c '{seen}'",
+        link("suite1"),
+        link("suite2"),
         id = bundle.id,
         images = images(&bundle),
         without = bundle.path("without").display(),
