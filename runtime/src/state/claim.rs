@@ -11,11 +11,11 @@
 //! ```
 
 use std::fs;
+use std::io::ErrorKind::{AlreadyExists, NotFound, StorageFull};
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
 use nix::unistd::Pid;
-use sys::Errno;
 
 use super::{Entry, StateDir, StateError, io};
 use crate::state::ContainerId;
@@ -48,9 +48,9 @@ impl Entry {
     pub(crate) fn claim(&self, process: Option<(Pid, u64)>) -> Result<(), StateError> {
         let (pid, start_time) = process.map_or((0, 0), |(pid, start_time)| (pid.as_raw(), start_time));
         let text = format!("{pid} {start_time}");
-        nix::unistd::symlinkat(text.as_str(), &self.folder, CLAIM).map_err(|errno| match errno {
-            Errno::EEXIST | Errno::ENOENT => StateError::Deleted(self.dir.clone()),
-            errno => io("make", &self.dir.join(CLAIM))(errno.into()),
+        symlink(text, self.inside().join(CLAIM)).map_err(|error| match error.kind() {
+            AlreadyExists | NotFound => StateError::Deleted(self.dir.clone()),
+            _ => io("make", &self.dir.join(CLAIM))(error),
         })
     }
 
@@ -66,7 +66,6 @@ impl Entry {
 impl StateDir {
     /// Settles what a container without a pid has: after that nothing more can be claimed.
     pub(crate) fn settle(&self, id: &ContainerId) -> Result<Claim, StateError> {
-        use std::io::ErrorKind::{AlreadyExists, NotFound, StorageFull};
         let path = self.dir(id).join(CLAIM);
         match symlink(NOBODY, &path) {
             Ok(()) => Ok(Claim::Nothing),
