@@ -28,6 +28,8 @@ use std::{
 pub struct Setup {
     /// Further arguments of the engine.
     pub engine_args: Vec<String>,
+    /// Debian's containerd instead of Berth's supervisor, on the same socket.
+    pub containerd: bool,
     /// A folder that already holds a data root, for stacks that start on what others left.
     pub folder: Option<PathBuf>,
 }
@@ -152,14 +154,17 @@ impl Stack {
     }
 
     fn daemon(&self, name: &str, args: &[String]) -> Child {
+        let roots = [OsStr::new("--data-root"), self.data_root().as_os_str(), OsStr::new("--run-root")]
+            .map(OsStr::to_owned)
+            .into_iter()
+            .chain([self.run_root().into_os_string()]);
+        self.spawn(name, Command::new(program(name)).args(roots).args(args))
+    }
+
+    fn spawn(&self, name: &str, command: &mut Command) -> Child {
         let log =
             fs::OpenOptions::new().create(true).append(true).open(self.path().join(format!("{name}.log"))).unwrap();
-        Command::new(program(name))
-            .arg("--data-root")
-            .arg(self.data_root())
-            .arg("--run-root")
-            .arg(self.run_root())
-            .args(args)
+        command
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -171,9 +176,23 @@ impl Stack {
 
     /// Starts the supervisor and waits for its socket.
     pub fn start_supervisor(&self) {
-        *self.supervisor.lock().unwrap() = Some(self.daemon("berth-supervisor", &[]));
+        let daemon = if self.setup.containerd { self.containerd() } else { self.daemon("berth-supervisor", &[]) };
+        *self.supervisor.lock().unwrap() = Some(daemon);
         let socket = self.supervisor_socket();
         self.await_daemon("supervisor answers", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
+    }
+
+    fn containerd(&self) -> Child {
+        let at = |name: &str| self.path().join(name);
+        fs::create_dir_all(self.run_root()).unwrap();
+        let config = format!(
+            "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = {:?}\n",
+            at("containerd-root"),
+            at("containerd-state"),
+            self.supervisor_socket(),
+        );
+        fs::write(at("containerd.toml"), config).unwrap();
+        self.spawn("containerd", Command::new("containerd").arg("--config").arg(at("containerd.toml")))
     }
 
     /// Starts the engine and waits until it answers.
@@ -227,7 +246,7 @@ impl Stack {
 
     /// The last lines of both daemons' logs.
     pub fn logs(&self) -> String {
-        ["berth-engine", "berth-supervisor"]
+        ["berth-engine", if self.setup.containerd { "containerd" } else { "berth-supervisor" }]
             .map(|name| {
                 let text = fs::read_to_string(self.path().join(format!("{name}.log"))).unwrap_or_default();
                 let lines: Vec<_> = text.lines().collect();

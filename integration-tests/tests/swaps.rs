@@ -31,6 +31,48 @@ fn engine_runs_containers_on_runc() {
     stack.berth(["rm", "-f", "box"]).success();
 }
 
+/// Debian's containerd in the supervisor's place, with its own shim: images that are there run; pulling is refused with the
+/// reason. What the engine writes of their output is complete, whatever becomes of the engine.
+#[test]
+fn engine_runs_containers_on_containerd() {
+    if ["containerd", "ctr", "containerd-shim-runc-v2", "runc"].iter().any(|name| peer_or_skip(name).is_none()) {
+        return;
+    }
+    let stack = Stack::start_with(Setup { containerd: true, ..Setup::default() });
+    let refused = stack.berth(["pull", "127.0.0.1:1/nothing"]);
+    assert!(refused.code() != 0 && refused.stderr().contains("transfer service"), "{refused}");
+    let archive = images::busybox_archive(stack.path());
+    // Not unpacked: the engine sees to that.
+    stack.ctr(["-n", "berth", "images", "import", "--no-unpack", archive.to_str().unwrap()]).success();
+    assert!(stack.berth(["images"]).success().stdout().contains("busybox"));
+    let hello = stack.berth(["run", "--rm", "busybox", "sh", "-c", "echo out; echo err >&2; exit 6"]).expect_code(6);
+    assert_eq!((hello.stdout(), hello.stderr()), ("out".into(), "err".into()));
+    let mut cat = stack.client(program("berth"));
+    let typed = run_with(cat.args(["run", "-i", "--rm", "busybox", "cat"]), b"typed\n", Duration::from_secs(60));
+    assert_eq!((typed.code(), typed.stdout()), (0, "typed".into()), "{typed}");
+    let script = "i=0; while test $i -lt 300; do i=$((i+1)); echo line $i; usleep 5000; done; exit 9";
+    stack.berth(["run", "-d", "--name", "box", "busybox", "sh", "-c", script]).success();
+    assert_eq!(stack.berth(["exec", "box", "echo", "in"]).success().stdout(), "in");
+    let mut cat = stack.client(program("berth"));
+    let typed = run_with(cat.args(["exec", "-i", "box", "cat"]), b"more", Duration::from_secs(60));
+    assert_eq!((typed.code(), typed.stdout()), (0, "more".into()), "{typed}");
+    stack.kill_engine();
+    stack.start_engine();
+    stack.kill_supervisor();
+    stack.start_supervisor();
+    assert_eq!(stack.berth(["wait", "box"]).success().stdout(), "9");
+    let expected: Vec<_> = (1..=300).map(|number| format!("line {number}")).collect();
+    assert_eq!(stack.berth(["logs", "box"]).success().stdout(), expected.join("\n"));
+    stack.berth(["rm", "box"]).success();
+    stack.berth(["run", "-d", "--name", "tty", "-t", "busybox", "sh", "-c", "tty; sleep 1000"]).success();
+    eventually_within(Duration::from_secs(10), "the terminal's name is in the log", || {
+        stack.berth(["logs", "tty"]).stdout().contains("/dev/pts/0").then_some(())
+    });
+    stack.berth(["stop", "-t", "0", "tty"]).success();
+    stack.berth(["start", "tty"]).success();
+    stack.berth(["rm", "-f", "tty"]).success();
+}
+
 #[test]
 fn ctr_runs_containers_on_the_supervisor() {
     if peer_or_skip("ctr").is_none() {

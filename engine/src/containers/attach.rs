@@ -127,6 +127,12 @@ pub fn dismiss_waiting(container: &Container, error: &ApiError) {
 
 async fn connect(app: &Arc<App>, id: &str, waiting: Waiting) {
     let Waiting { fifos, mut ends, close_stdin, joined } = waiting;
+    if let Some(relay) = app.containers.relays.get(id) {
+        let attached = relay.attach(&app.supervisor, id, &fifos, close_stdin).and_then(|()| fifos.settle(&mut ends));
+        let failed = |e| ApiError::internal(format!("attach to {id}: open FIFOs: {e}"));
+        let _ = joined.send(attached.map(|()| ends).map_err(failed));
+        return;
+    }
     let request = AttachRequest {
         container_id: id.to_owned(),
         exec_id: String::new(),

@@ -13,9 +13,9 @@ use crate::{
     app::App,
     http::{ApiError, ApiResult},
     ids,
-    images::ResolvedImage,
+    images::{ResolvedImage, unpack},
     networks::NetworkKind,
-    supervisor::client::SNAPSHOTTER,
+    supervisor::{Client, client::SNAPSHOTTER},
     time::Timestamp,
     volumes::copy_tree,
 };
@@ -120,7 +120,7 @@ pub async fn create(
     };
     undo.snapshot = true;
     let folder = app.containers.folder_of(&id);
-    let (snapshot, kept) = tokio::join!(prepare_snapshot(app, &record), async {
+    let (snapshot, kept) = tokio::join!(prepare_snapshot(app, &record, &image), async {
         DirBuilder::new().recursive(true).mode(0o710).create(&folder).map_err(|e| ApiError::unexpected(&e))?;
         app.containers.store.put(&record).await.map_err(|e| ApiError::unexpected(&e))
     });
@@ -329,7 +329,7 @@ fn is_empty(folder: &Path) -> bool {
     std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
 }
 
-async fn prepare_snapshot(app: &App, record: &Record) -> ApiResult<Vec<Mount>> {
+async fn prepare_snapshot(app: &App, record: &Record, image: &ResolvedImage) -> ApiResult<Vec<Mount>> {
     let labels = HashMap::from([
         // Nothing of the supervisor's refers to the snapshot before the first start.
         ("containerd.io/gc.root".to_owned(), record.created.to_string()),
@@ -341,10 +341,18 @@ async fn prepare_snapshot(app: &App, record: &Record) -> ApiResult<Vec<Mount>> {
         parent: record.chain_id.clone(),
         labels,
     };
-    let answer = app
-        .supervisor
-        .retry(request.clone(), |client, request| async move { client.snapshots().prepare(request).await })
-        .await;
+    let prepare = async || {
+        let call = |client: Client, request| async move { client.snapshots().prepare(request).await };
+        app.supervisor.retry(request.clone(), call).await
+    };
+    let answer = match prepare().await {
+        // Fetched by somebody who didn't unpack it.
+        Err(error) if error.is_not_found() && !record.chain_id.is_empty() => {
+            unpack::missing_layers(&app.supervisor, &record.config.image, &image.content).await?;
+            prepare().await
+        }
+        answer => answer,
+    };
     match answer {
         Ok(answer) => Ok(answer.mounts),
         Err(error) => {

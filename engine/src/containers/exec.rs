@@ -20,7 +20,9 @@ use crate::{
     time::Timestamp,
 };
 use proto::{
-    containerd::services::tasks::v1::{DeleteProcessRequest, ExecProcessRequest, KillRequest, StartRequest},
+    containerd::services::tasks::v1::{
+        CloseIoRequest, DeleteProcessRequest, ExecProcessRequest, KillRequest, StartRequest,
+    },
     kind::chain,
     stdio::{FifoReader, StdioUri},
     typeurl,
@@ -255,9 +257,11 @@ async fn launch(app: &Arc<App>, exec: &Arc<Exec>, record: &Record, options: Exec
     };
     let (fifos, mut ends) = Fifos::make(&app.containers.streams, &exec.id, wants)
         .map_err(|e| ApiError::internal(format!("exec in container {}: make FIFOs: {e}", record.name)))?;
-    // Output never waits for us: if the engine dies the process goes on.
+    // Output never waits for us: if the engine dies the process goes on. Other shims know plain paths only.
+    let plain = app.containers.relays.get(&record.id).is_some();
     let uri = |path: &str, reader| match path {
         "" => String::new(),
+        path if plain => path.to_owned(),
         path => StdioUri::Fifo { path: PathBuf::from(path), reader }.to_string(),
     };
     let request = ExecProcessRequest {
@@ -275,6 +279,17 @@ async fn launch(app: &Arc<App>, exec: &Arc<Exec>, record: &Record, options: Exec
     fifos
         .settle(&mut ends)
         .map_err(|e| ApiError::internal(format!("exec in container {}: open stdin: {e}", record.name)))?;
+    if plain && wants.stdin {
+        // Such a shim holds a writing end of its own, and lets go of it only when told.
+        let end = ends.input_end();
+        let client = app.supervisor.clone();
+        let request = CloseIoRequest { container_id: record.id.clone(), exec_id: exec.id.clone(), stdin: true };
+        tokio::spawn(async move {
+            let _ = end.await;
+            // A process that has ended has no stdin to close.
+            let _ = client.tasks().close_io(request).await;
+        });
+    }
     Ok((started.into_inner().pid, ends))
 }
 

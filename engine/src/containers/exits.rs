@@ -143,6 +143,8 @@ async fn finish(app: &Arc<App>, container: &Arc<Container>, exit: Exit) {
             warn!(id, error = %chain(&error), "exit not kept");
         }
         start::delete_task(app, &container.id).await;
+        // The shim has written all of the output by now.
+        app.containers.relays.end(&container.id).await;
     };
     tokio::join!(detach, bury);
     let (restart, remove) = {
@@ -231,6 +233,12 @@ async fn compare(app: &Arc<App>, first: bool) -> Result<(), SupervisorError> {
     let mut tasks: HashMap<String, Process> = tasks.into_iter().map(|task| (name_of(&task), task)).collect();
     for container in app.containers.all() {
         let task = tasks.remove(&container.id);
+        if first {
+            let record = container.record();
+            if let Err(error) = app.containers.relays.resume(&record.id, &start::relay_plan(app, &record)) {
+                warn!(id = ids::short(&record.id), %error, "output is not relayed any more");
+            }
+        }
         compare_one(app, &container, task, first).await;
     }
     if first {
@@ -297,6 +305,7 @@ async fn compare_one(app: &Arc<App>, container: &Arc<Container>, task: Option<Pr
                 (true, _) => info!(id, pid = task.pid, "adopted in the middle of its start"),
                 (false, _) => {
                     start::delete_task(app, &container.id).await;
+                    app.containers.relays.end(&container.id).await;
                     forget_endpoint(app, container).await;
                 }
             }
@@ -364,6 +373,7 @@ fn sweep_folders(app: &App) {
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }
+    app.containers.relays.sweep();
     // FIFOs whose engine died before the shim had opened them.
     for entry in std::fs::read_dir(&app.containers.streams).into_iter().flatten().flatten() {
         let _ = std::fs::remove_dir_all(entry.path());

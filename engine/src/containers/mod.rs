@@ -22,11 +22,13 @@ pub mod names;
 pub mod ports;
 pub mod record;
 pub mod register;
+pub mod relay;
 pub mod remove;
 pub mod restart;
 pub mod rules;
 pub mod seccomp;
 pub mod security;
+pub mod shims;
 pub mod signal;
 pub mod spec;
 pub mod start;
@@ -157,6 +159,8 @@ pub struct Containers {
     pub folder: PathBuf,
     /// `R/engine/streams`: FIFOs while they are being opened.
     pub streams: PathBuf,
+    /// Stdio of containers whose shim isn't Berth's.
+    pub relays: relay::Relays,
     table: Mutex<Table>,
     execs: Mutex<HashMap<String, Arc<Exec>>>,
     /// passwd and group files of images, by the name of their topmost snapshot.
@@ -178,7 +182,9 @@ impl Containers {
             table.names.insert(record.name.clone(), record.id.clone());
             table.by_id.insert(record.id.clone(), Arc::new(Container::new(record)));
         }
-        Self { store, folder, streams, table: Mutex::new(table), execs: Mutex::default(), users: Mutex::default() }
+        let relays = relay::Relays::new(streams.with_file_name("relays"));
+        let (execs, users) = (Mutex::default(), Mutex::default());
+        Self { store, folder, streams, relays, table: Mutex::new(table), execs, users }
     }
 
     /// Finds by full id, name, or unique beginning of an id.

@@ -4,6 +4,7 @@ use super::{
     Container,
     layers::Layers,
     record::Record,
+    shims,
     spec::{self, Surroundings},
     users::{self, Database, User},
     validate::words,
@@ -29,9 +30,6 @@ use proto::{
     typeurl,
 };
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
-
-/// The shim's runtime type.
-const SHIM: &str = "io.containerd.berth.v1";
 
 /// Tells the supervisor what is to run. Gives the mounts of the root file system.
 pub async fn register(
@@ -74,12 +72,14 @@ pub async fn register(
         unified_cgroups: app.unified_cgroups,
     };
     let spec = spec::build(record, &around)?;
+    let choice = choice(app, record).await?;
+    let options = Options { binary_name: choice.runtime.clone(), ..Options::default() };
     let spec = serde_json::to_vec(&spec).map_err(|e| ApiError::unexpected(&e))?;
     let entry = SupervisorContainer {
         id: record.id.clone(),
         labels: HashMap::from([(super::create::LABEL.to_owned(), record.id.clone())]),
         image: record.config.image.clone(),
-        runtime: Some(Runtime { name: SHIM.into(), options: Some(typeurl::pack(&options(app, record))) }),
+        runtime: Some(Runtime { name: choice.shim.clone(), options: Some(typeurl::pack(&options)) }),
         spec: Some(typeurl::pack_json(typeurl::SPEC, spec)),
         snapshotter: SNAPSHOTTER.into(),
         snapshot_key: record.id.clone(),
@@ -111,12 +111,10 @@ pub async fn register(
     Ok(snapshot)
 }
 
-fn options(app: &App, record: &Record) -> Options {
-    let chosen = match record.host.runtime.as_str() {
-        "" | SHIM => app.config.runtime.as_str(),
-        name => name,
-    };
-    Options { binary_name: chosen.to_owned(), ..Options::default() }
+/// The shim and the runtime of a container.
+pub async fn choice(app: &App, record: &Record) -> ApiResult<shims::Choice> {
+    let attaches = app.supervisor.attaches().await.map_err(|e| ApiError::of(e.kind(), &e))?;
+    Ok(shims::choose(&record.host.runtime, &app.config.runtime, attaches))
 }
 
 /// Who the process runs as. The files of an image are read once; those of a container that ran before may have changed.

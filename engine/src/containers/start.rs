@@ -10,7 +10,8 @@
 use super::{
     Container, Exit, attach, exits, files, log_config, ports,
     record::{Phase, Record},
-    register::register,
+    register::{self, register},
+    relay,
     rules::{Operation, decide},
     validate::{self, words},
 };
@@ -159,12 +160,16 @@ async fn launch(app: &Arc<App>, container: &Arc<Container>, record: Record) -> A
     }
     // The record must know of the endpoint before the process can live: an engine that dies in between finds both.
     let current = container.record();
-    let (created, kept) = tokio::join!(create_task(app, &record, snapshot), app.containers.store.put(&current));
+    let stdio = stdio(app, &record).await?;
+    let (created, kept) = tokio::join!(create_task(app, &record, snapshot, stdio), app.containers.store.put(&current));
     let name = &record.name;
     undo.task = created.is_ok();
     created.map_err(|error| refused(name, &record, &error))?;
     kept.map_err(|e| ApiError::unexpected(&e))?;
     let created = begun.elapsed();
+    if let Some(relay) = app.containers.relays.get(&record.id) {
+        relay.settle();
+    }
     attach::connect_waiting(app, container).await;
     let request = StartRequest { container_id: record.id.clone(), exec_id: String::new() };
     let answer = app.supervisor.tasks().start(request).await.map_err(SupervisorError::from);
@@ -203,6 +208,7 @@ impl Drop for Undo {
             if task {
                 delete_task(&app, &id).await;
             }
+            app.containers.relays.end(&id).await;
             if let Some(endpoint) = endpoint {
                 detach_network(&app, &id, endpoint).await;
             }
@@ -298,15 +304,46 @@ async fn attach_network(app: &Arc<App>, record: &Record, kind: NetworkKind) -> A
     tokio::task::spawn_blocking(work).await.map_err(|e| ApiError::unexpected(&e))?
 }
 
-async fn create_task(app: &App, record: &Record, rootfs: Vec<Mount>) -> Result<(), SupervisorError> {
+/// What a task's stdio fields say: a log that Berth's shim writes and a stdin that attachments feed, or FIFOs of a relay.
+async fn stdio(app: &App, record: &Record) -> ApiResult<relay::Paths> {
+    let attaches = app.supervisor.attaches().await.map_err(|e| ApiError::of(e.kind(), &e))?;
+    if !register::choice(app, record).await?.attaches(attaches) {
+        let made = app.containers.relays.make(&record.id, &relay_plan(app, record));
+        let failed = |e| ApiError::internal(format!("start container {}: make FIFOs: {e}", record.name));
+        return made.map(|relay| relay.paths.clone()).map_err(failed);
+    }
     let driver = log_config::parse(&record.host.log_config).unwrap_or(log_config::LogDriver::None);
     let log = driver.uri(&app.containers.log_of(&record.id));
-    let request = CreateTaskRequest {
-        container_id: record.id.clone(),
-        rootfs,
+    Ok(relay::Paths {
         stdin: if record.config.open_stdin { "attach:".into() } else { String::new() },
         stdout: log.clone(),
         stderr: if record.config.tty { String::new() } else { log },
+    })
+}
+
+/// What the relay of a container carries, if it needs one.
+pub fn relay_plan(app: &App, record: &Record) -> relay::Plan {
+    let log = match log_config::parse(&record.host.log_config) {
+        Ok(log_config::LogDriver::JsonFile { max_size, max_files }) => {
+            Some(relay::LogPlace { path: app.containers.log_of(&record.id), max_size, max_files })
+        }
+        _ => None,
+    };
+    relay::Plan { tty: record.config.tty, stdin: record.config.open_stdin, log }
+}
+
+async fn create_task(
+    app: &App,
+    record: &Record,
+    rootfs: Vec<Mount>,
+    stdio: relay::Paths,
+) -> Result<(), SupervisorError> {
+    let request = CreateTaskRequest {
+        container_id: record.id.clone(),
+        rootfs,
+        stdin: stdio.stdin,
+        stdout: stdio.stdout,
+        stderr: stdio.stderr,
         terminal: record.config.tty,
         ..CreateTaskRequest::default()
     };

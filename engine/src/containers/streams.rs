@@ -60,6 +60,17 @@ pub struct Ends {
     stdin: Option<pipe::Sender>,
     stdout: Option<pipe::Receiver>,
     stderr: Option<pipe::Receiver>,
+    /// Dropped with stdin.
+    input: Option<oneshot::Sender<()>>,
+}
+
+impl Ends {
+    /// Something that ends with the client's input.
+    pub fn input_end(&mut self) -> oneshot::Receiver<()> {
+        let (input, end) = oneshot::channel();
+        self.input = Some(input);
+        end
+    }
 }
 
 impl Drop for Fifos {
@@ -157,12 +168,13 @@ pub async fn pump(
 ) -> (Ended, OwnedWriteHalf) {
     let (mut reader, mut writer) = client.stream.into_split();
     let stdin = ends.stdin.take();
+    let told = ends.input.take();
     let ended = tokio::select! {
         written = copy_output(&mut ends, &mut writer, framing) => match written {
             Ok(()) => Ended::Output,
             Err(_) => Ended::Client,
         },
-        ended = copy_input(&mut reader, client.early, stdin, keys.as_mut()) => ended,
+        ended = copy_input(&mut reader, client.early, (stdin, told), keys.as_mut()) => ended,
         _ = over => Ended::Over,
     };
     if ended == Ended::Over {
@@ -176,7 +188,7 @@ pub async fn pump(
 async fn copy_input(
     reader: &mut OwnedReadHalf,
     early: Bytes,
-    mut stdin: Option<pipe::Sender>,
+    (mut stdin, told): (Option<pipe::Sender>, Option<oneshot::Sender<()>>),
     mut keys: Option<&mut DetachKeys>,
 ) -> Ended {
     let mut buffer = vec![0; 64 << 10];
@@ -203,7 +215,7 @@ async fn copy_input(
             Err(_) => return Ended::Client,
         }
     }
-    drop(stdin);
+    drop((stdin, told));
     while !has_left(reader) {
         tokio::time::sleep(LEFT_CHECK).await;
     }

@@ -124,9 +124,6 @@ fn check_modes(host: &HostConfig) -> ApiResult<()> {
     if host.init == Some(true) {
         return Err(not_yet("HostConfig.Init"));
     }
-    if host.runtime.starts_with("io.containerd.") && host.runtime != "io.containerd.berth.v1" {
-        return Err(not_yet(&format!("runtime {} (a shim other than berth's)", host.runtime)));
-    }
     for rule in host.device_cgroup_rules.iter().flatten() {
         super::spec::parse_device_rule(rule)?;
     }

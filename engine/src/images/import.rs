@@ -8,29 +8,17 @@ use super::{
     config::{History, ImageConfig, RootFs},
     names::dangling_name,
     platform::Platform,
+    unpack,
 };
 use crate::{
     api::Config,
     ids::random_id,
-    supervisor::{Client, SupervisorError, client::SNAPSHOTTER, content, transfer::Archive},
+    supervisor::{Client, SupervisorError, client::SNAPSHOTTER, content, lease::Lease, transfer::Archive},
     time::Timestamp,
 };
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use proto::{
-    containerd::{
-        services::{
-            content::v1 as content_api,
-            diff::v1::ApplyRequest,
-            leases::v1 as leases,
-            snapshots::v1::{CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest},
-        },
-        types,
-    },
-    digest::Digest,
-    image_ref::ImageRef,
-    kind::{ErrorKind, chain},
-};
+use proto::{containerd::types, digest::Digest, image_ref::ImageRef, kind::chain};
 use serde_json::json;
 use std::collections::HashMap;
 use tracing::warn;
@@ -121,8 +109,10 @@ impl Images {
         archive: Archive,
     ) -> Result<Digest, ImageError> {
         let layer = write_layer(client, operation, media_type, archive).await?;
-        let diff_id = unpack(client, operation, &layer).await?;
-        label(client, &layer.digest, "containerd.io/uncompressed", &diff_id.to_string()).await.map_err(failed)?;
+        let diff_id = unpack::apply(client, operation, &[], &layer).await.map_err(failed)?;
+        content::label(client, &layer.digest, "containerd.io/uncompressed", &diff_id.to_string())
+            .await
+            .map_err(failed)?;
 
         let now = Timestamp::now();
         let platform = request.platform.unwrap_or_else(Platform::host);
@@ -210,92 +200,10 @@ async fn write_layer(
     }
 }
 
-/// Applies the layer to a new snapshot and commits it under its chain id, which for one layer is its diff id.
-async fn unpack(client: &Client, key: &str, layer: &types::Descriptor) -> Result<Digest, ImageError> {
-    let snapshotter = SNAPSHOTTER.to_owned();
-    let prepare = PrepareSnapshotRequest {
-        snapshotter: snapshotter.clone(),
-        key: key.to_owned(),
-        ..PrepareSnapshotRequest::default()
-    };
-    let applied = async {
-        let mounts = client.snapshots().prepare(prepare).await?.into_inner().mounts;
-        let apply = ApplyRequest { diff: Some(layer.clone()), mounts, ..ApplyRequest::default() };
-        let applied = client.diffs().apply(apply).await?.into_inner().applied.unwrap_or_default();
-        let diff_id: Digest = applied
-            .digest
-            .parse()
-            .map_err(|e| SupervisorError::Protocol(format!("digest of the unpacked layer: {e}")))?;
-        let commit = CommitSnapshotRequest {
-            snapshotter: snapshotter.clone(),
-            name: diff_id.to_string(),
-            key: key.to_owned(),
-            ..CommitSnapshotRequest::default()
-        };
-        match client.snapshots().commit(commit).await.map_err(SupervisorError::from) {
-            Ok(_) => Ok((diff_id, true)),
-            // The same files as in another image: its snapshot serves both, ours goes.
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok((diff_id, false)),
-            Err(error) => Err(error),
-        }
-    };
-    let applied = applied.await;
-    if !matches!(applied, Ok((_, true))) {
-        let remove = RemoveSnapshotRequest { snapshotter, key: key.to_owned() };
-        match client.snapshots().remove(remove).await.map_err(SupervisorError::from) {
-            Err(error) if !error.is_not_found() => {
-                warn!(error = %chain(&error), "snapshot left to the collector");
-            }
-            _ => {}
-        }
-    }
-    applied.map(|(diff_id, _)| diff_id).map_err(failed)
-}
-
-async fn label(client: &Client, digest: &str, key: &str, value: &str) -> Result<(), SupervisorError> {
-    let request = content_api::UpdateRequest {
-        info: Some(content_api::Info {
-            digest: digest.to_owned(),
-            labels: [(key.to_owned(), value.to_owned())].into(),
-            ..content_api::Info::default()
-        }),
-        update_mask: Some(prost_types::FieldMask { paths: vec![format!("labels.{key}")] }),
-    };
-    client.retry(request, |client, request| async move { client.content().update(request).await }).await.map(drop)
-}
-
-/// Keeps what is being made from the collector.
-struct Lease {
-    client: Client,
-    id: String,
-}
-
-impl Lease {
-    async fn take(client: &Client, id: &str) -> Result<Self, SupervisorError> {
-        // Given back when done; the expiry is for an engine that dies meanwhile.
-        let expiry = Timestamp::from_parts(Timestamp::now().seconds() + 6 * 3600, 0).to_string();
-        let request = leases::CreateRequest {
-            id: id.to_owned(),
-            labels: [("containerd.io/gc.expire".to_owned(), expiry)].into(),
-        };
-        client.leases().create(request).await?;
-        Ok(Self { client: client.with_lease(id)?, id: id.to_owned() })
-    }
-
-    async fn give_back(self) {
-        // Synchronous: after a failure nothing is left when the user reads why.
-        let request = leases::DeleteRequest { id: self.id, sync: true };
-        if let Err(error) =
-            self.client.retry(request, |client, request| async move { client.leases().delete(request).await }).await
-        {
-            warn!(error = %chain(&error), "lease left to its expiry");
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proto::kind::ErrorKind;
 
     #[test]
     fn forms_of_archives() {

@@ -23,6 +23,7 @@ pub mod save;
 pub mod tag;
 #[cfg(test)]
 pub mod testing;
+pub mod unpack;
 mod words;
 
 pub use content::ImageContent;

@@ -2,7 +2,7 @@
 
 use super::{SupervisorError, connect::Connector};
 use proto::{
-    berth::streams::v1::streams_client::StreamsClient,
+    berth::streams::v1::{AttachRequest, streams_client::StreamsClient},
     containerd::services::{
         containers::v1::containers_client::ContainersClient, content::v1::content_client::ContentClient,
         diff::v1::diff_client::DiffClient, events::v1::events_client::EventsClient,
@@ -11,11 +11,14 @@ use proto::{
         tasks::v1::tasks_client::TasksClient, transfer::v1::transfer_client::TransferClient,
         version::v1::version_client::VersionClient,
     },
+    kind::ErrorKind,
 };
 use std::{
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
+use tokio::sync::OnceCell;
 use tonic::{
     metadata::{Ascii, MetadataValue},
     service::{Interceptor, interceptor::InterceptedService},
@@ -56,6 +59,7 @@ impl Interceptor for Headers {
 pub struct Client {
     channel: Channel,
     headers: Headers,
+    attaches: Arc<OnceCell<bool>>,
 }
 
 macro_rules! accessors {
@@ -83,7 +87,7 @@ impl Client {
             .initial_stream_window_size(1 << 20)
             .initial_connection_window_size(4 << 20)
             .connect_with_connector_lazy(connector);
-        Self { channel, headers: Headers { lease: None } }
+        Self { channel, headers: Headers { lease: None }, attaches: Arc::default() }
     }
 
     /// The same connection, with every call made under the lease `id`: what it creates is kept while the lease exists.
@@ -100,6 +104,20 @@ impl Client {
         let answer =
             self.retry((), |client, request| async move { client.version_service().version(request).await }).await?;
         Ok((answer.version, answer.revision))
+    }
+
+    /// Whether this is a supervisor of Berth's, which has attachments; a containerd is told apart by its lack of the service.
+    pub async fn attaches(&self) -> Result<bool, SupervisorError> {
+        let probe = || async {
+            // Names no container: who has the service says so.
+            let call = |client: Self, request: AttachRequest| async move { client.streams().attach(request).await };
+            match self.retry(AttachRequest::default(), call).await {
+                Err(error) if error.is_disconnect() => Err(error),
+                Err(error) => Ok(error.kind() != ErrorKind::Unimplemented),
+                Ok(_) => Ok(true),
+            }
+        };
+        self.attaches.get_or_try_init(probe).await.copied()
     }
 
     /// Makes a call that may be made twice: again when the supervisor went away meanwhile, for a bounded time.

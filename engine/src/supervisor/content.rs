@@ -5,7 +5,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use proto::{
     containerd::services::content::v1::{
-        AbortRequest, ListContentRequest, ReadContentRequest, WriteAction, WriteContentRequest,
+        AbortRequest, Info, ListContentRequest, ReadContentRequest, UpdateRequest, WriteAction, WriteContentRequest,
     },
     digest::Digest,
     kind::ErrorKind,
@@ -13,6 +13,19 @@ use proto::{
 use std::collections::{HashMap, HashSet};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+
+/// Sets one label of a blob.
+pub async fn label(client: &Client, digest: &str, key: &str, value: &str) -> Result<(), SupervisorError> {
+    let request = UpdateRequest {
+        info: Some(Info {
+            digest: digest.to_owned(),
+            labels: [(key.to_owned(), value.to_owned())].into(),
+            ..Info::default()
+        }),
+        update_mask: Some(prost_types::FieldMask { paths: vec![format!("labels.{key}")] }),
+    };
+    client.retry(request, |client, request| async move { client.content().update(request).await }).await.map(drop)
+}
 
 /// Reads a whole blob of at most `limit` bytes.
 pub async fn read(client: &Client, digest: &str, limit: usize) -> Result<Vec<u8>, SupervisorError> {

@@ -13,6 +13,7 @@ mod connect;
 pub mod content;
 pub mod error;
 pub mod events;
+pub mod lease;
 pub mod streams;
 #[cfg(test)]
 mod tests;
@@ -22,4 +23,5 @@ pub use auth::Credentials;
 pub use client::Client;
 pub use error::SupervisorError;
 pub use events::{Notice, Subscription};
+pub use lease::Lease;
 pub use transfer::{Step, Transfer};
