@@ -1,8 +1,8 @@
 //! Relays between FIFOs that the test opens as a shim would.
 
 use super::*;
-use std::path::Path;
 use crate::containers::streams::{Fifos, Wants};
+use std::path::Path;
 use std::{fs::File, io::Write as _};
 
 fn plan(folder: &Path) -> Plan {
