@@ -58,7 +58,8 @@ use crate::{
     containers::{ContainerRoots, Containers},
     events::EventBus,
     metrics::{self, CallsLayer, MetricsError, Sources},
-    store::{StoreError, Stores},
+    snapshots::SnapshotError,
+    store::Stores,
     tasks::{TaskError, Tasks},
 };
 
@@ -79,7 +80,7 @@ pub(crate) enum AppError {
     Identity(#[from] IdentityError),
     /// Records, content, snapshots.
     #[error("open the data root")]
-    Stores(#[from] StoreError),
+    Stores(#[from] SnapshotError),
     /// Tasks of an earlier supervisor.
     #[error("take over what runs")]
     Adopt(#[from] TaskError),
@@ -132,14 +133,15 @@ impl App {
     /// Makes folders and locks, opens the stores, and binds the socket, unless `service` brings one.
     pub(crate) async fn open(mut config: Config, service: Service) -> Result<Self, AppError> {
         let roots = Roots::take(&config)?;
-        let introspection = IntrospectionService::open(&config.data())?;
         let (begin_drain, draining) = Draining::new();
         let events = Arc::new(EventBus::new());
         let sink = events.clone();
         let stores = Stores::open(
             &config.data_root,
+            &config.snapshots,
             Arc::new(move |namespace: &str, topic: &str, event| sink.publish_any(namespace, topic, event)),
         )?;
+        let introspection = IntrospectionService::open(&config.data(), stores.clone())?;
         stores.gc.add_roots(ContainerRoots);
         if let Err(error) = stores.gc.repair() {
             // What could not be put right is left over, not broken: we serve all the same.

@@ -16,6 +16,8 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use file::{DEFAULT, Problem, Reading, Settings};
 
+use crate::snapshots::SnapshotConfig;
+
 /// Lifecycle daemon for containers on containerd's API: content, images, snapshots, containers, tasks.
 #[derive(Debug, Default, Parser)]
 #[command(name = "berth-supervisor", version)]
@@ -120,6 +122,8 @@ pub(crate) struct Config {
     pub(crate) shim_debug: bool,
     /// Runtime names and the shim binaries that serve them, over the rule that makes a binary's name from the runtime's.
     pub(crate) runtimes: BTreeMap<String, PathBuf>,
+    /// Snapshotters.
+    pub(crate) snapshots: SnapshotConfig,
 }
 
 /// What is wrong with the configuration.
@@ -296,6 +300,9 @@ impl Config {
         for (name, path) in &settings.runtimes {
             absolute(&format!("runtimes.{name}"), path)?;
         }
+        for (key, path) in settings.snapshots.roots() {
+            absolute(key, path)?;
+        }
         Ok(Self {
             data_root: absolute("data-root", &settings.data_root)?,
             socket: socket("listen", listen)?,
@@ -309,6 +316,7 @@ impl Config {
             drain: settings.drain.0,
             shim_debug: settings.shim.debug,
             runtimes: settings.runtimes.clone(),
+            snapshots: settings.snapshots.clone(),
         })
     }
 
@@ -398,6 +406,8 @@ mod tests {
             ("log-format = 'xml'", "unknown variant `xml`"),
             ("\n\nlisten = 1", "line 3"),
             ("[runtimes]\na = 'b'", "line 2: runtimes.a b is not an absolute path"),
+            ("[snapshots]\ndefault = 'zfs'", "unknown variant `zfs`"),
+            ("[snapshots.native]\nroot = 'n'", "line 2: snapshots.native.root n is not an absolute path"),
             ("drain = '1s'\nmetrics = 'x'", "line 2: metrics \"x\""),
         ] {
             let (_folder, at) = file(text);

@@ -20,7 +20,7 @@ use crate::{
     images::IMAGES,
     leases,
     metrics::METRICS,
-    snapshots::{Kind, Overlay, SNAPSHOTS, SnapshotError},
+    snapshots::{Kind, SNAPSHOTS, SnapshotError, Snapshotters, remove_in, split},
     store::{Database, Labels, StoreError, WriteTx},
 };
 
@@ -42,8 +42,8 @@ const DELAY: Duration = Duration::from_millis(500);
 pub(crate) enum Node {
     /// A blob by its digest.
     Content(String),
-    /// A snapshot of the overlayfs driver by its key.
-    Snapshot(String),
+    /// A snapshot by its snapshotter and its key.
+    Snapshot(String, String),
     /// An image by its name.
     Image(String),
 }
@@ -93,7 +93,7 @@ pub(crate) struct Collected {
 pub(crate) struct Collector {
     db: Database,
     content: Arc<Content>,
-    snapshots: Arc<Overlay>,
+    snapshots: Arc<Snapshotters>,
     roots: Mutex<Vec<Box<dyn Roots>>>,
     scheduled: Mutex<bool>,
     // One collection at a time; a second one waits, since it may have been asked for after a newer deletion.
@@ -106,7 +106,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl Collector {
     /// A collector over these stores.
-    pub(crate) fn new(db: Database, content: Arc<Content>, snapshots: Arc<Overlay>) -> Arc<Self> {
+    pub(crate) fn new(db: Database, content: Arc<Content>, snapshots: Arc<Snapshotters>) -> Arc<Self> {
         Arc::new(Self {
             db,
             content,
@@ -133,9 +133,9 @@ impl Collector {
             }
             for (namespace, key, record) in SNAPSHOTS.list_all(tx)? {
                 if record.kind == Kind::Active && record.labels.contains_key(OPERATION) {
-                    let key = key.split_once('\0').map_or(key.as_str(), |(_, key)| key);
+                    let (snapshotter, key) = split(&key);
                     // Its folder goes with the repair below.
-                    match Overlay::remove_in(tx, &namespace, key) {
+                    match remove_in(tx, snapshotter, &namespace, key) {
                         Ok(_) | Err(SnapshotError::HasChildren { .. }) => {}
                         Err(error) => return Err(CollectError::from(error)),
                     }
@@ -204,7 +204,7 @@ impl Collector {
 
     fn collect_namespace(&self, tx: &WriteTx, namespace: &str, sweep: &mut Sweep) -> Result<(), CollectError> {
         let content = CONTENT.list(tx, namespace, "")?;
-        let snapshots = SNAPSHOTS.list(tx, namespace, "overlayfs\0")?;
+        let snapshots = SNAPSHOTS.list(tx, namespace, "")?;
         let mut marked = HashSet::new();
         let mut todo = Vec::new();
         for (name, _) in IMAGES.list(tx, namespace, "")? {
@@ -223,8 +223,11 @@ impl Collector {
                 match resource.kind.as_str() {
                     "content" => todo.push(Node::Content(resource.id)),
                     "image" => todo.push(Node::Image(resource.id)),
-                    "snapshots/overlayfs" => todo.push(Node::Snapshot(resource.id)),
-                    _ => {}
+                    kind => {
+                        if let Some(snapshotter) = kind.strip_prefix("snapshots/") {
+                            todo.push(Node::Snapshot(snapshotter.to_owned(), resource.id));
+                        }
+                    }
                 }
             }
         }
@@ -236,7 +239,7 @@ impl Collector {
         for (key, record) in &snapshots {
             let fresh = record.kind != Kind::Committed && record.updated_at.age() < FRESH;
             if fresh || record.labels.contains_key(ROOT) {
-                todo.push(Node::Snapshot(strip(key).to_owned()));
+                todo.push(node(key));
             }
         }
         while let Some(node) = todo.pop() {
@@ -249,10 +252,10 @@ impl Collector {
                         references(&info.labels, &mut todo);
                     }
                 }
-                Node::Snapshot(key) => {
-                    if let Some(record) = SNAPSHOTS.get(tx, namespace, &format!("overlayfs\0{key}"))? {
+                Node::Snapshot(snapshotter, key) => {
+                    if let Some(record) = SNAPSHOTS.get(tx, namespace, &format!("{snapshotter}\0{key}"))? {
                         references(&record.labels, &mut todo);
-                        todo.extend(record.parent.map(Node::Snapshot));
+                        todo.extend(record.parent.map(|parent| Node::Snapshot(snapshotter.clone(), parent)));
                     }
                 }
                 Node::Image(name) => {
@@ -271,12 +274,15 @@ impl Collector {
             CONTENT.remove(tx, namespace, &digest)?;
             sweep.digests.extend(digest.parse::<Digest>());
         }
-        // Those with the longest chains first: nothing is removed before what stands on it.
-        let mut dead: Vec<_> =
-            snapshots.iter().filter(|(key, _)| !marked.contains(&Node::Snapshot(strip(key).to_owned()))).collect();
+        // Those with the longest chains first: nothing is removed before what stands on it. What a snapshotter keeps that isn't
+        // loaded now stays until it is: nobody could remove its files.
+        let mut dead: Vec<_> = snapshots.iter().filter(|(key, _)| !marked.contains(&node(key))).collect();
+        dead.retain(|(key, _)| self.snapshots.get(split(key).0).is_ok());
         dead.sort_by_key(|(_, record)| std::cmp::Reverse(record.chain.len()));
         for (key, _) in dead {
-            sweep.folders.push(Overlay::remove_in(tx, namespace, strip(key))?);
+            let (snapshotter, key) = split(key);
+            let id = remove_in(tx, snapshotter, namespace, key)?;
+            sweep.folders.push((snapshotter.to_owned(), id));
         }
         Ok(())
     }
@@ -285,12 +291,13 @@ impl Collector {
 #[derive(Default)]
 struct Sweep {
     digests: Vec<Digest>,
-    folders: Vec<u64>,
+    folders: Vec<(String, u64)>,
     leases: usize,
 }
 
-fn strip(key: &str) -> &str {
-    key.split_once('\0').map_or(key, |(_, key)| key)
+fn node(record_key: &str) -> Node {
+    let (snapshotter, key) = split(record_key);
+    Node::Snapshot(snapshotter.to_owned(), key.to_owned())
 }
 
 /// What labels refer to.
@@ -301,10 +308,10 @@ pub(crate) fn references(labels: &Labels, found: &mut Vec<Node>) {
             && (rest.is_empty() || rest.starts_with(['.', '/']))
         {
             found.push(Node::Content(value.clone()));
-        } else if let Some(rest) = name.strip_prefix(REF_SNAPSHOT)
-            && rest.split(['.', '/']).next() == Some("overlayfs")
-        {
-            found.push(Node::Snapshot(value.clone()));
+        } else if let Some(rest) = name.strip_prefix(REF_SNAPSHOT) {
+            // `gc.ref.snapshot.DRIVER`, possibly with more behind a slash or point.
+            let snapshotter = rest.split(['.', '/']).next().unwrap_or(rest);
+            found.push(Node::Snapshot(snapshotter.to_owned(), value.clone()));
         }
     }
 }
@@ -323,7 +330,6 @@ mod tests {
     use super::*;
     use crate::{
         images::manifest::{Descriptor, OCI_MANIFEST},
-        snapshots::Snapshotter,
         store::{Stores, labels_from},
     };
 
@@ -334,8 +340,8 @@ mod tests {
     #[test]
     fn keeps_what_is_reached_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
-        let stores = Stores::open(dir.path(), Arc::new(|_, _, _| {})).unwrap();
-        let (content, snapshots) = (&stores.content, &stores.snapshots);
+        let stores = Stores::open(dir.path(), &Default::default(), Arc::new(|_, _, _| {})).unwrap();
+        let (content, snapshots) = (&stores.content, stores.snapshots.usual());
         let put = |bytes: &[u8], labels: &Labels| content.put("ns", bytes, labels, None).unwrap();
         snapshots.prepare("ns", "a", "", Labels::new(), None).unwrap();
         snapshots.commit("ns", "base", "a", Labels::new(), None).unwrap();
@@ -375,14 +381,14 @@ mod tests {
     #[test]
     fn repair_undoes_the_operations_of_a_dead_process() {
         let dir = tempfile::tempdir().unwrap();
-        let stores = Stores::open(dir.path(), Arc::new(|_, _, _| {})).unwrap();
+        let stores = Stores::open(dir.path(), &Default::default(), Arc::new(|_, _, _| {})).unwrap();
         let operation = label(OPERATION, &"pull");
         stores.leases.create("ns", "pull", operation.clone()).unwrap();
-        stores.snapshots.prepare("ns", "extract", "", operation, Some("pull")).unwrap();
+        stores.snapshots.usual().prepare("ns", "extract", "", operation, Some("pull")).unwrap();
         std::fs::create_dir_all(dir.path().join("supervisor/snapshots/overlayfs/77/fs")).unwrap();
         stores.gc.repair().unwrap();
         assert!(stores.leases.list("ns").unwrap().is_empty());
-        assert!(stores.snapshots.list("ns", &[]).unwrap().is_empty());
+        assert!(stores.snapshots.usual().list("ns", &[]).unwrap().is_empty());
         assert!(!dir.path().join("supervisor/snapshots/overlayfs/77").exists());
     }
 }

@@ -1,12 +1,17 @@
 //! Layers: tar archives of changes, plain or compressed, and how they become folders for overlayfs.
 //!
 //! `tar` reads headers, `decompress` finds out about compression, `tree` makes entries below a folder and never outside of
-//! it, `apply` joins them: what an archive says becomes what is on disk.
+//! it, `apply` joins them: what an archive says becomes what is on disk. `diff` goes the other way. `place` turns the mounts
+//! that clients speak of into open directories; `copy` and `usage` are about whole trees.
 
 pub(crate) mod apply;
+pub(crate) mod copy;
 pub(crate) mod decompress;
+pub(crate) mod diff;
+pub(crate) mod place;
 pub(crate) mod tar;
 pub(crate) mod tree;
+pub(crate) mod usage;
 
 use nix::errno::Errno;
 use proto::{digest::Digest, kind::ErrorKind};

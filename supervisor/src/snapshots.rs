@@ -5,17 +5,32 @@
 //! view ─────▶ view (read-only)                   remove: only while nothing stands on it
 //! ```
 
-mod overlay;
+//!
+//! `driver` is how layers are kept (`overlay`, `native`, `btrfs`), `snapshotter` what all of them have in common: records,
+//! names, who stands on whom. `set` is the snapshotters of this supervisor.
 
-use proto::{containerd::types::Mount, kind::ErrorKind};
+mod btrfs;
+mod driver;
+mod folders;
+mod native;
+mod overlay;
+mod records;
+mod set;
+mod snapshotter;
+#[cfg(test)]
+mod tests;
+
+use proto::kind::ErrorKind;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use overlay::{Overlay, SNAPSHOTS};
+pub(crate) use records::{SNAPSHOTS, remove_in, split};
+pub(crate) use set::{SnapshotConfig, Snapshotters, State};
+pub(crate) use snapshotter::Snapshotter;
 
 use crate::{
     failure::Failure,
     filters::FilterError,
-    layers::apply::Target,
+    layers::{copy::CopyError, place::PlaceError},
     store::{Labels, StoreError, Time},
 };
 
@@ -51,6 +66,9 @@ pub(crate) struct Record {
     pub(crate) labels: Labels,
     /// Its size, once committed.
     pub(crate) usage: Usage,
+    /// Its folder is not complete yet: nobody can use it, and the next start removes it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) making: bool,
 }
 
 /// What a snapshot takes, without what it stands on.
@@ -99,9 +117,43 @@ pub(crate) enum SnapshotError {
         /// How many layers.
         layers: usize,
     },
-    /// No such driver.
-    #[error("snapshotter {0:?} is not loaded: only \"overlayfs\" is")]
-    Driver(String),
+    /// It is being made by another request.
+    #[error("snapshot {0:?} is still being made; try again")]
+    Making(String),
+    /// No such snapshotter.
+    #[error("snapshotter {0:?} is not known: there are overlayfs, native and btrfs")]
+    Unknown(String),
+    /// It can't be used here.
+    #[error("snapshotter {name:?} is not loaded: {reason}")]
+    Skipped {
+        /// Its name.
+        name: &'static str,
+        /// Why, and what can be done.
+        reason: String,
+    },
+    /// The one that the configuration wants can't be used.
+    #[error("snapshotter {name:?}, the default by the configuration, can't be used: {reason}")]
+    Default {
+        /// Its name.
+        name: &'static str,
+        /// Why, and what can be done.
+        reason: String,
+    },
+    /// The request names none.
+    #[error("snapshotter argument missing")]
+    NoName,
+    /// Copying what it stands on failed.
+    #[error("copy the parent of snapshot {key:?}")]
+    Copy {
+        /// Its key.
+        key: String,
+        /// What went wrong.
+        #[source]
+        cause: CopyError,
+    },
+    /// Its mounts can't be used.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
     /// The request can't be carried out.
     #[error("{0}")]
     Invalid(String),
@@ -127,59 +179,22 @@ impl Failure for SnapshotError {
         match self {
             Self::NotFound(_) | Self::NoLease(_) => ErrorKind::NotFound,
             Self::Exists(_) => ErrorKind::AlreadyExists,
-            Self::NotActive(_) | Self::HasChildren { .. } | Self::NoMounts(_) | Self::TooManyLayers { .. } => {
-                ErrorKind::FailedPrecondition
-            }
-            Self::NotCommitted(_) | Self::Driver(_) | Self::Invalid(_) | Self::Filter(_) => ErrorKind::InvalidArgument,
+            Self::NotActive(_)
+            | Self::HasChildren { .. }
+            | Self::NoMounts(_)
+            | Self::TooManyLayers { .. }
+            | Self::Default { .. } => ErrorKind::FailedPrecondition,
+            Self::NotCommitted(_)
+            | Self::Unknown(_)
+            | Self::Skipped { .. }
+            | Self::NoName
+            | Self::Invalid(_)
+            | Self::Filter(_) => ErrorKind::InvalidArgument,
+            Self::Making(_) => ErrorKind::Unavailable,
+            Self::Copy { cause, .. } => ErrorKind::of_io(&cause.cause.into()),
+            Self::Place(error) => error.kind(),
             Self::Io { cause, .. } => ErrorKind::of_io(cause),
             Self::Store(error) => error.kind(),
         }
     }
-}
-
-/// A way to keep layers: overlayfs today; copies, where overlayfs can't be had, may come.
-pub(crate) trait Snapshotter: Send + Sync {
-    /// Makes a writable snapshot on `parent` (none if empty).
-    fn prepare(
-        &self,
-        namespace: &str,
-        key: &str,
-        parent: &str,
-        labels: Labels,
-        lease: Option<&str>,
-    ) -> Result<Vec<Mount>, SnapshotError>;
-    /// Makes a read-only snapshot on `parent`.
-    fn view(
-        &self,
-        namespace: &str,
-        key: &str,
-        parent: &str,
-        labels: Labels,
-        lease: Option<&str>,
-    ) -> Result<Vec<Mount>, SnapshotError>;
-    /// How to mount a writable or read-only snapshot.
-    fn mounts(&self, namespace: &str, key: &str) -> Result<Vec<Mount>, SnapshotError>;
-    /// Fixes an active snapshot under its final name.
-    fn commit(
-        &self,
-        namespace: &str,
-        name: &str,
-        key: &str,
-        labels: Labels,
-        lease: Option<&str>,
-    ) -> Result<(), SnapshotError>;
-    /// Removes a snapshot on which nothing stands.
-    fn remove(&self, namespace: &str, key: &str) -> Result<(), SnapshotError>;
-    /// What is recorded about a snapshot.
-    fn stat(&self, namespace: &str, key: &str) -> Result<Record, SnapshotError>;
-    /// Changes labels as the field mask asks; an empty mask replaces all.
-    fn update(&self, namespace: &str, key: &str, labels: &Labels, paths: &[String]) -> Result<Record, SnapshotError>;
-    /// The snapshots of a namespace that pass the filters.
-    fn list(&self, namespace: &str, filters: &[String]) -> Result<Vec<(String, Record)>, SnapshotError>;
-    /// What a snapshot takes.
-    fn usage(&self, namespace: &str, key: &str) -> Result<Usage, SnapshotError>;
-    /// Removes folders that belong to no snapshot.
-    fn cleanup(&self) -> Result<(), SnapshotError>;
-    /// Where a layer is unpacked for an active snapshot.
-    fn target(&self, namespace: &str, key: &str) -> Result<Target, SnapshotError>;
 }

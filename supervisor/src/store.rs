@@ -22,8 +22,13 @@ pub(crate) use self::{
     time::Time,
 };
 use crate::{
-    content::Content, failure::Failure, gc::Collector, images::Images, leases::Leases, namespaces::Namespaces,
-    snapshots::Overlay,
+    content::Content,
+    failure::Failure,
+    gc::Collector,
+    images::Images,
+    leases::Leases,
+    namespaces::Namespaces,
+    snapshots::{SnapshotConfig, SnapshotError, Snapshotters},
 };
 
 /// Where events go: namespace, topic (`/images/create`), message.
@@ -96,7 +101,7 @@ pub(crate) struct Stores {
     /// Image names.
     pub(crate) images: Images,
     /// File system layers.
-    pub(crate) snapshots: Arc<Overlay>,
+    pub(crate) snapshots: Arc<Snapshotters>,
     /// What keeps things from being collected.
     pub(crate) leases: Leases,
     /// Who uses this supervisor.
@@ -109,14 +114,18 @@ pub(crate) struct Stores {
 
 impl Stores {
     /// Opens the data root, takes it for this process, and repairs what a crash left behind.
-    pub(crate) fn open(data_root: &Path, events: EventSink) -> Result<Arc<Self>, StoreError> {
+    pub(crate) fn open(
+        data_root: &Path,
+        snapshots: &SnapshotConfig,
+        events: EventSink,
+    ) -> Result<Arc<Self>, SnapshotError> {
         let root = data_root.join("supervisor");
         make_folder(data_root, 0o711)?;
         make_folder(&root, 0o711)?;
         let db = Database::open(&root.join("metadata.redb"), data_root)?;
         let leases = Leases::new(db.clone());
         let content = Arc::new(Content::open(&root.join("content"), db.clone(), leases.clone())?);
-        let snapshots = Arc::new(Overlay::open(&root.join("snapshots/overlayfs"), db.clone(), leases.clone())?);
+        let snapshots = Arc::new(Snapshotters::open(&root.join("snapshots"), snapshots, &db, &leases)?);
         let images = Images::new(db.clone());
         let namespaces = Namespaces::new(db.clone());
         let gc = Collector::new(db.clone(), content.clone(), snapshots.clone());
@@ -202,8 +211,8 @@ mod tests {
     #[test]
     fn a_second_opener_is_told_who_is_in_the_way() {
         let dir = tempfile::tempdir().unwrap();
-        let _first = Stores::open(dir.path(), Arc::new(|_, _, _| {})).unwrap();
-        let error = Stores::open(dir.path(), Arc::new(|_, _, _| {})).err().unwrap();
+        let _first = Stores::open(dir.path(), &Default::default(), Arc::new(|_, _, _| {})).unwrap();
+        let error = Stores::open(dir.path(), &Default::default(), Arc::new(|_, _, _| {})).err().unwrap();
         assert_eq!(error.to_string(), format!("data root {} is in use by another supervisor", dir.path().display()));
     }
 

@@ -59,9 +59,6 @@ pub(crate) enum TransferError {
     /// A part of the request that can't be carried out.
     #[error("{0}")]
     Invalid(String),
-    /// A snapshotter that isn't there.
-    #[error("unpacking for snapshotter {0:?} is not supported, only for \"overlayfs\"")]
-    Snapshotter(String),
     /// A name that isn't one.
     #[error(transparent)]
     Reference(#[from] ImageRefError),
@@ -106,7 +103,7 @@ pub(crate) enum TransferError {
 impl Failure for TransferError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::Unsupported { .. } | Self::Snapshotter(_) => ErrorKind::Unimplemented,
+            Self::Unsupported { .. } => ErrorKind::Unimplemented,
             Self::Invalid(_) | Self::Reference(_) | Self::Archive(_) => ErrorKind::InvalidArgument,
             Self::Tar(crate::layers::tar::TarError::Read(cause)) | Self::Export(cause) => ErrorKind::of_io(cause),
             Self::Tar(_) => ErrorKind::InvalidArgument,
@@ -224,8 +221,8 @@ pub(crate) struct Operation {
 
 impl Operation {
     /// Keeps a snapshot that was there already.
-    fn keep_snapshot(&self, chain: &Digest) -> Result<(), TransferError> {
-        let resource = Resource { kind: "snapshots/overlayfs".into(), id: chain.to_string() };
+    fn keep_snapshot(&self, kind: &str, chain: &Digest) -> Result<(), TransferError> {
+        let resource = Resource { kind: kind.to_owned(), id: chain.to_string() };
         Ok(self.stores.leases.add(&self.namespace, &self.id, &resource)?)
     }
 }

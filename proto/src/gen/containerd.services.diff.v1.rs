@@ -10,6 +10,9 @@ pub struct ApplyRequest {
         ::prost::alloc::string::String,
         ::prost_types::Any,
     >,
+    /// The file system is synced before the answer.
+    #[prost(bool, tag = "4")]
+    pub sync_fs: bool,
 }
 impl ::prost::Name for ApplyRequest {
     const NAME: &'static str = "ApplyRequest";
@@ -51,6 +54,9 @@ pub struct DiffRequest {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
+    /// No time in the layer is later than this one.
+    #[prost(message, optional, tag = "6")]
+    pub source_date_epoch: ::core::option::Option<::prost_types::Timestamp>,
 }
 impl ::prost::Name for DiffRequest {
     const NAME: &'static str = "DiffRequest";

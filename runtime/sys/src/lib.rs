@@ -8,6 +8,7 @@
 pub use nix::errno::Errno;
 
 pub mod bpf;
+pub mod btrfs;
 pub mod clone;
 pub mod creds;
 pub mod fd;
@@ -22,6 +23,7 @@ pub mod path;
 pub mod process;
 pub mod pty;
 mod raw;
+pub mod reflink;
 pub mod reseat;
 pub mod seccomp;
 pub mod service;

@@ -25,16 +25,17 @@ pub fn lset(path: &CStr, name: &CStr, value: &[u8]) -> Result<(), Errno> {
     Errno::result(done).map(drop)
 }
 
+// Most values and lists are short: the large buffer is for those that aren't.
+const SHORT: usize = 512;
+
 /// An attribute of `path` itself; `None` if it has none of this name.
 pub fn lget(path: &CStr, name: &CStr) -> Result<Option<Vec<u8>>, Errno> {
-    let mut value = vec![0_u8; LIMIT];
-    // SAFETY: path and name end with NUL, the kernel writes at most `len` bytes to the buffer.
-    let length = unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
-    match Errno::result(length) {
-        Ok(length) => {
-            value.truncate(length.unsigned_abs());
-            Ok(Some(value))
-        }
+    let read = |value: &mut [u8]| {
+        // SAFETY: path and name end with NUL, the kernel writes at most `len` bytes to the buffer.
+        Errno::result(unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) })
+    };
+    match fill(read) {
+        Ok(value) => Ok(Some(value)),
         Err(Errno::ENODATA | Errno::ENOTSUP) => Ok(None),
         Err(errno) => Err(errno),
     }
@@ -42,16 +43,36 @@ pub fn lget(path: &CStr, name: &CStr) -> Result<Option<Vec<u8>>, Errno> {
 
 /// The names of the attributes of `path` itself.
 pub fn llist(path: &CStr) -> Result<Vec<Vec<u8>>, Errno> {
-    let mut names = vec![0_u8; LIMIT];
-    // SAFETY: the path ends with NUL, the kernel writes at most `len` bytes to the buffer.
-    let length = unsafe { libc::llistxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
-    match Errno::result(length) {
-        Ok(length) => {
-            names.truncate(length.unsigned_abs());
-            Ok(names.split(|b| *b == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect())
-        }
+    let read = |names: &mut [u8]| {
+        // SAFETY: the path ends with NUL, the kernel writes at most `len` bytes to the buffer.
+        Errno::result(unsafe { libc::llistxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) })
+    };
+    match fill(read) {
+        Ok(names) => Ok(names.split(|b| *b == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect()),
         Err(Errno::ENOTSUP) => Ok(Vec::new()),
         Err(errno) => Err(errno),
+    }
+}
+
+fn fill(read: impl Fn(&mut [u8]) -> Result<isize, Errno>) -> Result<Vec<u8>, Errno> {
+    let mut short = [0_u8; SHORT];
+    match read(&mut short) {
+        Ok(length) => return Ok(short[..length.unsigned_abs()].to_vec()),
+        Err(Errno::ERANGE) => {}
+        Err(errno) => return Err(errno),
+    }
+    let mut whole = vec![0_u8; LIMIT];
+    let length = read(&mut whole)?;
+    whole.truncate(length.unsigned_abs());
+    Ok(whole)
+}
+
+/// Removes an attribute of `path` itself; one that isn't there is no error.
+pub fn lremove(path: &CStr, name: &CStr) -> Result<(), Errno> {
+    // SAFETY: path and name end with NUL.
+    match Errno::result(unsafe { libc::lremovexattr(path.as_ptr(), name.as_ptr()) }) {
+        Err(Errno::ENODATA) => Ok(()),
+        other => other.map(drop),
     }
 }
 
@@ -73,6 +94,12 @@ mod tests {
                 assert_eq!(lget(&c_path, name), Ok(Some(b"22".to_vec())));
                 assert!(llist(&c_path).unwrap().contains(&b"user.berth".to_vec()));
                 assert_eq!(lget(&c_path, c"user.none"), Ok(None));
+                let long = vec![7; 2000];
+                lset(&c_path, c"user.long", &long).unwrap();
+                assert_eq!(lget(&c_path, c"user.long"), Ok(Some(long)));
+                lremove(&c_path, c"user.long").unwrap();
+                lremove(&c_path, c"user.long").unwrap();
+                assert_eq!(lget(&c_path, c"user.long"), Ok(None));
             }
         }
         std::fs::remove_file(&path).unwrap();

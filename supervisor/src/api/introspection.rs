@@ -1,20 +1,21 @@
 //! What this supervisor is made of, in containerd's words: clients look here for snapshotters and features.
 
-use std::{os::unix::fs::MetadataExt, path::Path};
+use std::{os::unix::fs::MetadataExt, path::Path, sync::Arc};
 
 use proto::containerd::{
     services::introspection::v1::{Plugin, PluginsRequest, PluginsResponse, ServerResponse, introspection_server},
     types::Platform,
 };
+use proto::google::rpc::Status as InitError;
 use tonic::{Request, Response, Status};
 
 use super::filters;
+use crate::{snapshots::State, store::Stores};
 
 /// Type and id of what we have, as containerd names them.
 const PLUGINS: &[(&str, &str)] = &[
     ("io.containerd.content.v1", "content"),
     ("io.containerd.metadata.v1", "redb"),
-    ("io.containerd.snapshotter.v1", "overlayfs"),
     ("io.containerd.gc.v1", "scheduler"),
     ("io.containerd.differ.v1", "walking"),
     ("io.containerd.event.v1", "exchange"),
@@ -71,23 +72,24 @@ pub(crate) enum IdentityError {
 /// `containerd.services.introspection.v1.Introspection`.
 pub(crate) struct IntrospectionService {
     uuid: String,
+    stores: Arc<Stores>,
 }
 
 impl IntrospectionService {
     /// Reads the identity kept in `data`, or makes one.
-    pub(crate) fn open(data: &Path) -> Result<Self, IdentityError> {
+    pub(crate) fn open(data: &Path, stores: Arc<Stores>) -> Result<Self, IdentityError> {
         let at = data.join("uuid");
         let failed = |cause| IdentityError::Read { at: at.clone(), cause };
         match std::fs::read_to_string(&at) {
             // An empty file is what a crash between creating and writing would leave behind.
-            Ok(text) if !text.trim().is_empty() => return Ok(Self { uuid: text.trim().to_owned() }),
+            Ok(text) if !text.trim().is_empty() => return Ok(Self { uuid: text.trim().to_owned(), stores }),
             Ok(_) => {}
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(failed(error)),
         }
         let uuid = std::fs::read_to_string("/proc/sys/kernel/random/uuid").map_err(failed)?.trim().to_owned();
         std::fs::write(&at, &uuid).map_err(|cause| IdentityError::Write { at: at.clone(), cause })?;
-        Ok(Self { uuid })
+        Ok(Self { uuid, stores })
     }
 }
 
@@ -100,21 +102,39 @@ fn platform() -> Platform {
     Platform { os: "linux".into(), architecture: architecture.into(), variant: String::new() }
 }
 
-fn plugins() -> Vec<Plugin> {
+/// A snapshotter, loaded or skipped; `ctr plugins ls` knows the latter by the last words.
+fn snapshotter(state: &State) -> Plugin {
+    let skipped = |reason: &String| InitError {
+        code: tonic::Code::Unimplemented.into(),
+        message: format!("{reason}: skip plugin"),
+        details: Vec::new(),
+    };
+    Plugin {
+        r#type: "io.containerd.snapshotter.v1".into(),
+        id: state.name.into(),
+        platforms: vec![platform()],
+        // What a client that names none gets.
+        exports: state.default.then(|| ("default".to_owned(), "true".to_owned())).into_iter().collect(),
+        init_err: state.skipped.as_ref().map(skipped),
+        ..Default::default()
+    }
+}
+
+fn plugins(snapshotters: &[State]) -> Vec<Plugin> {
     let plugin = |&(kind, id): &(&str, &str)| Plugin {
         r#type: kind.into(),
         id: id.into(),
         platforms: if WITH_PLATFORM.contains(&kind) { vec![platform()] } else { Vec::new() },
         ..Default::default()
     };
-    PLUGINS.iter().map(plugin).collect()
+    PLUGINS.iter().map(plugin).chain(snapshotters.iter().map(snapshotter)).collect()
 }
 
 #[tonic::async_trait]
 impl introspection_server::Introspection for IntrospectionService {
     async fn plugins(&self, request: Request<PluginsRequest>) -> Result<Response<PluginsResponse>, Status> {
         let filters = filters(&request.into_inner().filters)?;
-        let mut plugins = plugins();
+        let mut plugins = plugins(self.stores.snapshots.states());
         plugins.retain(|plugin| {
             filters.accept(|path| match path {
                 ["type"] => Some(plugin.r#type.clone()),

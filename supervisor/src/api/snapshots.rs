@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status, async_trait};
 use super::required;
 use crate::{
     failure::{blocking, lease, namespace, status},
-    snapshots::{Kind, Record, SnapshotError, Snapshotter},
+    snapshots::{Kind, Record, Snapshotter},
     store::{Stores, labels_from},
 };
 
@@ -28,12 +28,9 @@ impl SnapshotsService {
     }
 }
 
-/// The driver that a request names.
-fn driver(stores: &Stores, name: &str) -> Result<Arc<dyn Snapshotter>, Status> {
-    match name {
-        "overlayfs" => Ok(stores.snapshots.clone()),
-        other => Err(status(SnapshotError::Driver(other.to_owned()))),
-    }
+/// The snapshotter that a request names.
+fn driver(stores: &Stores, name: &str) -> Result<Arc<Snapshotter>, Status> {
+    stores.snapshots.get(name).cloned().map_err(status)
 }
 
 fn to_info(name: String, record: Record) -> api::Info {

@@ -10,6 +10,7 @@ use toml::{
 };
 
 use super::{LogFormat, period::Period};
+use crate::snapshots::SnapshotConfig;
 
 /// Every key of the file. A key without value of its own is empty: so each is there in a dump, and known to the reader.
 /// What belongs to one part of the program is a section of its own. Unknown keys are found by `Reading`, with their lines.
@@ -34,6 +35,8 @@ pub(crate) struct Settings {
     pub(crate) drain: Period,
     /// What is told to every shim.
     pub(crate) shim: ShimSettings,
+    /// How layers are kept.
+    pub(crate) snapshots: SnapshotConfig,
     /// Runtime names and the shim binaries that serve them.
     pub(crate) runtimes: BTreeMap<String, PathBuf>,
 }
@@ -64,6 +67,7 @@ impl Default for Settings {
             metrics: String::new(),
             drain: Period::seconds(5),
             shim: ShimSettings::default(),
+            snapshots: SnapshotConfig::default(),
             runtimes: BTreeMap::new(),
         }
     }

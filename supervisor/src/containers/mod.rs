@@ -179,8 +179,8 @@ impl Roots for ContainerRoots {
     fn roots(&self, tx: &WriteTx, namespace: &str) -> Result<Vec<Node>, StoreError> {
         let mut kept = Vec::new();
         for (_, record) in CONTAINERS.list(tx, namespace, "")? {
-            if record.snapshotter == "overlayfs" && !record.snapshot_key.is_empty() {
-                kept.push(Node::Snapshot(record.snapshot_key));
+            if !record.snapshotter.is_empty() && !record.snapshot_key.is_empty() {
+                kept.push(Node::Snapshot(record.snapshotter, record.snapshot_key));
             }
             references(&labels_from(record.labels), &mut kept);
         }

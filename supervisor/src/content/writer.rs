@@ -274,7 +274,7 @@ mod tests {
 
     fn stores() -> (tempfile::TempDir, Arc<Stores>) {
         let dir = tempfile::tempdir().unwrap();
-        let stores = Stores::open(dir.path(), Arc::new(|_, _, _| {})).unwrap();
+        let stores = Stores::open(dir.path(), &Default::default(), Arc::new(|_, _, _| {})).unwrap();
         (dir, stores)
     }
 

@@ -1,18 +1,20 @@
-//! Unpacks one layer into the upper folder of its snapshot, as overlayfs wants it: whiteouts become devices 0/0, opaque
-//! marks become attributes.
+//! Unpacks one layer: into the upper folder of an overlay, where whiteouts become devices 0/0 and opaque marks become
+//! attributes, or into a merged tree, from which they remove what is there.
 //!
 //! One thread reads, inflates and hashes; the other parses and makes files.
 
+mod inflate;
+mod merged;
 #[cfg(test)]
 mod tests;
 
 use std::{
     fs::File,
-    io::{self, Read, Write},
+    io::{self, Read, Seek, SeekFrom, Write},
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     rc::Rc,
-    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    sync::mpsc::sync_channel,
 };
 
 use nix::{
@@ -25,24 +27,46 @@ use nix::{
     unistd::{Gid, Uid, fchownat, linkat, symlinkat},
 };
 use proto::digest::Digest;
-use sha2::{Digest as _, Sha256};
 
+use self::{
+    inflate::{Pipe, inflate},
+    merged::Merged,
+};
 use super::{
     LayerError,
-    decompress::decompressed,
+    copy::Copier,
+    place::{PlaceError, open_folder},
     tar::{Entry, Kind, TarReader},
-    tree::{OPAQUE, Tree, components, is, is_whiteout, look, open_dir_at, path_of, remove},
+    tree::{Layout, OPAQUE, Tree, components, is, is_whiteout, look, open_dir_at, path_of, remove},
 };
 
 const CHUNK: usize = 256 << 10;
 
 /// Where a layer goes.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Target {
-    /// The folder to fill; empty at first.
-    pub(crate) upper: PathBuf,
-    /// The folders of the layers below, nearest first.
-    pub(crate) lowers: Vec<PathBuf>,
+    pub(super) root: OwnedFd,
+    // The layers below, nearest first; of an overlay only.
+    pub(super) lowers: Vec<OwnedFd>,
+    pub(super) layout: Layout,
+}
+
+impl Target {
+    /// The upper folder of an overlay, empty at first, and the folders of the layers below, nearest first.
+    pub(crate) fn overlay(upper: &Path, lowers: &[PathBuf]) -> Result<Self, PlaceError> {
+        let lowers = lowers.iter().map(|lower| open_folder(lower)).collect::<Result<_, _>>()?;
+        Ok(Self { root: open_folder(upper)?, lowers, layout: Layout::Overlay })
+    }
+
+    /// A tree that holds what the layers below have made.
+    pub(crate) fn merged(root: OwnedFd) -> Self {
+        Self { root, lowers: Vec::new(), layout: Layout::Merged }
+    }
+
+    /// Writes what the tree has in memory to the disk.
+    pub(crate) fn sync(&self) -> Result<(), Errno> {
+        nix::unistd::syncfs(&self.root)
+    }
 }
 
 /// What came out of a layer.
@@ -62,93 +86,18 @@ pub(crate) fn apply(blob: File, target: &Target, progress: &(dyn Fn(u64) + Sync)
             .name("inflate".into())
             .spawn_scoped(scope, move || inflate(blob, &sender, progress))
             .map_err(|_| LayerError::Thread("no thread to inflate"))?;
-        let unpacked = unpack(Pipe { receiver, chunk: Vec::new(), at: 0 }, target);
+        let unpacked = unpack(Pipe::new(receiver), target);
         let inflated = inflate.join().map_err(|_| LayerError::Thread("inflating met a bug"))?;
         unpacked?;
         inflated
     })
 }
 
-type Chunk = Result<Vec<u8>, io::Error>;
-
-fn inflate(blob: File, sender: &SyncSender<Chunk>, progress: &(dyn Fn(u64) + Sync)) -> Result<Applied, LayerError> {
-    let counted = Counted { inner: blob, count: 0, progress };
-    let (mut reader, _) = match decompressed(counted) {
-        Ok(reader) => reader,
-        Err(error) => {
-            // The other side sees the end; this error is the one that is told.
-            return Err(error);
-        }
-    };
-    let (mut hasher, mut size) = (Sha256::new(), 0);
-    loop {
-        let mut chunk = vec![0; CHUNK];
-        let mut filled = 0;
-        while filled < CHUNK {
-            match reader.read(&mut chunk[filled..]) {
-                Ok(0) => break,
-                Ok(n) => filled += n,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    let copy = io::Error::new(error.kind(), error.to_string());
-                    // Nobody reads any more if the other side failed first.
-                    let _ = sender.send(Err(error));
-                    return Err(LayerError::Read(copy));
-                }
-            }
-        }
-        if filled == 0 {
-            return Ok(Applied { diff_id: Digest::from_bytes(hasher.finalize().into()), size });
-        }
-        chunk.truncate(filled);
-        hasher.update(&chunk);
-        size += filled as u64;
-        if sender.send(Ok(chunk)).is_err() {
-            return Err(LayerError::Thread("unpacking stopped"));
-        }
-    }
-}
-
-struct Counted<'a> {
-    inner: File,
-    count: u64,
-    progress: &'a (dyn Fn(u64) + Sync),
-}
-
-impl Read for Counted<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let got = self.inner.read(buffer)?;
-        self.count += got as u64;
-        (self.progress)(self.count);
-        Ok(got)
-    }
-}
-
-struct Pipe {
-    receiver: Receiver<Chunk>,
-    chunk: Vec<u8>,
-    at: usize,
-}
-
-impl Read for Pipe {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.at == self.chunk.len() {
-            match self.receiver.recv() {
-                Ok(chunk) => (self.chunk, self.at) = (chunk?, 0),
-                Err(_) => return Ok(0),
-            }
-        }
-        let n = buffer.len().min(self.chunk.len() - self.at);
-        buffer[..n].copy_from_slice(&self.chunk[self.at..self.at + n]);
-        self.at += n;
-        Ok(n)
-    }
-}
-
 fn unpack(input: impl Read, target: &Target) -> Result<(), LayerError> {
-    let top = |cause| LayerError::Entry { what: "open", path: target.upper.display().to_string(), cause };
+    let top = |cause| LayerError::Entry { what: "open", path: ".".into(), cause };
     let mut unpacker = Unpacker {
-        tree: Tree::open(&target.upper, &target.lowers).map_err(top)?,
+        tree: Tree::open(target).map_err(top)?,
+        merged: (target.layout == Layout::Merged).then(Merged::default),
         times: Vec::new(),
         buffer: vec![0; CHUNK],
     };
@@ -163,6 +112,8 @@ fn unpack(input: impl Read, target: &Target) -> Result<(), LayerError> {
 
 struct Unpacker {
     tree: Tree,
+    // What this layer has made, where that has to be told from what was there.
+    merged: Option<Merged>,
     // Times of directories, set when nothing is written into them any more.
     times: Vec<(Vec<u8>, (i64, u32))>,
     buffer: Vec<u8>,
@@ -178,18 +129,21 @@ impl Unpacker {
                 return Err(LayerError::Refused { path: shown(), why: "the root must be a directory" });
             }
             let root = self.tree.root().try_clone_to_owned().map_err(|_| failed("open")(Errno::EMFILE))?;
-            attributes(&root, b".", entry).map_err(failed("set attributes of"))?;
+            self.attributes(&root, b".", entry).map_err(failed("set attributes of"))?;
             self.times.push((b".".to_vec(), entry.mtime));
             return Ok(());
         };
         if let Some(hidden) = name.strip_prefix(b".wh.") {
             let dir = self.tree.make_dir(parents).map_err(failed("make parent of"))?;
-            return self.whiteout(&dir, hidden).map_err(|refused| match refused {
+            return self.whiteout(&dir, parents, hidden).map_err(|refused| match refused {
                 Some(cause) => failed("make whiteout")(cause),
                 None => LayerError::Refused { path: shown(), why: "a whiteout must name one entry" },
             });
         }
         let dir = self.tree.make_dir(parents).map_err(failed("make parent of"))?;
+        if let Some(merged) = &mut self.merged {
+            merged.note(&parts);
+        }
         match &entry.kind {
             Kind::File => self.file(&dir, name, entry, data)?,
             Kind::Directory => {
@@ -212,7 +166,7 @@ impl Unpacker {
                 self.node(&dir, name, SFlag::S_IFBLK, device).map_err(failed("make device"))?;
             }
         }
-        attributes(&dir, name, entry).map_err(failed("set attributes of"))?;
+        self.attributes(&dir, name, entry).map_err(failed("set attributes of"))?;
         if entry.kind != Kind::Directory {
             set_time(&dir, name, entry.mtime).map_err(failed("set time of"))?;
         }
@@ -228,16 +182,26 @@ impl Unpacker {
         let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let make = || openat(&**dir, name, flags, Mode::S_IRUSR | Mode::S_IWUSR);
         let mut file = File::from(self.replace(dir, name, make).map_err(failed)?);
-        let mut left = entry.size;
-        while left > 0 {
-            let want = self.buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            let got = data.read(&mut self.buffer[..want]).map_err(LayerError::Read)?;
-            if got == 0 {
-                return Err(LayerError::Read(io::ErrorKind::UnexpectedEof.into()));
+        let errno = |error: io::Error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+        let whole = [(0, entry.size)];
+        let pieces = entry.sparse.as_ref().map_or(&whole[..], |sparse| &sparse.pieces);
+        for (at, length) in pieces {
+            if entry.sparse.is_some() {
+                file.seek(SeekFrom::Start(*at)).map_err(|error| failed(errno(error)))?;
             }
-            let errno = |error: io::Error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
-            file.write_all(&self.buffer[..got]).map_err(|error| failed(errno(error)))?;
-            left -= got as u64;
+            let mut left = *length;
+            while left > 0 {
+                let want = self.buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+                let got = data.read(&mut self.buffer[..want]).map_err(LayerError::Read)?;
+                if got == 0 {
+                    return Err(LayerError::Read(io::ErrorKind::UnexpectedEof.into()));
+                }
+                file.write_all(&self.buffer[..got]).map_err(|error| failed(errno(error)))?;
+                left -= got as u64;
+            }
+        }
+        if let Some(sparse) = &entry.sparse {
+            file.set_len(sparse.size).map_err(|error| failed(errno(error)))?;
         }
         Ok(())
     }
@@ -264,7 +228,7 @@ impl Unpacker {
             Some(found) if is(&found, SFlag::S_IFDIR) => return Ok(()),
             Some(found) => {
                 // It takes the place of what the whiteout removed, and must not show it again.
-                hides = is_whiteout(&found) && self.tree.has_lowers();
+                hides = self.tree.has_lowers() && is_whiteout(&found);
                 remove(&**dir, name)?;
                 self.tree.forget();
             }
@@ -280,7 +244,19 @@ impl Unpacker {
     fn hard_link(&mut self, dir: &Rc<OwnedFd>, name: &[u8], link: &[u8]) -> Result<(), Errno> {
         let parts = components(link);
         let (source, parents) = parts.split_last().ok_or(Errno::EISDIR)?;
-        let from = self.tree.find_dir(parents)?;
+        let mut from = match self.tree.find_dir(parents) {
+            Err(Errno::ENOENT | Errno::ENOTDIR) if self.tree.has_lowers() => None,
+            found => Some(found?),
+        };
+        let found = match &from {
+            Some(from) => look(&**from, source)?,
+            None => None,
+        };
+        // The file is one of a layer below: it is brought up first, as overlayfs itself does it.
+        if found.is_none() && self.tree.has_lowers() {
+            from = Some(self.bring_up(&parts)?);
+        }
+        let from = from.ok_or(Errno::ENOENT)?;
         let make = || linkat(&*from, *source, &**dir, name, AtFlags::empty());
         match (look(&*from, source)?, look(&**dir, name)?) {
             (None, _) => Err(Errno::ENOENT),
@@ -290,26 +266,67 @@ impl Unpacker {
         }
     }
 
-    // `None` as error: not a name.
-    fn whiteout(&mut self, dir: &Rc<OwnedFd>, hidden: &[u8]) -> Result<(), Option<Errno>> {
-        if hidden == b".wh..opq" {
-            // Only what other layers put there; entries of this layer stay, in whatever order they come.
-            return if self.tree.has_lowers() { opaque(dir, b".").map_err(Some) } else { Ok(()) };
+    fn bring_up(&mut self, parts: &[&[u8]]) -> Result<Rc<OwnedFd>, Errno> {
+        let (name, parents) = parts.split_last().ok_or(Errno::EISDIR)?;
+        let (below, stat) = self.tree.below(parts)?.ok_or(Errno::ENOENT)?;
+        if is(&stat, SFlag::S_IFDIR) {
+            return Err(Errno::EISDIR);
         }
-        if hidden.starts_with(b".wh.") {
+        let dir = self.tree.make_dir(parents)?;
+        Copier::default().single(below.as_fd(), name, dir.as_fd(), name, &stat)?;
+        Ok(dir)
+    }
+
+    // `None` as error: not a name.
+    fn whiteout(&mut self, dir: &Rc<OwnedFd>, parents: &[&[u8]], hidden: &[u8]) -> Result<(), Option<Errno>> {
+        let is_opaque = hidden == b".wh..opq";
+        if !is_opaque && hidden.starts_with(b".wh.") {
             return Ok(()); // bookkeeping of aufs
         }
-        if matches!(hidden, b"" | b"." | b"..") {
+        if !is_opaque && matches!(hidden, b"" | b"." | b"..") {
             return Err(None);
+        }
+        if let Some(merged) = &self.merged {
+            self.tree.forget();
+            return if is_opaque { merged.clear(dir, parents) } else { merged.remove(dir, parents, hidden) }
+                .map_err(Some);
         }
         if !self.tree.has_lowers() {
             return Ok(());
+        }
+        if is_opaque {
+            // Only what other layers put there; entries of this layer stay, in whatever order they come.
+            return opaque(dir, b".").map_err(Some);
         }
         match look(&**dir, hidden).map_err(Some)? {
             None => mknodat(&**dir, hidden, SFlag::S_IFCHR, Mode::empty(), 0).map_err(Some),
             Some(found) if is(&found, SFlag::S_IFDIR) => opaque(dir, hidden).map_err(Some),
             Some(_) => Ok(()),
         }
+    }
+
+    // Owner, then mode and attributes: chown clears setuid bits and file capabilities.
+    fn attributes(&self, dir: &OwnedFd, name: &[u8], entry: &Entry) -> Result<(), Errno> {
+        let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
+        fchownat(dir, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        if !matches!(entry.kind, Kind::Symlink(_)) {
+            // We made it and nobody else is here: it is no symlink.
+            fchmodat(dir, name, Mode::from_bits_truncate(entry.mode), FchmodatFlags::FollowSymlink)?;
+        }
+        let path = path_of(dir, name)?;
+        if self.merged.is_some() && entry.kind == Kind::Directory {
+            merged::drop_attributes(&path, entry)?;
+        }
+        for (key, value) in entry.xattrs.iter().filter(|(key, _)| is_layers(key)) {
+            let Ok(key) = std::ffi::CString::new(key.as_slice()) else { return Err(Errno::EINVAL) };
+            match sys::xattr::lset(&path, &key, value) {
+                // The file system, or this kind of file, has none of these: the file is of use without (as docker does it).
+                Err(Errno::ENOTSUP) => {}
+                Err(Errno::EPERM) if key.to_bytes().starts_with(b"user.") => {}
+                other => other?,
+            }
+        }
+        Ok(())
     }
 
     fn finish(&mut self) {
@@ -335,31 +352,9 @@ fn opaque(dir: &Rc<OwnedFd>, name: &[u8]) -> Result<(), Errno> {
     sys::xattr::fset(open_dir_at(&**dir, name)?, OPAQUE, b"y")
 }
 
-// Owner, then mode and attributes: chown clears setuid bits and file capabilities.
-fn attributes(dir: &OwnedFd, name: &[u8], entry: &Entry) -> Result<(), Errno> {
-    let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
-    fchownat(dir, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
-    if !matches!(entry.kind, Kind::Symlink(_)) {
-        // We made it and nobody else is here: it is no symlink.
-        fchmodat(dir, name, Mode::from_bits_truncate(entry.mode), FchmodatFlags::FollowSymlink)?;
-    }
-    for (key, value) in &entry.xattrs {
-        if !wanted(key) {
-            continue;
-        }
-        let Ok(key) = std::ffi::CString::new(key.as_slice()) else { return Err(Errno::EINVAL) };
-        match sys::xattr::lset(&path_of(dir, name)?, &key, value) {
-            // The file system, or this kind of file, has none of these: the file is of use without (as docker does it).
-            Err(Errno::ENOTSUP) => {}
-            Err(Errno::EPERM) if key.to_bytes().starts_with(b"user.") => {}
-            other => other?,
-        }
-    }
-    Ok(())
-}
-
-// Attributes that steer overlayfs or the host's security modules are not the image's to set.
-fn wanted(key: &[u8]) -> bool {
+/// Whether an attribute belongs into layers: those that steer overlayfs or the host's security modules are not the image's
+/// to set.
+pub(crate) fn is_layers(key: &[u8]) -> bool {
     if key.starts_with(b"trusted.overlay.") || key.starts_with(b"user.overlay.") {
         return false;
     }
@@ -370,34 +365,4 @@ fn wanted(key: &[u8]) -> bool {
 fn set_time(dir: impl AsFd, name: &[u8], (seconds, nanos): (i64, u32)) -> Result<(), Errno> {
     let time = TimeSpec::new(seconds, nanos.into());
     utimensat(dir, name, &time, &time, UtimensatFlags::NoFollowSymlink)
-}
-
-/// Bytes and inodes below a folder, hard links counted once.
-pub(crate) fn usage(root: &Path) -> Result<(u64, u64), Errno> {
-    use nix::{fcntl::open, sys::stat::fstatat};
-    let root = open(root, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
-    let (mut bytes, mut inodes) = (0, 0);
-    let mut linked = std::collections::HashSet::new();
-    let mut todo: Vec<Vec<u8>> = vec![b".".to_vec()];
-    while let Some(path) = todo.pop() {
-        let dir = match super::tree::open_in(&root, &path, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW) {
-            Ok(dir) => dir,
-            // Gone meanwhile, or deeper than a path can say: an estimate must not fail.
-            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ENAMETOOLONG) => continue,
-            Err(errno) => return Err(errno),
-        };
-        inodes += 1;
-        for (name, is_dir) in super::tree::entries(&dir)? {
-            if is_dir {
-                todo.push([&path, &b"/"[..], name.to_bytes()].concat());
-                continue;
-            }
-            let Ok(stat) = fstatat(&dir, name.as_c_str(), AtFlags::AT_SYMLINK_NOFOLLOW) else { continue };
-            if stat.st_nlink < 2 || linked.insert(stat.st_ino) {
-                bytes += stat.st_blocks.max(0) as u64 * 512;
-                inodes += 1;
-            }
-        }
-    }
-    Ok((bytes, inodes))
 }

@@ -3,9 +3,17 @@
 //! Its own iterator reads long names and PAX records of any size into memory; here each has a limit, since archives come
 //! from strangers (CVE-2017-14992).
 
+mod sparse;
+#[cfg(test)]
+mod tests;
+pub(crate) mod writer;
+
 use std::io::{self, Read};
 
 use tar::{EntryType, Header};
+
+pub(crate) use sparse::Sparse;
+use sparse::SparseRecords;
 
 const BLOCK: usize = 512;
 /// Names and values, as bytes.
@@ -84,6 +92,8 @@ pub(crate) struct Entry {
     pub(crate) size: u64,
     /// Extended attributes.
     pub(crate) xattrs: Records,
+    /// Of a sparse file: where the bytes that follow belong.
+    pub(crate) sparse: Option<Sparse>,
 }
 
 /// The archive; after `next_entry` it reads as the bytes of that entry.
@@ -169,6 +179,7 @@ impl<R: Read> TarReader<R> {
         let mut mtime = (header.mtime().map_or(0, |t| t.min(i64::MAX as u64) as i64), 0);
         let mut size = size;
         let mut xattrs = Vec::new();
+        let mut sparse = SparseRecords::default();
         for (key, value) in records {
             let extended = |why| TarError::Extended { at, why };
             match key.as_slice() {
@@ -184,9 +195,14 @@ impl<R: Read> TarReader<R> {
                     xattrs.retain(|(known, _)| *known != name);
                     xattrs.push((name, value));
                 }
-                key if key.starts_with(b"GNU.sparse.") => return Err(extended("sparse files are not supported")),
+                key if key.starts_with(b"GNU.sparse.") => {
+                    sparse.take(&key[b"GNU.sparse.".len()..], value).map_err(extended)?;
+                }
                 _ => {}
             }
+        }
+        if let Some(name) = sparse.name.take() {
+            path = name;
         }
         if path.contains(&0) || link.contains(&0) {
             return Err(bad("a name holds a NUL"));
@@ -198,7 +214,7 @@ impl<R: Read> TarReader<R> {
         let kind = match header.entry_type() {
             // Old archives mark directories by a slash alone.
             EntryType::Regular if path.ends_with(b"/") => Kind::Directory,
-            EntryType::Regular | EntryType::Continuous => Kind::File,
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => Kind::File,
             EntryType::Directory => Kind::Directory,
             EntryType::Symlink => Kind::Symlink(link),
             EntryType::Link => Kind::HardLink(link),
@@ -216,6 +232,7 @@ impl<R: Read> TarReader<R> {
         }
         self.left = size;
         self.padding = padding(size);
+        let sparse = if kind == Kind::File { self.sparse(at, header, sparse)? } else { None };
         Ok(Entry {
             path,
             kind,
@@ -223,8 +240,9 @@ impl<R: Read> TarReader<R> {
             uid: u32::try_from(uid).map_err(|_| bad("owner is beyond 32 bits"))?,
             gid: u32::try_from(gid).map_err(|_| bad("group is beyond 32 bits"))?,
             mtime,
-            size,
+            size: self.left,
             xattrs,
+            sparse,
         })
     }
 
@@ -352,108 +370,4 @@ fn time(text: &[u8]) -> Option<(i64, u32)> {
     } else {
         (whole, nanos)
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn all(bytes: &[u8]) -> Result<Vec<(Entry, Vec<u8>)>, TarError> {
-        let mut reader = TarReader::new(bytes);
-        let mut found = Vec::new();
-        while let Some(entry) = reader.next_entry()? {
-            let mut data = Vec::new();
-            reader.read_to_end(&mut data).map_err(TarError::Read)?;
-            found.push((entry, data));
-        }
-        reader.drain()?;
-        Ok(found)
-    }
-
-    #[test]
-    fn an_archive_may_end_without_its_last_padding() {
-        let mut archive = tar::Builder::new(Vec::new());
-        let mut header = tar::Header::new_gnu();
-        header.set_size(3);
-        header.set_mode(0o644);
-        archive.append_data(&mut header, "f", &b"abc"[..]).unwrap();
-        let bytes = archive.into_inner().unwrap();
-        let found = all(&bytes[..BLOCK + 3]).unwrap();
-        assert_eq!((found.len(), found[0].1.as_slice()), (1, &b"abc"[..]));
-        assert!(all(&bytes[..BLOCK + 2]).is_err(), "data is missing");
-    }
-
-    fn sample() -> Vec<u8> {
-        let mut builder = tar::Builder::new(Vec::new());
-        builder
-            .append_pax_extensions([("SCHILY.xattr.user.a", &b"1\n2="[..]), ("mtime", b"-1.5"), ("uid", b"70000000")])
-            .unwrap();
-        let mut header = Header::new_ustar();
-        header.set_size(5);
-        header.set_mode(0o104755);
-        header.set_cksum();
-        builder.append_data(&mut header, "dir/file", &b"hello"[..]).unwrap();
-        let mut header = Header::new_gnu();
-        header.set_entry_type(EntryType::Symlink);
-        header.set_size(0);
-        builder.append_link(&mut header, "x/".repeat(200) + "link", "y".repeat(300)).unwrap();
-        builder.into_inner().unwrap()
-    }
-
-    #[test]
-    fn pax_and_long_names() {
-        let found = all(&sample()).unwrap();
-        let (file, data) = &found[0];
-        assert_eq!((file.path.as_slice(), data.as_slice()), (&b"dir/file"[..], &b"hello"[..]));
-        assert_eq!((file.mode, file.uid, file.mtime), (0o4755, 70_000_000, (-2, 500_000_000)));
-        assert_eq!(file.xattrs, vec![(b"user.a".to_vec(), b"1\n2=".to_vec())]);
-        assert_eq!(found[1].0.path.len(), 404);
-        assert_eq!(found[1].0.kind, Kind::Symlink(vec![b'y'; 300]));
-    }
-
-    #[test]
-    fn cut_anywhere_is_an_error_or_a_shorter_archive() {
-        let sample = sample();
-        let whole = all(&sample).unwrap();
-        for cut in 0..sample.len() {
-            match all(&sample[..cut]) {
-                // What was found is found whole: only padding or entries behind it are missing.
-                Ok(found) => {
-                    assert!(found.len() <= whole.len(), "{cut}");
-                    for ((entry, data), (wanted, wanted_data)) in found.iter().zip(&whole) {
-                        assert!(entry.path == wanted.path && data == wanted_data, "{cut}");
-                    }
-                }
-                Err(error) => assert!(matches!(error, TarError::Read(_)), "{cut}: {error}"),
-            }
-        }
-    }
-
-    #[test]
-    fn giant_names_are_refused_unread() {
-        let mut header = Header::new_gnu();
-        header.set_entry_type(EntryType::GNULongName);
-        header.set_size(1 << 40);
-        header.set_cksum();
-        let error = all(header.as_bytes()).unwrap_err();
-        assert!(matches!(error, TarError::Extended { why: "longer than 1 MiB", .. }), "{error}");
-    }
-
-    proptest! {
-        #[test]
-        fn damaged_archives_never_panic(at in 0..3000_usize, with in any::<[u8; 3]>(), fix in any::<bool>()) {
-            let mut bytes = sample();
-            let at = at % (bytes.len() - 3);
-            bytes[at..at + 3].copy_from_slice(&with);
-            if fix {
-                // A right checksum leads deeper.
-                let start = at / BLOCK * BLOCK;
-                let mut header = Header::from_byte_slice(&bytes[start..start + BLOCK]).clone();
-                header.set_cksum();
-                bytes[start..start + BLOCK].copy_from_slice(header.as_bytes());
-            }
-            let _ = all(&bytes);
-        }
-    }
 }

@@ -8,17 +8,18 @@ use std::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
-    path::Path,
     rc::Rc,
 };
 
 use nix::{
     dir::{Dir, Type},
     errno::Errno,
-    fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat, openat2, readlinkat, renameat},
+    fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat, renameat},
     sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat, mkdirat},
     unistd::{Gid, Uid, UnlinkatFlags, fchown, unlinkat},
 };
+
+use super::apply::Target;
 
 /// Marks a directory that hides what lies below it (overlayfs).
 pub(crate) const OPAQUE: &CStr = c"trusted.overlay.opaque";
@@ -26,11 +27,21 @@ pub(crate) const OPAQUE: &CStr = c"trusted.overlay.opaque";
 // The kernel's own limit for one path.
 const SYMLINK_LIMIT: u32 = 40;
 
+/// What a tree is filled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// The upper folder of an overlay: what lies below is hidden by whiteouts.
+    Overlay,
+    /// A tree in which everything is.
+    Merged,
+}
+
 /// A folder that is being filled.
 pub(crate) struct Tree {
     root: Rc<OwnedFd>,
     // Layers below, nearest first: they tell what an implied parent directory looks like.
     lowers: Vec<OwnedFd>,
+    layout: Layout,
     // The last parent used: archives go folder by folder.
     last: Option<(Vec<u8>, Rc<OwnedFd>)>,
 }
@@ -50,14 +61,12 @@ pub(crate) fn components(path: &[u8]) -> Vec<&[u8]> {
 
 impl Tree {
     /// A folder with the layers below it.
-    pub(crate) fn open(root: &Path, lowers: &[impl AsRef<Path>]) -> Result<Self, Errno> {
-        let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+    pub(crate) fn open(target: &Target) -> Result<Self, Errno> {
+        let copy = |fd: &OwnedFd| fd.try_clone().map_err(|_| Errno::EMFILE);
         Ok(Self {
-            root: Rc::new(open(root, flags | OFlag::O_RDONLY, Mode::empty())?),
-            lowers: lowers
-                .iter()
-                .map(|lower| open(lower.as_ref(), flags | OFlag::O_PATH, Mode::empty()))
-                .collect::<Result<_, _>>()?,
+            root: Rc::new(copy(&target.root)?),
+            lowers: target.lowers.iter().map(copy).collect::<Result<_, _>>()?,
+            layout: target.layout,
             last: None,
         })
     }
@@ -131,7 +140,7 @@ impl Tree {
                     }
                     continue;
                 }
-                Ok(found) if is_whiteout(&found) => {
+                Ok(found) if self.layout == Layout::Overlay && is_whiteout(&found) => {
                     unlinkat(&*here, name, UnlinkatFlags::NoRemoveDir)?;
                     let dir = make_plain_dir(&here, name)?;
                     sys::xattr::fset(&dir, OPAQUE, b"y")?;
@@ -154,6 +163,36 @@ impl Tree {
             done.push((part, Rc::new(dir)));
         }
         Ok(done.pop().map_or_else(|| self.root.clone(), |(_, dir)| dir))
+    }
+
+    /// What the layers below show at `parts`: the directory it is in, and what it is. Nothing that a whiteout, an opaque
+    /// directory or a link hides.
+    pub(crate) fn below(&self, parts: &[&[u8]]) -> Result<Option<(OwnedFd, FileStat)>, Errno> {
+        let Some((name, parents)) = parts.split_last() else { return Ok(None) };
+        // Our own folder hides too.
+        for (index, layer) in std::iter::once(&*self.root).chain(&self.lowers).enumerate() {
+            let mut dir = open_dir_at(layer, b".")?;
+            let mut hides = is_opaque(&dir)?;
+            let mut missing = false;
+            for part in parents {
+                match look(&dir, part)? {
+                    Some(found) if is(&found, SFlag::S_IFDIR) => dir = open_dir_at(&dir, part)?,
+                    Some(_) => return Ok(None),
+                    None => {
+                        missing = true;
+                        break;
+                    }
+                }
+                hides |= is_opaque(&dir)?;
+            }
+            if !missing && let Some(found) = look(&dir, name)? {
+                return Ok((index > 0 && !is_whiteout(&found)).then_some((dir, found)));
+            }
+            if hides {
+                return Ok(None);
+            }
+        }
+        Ok(None)
     }
 
     fn copy_lower_attributes(&self, path: &[u8], dir: &OwnedFd) -> Result<(), Errno> {
@@ -210,6 +249,11 @@ pub(crate) fn is(stat: &FileStat, kind: SFlag) -> bool {
 /// Whether a file is overlayfs' mark for "removed": a character device 0/0.
 pub(crate) fn is_whiteout(stat: &FileStat) -> bool {
     is(stat, SFlag::S_IFCHR) && stat.st_rdev == 0
+}
+
+/// Whether a directory hides what lies below it.
+pub(crate) fn is_opaque(dir: impl AsFd) -> Result<bool, Errno> {
+    Ok(sys::xattr::lget(&path_of(dir, b".")?, OPAQUE)?.is_some_and(|value| value == b"y"))
 }
 
 /// What is at `name`, symlinks not followed; `None` if nothing is.
@@ -309,6 +353,7 @@ pub(crate) fn entries(dir: &OwnedFd) -> Result<Vec<(CString, bool)>, Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::fcntl::open;
     use std::fs;
 
     #[test]
@@ -331,7 +376,7 @@ mod tests {
         std::os::unix::fs::symlink("/run", root.join("link")).unwrap();
         std::os::unix::fs::symlink("../../../up", root.join("dots")).unwrap();
         std::os::unix::fs::symlink("loop", root.join("loop")).unwrap();
-        let mut tree = Tree::open(&root, &[lower]).unwrap();
+        let mut tree = Tree::open(&Target::overlay(&root, &[lower]).unwrap()).unwrap();
         tree.make_dir(&[b"link", b"x"]).unwrap();
         tree.make_dir(&[b"dots", b"y"]).unwrap();
         assert!(root.join("run/x").is_dir() && root.join("up/y").is_dir());

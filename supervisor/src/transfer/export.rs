@@ -35,7 +35,7 @@ impl Context {
         let platform = to.platforms.first().cloned().map(Platform::from_proto);
         let platform = match platform {
             Some(platform) => platform,
-            None => Wanted::by(&from)?.platform,
+            None => Wanted::by(&from, &self.stores.snapshots)?.platform,
         };
         self.blocking(move |this| {
             let operation = this.lease()?;

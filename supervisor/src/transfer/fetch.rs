@@ -8,6 +8,7 @@ use proto::containerd::types::transfer::ImageStore;
 use super::{Context, Operation, TransferError};
 use crate::{
     images::manifest::{CONFIG_LIMIT, Config, Descriptor, Document, MANIFEST_LIMIT, Manifest, Platform},
+    snapshots::{Snapshotter, Snapshotters},
     store::Labels,
 };
 
@@ -15,28 +16,27 @@ use crate::{
 pub(super) const DEPTH: u32 = 4;
 
 /// What is wanted of an image.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Wanted {
     /// For which platform.
     pub(super) platform: Platform,
-    /// Whether snapshots are to be made.
-    pub(super) unpack: bool,
+    /// For which snapshotters it is to be unpacked.
+    pub(super) unpack: Vec<Arc<Snapshotter>>,
 }
 
 impl Wanted {
     /// What a destination asks for.
-    pub(super) fn by(store: &ImageStore) -> Result<Self, TransferError> {
+    pub(super) fn by(store: &ImageStore, snapshotters: &Snapshotters) -> Result<Self, TransferError> {
         let mut platform = store.platforms.first().cloned();
-        for unpack in &store.unpacks {
-            if !matches!(unpack.snapshotter.as_str(), "" | "overlayfs") {
-                return Err(TransferError::Snapshotter(unpack.snapshotter.clone()));
+        let mut unpack: Vec<Arc<Snapshotter>> = Vec::new();
+        for asked in &store.unpacks {
+            let snapshotter = snapshotters.get_or_default(&asked.snapshotter)?;
+            if !unpack.iter().any(|known| known.name() == snapshotter.name()) {
+                unpack.push(snapshotter.clone());
             }
-            platform = platform.or_else(|| unpack.platform.clone());
+            platform = platform.or_else(|| asked.platform.clone());
         }
-        Ok(Self {
-            platform: platform.map_or_else(Platform::host, Platform::from_proto),
-            unpack: !store.unpacks.is_empty(),
-        })
+        Ok(Self { platform: platform.map_or_else(Platform::host, Platform::from_proto), unpack })
     }
 }
 
@@ -50,17 +50,19 @@ impl Context {
         Ok(document)
     }
 
-    /// Reads the configuration, checks it against the manifest, and labels it with the snapshot it keeps.
-    pub(super) fn config(&self, manifest: &Manifest, unpack: bool) -> Result<Config, TransferError> {
+    /// Reads the configuration, checks it against the manifest, and labels it with the snapshots it keeps.
+    pub(super) fn config(&self, manifest: &Manifest, unpack: &[Arc<Snapshotter>]) -> Result<Config, TransferError> {
         let content = &self.stores.content;
         let digest = manifest.config.digest;
         let bytes = content.read_all(&self.namespace, &digest, CONFIG_LIMIT)?;
         let config = Config::parse(&bytes, digest)?;
-        if unpack {
+        if !unpack.is_empty() {
             config.check(manifest)?;
             if let Some(chain) = config.chain_id() {
-                let name = "containerd.io/gc.ref.snapshot.overlayfs".to_owned();
-                content.add_labels(&self.namespace, &digest, &[(name, chain.to_string())].into())?;
+                let label = |snapshotter: &Arc<Snapshotter>| {
+                    (format!("containerd.io/gc.ref.snapshot.{}", snapshotter.name()), chain.to_string())
+                };
+                content.add_labels(&self.namespace, &digest, &unpack.iter().map(label).collect())?;
             }
         }
         Ok(config)
@@ -71,11 +73,12 @@ impl Context {
         &self,
         operation: &Arc<Operation>,
         manifest: &Manifest,
+        unpack: &[Arc<Snapshotter>],
     ) -> Result<(), TransferError> {
-        let (this, copy) = (self.clone(), manifest.clone());
-        let config = Arc::new(self.blocking(move |_| this.config(&copy, true)).await?);
+        let (this, copy, snapshotters) = (self.clone(), manifest.clone(), unpack.to_vec());
+        let config = Arc::new(self.blocking(move |_| this.config(&copy, &snapshotters)).await?);
         for (index, layer) in manifest.layers.iter().enumerate() {
-            self.unpack_layer(operation, &config, index, layer).await?;
+            self.unpack_layer(operation, unpack, &config, index, layer).await?;
         }
         Ok(())
     }

@@ -38,7 +38,7 @@ struct Found {
 impl Context {
     /// Reads an archive from the client's stream and records what is in it.
     pub(super) async fn import(self, from: ImageImportStream, to: &ImageStore) -> Result<(), TransferError> {
-        let wanted = Wanted::by(to)?;
+        let wanted = Wanted::by(to, &self.stores.snapshots)?;
         let stream = self.streams.take(&self.namespace, &from.stream).await?;
         let (operation, found) = {
             let (wanted, naming) = (wanted.clone(), Naming::by(to));
@@ -53,8 +53,8 @@ impl Context {
         let operation = Arc::new(operation);
         let labels: Labels = to.labels.clone().into_iter().collect();
         for image in found {
-            if wanted.unpack {
-                self.unpack_image(&operation, &image.manifest).await?;
+            if !wanted.unpack.is_empty() {
+                self.unpack_image(&operation, &image.manifest, &wanted.unpack).await?;
             }
             let labels = labels.clone();
             self.blocking(move |this| {
@@ -182,7 +182,7 @@ impl Context {
         }))
         .map_err(|error| TransferError::Archive(error.to_string()))?;
         // Reads the configuration too: what isn't one is refused before anything is recorded.
-        self.config(&manifest, false)?.check(&manifest)?;
+        self.config(&manifest, &[])?.check(&manifest)?;
         let labels = Document::Manifest(manifest.clone()).gc_labels();
         let digest = self.stores.content.put(&self.namespace, &bytes, &labels, Some(&operation.id))?;
         let target = Descriptor::new(DOCKER_MANIFEST, digest, bytes.len() as u64);

@@ -34,7 +34,7 @@ impl Context {
     /// Fetches an image by tag or digest, unpacks it if that is asked for, and records its name.
     pub(super) async fn pull(self, from: OciRegistry, to: &ImageStore) -> Result<(), TransferError> {
         let image = from.reference.parse::<ImageRef>()?.with_default_tag();
-        let wanted = Wanted::by(to)?;
+        let wanted = Wanted::by(to, &self.stores.snapshots)?;
         let resolver = from.resolver.unwrap_or_default();
         let credentials: Arc<dyn Credentials> = match resolver.auth_stream.as_str() {
             "" => Arc::new(Anonymous),
@@ -122,8 +122,8 @@ impl Pull {
         }
         let config_blob = self.blob(manifest.config.clone());
         config_blob.await?;
-        let (this, copy, unpack) = (self.context.clone(), manifest.clone(), self.wanted.unpack);
-        let config = Arc::new(self.context.blocking(move |_| this.config(&copy, unpack)).await?);
+        let (this, copy, unpack) = (self.context.clone(), manifest.clone(), self.wanted.unpack.clone());
+        let config = Arc::new(self.context.blocking(move |_| this.config(&copy, &unpack)).await?);
         // Dropped with everything in it if one fails, or if the client goes away.
         let mut fetching = JoinSet::new();
         let slots = Arc::new(Semaphore::new(PARALLEL));
@@ -139,8 +139,8 @@ impl Pull {
         }
         for (index, (arrival, layer)) in arrivals.into_iter().zip(&manifest.layers).enumerate() {
             arrival.await.unwrap_or(Err(TransferError::Cut("a download met a bug and was abandoned")))?;
-            if self.wanted.unpack {
-                self.context.unpack_layer(&self.operation, &config, index, layer).await?;
+            if !self.wanted.unpack.is_empty() {
+                self.context.unpack_layer(&self.operation, &self.wanted.unpack, &config, index, layer).await?;
             }
         }
         Ok(())

@@ -33,10 +33,11 @@ pub(super) fn turn(name: &str) -> Arc<Turn> {
 }
 
 impl Context {
-    /// Unpacks layer `index`; those below must be there.
+    /// Unpacks layer `index` for each snapshotter; those below must be there.
     pub(super) async fn unpack_layer(
         &self,
         operation: &Arc<Operation>,
+        snapshotters: &[Arc<Snapshotter>],
         config: &Arc<Config>,
         index: usize,
         layer: &Descriptor,
@@ -44,29 +45,33 @@ impl Context {
         let Some(name) = chain_id(&config.diff_ids[..=index]) else {
             return Ok(());
         };
-        let turn = turn(&format!("{}/{name}", self.namespace)).lock_owned().await;
-        let (operation, config, layer) = (operation.clone(), config.clone(), layer.clone());
-        self.blocking(move |this| {
-            // Goes with the thread: it may outlive the transfer's future.
-            let _turn = turn;
-            this.unpack_now(&operation, &config, index, &name, &layer)
-        })
-        .await
+        for snapshotter in snapshotters.iter().cloned() {
+            let turn = turn(&format!("{}/{}/{name}", self.namespace, snapshotter.name())).lock_owned().await;
+            let (operation, config, layer) = (operation.clone(), config.clone(), layer.clone());
+            let unpack = move |this: &Self| {
+                // Goes with the thread: it may outlive the transfer's future.
+                let _turn = turn;
+                this.unpack_now(&operation, &snapshotter, &config, index, &name, &layer)
+            };
+            self.blocking(unpack).await?;
+        }
+        Ok(())
     }
 
     fn unpack_now(
         &self,
         operation: &Operation,
+        snapshots: &Snapshotter,
         config: &Config,
         index: usize,
         name: &Digest,
         layer: &Descriptor,
     ) -> Result<(), TransferError> {
-        let (snapshots, namespace) = (&self.stores.snapshots, self.namespace.as_str());
+        let namespace = self.namespace.as_str();
         let diff_id = config.diff_ids[index];
         let uncompressed: Labels = [("containerd.io/uncompressed".to_owned(), diff_id.to_string())].into();
         // Kept before it is looked for, so that no collection comes between.
-        operation.keep_snapshot(name)?;
+        operation.keep_snapshot(snapshots.resource(), name)?;
         match snapshots.stat(namespace, &name.to_string()) {
             Ok(_) => {
                 self.stores.content.add_labels(namespace, &layer.digest, &uncompressed)?;
@@ -80,7 +85,7 @@ impl Context {
         let key = format!("{} {name}", unique("extract"));
         let labels: Labels = [(OPERATION.to_owned(), "unpack".to_owned())].into();
         snapshots.prepare(namespace, &key, &parent, labels, Some(&operation.id))?;
-        let filled = self.fill(&key, &diff_id, layer).and_then(|()| {
+        let filled = self.fill(snapshots, &key, &diff_id, layer).and_then(|()| {
             match snapshots.commit(namespace, &name.to_string(), &key, Labels::new(), Some(&operation.id)) {
                 // A client of the snapshots service was quicker.
                 Err(SnapshotError::Exists(_)) => Ok(snapshots.remove(namespace, &key)?),
@@ -98,8 +103,14 @@ impl Context {
         Ok(())
     }
 
-    fn fill(&self, key: &str, diff_id: &Digest, layer: &Descriptor) -> Result<(), TransferError> {
-        let target = self.stores.snapshots.target(&self.namespace, key)?;
+    fn fill(
+        &self,
+        snapshots: &Snapshotter,
+        key: &str,
+        diff_id: &Digest,
+        layer: &Descriptor,
+    ) -> Result<(), TransferError> {
+        let target = snapshots.target(&self.namespace, key)?;
         let (blob, _) = self.stores.content.reader(&self.namespace, &layer.digest)?;
         let meter = self.progress.meter("extracting", layer);
         let wrong = |cause| LayerError::Layer { layer: layer.digest, cause: Box::new(cause) };

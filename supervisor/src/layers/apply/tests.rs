@@ -13,7 +13,8 @@ use super::*;
 /// A layer folder, the folders below it, and a canary beside them all.
 struct Ground {
     dir: tempfile::TempDir,
-    target: Target,
+    upper: PathBuf,
+    lowers: Vec<PathBuf>,
 }
 
 impl Ground {
@@ -24,19 +25,19 @@ impl Ground {
         fs::create_dir(dir.path().join("upper")).unwrap();
         let lowers: Vec<_> = (0..lowers).map(|i| dir.path().join(format!("lower{i}"))).collect();
         lowers.iter().for_each(|lower| fs::create_dir(lower).unwrap());
-        let target = Target { upper: dir.path().join("upper"), lowers };
-        Self { dir, target }
+        let upper = dir.path().join("upper");
+        Self { dir, upper, lowers }
     }
 
     fn apply(&self, archive: &[u8]) -> Result<Applied, LayerError> {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(archive).unwrap();
         io::Seek::rewind(&mut file).unwrap();
-        apply(file, &self.target, &|_| ())
+        apply(file, &Target::overlay(&self.upper, &self.lowers).unwrap(), &|_| ())
     }
 
     fn upper(&self, path: &str) -> PathBuf {
-        self.target.upper.join(path)
+        self.upper.join(path)
     }
 
     fn assert_untouched(&self) {
@@ -136,15 +137,15 @@ fn an_ordinary_layer() {
     assert_eq!(xattr(&ground.upper("bin/ping"), c"security.capability").unwrap(), capability);
     assert_eq!((meta("bin/ping").mtime(), meta("bin/ping").mtime_nsec()), (1000, 500_000_000));
     assert_eq!(fs::read(ground.upper("late")).unwrap(), b"x");
-    let (_, inodes) = usage(&ground.target.upper).unwrap();
+    let (_, inodes) = crate::layers::usage::usage(&ground.upper).unwrap();
     assert_eq!(inodes, 9);
 }
 
 #[test]
 fn whiteouts_and_what_replaces_them() {
     let ground = Ground::new(1);
-    fs::create_dir(ground.target.lowers[0].join("etc")).unwrap();
-    fs::set_permissions(ground.target.lowers[0].join("etc"), fs::Permissions::from_mode(0o705)).unwrap();
+    fs::create_dir(ground.lowers[0].join("etc")).unwrap();
+    fs::set_permissions(ground.lowers[0].join("etc"), fs::Permissions::from_mode(0o705)).unwrap();
     let archive = Layer::new()
         .file("etc/.wh.gone", "")
         .file("opaque/.wh..wh..opq", "")
@@ -268,7 +269,7 @@ fn later_entries_replace_earlier_ones() {
 #[test]
 fn links_of_lower_layers_do_not_redirect() {
     let ground = Ground::new(1);
-    symlink(ground.dir.path(), ground.target.lowers[0].join("way")).unwrap();
+    symlink(ground.dir.path(), ground.lowers[0].join("way")).unwrap();
     ground.apply(&Layer::new().file("way/canary", "dead").end()).unwrap();
     ground.assert_untouched();
     assert_eq!(fs::read(ground.upper("way/canary")).unwrap(), b"dead");
@@ -326,6 +327,6 @@ proptest! {
         }
         let _ = ground.apply(&layer.end());
         ground.assert_untouched();
-        prop_assert_eq!(fs::read_dir(&ground.target.lowers[0]).unwrap().count(), 0);
+        prop_assert_eq!(fs::read_dir(&ground.lowers[0]).unwrap().count(), 0);
     }
 }
