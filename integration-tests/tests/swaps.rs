@@ -111,6 +111,60 @@ fn ctr_runs_containers_on_the_supervisor() {
     remove_parent_cgroups("default");
 }
 
+/// Debian's shim below Berth's supervisor, over ttrpc: a life, killed supervisors, a killed shim.
+#[test]
+fn supervisor_drives_debians_shim() {
+    let Some(shim) = peer_or_skip("containerd-shim-runc-v2") else { return };
+    if ["ctr", "runc"].iter().any(|name| peer_or_skip(name).is_none()) {
+        return;
+    }
+    let shim = shim.display().to_string();
+    let stack = Stack::start();
+    let archive = images::busybox_archive(stack.path());
+    stack.ctr(["images", "import", archive.to_str().unwrap()]).success();
+    let image = "docker.io/library/busybox:latest";
+    let one = stack.ctr(["run", "--rm", "--runtime", &shim, image, "one", "sh", "-c", "echo by runc; exit 4"]);
+    assert_eq!((one.code(), one.stdout()), (4, "by runc".into()), "{one}");
+    stack.ctr(["run", "-d", "--runtime", &shim, image, "two", "sleep", "1000"]).success();
+    assert_eq!(stack.ctr(["tasks", "exec", "--exec-id", "e", "two", "echo", "in"]).success().stdout(), "in");
+    let metrics = stack.ctr(["tasks", "metrics", "two"]).success().stdout();
+    assert!(metrics.contains("memory"), "{metrics}");
+    let status = |wanted: &str| {
+        eventually_within(Duration::from_secs(10), wanted, || {
+            stack.ctr(["tasks", "ls"]).stdout().contains(wanted).then_some(())
+        });
+    };
+    stack.ctr(["tasks", "pause", "two"]).success();
+    status("PAUSED");
+    stack.ctr(["tasks", "resume", "two"]).success();
+    // Ended while nobody is there to hear of it.
+    stack.kill_supervisor();
+    let pids = run("pgrep", ["-f", "^sleep 1000$"]).stdout();
+    let in_two =
+        |pid: &&str| fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|text| text.contains("/default/two"));
+    let pid = pids.lines().find(in_two).expect("the container's process");
+    run("kill", ["-9", pid]).success();
+    stack.start_supervisor();
+    status("STOPPED");
+    let deleted = stack.ctr(["tasks", "delete", "two"]);
+    assert!(deleted.stderr().contains("exit code 137"), "{deleted}");
+    stack.ctr(["containers", "delete", "two"]).success();
+    // A shim that is killed: its container goes with it, and is told to have ended.
+    stack.ctr(["run", "-d", "--runtime", &shim, image, "three", "sleep", "1000"]).success();
+    let shims = run("pgrep", ["-f", "containerd-shim-runc-v2.*-id three"]).stdout();
+    run("kill", ["-9", shims.trim()]).success();
+    status("STOPPED");
+    stack.ctr(["tasks", "delete", "three"]);
+    stack.ctr(["containers", "delete", "three"]).success();
+    // The engine's containers by configuration: whatever shim the supervisor has for a type.
+    let berth = ["run", "--rm", "--runtime", "io.containerd.runc.v2", "busybox", "sh", "-c", "echo relayed; exit 3"];
+    stack.ctr(["-n", "berth", "images", "import", archive.to_str().unwrap()]).success();
+    let relayed = stack.berth(berth).expect_code(3);
+    assert_eq!(relayed.stdout(), "relayed");
+    stack.ctr(["images", "rm", image]).success();
+    remove_parent_cgroups("default");
+}
+
 // Runtimes make the parents of a cgroup path and leave them: who chose the path removes them.
 fn remove_parent_cgroups(name: &str) {
     for controller in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {

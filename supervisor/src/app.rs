@@ -60,7 +60,7 @@ use crate::{
     metrics::{self, CallsLayer, MetricsError, Sources},
     snapshots::SnapshotError,
     store::Stores,
-    tasks::{TaskError, Tasks},
+    tasks::{TaskError, Tasks, shims::ttrpc_socket},
 };
 
 /// Why the supervisor can't begin, or ended badly.
@@ -122,6 +122,8 @@ pub(crate) struct App {
     begin_drain: watch::Sender<bool>,
     draining: Draining,
     door: Door,
+    /// Where shims that speak ttrpc send their events.
+    ttrpc: Door,
     metrics: Option<metrics::Door>,
     notifier: Notifier,
     watchdog: Option<Duration>,
@@ -152,6 +154,7 @@ impl App {
         let door = Door::open(&config.socket, service.sockets)?;
         // Shims are told where we are, not where we should have been.
         config.socket.clone_from(&door.path);
+        let ttrpc = Door::open(&ttrpc_socket(&door.path), Vec::new())?;
         let metrics = match &config.metrics {
             Some(address) => Some(metrics::bind(address).await?),
             None => None,
@@ -160,7 +163,7 @@ impl App {
         tasks.adopt()?;
         let services = Services { events, introspection, containers, tasks, stores, draining: draining.clone() };
         let (notifier, watchdog) = (service.notifier, service.watchdog);
-        Ok(Self { config, services, begin_drain, draining, door, metrics, notifier, watchdog, _roots: roots })
+        Ok(Self { config, services, begin_drain, draining, door, ttrpc, metrics, notifier, watchdog, _roots: roots })
     }
 
     /// Serves until SIGTERM or SIGINT, then drains.
@@ -168,11 +171,13 @@ impl App {
         let mut terminate = signal(SignalKind::terminate()).map_err(AppError::Signals)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(AppError::Signals)?;
         let mut hangup = signal(SignalKind::hangup()).map_err(AppError::Signals)?;
-        let Self { config, services, begin_drain, draining, door, metrics, notifier, watchdog, _roots } = self;
+        let Self { config, services, begin_drain, draining, door, ttrpc, metrics, notifier, watchdog, _roots } = self;
         let events = services.events.clone();
         if let Some(metrics) = metrics {
             tokio::spawn(metrics::serve(metrics, services.sources()));
         }
+        let forwarded = Arc::new(EventsService::new(events.clone(), services.tasks.clone()));
+        tokio::spawn(crate::api::ttrpc::serve(Callers::of(ttrpc.listener), forwarded, draining.clone()));
         let router = services.router();
         let stop = draining.begun();
         let mut server = tokio::spawn(router.serve_with_incoming_shutdown(Callers::of(door.listener), stop));
@@ -201,10 +206,10 @@ impl App {
         tell(&notifier, "STOPPING=1");
         // Gone before the last request: a client that connects now finds nobody, instead of one who won't answer. The
         // service manager's stays: who connects there is answered by the next supervisor.
-        if door.ours
-            && let Err(error) = std::fs::remove_file(&config.socket)
-        {
-            warn!(%error, socket = %config.socket.display(), "socket not removed");
+        for (path, ours) in [(&config.socket, door.ours), (&ttrpc.path, true)] {
+            if ours && let Err(error) = std::fs::remove_file(path) {
+                warn!(%error, socket = %path.display(), "socket not removed");
+            }
         }
         begin_drain.send_replace(true);
         events.close();

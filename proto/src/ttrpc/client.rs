@@ -88,6 +88,19 @@ impl Client {
         request: &Q,
         limit: Option<Duration>,
     ) -> Result<A, Status> {
+        let payload = self.call_encoded(service, method, namespace, request.encode_to_vec(), limit).await?;
+        A::decode(payload.as_slice()).map_err(|error| Status::internal(format!("answer to {method}: {error}")))
+    }
+
+    /// The same with messages in their encoded form, for those who pass on what others have encoded.
+    pub async fn call_encoded(
+        &self,
+        service: &str,
+        method: &str,
+        namespace: &str,
+        payload: Vec<u8>,
+        limit: Option<Duration>,
+    ) -> Result<Vec<u8>, Status> {
         let mut metadata = Vec::new();
         if !namespace.is_empty() {
             metadata.push(KeyValue { key: NAMESPACE_HEADER.to_owned(), value: namespace.to_owned() });
@@ -95,7 +108,7 @@ impl Client {
         let request = Request {
             service: service.to_owned(),
             method: method.to_owned(),
-            payload: request.encode_to_vec(),
+            payload,
             timeout_nano: limit.map_or(0, |limit| i64::try_from(limit.as_nanos()).unwrap_or(0)),
             metadata,
         };
@@ -107,13 +120,12 @@ impl Client {
             self.queue.send((request, reply)).await.map_err(|_| lost())?;
             answer.await.unwrap_or_else(|_| Err(lost()))
         };
-        let payload = match limit {
+        match limit {
             Some(limit) => tokio::time::timeout(limit, work).await.map_err(|_| {
                 Status::deadline_exceeded(format!("{method} was not answered within {} ms", limit.as_millis()))
-            })??,
-            None => work.await?,
-        };
-        A::decode(payload.as_slice()).map_err(|error| Status::internal(format!("answer to {method}: {error}")))
+            })?,
+            None => work.await,
+        }
     }
 
     /// Whether the connection has ended.

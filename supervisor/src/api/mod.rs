@@ -14,6 +14,7 @@ pub(crate) mod streaming;
 pub(crate) mod streams;
 pub(crate) mod tasks;
 pub(crate) mod transfer;
+pub(crate) mod ttrpc;
 pub(crate) mod version;
 
 use tonic::Status;

@@ -12,7 +12,7 @@ use super::{
     connection::Connection,
     error::TaskError,
     rules::State,
-    shims::Program,
+    shims::{Bootstrap, Program},
     task::{Phase, Task},
 };
 
@@ -26,7 +26,7 @@ enum Trace {
     /// A shim may have been started, but nobody knows where it listens.
     Starting(Origin),
     /// There is, or was, a shim.
-    Shim(Origin, String),
+    Shim(Origin, Bootstrap),
     /// The shim died and was buried; the exit is recorded.
     Buried(Origin),
 }
@@ -63,7 +63,7 @@ impl Tasks {
                 // The contract's way to find a shim that may be there: a second start prints the address of the first.
                 let program = Program { shim: origin.shim, ..self.program.clone() };
                 if let Ok(bootstrap) = program.start(&task.namespace, &task.id, task.bundle.path()).await
-                    && let Ok(connection) = Connection::open(bootstrap.address.as_ref()).await
+                    && let Ok(connection) = Connection::open(&bootstrap).await
                 {
                     task.facts.send_modify(|facts| facts.connection = Some(connection));
                 }
@@ -79,8 +79,10 @@ impl Tasks {
                     facts.phase = Phase::Orphan;
                 });
             }
-            Trace::Shim(_, address) => {
-                match tokio::time::timeout(CONNECT_LIMIT, Connection::open(address.as_ref())).await {
+            Trace::Shim(origin, bootstrap) => {
+                // Before it may have to wait for somebody who reads what it says.
+                task.hear_shim(&origin);
+                match tokio::time::timeout(CONNECT_LIMIT, Connection::open(&bootstrap)).await {
                     Ok(Ok(connection)) => self.take_over(task, connection).await,
                     Ok(Err(error)) => {
                         info!(namespace = %task.namespace, id = %task.id, error = %chain(&error), "shim not reached");
@@ -136,7 +138,7 @@ fn trace(task: &Task) -> Trace {
     let bundle = &task.bundle;
     match (bundle.origin(), bundle.bootstrap(), bundle.exit()) {
         (None, _, _) => Trace::Unstarted,
-        (Some(origin), Some(bootstrap), _) => Trace::Shim(origin, bootstrap.address),
+        (Some(origin), Some(bootstrap), _) => Trace::Shim(origin, bootstrap),
         (Some(origin), None, Some(_)) => Trace::Buried(origin),
         (Some(origin), None, None) => Trace::Starting(origin),
     }

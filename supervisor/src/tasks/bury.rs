@@ -44,7 +44,7 @@ impl Tasks {
     /// without its process refuses at once.
     async fn reconnect(self: &Arc<Self>, task: &Arc<Task>) {
         if let Some(bootstrap) = task.bundle.bootstrap()
-            && let Ok(Ok(connection)) = timeout(CONNECT_LIMIT, Connection::open(bootstrap.address.as_ref())).await
+            && let Ok(Ok(connection)) = timeout(CONNECT_LIMIT, Connection::open(&bootstrap)).await
         {
             warn!(namespace = %task.namespace, id = %task.id, "connection to the shim was lost, made again");
             self.take_over(task, connection).await;

@@ -1,10 +1,9 @@
-//! One HTTP/2 connection to a shim, and the notice of its end.
+//! One connection to a shim, gRPC or ttrpc, and the notice of its end.
 //!
-//! Made with hyper directly rather than with tonic's channel: that one reconnects by itself and hides the loss, which is
+//! The former is made with hyper directly rather than with tonic's channel: that one reconnects by itself and hides the loss, which is
 //! exactly what we must see, since the end of the connection is how a shim's death shows.
 
 use std::{
-    path::Path,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -12,7 +11,8 @@ use std::{
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use proto::{
-    berth::streams::v1::streams_client::StreamsClient, containerd::task::v3::task_client::TaskClient, id::NamespaceName,
+    berth::streams::v1::streams_client::StreamsClient, containerd::task::v3::task_client::TaskClient,
+    id::NamespaceName, ttrpc,
 };
 use tokio::{net::UnixStream, sync::watch};
 use tonic::{
@@ -21,6 +21,7 @@ use tonic::{
     codegen::{Service, http},
 };
 
+use super::{bridge, shims::Bootstrap};
 use crate::{api::MESSAGE_LIMIT, failure::NAMESPACE_HEADER};
 
 /// A shim can't be reached.
@@ -36,15 +37,30 @@ pub(crate) enum ConnectError {
 
 /// A connection; clones share it.
 #[derive(Clone)]
-pub(crate) struct Connection {
-    sender: http2::SendRequest<Body>,
-    lost: watch::Receiver<bool>,
+pub(crate) enum Connection {
+    /// To a shim that speaks gRPC.
+    Grpc {
+        /// Where requests go in.
+        sender: http2::SendRequest<Body>,
+        /// Becomes true.
+        lost: watch::Receiver<bool>,
+    },
+    /// To a shim that speaks ttrpc.
+    Ttrpc {
+        /// Where requests go in.
+        client: ttrpc::Client,
+        /// Version of the task service.
+        version: i32,
+    },
 }
 
 impl Connection {
-    /// Connects to a shim's socket.
-    pub(crate) async fn open(socket: &Path) -> Result<Self, ConnectError> {
-        let stream = UnixStream::connect(socket).await?;
+    /// Connects to a shim as it said that it wants to be spoken to.
+    pub(crate) async fn open(shim: &Bootstrap) -> Result<Self, ConnectError> {
+        let stream = UnixStream::connect(&shim.address).await?;
+        if shim.is_ttrpc() {
+            return Ok(Self::Ttrpc { client: ttrpc::Client::over(stream), version: shim.version });
+        }
         let mut builder = http2::Builder::new(TokioExecutor::new());
         let (sender, connection) = builder.max_send_buf_size(64 * 1024).handshake(TokioIo::new(stream)).await?;
         let (tell, lost) = watch::channel(false);
@@ -55,18 +71,24 @@ impl Connection {
             }
             tell.send_replace(true);
         });
-        Ok(Self { sender, lost })
+        Ok(Self::Grpc { sender, lost })
     }
 
     /// Whether the connection has ended.
     pub(crate) fn is_lost(&self) -> bool {
-        *self.lost.borrow()
+        match self {
+            Self::Grpc { lost, .. } => *lost.borrow(),
+            Self::Ttrpc { client, .. } => client.is_closed(),
+        }
     }
 
     /// Returns when the connection has ended.
     pub(crate) async fn lost(&self) {
-        // An error means that the task above was dropped, with the connection in it.
-        let _ = self.lost.clone().wait_for(|lost| *lost).await;
+        match self {
+            // An error means that the task above was dropped, with the connection in it.
+            Self::Grpc { lost, .. } => drop(lost.clone().wait_for(|lost| *lost).await),
+            Self::Ttrpc { client, .. } => client.closed().await,
+        }
     }
 
     /// A client of the shim's task service.
@@ -99,15 +121,26 @@ fn origin() -> http::Uri {
 
 impl Service<http::Request<Body>> for Connection {
     type Response = http::Response<Body>;
-    type Error = hyper::Error;
+    type Error = tonic::codegen::StdError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.sender.poll_ready(cx)
+        match self {
+            Self::Grpc { sender, .. } => sender.poll_ready(cx).map_err(Into::into),
+            Self::Ttrpc { .. } => Poll::Ready(Ok(())),
+        }
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let answer = self.sender.send_request(request);
-        Box::pin(async move { Ok(answer.await?.map(Body::new)) })
+        match self {
+            Self::Grpc { sender, .. } => {
+                let answer = sender.send_request(request);
+                Box::pin(async move { Ok(answer.await?.map(Body::new)) })
+            }
+            Self::Ttrpc { client, version } => {
+                let (client, version) = (client.clone(), *version);
+                Box::pin(async move { bridge::call(&client, version, request).await })
+            }
+        }
     }
 }

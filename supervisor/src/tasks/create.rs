@@ -118,13 +118,14 @@ impl Tasks {
         let bundle_failed = |cause| TaskError::Bundle { id: task.id.clone(), cause };
         let shim_failed = |cause| TaskError::Shim { id: task.id.clone(), cause };
         task.bundle.make(&spec, &origin).map_err(bundle_failed)?;
+        task.hear_shim(&origin);
         task.facts.send_modify(|facts| facts.origin = Some(origin));
         let began = Instant::now();
         let bootstrap = program.start(&task.namespace, &task.id, task.bundle.path()).await.map_err(shim_failed)?;
         debug!(namespace = %task.namespace, id = %task.id, us = began.elapsed().as_micros(), "shim started");
         task.bundle.set_bootstrap(&bootstrap).map_err(bundle_failed)?;
+        let connection = Connection::open(&bootstrap).await;
         let socket = PathBuf::from(bootstrap.address);
-        let connection = Connection::open(&socket).await;
         let connection = connection.map_err(|cause| shim_failed(ShimError::Connect { socket, cause }))?;
         task.facts.send_modify(|facts| facts.connection = Some(connection.clone()));
         request.bundle = task.bundle.path().display().to_string();

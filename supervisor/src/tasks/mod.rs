@@ -5,6 +5,7 @@
 //! `connection` the way to its shim, `adopt` our start, `bury` a shim's death.
 
 mod adopt;
+mod bridge;
 mod bundle;
 mod bury;
 mod census;
@@ -17,7 +18,8 @@ mod inspect;
 mod observe;
 mod rules;
 mod runtimes;
-mod shims;
+mod shim_log;
+pub(crate) mod shims;
 mod signal;
 mod start;
 mod task;

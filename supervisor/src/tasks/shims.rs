@@ -10,7 +10,7 @@ use std::{
 
 use prost::Message;
 use proto::{
-    containerd::task::v3::DeleteResponse,
+    containerd::{runtime::bootstrap::v1::BootstrapResult, task::v3::DeleteResponse},
     id::{ContainerId, NamespaceName},
     kind::ErrorKind,
 };
@@ -72,7 +72,7 @@ pub(crate) enum ShimError {
         output: String,
     },
     /// It speaks what we don't.
-    #[error("shim {shim} speaks {protocol} (version {version}); this supervisor drives gRPC shims (version 3) only")]
+    #[error("shim {shim} speaks {protocol} (version {version}); versions 2 and 3 over ttrpc and 3 over grpc are known")]
     Protocol {
         /// The program.
         shim: PathBuf,
@@ -114,6 +114,20 @@ pub(crate) struct Bootstrap {
     pub(crate) protocol: String,
 }
 
+impl Bootstrap {
+    /// Whether it speaks ttrpc.
+    pub(crate) fn is_ttrpc(&self) -> bool {
+        self.protocol == "ttrpc"
+    }
+}
+
+/// Where shims that speak ttrpc send their events: beside the socket, as containerd has it.
+pub(crate) fn ttrpc_socket(socket: &Path) -> PathBuf {
+    let mut path = socket.as_os_str().to_owned();
+    path.push(".ttrpc");
+    path.into()
+}
+
 /// A shim's program and what it is told about us.
 #[derive(Debug, Clone)]
 pub(crate) struct Program {
@@ -136,7 +150,7 @@ impl Program {
         let output = self.run("start", START_LIMIT, self.command(namespace, id, bundle).arg("start")).await?;
         let bootstrap = parse_bootstrap(&output)
             .ok_or_else(|| ShimError::Output { shim: self.shim.clone(), output: excerpt(&output) })?;
-        if bootstrap.protocol != "grpc" || bootstrap.version != 3 {
+        if !matches!((bootstrap.protocol.as_str(), bootstrap.version), ("grpc", 3) | ("ttrpc", 2 | 3)) {
             let Bootstrap { version, protocol, .. } = bootstrap;
             return Err(ShimError::Protocol { shim: self.shim.clone(), protocol, version });
         }
@@ -169,7 +183,7 @@ impl Program {
             .env("GOMAXPROCS", "2")
             // The newest task service that we drive: Berth's shim then speaks gRPC; others take no notice.
             .env("MAX_SHIM_VERSION", "3")
-            .env("TTRPC_ADDRESS", "")
+            .env("TTRPC_ADDRESS", ttrpc_socket(&self.socket))
             .env("GRPC_ADDRESS", &self.socket)
             .env("NAMESPACE", namespace.as_str())
             .current_dir(bundle)
@@ -195,13 +209,19 @@ impl Program {
     }
 }
 
-/// What `start` may print: JSON, or as old shims do, the address alone.
+/// What `start` may print: a message since containerd 2.3, JSON since 1.7, or as older shims do, the address alone.
 fn parse_bootstrap(output: &[u8]) -> Option<Bootstrap> {
-    let text = std::str::from_utf8(output.get(..OUTPUT_LIMIT.min(output.len()))?).ok()?.trim();
-    let mut bootstrap = if text.starts_with('{') {
-        serde_json::from_str::<Bootstrap>(text).ok()?
-    } else {
-        Bootstrap { version: 2, address: text.to_owned(), protocol: "ttrpc".into() }
+    let output = output.get(..OUTPUT_LIMIT.min(output.len()))?;
+    let text = std::str::from_utf8(output).map(str::trim);
+    let mut bootstrap = match text {
+        Ok(text) if text.starts_with('{') => serde_json::from_str::<Bootstrap>(text).ok()?,
+        Ok(text) if text.starts_with(['/', 'u']) => {
+            Bootstrap { version: 2, address: text.to_owned(), protocol: "ttrpc".into() }
+        }
+        _ => {
+            let BootstrapResult { version, address, protocol, .. } = BootstrapResult::decode(output).ok()?;
+            Bootstrap { version, address, protocol }
+        }
     };
     if let Some(path) = bootstrap.address.strip_prefix("unix://") {
         bootstrap.address = path.to_owned();
@@ -229,6 +249,7 @@ mod tests {
             (r#"{"version":3,"address":"/run/s/1","protocol":"grpc"}"#, some(3, "/run/s/1", "grpc")),
             ("{\"version\":3,\"address\":\"unix:///s\",\"protocol\":\"grpc\"}\n", some(3, "/s", "grpc")),
             ("unix:///run/s/1\n", some(2, "/run/s/1", "ttrpc")),
+            ("\u{8}\u{3}\u{12}\u{9}unix:///s\u{1a}\u{5}ttrpc", some(3, "/s", "ttrpc")),
             (r#"{"version":3,"address":"s","protocol":"grpc"}"#, None),
             (r#"{"version":3}"#, None),
             ("", None),

@@ -28,6 +28,7 @@ use super::{
     connection::{Connection, request},
     error::TaskError,
     rules::{self, Request, State},
+    shim_log::{self, ShimLog},
     shims::Program,
 };
 
@@ -103,6 +104,8 @@ pub(crate) struct Task {
     pub(super) id: ContainerId,
     pub(super) bundle: Bundle,
     pub(super) facts: watch::Sender<Facts>,
+    /// What somebody else's shim says, for as long as the task is known.
+    shim_log: std::sync::Mutex<Option<ShimLog>>,
     turn: Arc<Mutex<()>>,
 }
 
@@ -121,7 +124,15 @@ impl Task {
             execs: HashMap::new(),
         };
         let (facts, _) = watch::channel(facts);
-        Arc::new(Self { namespace, id, bundle, facts, turn: Arc::default() })
+        Arc::new(Self { namespace, id, bundle, facts, shim_log: std::sync::Mutex::default(), turn: Arc::default() })
+    }
+
+    /// Listens to the log of a shim that isn't Berth's.
+    pub(super) fn hear_shim(&self, origin: &Origin) {
+        if !shim_log::is_ours(&origin.shim) {
+            let log = ShimLog::open(self.bundle.path(), &self.namespace, &self.id);
+            *self.shim_log.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = log;
+        }
     }
 
     /// Where it stands.
