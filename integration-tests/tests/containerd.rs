@@ -4,7 +4,7 @@
 use integration_tests::{
     caller::{Caller, LIMIT},
     eventually_within, images,
-    programs::{bin_dir, peer_or_skip},
+    programs::{bin_dir, peer_or_skip, program},
 };
 use std::{fs, process::Command, time::Duration};
 
@@ -190,4 +190,80 @@ fn containerd_cleans_up_after_a_killed_shim() {
     run(&ctr, &[], "box", &["sleep", "1000"]);
     remove(&ctr, "box");
     leaves_nothing(ctr);
+}
+
+/// Docker's daemon asks its containerd for `io.containerd.runc.v2` and nothing else (20.10), so Berth's shim stands in under that
+/// name, with Berth's runtime below it.
+#[test]
+fn dockerd_runs_containers_in_berths_shim_in_place_of_runcs() {
+    for name in ["dockerd", "containerd", "docker", "script"] {
+        if peer_or_skip(name).is_none() {
+            return;
+        }
+    }
+    let mut docker = Caller::new("shim-dockerd");
+    fs::create_dir(docker.at("bin")).unwrap();
+    std::os::unix::fs::symlink(program("berth-shim"), docker.at("bin/containerd-shim-runc-v2")).unwrap();
+    let socket = format!("unix://{}", docker.at("docker.sock"));
+    let mut daemon = Command::new("dockerd");
+    daemon
+        .env("PATH", format!("{}:{}", docker.at("bin"), path()))
+        .args(["--data-root", &docker.at("data"), "--exec-root", &docker.at("exec"), "--pidfile", &docker.at("pid")])
+        .args(["-H", &socket, "--bridge=none", "--iptables=false", "--ip6tables=false"])
+        .args(["--add-runtime", &format!("berth={}", program("berth-runtime").display()), "--default-runtime", "berth"])
+        .args(["--cgroup-parent", &format!("/{}", docker.name)]);
+    docker.start(&mut daemon);
+    docker.client = vec!["docker".into(), "--host".into(), socket];
+    eventually_within(Duration::from_secs(40), "dockerd answers", || {
+        (docker.call(&["version"]).code() == 0).then_some(())
+    });
+    let archive = images::busybox_archive(docker.path());
+    docker.ok(&["load", "-q", "-i", archive.to_str().unwrap()]);
+    let run =
+        |flags: &[&str], rest: &[&str]| docker.ok(&[&["run", "--network", "none"], flags, &["busybox"], rest].concat());
+    run(&["-d", "--name", "box", "-m", "64m"], &["sleep", "1000"]);
+    // Its shim is ours.
+    let [shim] = docker.processes("start")[..] else { panic!("one shim\n{}", docker.log()) };
+    let exe = fs::canonicalize(format!("/proc/{shim}/exe")).unwrap();
+    assert_eq!(exe, fs::canonicalize(program("berth-shim")).unwrap());
+    let outcome = docker.call(&["exec", "box", "sh", "-c", "echo out; echo err >&2; exit 4"]);
+    assert_eq!((outcome.code(), outcome.stdout(), outcome.stderr()), (4, "out".into(), "err".into()), "{outcome}");
+    docker.has_terminal(&["exec", "-it", "box"]);
+    docker.has_terminal(&["run", "--rm", "-it", "--network", "none", "busybox"]);
+    docker.ok(&["pause", "box"]);
+    assert_eq!(docker.ok(&["inspect", "-f", "{{.State.Status}}", "box"]), "paused");
+    docker.ok(&["unpause", "box"]);
+    docker.ok(&["update", "-m", "128m", "--memory-swap", "256m", "box"]);
+    let stats = docker.ok(&["stats", "--no-stream", "--format", "{{.MemUsage}} {{.PIDs}}", "box"]);
+    assert!(stats.contains("/ 128MiB 1"), "{stats}");
+    assert!(docker.ok(&["top", "box"]).contains("sleep 1000"));
+    docker.ok(&["kill", "box"]);
+    assert_eq!(docker.ok(&["wait", "box"]), "137");
+    docker.ok(&["start", "box"]);
+    docker.ok(&["rm", "-f", "box"]);
+
+    assert_eq!(run(&["--rm"], &["sh", "-c", "seq 1 50000 | tail -n 1"]), "50000");
+    run(&["-d", "--name", "logs"], &["sh", "-c", "seq 1 5000; exit 3"]);
+    assert_eq!(docker.ok(&["wait", "logs"]), "3");
+    let lines: Vec<String> = (1..=5000).map(|number| number.to_string()).collect();
+    assert_eq!(docker.ok(&["logs", "logs"]), lines.join("\n"));
+    let script = "x=x; while :; do x=$x$x; done";
+    docker.call(&[
+        "run",
+        "--network",
+        "none",
+        "--name",
+        "greedy",
+        "-m",
+        "16m",
+        "--memory-swap",
+        "16m",
+        "busybox",
+        "sh",
+        "-c",
+        script,
+    ]);
+    assert_eq!(docker.ok(&["inspect", "-f", "{{.State.OOMKilled}}", "greedy"]), "true");
+    docker.ok(&["rm", "logs", "greedy"]);
+    eventually_within(SOON, "all shims have ended", || docker.processes("start").is_empty().then_some(()));
 }

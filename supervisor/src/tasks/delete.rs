@@ -7,7 +7,7 @@ use proto::{
     containerd::{
         events::TaskDelete,
         services::tasks::v1::DeleteResponse,
-        task::v3::{DeleteRequest, ShutdownRequest},
+        task::v3::{ConnectRequest, DeleteRequest, KillRequest, ShutdownRequest, WaitRequest},
     },
     id::{ExecId, NamespaceName},
 };
@@ -133,16 +133,42 @@ pub(super) fn known_exit(task: &Task) -> Exit {
 }
 
 /// Tells a shim to end, and waits until it has. `now` asks for it even with a container left.
+///
+/// A shim of a pod stays as long as it has others: only the task itself is taken out of it.
 pub(super) async fn dismiss(task: &Task, connection: &Connection, now: bool) {
-    let message = ShutdownRequest { id: task.id.to_string(), now };
+    let shared = is_in_a_pod(task);
+    let id = || task.id.to_string();
     let told = async {
+        if now && shared {
+            let mut shim = connection.tasks();
+            let kill = KillRequest { id: id(), signal: 9, all: true, ..KillRequest::default() };
+            let _ = shim.kill(request(&task.namespace, kill)).await;
+            let _ = shim.wait(request(&task.namespace, WaitRequest { id: id(), ..WaitRequest::default() })).await;
+            // It may not have come into being, or be gone; what else there is, the shim's program cleans up.
+            let _ = shim.delete(request(&task.namespace, DeleteRequest { id: id(), ..DeleteRequest::default() })).await;
+        }
         // A shim may be gone before its answer is out; only one that stays is of interest, below.
+        let message = ShutdownRequest { id: id(), now: now && !shared };
         if let Err(status) = connection.tasks().shutdown(request(&task.namespace, message)).await {
             tracing::debug!(id = %task.id, %status, "shutdown of the shim");
+        }
+        if shared {
+            let mut shim = connection.tasks();
+            let lives = shim.connect(request(&task.namespace, ConnectRequest { id: id() }));
+            tokio::select! {
+                answer = lives => if answer.is_ok() { return },
+                () = connection.lost() => {}
+            }
         }
         connection.lost().await;
     };
     if tokio::time::timeout(LEAVE_LIMIT, told).await.is_err() {
         warn!(namespace = %task.namespace, id = %task.id, seconds = LEAVE_LIMIT.as_secs(), "shim does not end");
     }
+}
+
+/// Whether its shim may have other tasks: shims go by these annotations.
+fn is_in_a_pod(task: &Task) -> bool {
+    let spec = std::fs::read_to_string(task.bundle.path().join("config.json")).unwrap_or_default();
+    ["io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id"].iter().any(|label| spec.contains(label))
 }

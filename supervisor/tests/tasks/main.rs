@@ -3,6 +3,7 @@
 
 mod crash;
 mod life;
+mod pods;
 mod spec;
 mod speed;
 mod stack;

@@ -52,7 +52,7 @@ pub(crate) fn program(name: &str) -> PathBuf {
 }
 
 /// The OCI runtime under test: `BERTH_TEST_RUNTIME`, else berth-runtime.
-fn oci_runtime() -> String {
+pub(crate) fn oci_runtime() -> String {
     std::env::var("BERTH_TEST_RUNTIME").unwrap_or_else(|_| program("berth-runtime").display().to_string())
 }
 
@@ -289,7 +289,7 @@ impl Stack {
     }
 
     /// The cgroup that holds the containers' ones.
-    fn cgroup(&self) -> String {
+    pub(crate) fn cgroup(&self) -> String {
         format!("berth-{}", self.folder().file_name().expect("name").to_string_lossy())
     }
 
