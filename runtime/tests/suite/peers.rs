@@ -22,7 +22,6 @@ const DIFFERENCES: &[(&str, &[&str], &str)] = &[
     ),
     ("cgroups::a_frozen_cgroup_is_refused_rather_than_joined", &["crun"], "joins a frozen cgroup"),
     ("cgroups::exec_can_go_below", &["crun"], "exec follows a cgroup path that leads out of the container's"),
-    ("cli::flags_in_every_spelling", &["runc"], "refuses two spellings of one flag in one call"),
     ("cli::", &["crun"], "has a command line of its own beyond what callers use"),
     ("errors::errors_are_json_lines_for_callers", &["crun"], "has words of its own for a container that is not there"),
     ("errors::ids_are_checked_by_every_command", &["runc", "crun"], "takes ids that begin with a dot, or hold a space"),
@@ -98,12 +97,8 @@ const DIFFERENCES: &[(&str, &[&str], &str)] = &[
         &["crun"],
         "answers calls newer than the profile with its default, so libc does not fall back",
     ),
-    ("sd_notify::a_detached_run_waits_too", &["runc", "crun"], "does not send all of READY, MAINPID and BARRIER"),
-    (
-        "sd_notify::start_waits_until_the_process_is_ready",
-        &["runc", "crun"],
-        "does not send all of READY, MAINPID and BARRIER",
-    ),
+    ("sd_notify::a_detached_run_waits_too", &["crun"], "does not send all of READY, MAINPID and BARRIER"),
+    ("sd_notify::start_waits_until_the_process_is_ready", &["crun"], "does not send all of READY, MAINPID and BARRIER"),
     (
         "terminal::run_serves_the_terminal_itself",
         &["runc", "crun"],
