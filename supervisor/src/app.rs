@@ -31,10 +31,8 @@ use tonic::transport::{Server, server::Router};
 use tower::layer::util::{Identity, Stack};
 use tracing::{info, warn};
 
-use self::{
-    door::{Callers, Door, DoorError},
-    roots::{RootError, Roots},
-};
+use self::door::{Callers, Door, DoorError};
+pub(crate) use self::roots::{RootError, Roots};
 use crate::{
     api::{
         containers::ContainersService,

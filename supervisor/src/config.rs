@@ -59,6 +59,12 @@ pub(crate) enum Command {
         #[command(subcommand)]
         action: ConfigCommand,
     },
+    /// Looks for damage in the data root: database, blobs, snapshots; exit code 1 if something is wrong
+    Check {
+        /// Puts it right; what is bad is moved to DATA-ROOT/supervisor/lost, never deleted
+        #[arg(long)]
+        repair: bool,
+    },
 }
 
 /// What to say about the configuration.

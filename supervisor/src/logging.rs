@@ -104,7 +104,6 @@ thread_local! {
     static QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
-#[allow(dead_code, reason = "the check of the database comes next")]
 /// Runs work that may panic on data from outside; what it panicked with is the error.
 pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     QUIET.set(true);

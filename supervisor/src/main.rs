@@ -3,6 +3,7 @@
 
 mod api;
 mod app;
+mod check;
 mod config;
 mod containers;
 mod content;
@@ -42,6 +43,12 @@ fn main() -> ExitCode {
     match args.command() {
         None => {}
         Some(Command::Config { action }) => return tell_config(args, action),
+        Some(Command::Check { repair }) => {
+            return match args.into_config() {
+                Ok(config) => check::run(&config, repair),
+                Err(error) => refuse(&error),
+            };
+        }
     }
     let config = match args.into_config() {
         Ok(config) => config,

@@ -4,6 +4,7 @@
 //! (design, rule 3): what is announced afterwards can't be lost.
 
 mod database;
+mod journal;
 mod table;
 mod time;
 
@@ -17,8 +18,9 @@ use prost_types::Any;
 use proto::kind::ErrorKind;
 
 pub(crate) use self::{
-    database::Database,
-    table::{Proto, ReadTx, Reader, Table, WriteTx},
+    database::{Database, is_empty, marker},
+    journal::read as read_journal,
+    table::{Codec, Proto, ReadTx, Reader, Table, WriteTx},
     time::Time,
 };
 use crate::{
@@ -54,6 +56,26 @@ pub(crate) enum StoreError {
     /// The database failed.
     #[error("metadata database")]
     Database(#[source] Box<redb::Error>),
+    /// It is not what was written.
+    #[error(
+        "metadata database {file} is damaged ({why}): run \"berth-supervisor check --repair\" with the same --data-root and \
+         --run-root, which rebuilds it and keeps what is there"
+    )]
+    Corrupt {
+        /// The file.
+        file: PathBuf,
+        /// What shows it.
+        why: String,
+    },
+    /// It is gone, and what it should know of is not.
+    #[error(
+        "metadata database {file} is missing or empty, although there is content: put it back, or run \"berth-supervisor \
+         check --repair\" with the same --data-root and --run-root, which rebuilds it"
+    )]
+    Lost {
+        /// The file.
+        file: PathBuf,
+    },
     /// It failed, and has not been opened anew yet.
     #[error("metadata database failed a moment ago; try again")]
     Broken,
@@ -87,7 +109,7 @@ impl Failure for StoreError {
                 _ => ErrorKind::Internal,
             },
             Self::Broken => ErrorKind::Unavailable,
-            Self::Damaged { .. } => ErrorKind::DataLoss,
+            Self::Damaged { .. } | Self::Corrupt { .. } | Self::Lost { .. } => ErrorKind::DataLoss,
         }
     }
 }
@@ -122,7 +144,12 @@ impl Stores {
         let root = data_root.join("supervisor");
         make_folder(data_root, 0o711)?;
         make_folder(&root, 0o711)?;
-        let db = Database::open(&root.join("metadata.redb"), data_root)?;
+        let file = root.join("metadata.redb");
+        if is_empty(&file) && holds_content(&root) {
+            // An empty database would be the death of everything that it doesn't know.
+            return Err(StoreError::Lost { file });
+        }
+        let db = Database::open(&file, data_root)?;
         let leases = Leases::new(db.clone());
         let content = Arc::new(Content::open(&root.join("content"), db.clone(), leases.clone())?);
         let snapshots = Arc::new(Snapshotters::open(&root.join("snapshots"), snapshots, &db, &leases)?);
@@ -136,6 +163,14 @@ impl Stores {
     pub(crate) fn publish<M: prost::Message + prost::Name>(&self, namespace: &str, topic: &str, message: &M) {
         (self.events)(namespace, topic, proto::typeurl::pack(message));
     }
+}
+
+/// Whether blobs or snapshots are there.
+fn holds_content(root: &Path) -> bool {
+    let below = |at: PathBuf| std::fs::read_dir(at).into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_snapshot = |at: &PathBuf| at.file_name().is_some_and(|name| name.as_encoded_bytes()[0].is_ascii_digit());
+    below(root.join("content/blobs/sha256")).next().is_some()
+        || below(root.join("snapshots")).flat_map(below).any(|at| is_snapshot(&at))
 }
 
 /// Makes a folder, its parents included, with `mode` whatever the umask says.
@@ -206,6 +241,60 @@ mod tests {
         })
         .unwrap();
         assert!(db.write(|tx| THINGS.remove(tx, "a", "x")).unwrap());
+    }
+
+    fn things(file: &Path, dir: &Path) -> Result<Vec<(String, String, Vec<u32>)>, StoreError> {
+        Database::open(file, dir)?.read(|tx| THINGS.list_all(tx))
+    }
+
+    #[test]
+    fn a_damaged_database_is_an_error_or_no_damage_at_all_and_the_journal_has_everything() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("metadata.redb");
+        let db = Database::open(&file, dir.path()).unwrap();
+        for i in 0..40_u32 {
+            db.write::<_, StoreError>(|tx| {
+                THINGS.put(tx, "a", &format!("{i}"), &vec![i; 300])?;
+                THINGS.remove(tx, "a", &format!("{}", i / 3)).map(drop)
+            })
+            .unwrap();
+        }
+        drop(db);
+        let right = things(&file, dir.path()).unwrap();
+        let (bytes, journal) =
+            (std::fs::read(&file).unwrap(), std::fs::read(dir.path().join("metadata.journal")).unwrap());
+        let mut refused = 0;
+        // Every other place in the pages that are used; all of it would take minutes.
+        for step in 0..120 {
+            let at = step * bytes.len() / 120;
+            let mut wrong = bytes.clone();
+            match step % 3 {
+                0 => wrong[at] ^= 0x41,
+                1 => wrong[at..].iter_mut().take(4096).for_each(|byte| *byte = 0),
+                _ => wrong.truncate(at),
+            }
+            std::fs::write(&file, &wrong).unwrap();
+            std::fs::write(dir.path().join("metadata.journal"), &journal).unwrap();
+            let _ = std::fs::remove_file(marker(&file));
+            match things(&file, dir.path()) {
+                Ok(found) => assert_eq!(found, right, "{step}"),
+                Err(StoreError::Corrupt { .. } | StoreError::Lost { .. }) => {
+                    refused += 1;
+                    // Still so the second time: nothing was made good in silence.
+                    assert!(things(&file, dir.path()).is_err(), "{step}");
+                }
+                Err(error) => panic!("{step}: {error:?}"),
+            }
+        }
+        assert!(refused > 40, "{refused}");
+        std::fs::write(dir.path().join("metadata.journal"), &journal).unwrap();
+        let contents = read_journal(&dir.path().join("metadata.journal")).unwrap().unwrap();
+        assert!(contents.whole);
+        for file in [&file, &marker(&file)] {
+            let _ = std::fs::remove_file(file);
+        }
+        Database::restore(&file, contents.records).unwrap();
+        assert_eq!(things(&file, dir.path()).unwrap(), right);
     }
 
     #[test]

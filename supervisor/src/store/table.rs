@@ -1,11 +1,17 @@
 //! Tables of typed records, and the transactions in which they are read and changed.
 
-use std::{cell::Cell, marker::PhantomData};
+use std::{
+    cell::{Cell, RefCell},
+    marker::PhantomData,
+};
 
-use redb::{ReadableTable, TableDefinition, TableError};
+use redb::{ReadableTable, TableDefinition, TableError, TableHandle};
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::StoreError;
+use super::{
+    StoreError,
+    journal::{Changes, Record},
+};
 
 /// How values of type `T` become bytes.
 pub(crate) trait Codec<T> {
@@ -95,18 +101,43 @@ impl<T, C: Codec<T>> Table<T, C> {
         })?;
         let mut table = tx.0.open_table(definition(self.name)).map_err(|error| tx.failed(error))?;
         table.insert(full.as_str(), bytes.as_slice()).map_err(|error| tx.failed(error))?;
+        tx.2.borrow_mut().note(self.name, &full, Some(&bytes));
         Ok(())
     }
 
     /// Removes the record; tells whether there was one.
     pub(crate) fn remove(&self, tx: &WriteTx, namespace: &str, key: &str) -> Result<bool, StoreError> {
+        self.remove_full(tx, &full_key(namespace, key))
+    }
+
+    /// Removes a record by its complete key.
+    pub(crate) fn remove_full(&self, tx: &WriteTx, full: &str) -> Result<bool, StoreError> {
         let mut table = tx.0.open_table(definition(self.name)).map_err(|error| tx.failed(error))?;
-        let old = table.remove(full_key(namespace, key).as_str()).map_err(|error| tx.failed(error))?;
-        Ok(old.is_some())
+        let found = table.remove(full).map_err(|error| tx.failed(error))?.is_some();
+        if found {
+            tx.2.borrow_mut().note(self.name, full, None);
+        }
+        Ok(found)
+    }
+
+    /// Every record that can be read; and those that can't, by complete key, with their bytes and the reason.
+    pub(crate) fn examine(&self, tx: &impl Reader) -> Result<Examined<T>, StoreError> {
+        let (mut good, mut bad) = (Vec::new(), Vec::new());
+        for (full, bytes) in tx.scan_bytes(self.name, "")? {
+            match (full.split_once('\0'), C::decode(&bytes)) {
+                (Some((namespace, key)), Ok(record)) => good.push((namespace.to_owned(), key.to_owned(), record)),
+                (None, Ok(_)) => bad.push((full, bytes, "its key has no namespace".to_owned())),
+                (_, Err(why)) => bad.push((full, bytes, why)),
+            }
+        }
+        Ok((good, bad))
     }
 }
 
-fn definition(name: &str) -> TableDefinition<'_, &'static str, &'static [u8]> {
+/// Namespace, key and record of what is well; complete key, bytes and reason of what is not.
+pub(crate) type Examined<T> = (Vec<(String, String, T)>, Vec<(String, Vec<u8>, String)>);
+
+pub(super) fn definition(name: &str) -> TableDefinition<'_, &'static str, &'static [u8]> {
     TableDefinition::new(name)
 }
 
@@ -126,8 +157,20 @@ pub(crate) trait Reader {
 pub(crate) struct ReadTx(pub(super) redb::ReadTransaction);
 /// A change, made whole or not at all.
 ///
-/// Remembers whether the database itself failed.
-pub(crate) struct WriteTx(pub(super) redb::WriteTransaction, pub(super) Cell<bool>);
+/// Remembers whether the database itself failed, and what has changed.
+pub(crate) struct WriteTx(pub(super) redb::WriteTransaction, pub(super) Cell<bool>, pub(super) RefCell<Changes>);
+
+impl ReadTx {
+    /// Every record there is.
+    pub(super) fn everything(&self) -> Result<Vec<Record>, StoreError> {
+        let mut all = Vec::new();
+        for table in self.0.list_tables().map_err(StoreError::database)? {
+            let records = self.scan_bytes(table.name(), "")?;
+            all.extend(records.into_iter().map(|(key, value)| (table.name().to_owned(), key, value)));
+        }
+        Ok(all)
+    }
+}
 
 fn get_in(table: &impl ReadableTable<&'static str, &'static [u8]>, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
     Ok(table.get(key).map_err(StoreError::database)?.map(|value| value.value().to_vec()))

@@ -125,10 +125,10 @@ async fn bad_archives() {
 }
 
 /// A small file system; unmounted when dropped.
-struct Tmpfs(PathBuf);
+pub(crate) struct Tmpfs(pub(crate) PathBuf);
 
 impl Tmpfs {
-    fn new(at: PathBuf, size: &str) -> Self {
+    pub(crate) fn new(at: PathBuf, size: &str) -> Self {
         std::fs::create_dir(&at).unwrap();
         let options = format!("size={size}");
         let done = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&at).status().unwrap();

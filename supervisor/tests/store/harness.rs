@@ -79,6 +79,37 @@ impl Supervisor {
         self.wait_until_up();
     }
 
+    /// Ends it at this instant, and leaves it so.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts it on the same folders, after `kill`.
+    pub(crate) fn start_again(&mut self) {
+        self.child = spawn(&self.root);
+        self.wait_until_up();
+    }
+
+    /// Starts it on the same folders where it can't begin; what it says.
+    pub(crate) fn refuses_to_start(&self) -> String {
+        let output = on(&self.root).output().unwrap();
+        assert!(!output.status.success(), "it began");
+        let words = String::from_utf8_lossy(&output.stderr).into_owned();
+        words.lines().last().unwrap_or_default().to_owned()
+    }
+
+    /// Runs `check`, with these further arguments: whether all is well, and what it said.
+    pub(crate) fn check(&self, args: &[&str]) -> (bool, String) {
+        let output = on(&self.root).arg("check").args(args).output().unwrap();
+        let words = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&words).into_owned())
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.root.join("log")).unwrap_or_default()
     }
@@ -124,18 +155,23 @@ impl Drop for Supervisor {
     }
 }
 
-fn spawn(root: &Path) -> Child {
-    let log = std::fs::File::options().create(true).append(true).open(root.join("log")).unwrap();
+fn on(root: &Path) -> Command {
     // Figures are taken with an optimized one.
     let program = std::env::var_os("BERTH_SUPERVISOR").unwrap_or(env!("CARGO_BIN_EXE_berth-supervisor").into());
-    Command::new(program)
-        .args(["--data-root".as_ref(), root.join("data").as_os_str()])
-        .args(["--run-root".as_ref(), root.join("run").as_os_str()])
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().unwrap())
-        .stderr(log)
-        .spawn()
-        .unwrap()
+    let mut command = Command::new(program);
+    command.args(["--data-root".as_ref(), root.join("data").as_os_str()]);
+    command.args(["--run-root".as_ref(), root.join("run").as_os_str()]);
+    // What a test wants besides, as a configuration file.
+    if root.join("config.toml").exists() {
+        command.arg("--config").arg(root.join("config.toml"));
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
+fn spawn(root: &Path) -> Child {
+    let log = std::fs::File::options().create(true).append(true).open(root.join("log")).unwrap();
+    on(root).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap()
 }
 
 /// A client in the engine's namespace.

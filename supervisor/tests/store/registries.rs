@@ -111,7 +111,7 @@ pub(crate) struct Fake {
     cut_after: Option<usize>,
     cuts: u32,
     // Wants a token for this user and password.
-    login: Option<(String, String)>,
+    pub(crate) login: Option<(String, String)>,
     // Blobs are elsewhere.
     redirect_to: Option<u16>,
     seen: Vec<String>,
