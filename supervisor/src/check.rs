@@ -94,7 +94,8 @@ fn check(config: &Config, repair: bool) -> Result<(usize, usize), CheckError> {
     let _roots = Roots::take(config)?;
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs());
     let data = config.data();
-    let lost = data.join("lost").join(now.to_string());
+    // Two repairs within a second keep their finds apart.
+    let lost = data.join("lost").join(format!("{now}-{}", std::process::id()));
     let mut check = Check { data, repair, lost, found: 0, left: 0, incomplete: false };
     if let Some(db) = check.database(config)? {
         check.records(&db)?;

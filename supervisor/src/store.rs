@@ -147,7 +147,7 @@ impl Stores {
         let file = root.join("metadata.redb");
         if is_empty(&file) && holds_content(&root) {
             // An empty database would be the death of everything that it doesn't know.
-            return Err(StoreError::Lost { file });
+            return Err(StoreError::Lost { file }.into());
         }
         let db = Database::open(&file, data_root)?;
         let leases = Leases::new(db.clone());
