@@ -17,6 +17,8 @@ pub struct AttachRequest {
     /// Close the process's stdin when the writer of `stdin` has closed it (docker's StdinOnce).
     #[prost(bool, tag = "6")]
     pub close_stdin: bool,
+    #[prost(enumeration = "Lag", tag = "7")]
+    pub lag: i32,
 }
 impl ::prost::Name for AttachRequest {
     const NAME: &'static str = "AttachRequest";
@@ -38,6 +40,69 @@ impl ::prost::Name for AttachResponse {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/berth.streams.v1.AttachResponse".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReopenLogRequest {
+    #[prost(string, tag = "1")]
+    pub container_id: ::prost::alloc::string::String,
+    /// Empty for the init process.
+    #[prost(string, tag = "2")]
+    pub exec_id: ::prost::alloc::string::String,
+}
+impl ::prost::Name for ReopenLogRequest {
+    const NAME: &'static str = "ReopenLogRequest";
+    const PACKAGE: &'static str = "berth.streams.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "berth.streams.v1.ReopenLogRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/berth.streams.v1.ReopenLogRequest".into()
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReopenLogResponse {}
+impl ::prost::Name for ReopenLogResponse {
+    const NAME: &'static str = "ReopenLogResponse";
+    const PACKAGE: &'static str = "berth.streams.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "berth.streams.v1.ReopenLogResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/berth.streams.v1.ReopenLogResponse".into()
+    }
+}
+/// What happens when the reader of an attachment is so slow that its FIFO is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Lag {
+    /// WAIT for one that is made before the process starts (the client that runs it), SKIP for all later ones.
+    Unspecified = 0,
+    /// The process waits for it, as in a shell's pipeline: not a byte is lost.
+    Wait = 1,
+    /// Nobody waits: what doesn't fit is left out, and a line in its place says how much.
+    Skip = 2,
+}
+impl Lag {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "LAG_UNSPECIFIED",
+            Self::Wait => "LAG_WAIT",
+            Self::Skip => "LAG_SKIP",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "LAG_UNSPECIFIED" => Some(Self::Unspecified),
+            "LAG_WAIT" => Some(Self::Wait),
+            "LAG_SKIP" => Some(Self::Skip),
+            _ => None,
+        }
     }
 }
 /// Generated client implementations.
@@ -121,7 +186,7 @@ pub mod streams_client {
             self
         }
         /// Joins the FIFOs to the process. From then on output is copied to them as well; an attachment whose reader
-        /// has gone is dropped, one that reads slowly is bounded, and neither delays the container or the log.
+        /// has gone is dropped, one that reads slowly is bounded (see Lag), and neither delays the log.
         /// Ends: stdout/stderr FIFOs are closed by the shim when the process's output ends.
         pub async fn attach(
             &mut self,
@@ -144,6 +209,33 @@ pub mod streams_client {
                 .insert(GrpcMethod::new("berth.streams.v1.Streams", "Attach"));
             self.inner.unary(req, path, codec).await
         }
+        /// Opens the log file of a process anew at its path, after somebody has renamed or removed it (CRI's
+        /// ReopenContainerLog). What is written after the answer is in the new file. FAILED_PRECONDITION if the process
+        /// has ended or its log is no file.
+        pub async fn reopen_log(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReopenLogRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReopenLogResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.streams.v1.Streams/ReopenLog",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.streams.v1.Streams", "ReopenLog"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -160,12 +252,22 @@ pub mod streams_server {
     #[async_trait]
     pub trait Streams: std::marker::Send + std::marker::Sync + 'static {
         /// Joins the FIFOs to the process. From then on output is copied to them as well; an attachment whose reader
-        /// has gone is dropped, one that reads slowly is bounded, and neither delays the container or the log.
+        /// has gone is dropped, one that reads slowly is bounded (see Lag), and neither delays the log.
         /// Ends: stdout/stderr FIFOs are closed by the shim when the process's output ends.
         async fn attach(
             &self,
             request: tonic::Request<super::AttachRequest>,
         ) -> std::result::Result<tonic::Response<super::AttachResponse>, tonic::Status>;
+        /// Opens the log file of a process anew at its path, after somebody has renamed or removed it (CRI's
+        /// ReopenContainerLog). What is written after the answer is in the new file. FAILED_PRECONDITION if the process
+        /// has ended or its log is no file.
+        async fn reopen_log(
+            &self,
+            request: tonic::Request<super::ReopenLogRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReopenLogResponse>,
+            tonic::Status,
+        >;
     }
     #[derive(Debug)]
     pub struct StreamsServer<T> {
@@ -271,6 +373,49 @@ pub mod streams_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = AttachSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.streams.v1.Streams/ReopenLog" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReopenLogSvc<T: Streams>(pub Arc<T>);
+                    impl<T: Streams> tonic::server::UnaryService<super::ReopenLogRequest>
+                    for ReopenLogSvc<T> {
+                        type Response = super::ReopenLogResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReopenLogRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Streams>::reopen_log(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReopenLogSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
