@@ -15,6 +15,7 @@ pub(crate) async fn answer(desk: Desk, call: Call) -> Result<Vec<u8>, Status> {
     match (call.service(), call.method()) {
         (TASK_V2 | TASK_V3, _) => task(&desk, &call).await,
         (STREAMS, "Attach") => unary(&call, |request| desk.attach(request)).await,
+        (STREAMS, "ReopenLog") => unary(&call, |request| desk.reopen_log(request)).await,
         _ => Err(call.unimplemented()),
     }
 }

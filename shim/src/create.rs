@@ -114,6 +114,8 @@ pub(crate) async fn create(
     proto::fault!("shim.create.settings_recorded");
     let owner = (options.io_uid, options.io_gid);
     let stdio = StdioConfig {
+        container: request.id.clone(),
+        namespace: shim.namespace.clone(),
         stdin: request.stdin,
         stdout: request.stdout,
         stderr: request.stderr,
@@ -122,7 +124,7 @@ pub(crate) async fn create(
         stdin_waits: true,
     };
     let io_failed = |cause| TaskError::Io { id: format!("container {}", request.id), cause };
-    let mut prepared = Prepared::open(&stdio, &shim.console_path()).map_err(io_failed)?;
+    let mut prepared = Prepared::open(&stdio, &shim.console_path(), &shim.reaper).await.map_err(io_failed)?;
     proto::fault!("shim.create.stdio_opened");
     mounts::mount_rootfs(&request.rootfs, &bundle.rootfs())?;
     let mut undo = Undo { bundle: &bundle, mounted: !request.rootfs.is_empty() };

@@ -45,6 +45,12 @@ use prost::Message as _;
 use proto::kind::chain;
 
 fn main() -> ExitCode {
+    let words: Vec<_> = std::env::args_os().skip(1).collect();
+    if let Some((action, rest)) = words.split_first()
+        && action == io::pack::ACTION
+    {
+        return io::pack::main(rest);
+    }
     let args = match args::parse(std::env::args().skip(1)) {
         Ok(args) => args,
         Err(error) => return failed(2, &error),

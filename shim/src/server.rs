@@ -5,7 +5,7 @@ use std::{convert::Infallible, pin::Pin};
 use hyper::body::Incoming;
 use proto::{
     berth::streams::v1::{
-        AttachRequest, AttachResponse,
+        AttachRequest, AttachResponse, ReopenLogRequest, ReopenLogResponse,
         streams_server::{SERVICE_NAME as STREAMS, Streams, StreamsServer},
     },
     containerd::task::v3::{
@@ -173,6 +173,13 @@ impl Streams for Desk {
         let request = request.into_inner();
         self.call(request.container_id.clone(), |reply| Call::Attach(request, reply)).await?;
         Ok(Response::new(AttachResponse {}))
+    }
+
+    async fn reopen_log(&self, request: tonic::Request<ReopenLogRequest>) -> Answer<ReopenLogResponse> {
+        let ReopenLogRequest { container_id, exec_id } = request.into_inner();
+        let key = key_of(&exec_id)?;
+        self.call(container_id, |reply| Call::ReopenLog(key, reply)).await?;
+        Ok(Response::new(ReopenLogResponse {}))
     }
 }
 

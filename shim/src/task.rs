@@ -89,6 +89,8 @@ pub(crate) enum Call {
     InitPid(Reply<u32>),
     /// Join FIFOs to a process.
     Attach(AttachRequest, Reply<()>),
+    /// Begin the log files of a process anew.
+    ReopenLog(Key, Reply<()>),
 }
 
 /// An exec that its runtime has started.
@@ -306,8 +308,23 @@ impl Task {
             Call::InitPid(reply) => drop(reply.send(Ok(self.init.pid))),
             Call::Attach(request, reply) => {
                 let key = key_of(&request.exec_id);
-                let done = key.and_then(|key| self.with_io(Op::Attach, "attach to", &key, |io| io.attach(&request)));
+                let done = key.and_then(|key| {
+                    let started = self.process(&key)?.state != State::Created;
+                    self.with_io(Op::Attach, "attach to", &key, |io| io.attach(&request, started))
+                });
                 let _ = reply.send(done);
+            }
+            Call::ReopenLog(key, reply) => {
+                let id = self.name(&key);
+                let io = self.admit(Op::Attach, "reopen the log of", &key).map(|process| process.io.as_ref());
+                match io.map(|io| io.map(ProcessIo::reopen)) {
+                    Err(error) => drop(reply.send(Err(error))),
+                    Ok(None) => drop(reply.send(Err(TaskError::Io { id, cause: IoError::NoFile }))),
+                    // A disk may take its time, and others need not wait for it.
+                    Ok(Some(reopening)) => drop(tokio::task::spawn_local(async move {
+                        let _ = reply.send(reopening.await.map_err(|cause| TaskError::Io { id, cause }));
+                    })),
+                }
             }
         }
     }

@@ -12,7 +12,10 @@ use crate::{
     ids,
     supervisor::SupervisorError,
 };
-use proto::{berth::streams::v1::AttachRequest, kind::chain};
+use proto::{
+    berth::streams::v1::{AttachRequest, Lag},
+    kind::chain,
+};
 use std::{sync::Arc, time::Duration};
 use tokio::{io::AsyncWriteExt, sync::oneshot};
 use tracing::{debug, warn};
@@ -140,6 +143,8 @@ async fn connect(app: &Arc<App>, id: &str, waiting: Waiting) {
         stdout: fifos.stdout.clone(),
         stderr: fifos.stderr.clone(),
         close_stdin,
+        // The shim knows which client came before the start, and so runs the container.
+        lag: Lag::Unspecified.into(),
     };
     let answer = app.supervisor.streams().attach(request).await.map_err(SupervisorError::from);
     let result = match answer {

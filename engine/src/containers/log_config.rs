@@ -5,7 +5,7 @@ use crate::{
     api::LogConfig,
     http::{ApiError, ApiResult},
 };
-use proto::stdio::{JsonFile, StdioUri};
+use proto::stdio::{LogFile, StdioUri};
 use std::path::Path;
 
 /// Where output goes.
@@ -73,8 +73,7 @@ impl LogDriver {
         match self {
             Self::None => String::new(),
             Self::JsonFile { max_size, max_files } => {
-                StdioUri::JsonFile(JsonFile { path: path.to_owned(), max_size: *max_size, max_files: *max_files })
-                    .to_string()
+                StdioUri::JsonFile(LogFile { max_size: *max_size, max_files: *max_files, ..LogFile::new(path) }).to_string()
             }
         }
     }

@@ -9,6 +9,7 @@ pub use nix::errno::Errno;
 
 pub mod bpf;
 pub mod btrfs;
+pub mod clock;
 pub mod clone;
 pub mod creds;
 pub mod fd;

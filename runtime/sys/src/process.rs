@@ -108,6 +108,12 @@ pub fn set_name(name: &str) -> Result<(), Errno> {
     check(libc::c_long::from(unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr(), 0, 0, 0) })).map(drop)
 }
 
+/// Sets how far this process stands back for others: 19 the most, -20 the least (setpriority(2)).
+pub fn set_nice(nice: i32) -> Result<(), Errno> {
+    // SAFETY: integers only.
+    check(libc::c_long::from(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) })).map(drop)
+}
+
 /// Opens a stable handle on a process (pidfd_open(2), Linux 5.3). The descriptor is close-on-exec.
 pub fn pidfd_open(pid: Pid) -> Result<OwnedFd, Errno> {
     // SAFETY: the call takes two integers and no pointer.

@@ -4,7 +4,7 @@
 //! lets descriptors through that are meant for somebody else.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow};
@@ -21,8 +21,10 @@ pub struct Program<'a> {
     pub args: &'a [CString],
     /// Its environment, as it is.
     pub env: &'a [CString],
-    /// What becomes its stdin, stdout and stderr. It gets nothing else.
+    /// What becomes its stdin, stdout and stderr.
     pub stdio: [BorrowedFd<'a>; 3],
+    /// What becomes its descriptors from 3 on. It gets nothing else.
+    pub further: &'a [BorrowedFd<'a>],
     /// Whether it is killed when the thread that starts it ends (PR_SET_PDEATHSIG).
     pub dies_with_parent: bool,
 }
@@ -32,7 +34,8 @@ struct Start<'a> {
     path: &'a CStr,
     args: Vec<*const libc::c_char>,
     env: Vec<*const libc::c_char>,
-    stdio: [libc::c_int; 3],
+    /// What becomes descriptors 0, 1, 2, …: none of them has one of these numbers, unless it is its own.
+    descriptors: Vec<libc::c_int>,
     /// The parent, if the child is to die with it.
     parent: Option<libc::pid_t>,
     error: Errno,
@@ -45,11 +48,16 @@ const STACK: usize = 64 << 10;
 /// As posix_spawn(3) does it, which has no way to set the signal for a parent's death.
 pub fn spawn(program: &Program<'_>) -> Result<Pid, Errno> {
     let pointers = |list: &[CString]| list.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect();
+    // Out of the way of the numbers that are given out, one after the other.
+    let lowest = i32::try_from(3 + program.further.len()).map_err(|_| Errno::EMFILE)?;
+    let further: Vec<OwnedFd> =
+        program.further.iter().map(|fd| crate::fd::duplicate_above(fd, lowest)).collect::<Result<_, _>>()?;
+    let stdio = program.stdio.iter().map(AsRawFd::as_raw_fd);
     let mut start = Start {
         path: program.path,
         args: pointers(program.args),
         env: pointers(program.env),
-        stdio: program.stdio.map(|stream| stream.as_raw_fd()),
+        descriptors: stdio.chain(further.iter().map(AsRawFd::as_raw_fd)).collect(),
         parent: program.dies_with_parent.then(|| nix::unistd::getpid().as_raw()),
         error: Errno::UnknownErrno,
     };
@@ -108,7 +116,10 @@ unsafe fn become_program(start: &Start<'_>) -> Errno {
             }
         }
         libc::setsid();
-        for (number, stream) in (0..).zip(start.stdio) {
+        let mut next = 0;
+        for &stream in &start.descriptors {
+            let number = next;
+            next += 1;
             // Onto itself changes nothing, so that it would close by execve.
             let done =
                 if stream == number { libc::fcntl(stream, libc::F_SETFD, 0) } else { libc::dup2(stream, number) };
@@ -116,7 +127,7 @@ unsafe fn become_program(start: &Start<'_>) -> Errno {
                 return Errno::last();
             }
         }
-        if libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) < 0 {
+        if libc::syscall(libc::SYS_close_range, next, libc::c_uint::MAX, 0) < 0 {
             return Errno::last();
         }
         let mut none: libc::sigset_t = std::mem::zeroed();
@@ -136,7 +147,6 @@ pub fn kill_group(leader: Pid) -> Result<(), Errno> {
 mod tests {
     use super::*;
     use std::io::{Read, Seek};
-    use std::os::fd::AsFd;
 
     #[test]
     fn environment_and_descriptors_are_exact() {
@@ -147,10 +157,10 @@ mod tests {
         let args = [text("sh"), text("-c"), text("tr '\\0' '\\n' < /proc/self/environ; ls /proc/self/fd | wc -l")];
         let env = [text("Z=1"), text("A=2"), text("PATH=/usr/bin:/bin"), text("A=3")];
         let stdio = [null.as_fd(), output.as_fd(), null.as_fd()];
-        let pid = spawn(&Program { path: c"/bin/sh", args: &args, env: &env, stdio, dies_with_parent: false })
+        let pid = spawn(&Program { path: c"/bin/sh", args: &args, env: &env, stdio, further: &[], dies_with_parent: false })
             .expect("starts");
         assert_eq!(crate::process::wait(pid).expect("wait").status(), 0);
-        let missing = spawn(&Program { path: c"/no/such", args: &args, env: &env, stdio, dies_with_parent: false });
+        let missing = spawn(&Program { path: c"/no/such", args: &args, env: &env, stdio, further: &[], dies_with_parent: false });
         assert_eq!(missing, Err(Errno::ENOENT));
         let mut found = String::new();
         output.rewind().and_then(|()| output.read_to_string(&mut found)).expect("read");
@@ -163,7 +173,7 @@ mod tests {
         let args = [c"sleep", c"1000"].map(CString::from);
         let stdio = [null.as_fd(); 3];
         let start = |dies_with_parent| {
-            spawn(&Program { path: c"/bin/sleep", args: &args, env: &[], stdio, dies_with_parent }).expect("starts")
+            spawn(&Program { path: c"/bin/sleep", args: &args, env: &[], stdio, further: &[], dies_with_parent }).expect("starts")
         };
         let (with, without) =
             std::thread::scope(|scope| scope.spawn(|| (start(true), start(false))).join().expect("a thread that ends"));

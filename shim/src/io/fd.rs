@@ -88,6 +88,28 @@ impl Pipe {
         }
     }
 
+    /// Writes what there is room for, asking the kernel; `None` if there is no room at the moment.
+    pub(super) fn write_now(&self, bytes: &[u8]) -> io::Result<Option<usize>> {
+        loop {
+            match nix::unistd::write(self.fd(), bytes) {
+                Ok(count) => return Ok(Some(count)),
+                Err(nix::errno::Errno::EAGAIN) => return Ok(None),
+                Err(nix::errno::Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// Waits for room and writes some of it.
+    pub(super) async fn write_some(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.async_io(Interest::WRITABLE, |fd| Ok(nix::unistd::write(fd, bytes)?)).await
+    }
+
+    /// Waits for room and writes what `make` makes of that moment.
+    pub(super) async fn write_made(&self, make: impl Fn() -> Vec<u8>) -> io::Result<usize> {
+        self.0.async_io(Interest::WRITABLE, |fd| Ok(nix::unistd::write(fd, &make())?)).await
+    }
+
     /// Writes all of it, however long the reader takes; EPIPE when there is none any more.
     pub(super) async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {

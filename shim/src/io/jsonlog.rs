@@ -7,7 +7,7 @@
 const HEX: &[u8; 16] = b"0123456789abcdef";
 
 /// Whether an ASCII byte stands for itself.
-const PLAIN: [bool; 256] = {
+static PLAIN: [bool; 256] = {
     let mut table = [false; 256];
     let mut byte = 0x20;
     while byte < 0x80 {
@@ -17,15 +17,33 @@ const PLAIN: [bool; 256] = {
     table
 };
 
-/// Appends one object and its line feed. `whole` lines end with `\n` in the log, parts of a line don't.
-pub(super) fn encode(out: &mut Vec<u8>, text: &[u8], whole: bool, stream: &str, time: &str) {
+/// What stands behind the text of a line: its line feed, the stream, attributes, time.
+pub(super) fn tail(stream: &str, attributes: &str, time: &str) -> String {
+    format!("\\n\",\"stream\":\"{stream}\",{attributes}\"time\":\"{time}\"}}\n")
+}
+
+/// The member `attrs`, or nothing.
+pub(super) fn attributes(attributes: &[(String, String)]) -> String {
+    if attributes.is_empty() {
+        return String::new();
+    }
+    let text = |text: &str| {
+        let mut out = Vec::new();
+        escape(&mut out, text.as_bytes());
+        String::from_utf8_lossy(&out).into_owned()
+    };
+    let members: Vec<_> =
+        attributes.iter().map(|(key, value)| format!("\"{}\":\"{}\"", text(key), text(value))).collect();
+    format!("\"attrs\":{{{}}},", members.join(","))
+}
+
+/// Appends one object and its line feed. Whole lines end with `\n` in the log, parts of a line don't.
+#[inline]
+pub(super) fn encode(out: &mut Vec<u8>, text: &[u8], whole: bool, tail: &str) {
     out.extend_from_slice(b"{\"log\":\"");
     escape(out, text);
-    out.extend_from_slice(if whole { b"\\n\",\"stream\":\"" } else { b"\",\"stream\":\"" });
-    out.extend_from_slice(stream.as_bytes());
-    out.extend_from_slice(b"\",\"time\":\"");
-    out.extend_from_slice(time.as_bytes());
-    out.extend_from_slice(b"\"}\n");
+    // The escaped line feed is the first two bytes.
+    out.extend_from_slice(&tail.as_bytes()[if whole { 0 } else { 2 }..]);
 }
 
 fn escape(out: &mut Vec<u8>, text: &[u8]) {
@@ -83,7 +101,7 @@ mod tests {
 
     fn line(text: &[u8], whole: bool) -> String {
         let mut out = Vec::new();
-        encode(&mut out, text, whole, "stdout", "T");
+        encode(&mut out, text, whole, &tail("stdout", "", "T"));
         String::from_utf8(out).expect("a log is UTF-8")
     }
 
@@ -103,6 +121,15 @@ mod tests {
             let expected = format!("{{\"log\":\"{log}\",\"stream\":\"stdout\",\"time\":\"T\"}}\n");
             assert_eq!(line(text, whole), expected, "{text:?}");
         }
+    }
+
+    #[test]
+    fn attributes_stand_before_the_time() {
+        let attributes = attributes(&[("a\"b".into(), "c<d".into()), ("e".into(), "f".into())]);
+        let mut out = Vec::new();
+        encode(&mut out, b"x", true, &tail("stderr", &attributes, "T"));
+        let expected = r#"{"log":"x\n","stream":"stderr","attrs":{"a\"b":"c\u003cd","e":"f"},"time":"T"}"#;
+        assert_eq!(String::from_utf8(out).expect("text").trim_end(), expected);
     }
 
     proptest! {

@@ -1,29 +1,31 @@
-//! A json-file log: cuts output into lines, writes them in few calls, turns to a new file at the size asked for.
+//! A log in a file: entries in few calls, a new file at the size asked for, the old ones numbered and, if asked for, packed.
 
 use std::{
-    cell::RefCell,
+    collections::VecDeque,
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
     os::unix::fs::OpenOptionsExt as _,
-    path::PathBuf,
-    rc::Rc,
+    path::{Path, PathBuf},
     time::SystemTime,
 };
 
-use proto::stdio::JsonFile;
+use proto::stdio::LogFile as Place;
 
-use super::jsonlog;
-use crate::{clock, report::warn_line};
+use super::{
+    format::{Format, Stamp},
+    lines::{Entry, Lines, Stream},
+    queue::Record,
+};
+use crate::report::warn_line;
 
-/// Longest piece of a line in one entry (docker's copier).
-const LINE_LIMIT: usize = 16 << 10;
 /// Encoded entries are written when there are that many bytes of them, and at the end of every read.
 const BATCH: usize = 128 << 10;
 
 /// The file and its rotated predecessors.
 #[derive(Debug)]
 pub(super) struct LogFile {
-    place: JsonFile,
+    place: Place,
+    format: Format,
     file: File,
     /// What is in the file.
     size: u64,
@@ -33,71 +35,202 @@ pub(super) struct LogFile {
     torn: bool,
     /// The last failure was told; not again until a write succeeds.
     failing: bool,
+    /// Entries that the disk didn't take since it last took one.
+    lost: u64,
+    /// There may be a rotated file to be packed.
+    pack_due: bool,
+    /// The number of the file that is being packed; it grows when files turn meanwhile.
+    packing: Option<u32>,
 }
 
-fn open(path: &std::path::Path) -> io::Result<File> {
+fn open(path: &Path) -> io::Result<File> {
     // Append: the engine may have written there before us, and a shim started later goes on behind.
     OpenOptions::new().append(true).create(true).mode(0o640).open(path)
 }
 
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// Removes a file that may not be there.
+fn remove(path: &Path) {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => warn_line!("remove {}: {error}", path.display()),
+        _ => {}
+    }
+}
+
 impl LogFile {
     /// Opens the newest file to append to it.
-    pub(super) fn open(place: JsonFile) -> io::Result<Self> {
+    pub(super) fn open(place: Place, format: Format) -> io::Result<Self> {
         let file = open(&place.path)?;
         let size = file.metadata()?.len();
-        Ok(Self { place, file, size, batch: Vec::new(), torn: false, failing: false })
+        let mut log = Self {
+            place,
+            format,
+            file,
+            size,
+            batch: Vec::new(),
+            torn: false,
+            failing: false,
+            lost: 0,
+            pack_due: false,
+            packing: None,
+        };
+        if log.place.compress {
+            // Left by a shim that ended while it packed.
+            remove(&log.unfinished());
+            log.pack_due = true;
+        }
+        Ok(log)
     }
 
-    fn add(&mut self, text: &[u8], whole: bool, stream: &str, time: &str) {
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.place.path
+    }
+
+    /// Writes what `lines` makes of `data`.
+    pub(super) fn write(&mut self, lines: &mut Lines, data: &[u8]) {
+        let stamp = Stamp::new(SystemTime::now(), &self.format);
+        lines.cut(data, |entry| self.add(&entry, &stamp));
+        self.flush();
+    }
+
+    /// Writes what is left in `lines`.
+    pub(super) fn finish(&mut self, lines: &mut Lines) {
+        let stamp = Stamp::new(SystemTime::now(), &self.format);
+        lines.finish(|entry| self.add(&entry, &stamp));
+        self.flush();
+    }
+
+    /// Writes entries that have waited.
+    pub(super) fn write_records(&mut self, records: VecDeque<Record>) {
+        for record in records {
+            let stamp = Stamp::new(record.time, &self.format);
+            self.add(&record.entry(), &stamp);
+        }
+        self.flush();
+        self.rest();
+    }
+
+    /// Nothing to write at the moment: gives the buffer back.
+    pub(super) fn rest(&mut self) {
+        self.batch = Vec::new();
+    }
+
+    /// Goes on in a file at the same path, whatever has become of the old one.
+    pub(super) fn reopen(&mut self) -> io::Result<()> {
+        self.file = open(&self.place.path)?;
+        self.size = self.file.metadata()?.len();
+        self.torn = false;
+        Ok(())
+    }
+
+    #[inline]
+    fn add(&mut self, entry: &Entry<'_>, stamp: &Stamp) {
         if self.place.max_size.is_some_and(|limit| self.size + self.batch.len() as u64 >= limit) {
             self.flush();
-            self.rotate();
+            // Unless the disk took nothing.
+            if self.place.max_size.is_some_and(|limit| self.size >= limit) {
+                self.rotate();
+            }
         }
-        jsonlog::encode(&mut self.batch, text, whole, stream, time);
+        self.format.encode(&mut self.batch, entry, stamp);
         if self.batch.len() >= BATCH {
             self.flush();
         }
     }
 
     /// Writes what has been collected. A container must not stop because its log can't be written: what the disk doesn't
-    /// take is lost, and said once.
+    /// take is lost, counted, and the count is the first thing in the log once the disk takes something again.
     fn flush(&mut self) {
         if self.batch.is_empty() {
             return;
         }
-        let mut rest = self.batch.as_slice();
-        if self.torn && matches!(self.file.write(b"\n"), Ok(1)) {
-            self.size += 1;
-            self.torn = false;
+        let mut batch = std::mem::take(&mut self.batch);
+        let recovered = self.lost == 0 || self.tell_lost();
+        let done = if recovered { self.put(&batch) } else { 0 };
+        if done < batch.len() {
+            self.lost += self.format.missing(&batch, done).0;
         }
-        while !rest.is_empty() {
-            match self.file.write(rest) {
+        batch.clear();
+        self.batch = batch;
+    }
+
+    fn tell_lost(&mut self) -> bool {
+        let text = format!("[berth: {} messages could not be written to this log]", self.lost);
+        let stamp = Stamp::new(SystemTime::now(), &self.format);
+        let mut mark = Vec::new();
+        let entry = Entry { stream: Stream::Stderr, text: text.as_bytes(), partial: None };
+        self.format.encode(&mut mark, &entry, &stamp);
+        let told = self.put(&mark) == mark.len();
+        if told {
+            warn_line!("log {} is written again, {} messages were lost", self.place.path.display(), self.lost);
+            self.lost = 0;
+        }
+        told
+    }
+
+    /// How many bytes the file took.
+    fn put(&mut self, bytes: &[u8]) -> usize {
+        if self.torn {
+            match self.file.write(b"\n") {
+                Ok(1) => (self.size, self.torn) = (self.size + 1, false),
+                _ => return 0,
+            }
+        }
+        let mut done = 0;
+        while done < bytes.len() {
+            match self.file.write(&bytes[done..]) {
                 Ok(0) => break,
                 Ok(count) => {
                     self.size += count as u64;
-                    rest = &rest[count..];
-                    self.failing = false;
+                    done += count;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
-                    // Entries end with a line feed: anything else before the rest means that one was cut.
-                    let done = self.batch.len() - rest.len();
-                    self.torn |= done > 0 && self.batch[done - 1] != b'\n';
                     if !self.failing {
                         self.failing = true;
                         warn_line!("write log {}: {error}", self.place.path.display());
                     }
-                    break;
+                    let whole = self.format.missing(bytes, done).1;
+                    if whole < done {
+                        self.mend((done - whole) as u64);
+                    }
+                    return done;
                 }
             }
         }
-        self.batch.clear();
+        self.failing = false;
+        done
+    }
+
+    /// An entry was cut off after `bytes` bytes.
+    fn mend(&mut self, bytes: u64) {
+        if !matches!(self.format, Format::Local) {
+            // A line feed ends it, as soon as there is room for one. A reader may have seen the piece already.
+            self.torn = true;
+        } else if let Err(error) = self.file.set_len(self.size - bytes) {
+            warn_line!("cut log {} to its last whole record: {error}", self.place.path.display());
+        } else {
+            self.size -= bytes;
+        }
     }
 
     fn numbered(&self, number: u32) -> PathBuf {
-        let mut name = self.place.path.clone().into_os_string();
-        name.push(format!(".{number}"));
-        name.into()
+        with_suffix(&self.place.path, &format!(".{number}"))
+    }
+
+    fn packed_name(&self, number: u32) -> PathBuf {
+        with_suffix(&self.place.path, &format!(".{number}.gz"))
+    }
+
+    /// Where a packed file comes into being.
+    fn unfinished(&self) -> PathBuf {
+        with_suffix(&self.place.path, ".gz.tmp")
     }
 
     fn rotate(&mut self) {
@@ -108,184 +241,73 @@ impl LogFile {
     }
 
     fn try_rotate(&mut self) -> io::Result<()> {
-        if self.place.max_files < 2 {
+        let most = self.place.max_files;
+        if most < 2 {
             self.file.set_len(0)?;
             self.size = 0;
             return Ok(());
         }
         // Only those that exist are moved up: max-file may be a great number.
-        let present = (1..self.place.max_files - 1).take_while(|number| self.numbered(*number).exists()).count();
+        let exists = |number: &u32| self.numbered(*number).exists() || self.packed_name(*number).exists();
+        let present = (1..most - 1).take_while(exists).count();
         for number in (1..=u32::try_from(present).unwrap_or(u32::MAX)).rev() {
-            fs::rename(self.numbered(number), self.numbered(number + 1))?;
+            for (from, to, other) in [
+                (self.packed_name(number), self.packed_name(number + 1), self.numbered(number + 1)),
+                (self.numbered(number), self.numbered(number + 1), self.packed_name(number + 1)),
+            ] {
+                match fs::rename(&from, to) {
+                    // One file per number, whichever form it has.
+                    Ok(()) => remove(&other),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
+                }
+            }
         }
         match fs::rename(&self.place.path, self.numbered(1)) {
             // Somebody removed it; a new one is due anyway.
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        self.file = open(&self.place.path)?;
-        self.size = self.file.metadata()?.len();
-        Ok(())
-    }
-}
-
-/// One stream's way into a log.
-#[derive(Debug)]
-pub(super) struct LogSink {
-    file: Rc<RefCell<LogFile>>,
-    stream: &'static str,
-    /// The beginning of a line whose end hasn't come; at most [`LINE_LIMIT`].
-    pending: Vec<u8>,
-}
-
-impl LogSink {
-    /// A sink for `stream`.
-    pub(super) fn new(file: Rc<RefCell<LogFile>>, stream: &'static str) -> Self {
-        Self { file, stream, pending: Vec::new() }
-    }
-
-    /// Writes all lines that are complete, and keeps the rest.
-    pub(super) fn write(&mut self, data: &[u8]) {
-        let file = &mut *self.file.borrow_mut();
-        let time = clock::rfc3339_nano(SystemTime::now());
-        let mut rest = data;
-        while !rest.is_empty() {
-            let room = LINE_LIMIT - self.pending.len();
-            let window = &rest[..rest.len().min(room)];
-            match memchr::memchr(b'\n', window) {
-                Some(end) if self.pending.is_empty() => {
-                    file.add(&window[..end], true, self.stream, &time);
-                    rest = &rest[end + 1..];
-                }
-                Some(end) => {
-                    self.pending.extend_from_slice(&window[..end]);
-                    file.add(&self.pending, true, self.stream, &time);
-                    // Lines in pieces are the exception; memory is counted.
-                    self.pending = Vec::new();
-                    rest = &rest[end + 1..];
-                }
-                None => {
-                    self.pending.extend_from_slice(window);
-                    rest = &rest[window.len()..];
-                    if self.pending.len() == LINE_LIMIT {
-                        file.add(&self.pending, false, self.stream, &time);
-                        self.pending = Vec::new();
-                    }
-                }
-            }
+        if most == 2 {
+            remove(&self.packed_name(1));
         }
-        file.flush();
+        self.packing = self.packing.map(|number| number + 1);
+        self.pack_due = self.place.compress;
+        self.reopen()
     }
 
-    /// Nothing to write at the moment: gives the buffer back.
-    pub(super) fn rest(&mut self) {
-        self.file.borrow_mut().batch = Vec::new();
+    /// A rotated file that is to be packed, and where to; the caller does it and calls [`LogFile::packed`].
+    pub(super) fn pack_request(&mut self) -> Option<(PathBuf, PathBuf)> {
+        if !self.pack_due || self.packing.is_some() {
+            return None;
+        }
+        self.pack_due = false;
+        // The oldest first: the newer ones may be turned away before their time comes.
+        let exists = |number: &u32| self.numbered(*number).exists() || self.packed_name(*number).exists();
+        let number = (1..self.place.max_files).take_while(exists).filter(|n| self.numbered(*n).exists()).last()?;
+        self.packing = Some(number);
+        Some((self.numbered(number), self.unfinished()))
     }
 
-    /// The stream has ended: what is left of its last line is written.
-    pub(super) fn finish(&mut self) {
-        let file = &mut *self.file.borrow_mut();
-        if !self.pending.is_empty() {
-            let time = clock::rfc3339_nano(SystemTime::now());
-            file.add(&std::mem::take(&mut self.pending), false, self.stream, &time);
-            file.flush();
+    /// The packer is done; puts the result in the place of the file, wherever it has turned to meanwhile.
+    pub(super) fn packed(&mut self, succeeded: bool) {
+        let (Some(number), unfinished) = (self.packing.take(), self.unfinished()) else { return };
+        if !succeeded {
+            // Not again before the next turn: what failed once would fail on and on.
+            warn_line!("pack {}: the packer failed", self.numbered(number).display());
+            return remove(&unfinished);
+        }
+        self.pack_due = true;
+        let plain = self.numbered(number);
+        if number >= self.place.max_files || !plain.exists() {
+            return remove(&unfinished);
+        }
+        match fs::rename(&unfinished, self.packed_name(number)) {
+            Ok(()) => remove(&plain),
+            Err(error) => warn_line!("put packed log {} in place: {error}", plain.display()),
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn sink(folder: &std::path::Path, max_size: Option<u64>, max_files: u32) -> LogSink {
-        let place = JsonFile { path: folder.join("c-json.log"), max_size, max_files };
-        LogSink::new(Rc::new(RefCell::new(LogFile::open(place).expect("log"))), "stdout")
-    }
-
-    fn entries(path: &std::path::Path) -> Vec<String> {
-        let text = fs::read_to_string(path).expect("log");
-        assert!(text.is_empty() || text.ends_with('\n'));
-        let entry =
-            |line| serde_json::from_str::<serde_json::Value>(line).expect("json")["log"].as_str().map(str::to_owned);
-        text.lines().map(|line| entry(line).expect("log field")).collect()
-    }
-
-    #[test]
-    fn lines_are_put_together_and_cut() {
-        let folder = tempfile::tempdir().expect("folder");
-        let mut sink = sink(folder.path(), None, 1);
-        sink.write(b"one\ntw");
-        sink.write(b"o\n\n");
-        sink.write(&[b'x'; LINE_LIMIT]);
-        sink.write(b"y\n");
-        sink.write(&[b'z'; LINE_LIMIT + 1]);
-        sink.write(b"\nend");
-        sink.finish();
-        sink.rest();
-        let (x, z) = ("x".repeat(LINE_LIMIT), "z".repeat(LINE_LIMIT));
-        let expected = ["one\n", "two\n", "\n", &x, "y\n", &z, "z\n", "end"];
-        assert_eq!(entries(&folder.path().join("c-json.log")), expected);
-    }
-
-    #[test]
-    fn files_turn_at_the_size_and_the_oldest_goes() {
-        let folder = tempfile::tempdir().expect("folder");
-        let mut sink = sink(folder.path(), Some(200), 3);
-        for number in 0..20 {
-            sink.write(format!("line {number}\nsame read {number}\n").as_bytes());
-        }
-        let mut names: Vec<_> = fs::read_dir(folder.path())
-            .expect("list")
-            .map(|entry| entry.expect("entry").file_name().into_string().expect("name"))
-            .collect();
-        names.sort();
-        assert_eq!(names, ["c-json.log", "c-json.log.1", "c-json.log.2"]);
-        let mut all = Vec::new();
-        for name in names.iter().rev() {
-            let path = folder.path().join(name);
-            assert!(fs::metadata(&path).expect("size").len() < 300);
-            all.extend(entries(&path));
-        }
-        let expected: Vec<_> = (0..20).flat_map(|n| [format!("line {n}\n"), format!("same read {n}\n")]).collect();
-        assert!(all.len() > 5 && expected.ends_with(&all), "the newest lines, each once: {all:?}");
-    }
-
-    #[test]
-    fn a_single_file_begins_anew() {
-        let folder = tempfile::tempdir().expect("folder");
-        let mut sink = sink(folder.path(), Some(100), 1);
-        for number in 0..9 {
-            sink.write(format!("line {number}\n").as_bytes());
-        }
-        let all = entries(&folder.path().join("c-json.log"));
-        assert!(all.len() < 9 && all.last().is_some_and(|line| line == "line 8\n"), "{all:?}");
-    }
-
-    #[test]
-    fn an_existing_log_is_continued() {
-        let folder = tempfile::tempdir().expect("folder");
-        sink(folder.path(), None, 1).write(b"before\n");
-        sink(folder.path(), None, 1).write(b"after\n");
-        assert_eq!(entries(&folder.path().join("c-json.log")), ["before\n", "after\n"]);
-    }
-
-    proptest! {
-        #[test]
-        fn however_it_is_read_the_text_is_the_same(pieces in proptest::collection::vec("[a\n]{0,40}", 0..20)) {
-            let folder = tempfile::tempdir().unwrap();
-            let mut sink = sink(folder.path(), Some(300), 1000);
-            for piece in &pieces {
-                sink.write(piece.as_bytes());
-            }
-            sink.finish();
-            let mut names: Vec<u32> = fs::read_dir(folder.path()).unwrap()
-                .filter_map(|e| e.unwrap().file_name().to_str().unwrap().strip_prefix("c-json.log.").and_then(|n| n.parse().ok()))
-                .collect();
-            names.sort_unstable_by(|a, b| b.cmp(a));
-            let mut text: String = names.iter().flat_map(|n| entries(&folder.path().join(format!("c-json.log.{n}")))).collect();
-            text.extend(entries(&folder.path().join("c-json.log")));
-            prop_assert_eq!(text, pieces.concat());
-        }
-    }
-}
+mod tests;

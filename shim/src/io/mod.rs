@@ -1,21 +1,30 @@
 //! Stdio of a process: pipes or a terminal on its side; FIFOs, files, logs and attachments on the other.
 //!
 //! ```text
-//!   process ──stdout──▶ pipe ──▶ output::pump ──▶ sink (FIFO, file, json-file log)
-//!                                             └─▶ attachments (FIFOs that came later)
+//!   process ──stdout──▶ pipe ──▶ output::pump ──▶ sink: FIFO, file, log file, ring ──▶ journal, syslog
+//!                                             └─▶ taps: attachments (FIFOs that came later), a logging process
 //!   FIFO, attachments ──▶ stdin::feed ──▶ pipe ──stdin──▶ process
 //! ```
 //! With a terminal there is one master instead of the pipes, and its output is stdout.
 
+mod binary;
 mod console;
 mod fd;
+mod format;
+mod journald;
 mod jsonlog;
+mod lines;
+mod locallog;
 mod logfile;
 mod output;
+pub(crate) mod pack;
+mod queue;
+mod sink;
 mod stdin;
+mod syslog;
+mod tap;
 
 use std::{
-    cell::RefCell,
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -29,7 +38,7 @@ use nix::{
     unistd::{Gid, Uid, fchown, pipe2},
 };
 use proto::{
-    berth::streams::v1::AttachRequest,
+    berth::streams::v1::{AttachRequest, Lag},
     kind::ErrorKind,
     stdio::{FifoReader, StdioError, StdioUri},
 };
@@ -39,11 +48,12 @@ pub(crate) use self::fd::watch;
 use self::{
     console::Console,
     fd::{Pipe, open_reader, open_writer},
-    logfile::LogFile,
-    output::{Output, Sink, Source},
+    output::{Output, Source},
+    sink::{Keeper, Opener, Sink},
     stdin::Stdin,
+    tap::{Patience, Tap},
 };
-use crate::oci::ChildStdio;
+use crate::{oci::ChildStdio, reaper::Reaper, report::warn_line};
 
 /// Why stdio couldn't be set up or changed.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +86,27 @@ pub(crate) enum IoError {
         #[source]
         cause: io::Error,
     },
+    /// A logging process couldn't be started.
+    #[error("start logging process {path}")]
+    Logger {
+        /// Its program.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        cause: io::Error,
+    },
+    /// A log couldn't be begun anew.
+    #[error("reopen log {path}")]
+    Reopen {
+        /// Its path.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        cause: io::Error,
+    },
+    /// There is no file to open anew.
+    #[error("the output of the process goes to no file that could be reopened")]
+    NoFile,
     /// A pipe, console socket or terminal failed.
     #[error("{what}")]
     System {
@@ -101,8 +132,11 @@ impl IoError {
             Self::Uri { .. } | Self::Direction { .. } => ErrorKind::InvalidArgument,
             // A FIFO that nobody reads: the caller was to hold its end open.
             Self::Open { cause, .. } if cause.raw_os_error() == Some(nix::libc::ENXIO) => ErrorKind::FailedPrecondition,
-            Self::Open { cause, .. } | Self::System { cause, .. } => ErrorKind::of_io(cause),
-            Self::NoStream(_) | Self::NoTerminal => ErrorKind::FailedPrecondition,
+            Self::Open { cause, .. }
+            | Self::System { cause, .. }
+            | Self::Logger { cause, .. }
+            | Self::Reopen { cause, .. } => ErrorKind::of_io(cause),
+            Self::NoStream(_) | Self::NoTerminal | Self::NoFile => ErrorKind::FailedPrecondition,
         }
     }
 }
@@ -114,6 +148,10 @@ fn system(what: &'static str) -> impl Fn(io::Error) -> IoError {
 /// Where stdio of a process leads, as its caller wrote it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct StdioConfig {
+    /// The container it belongs to, and that container's namespace: some logs name them.
+    pub(crate) container: String,
+    /// As above.
+    pub(crate) namespace: String,
     /// URI of stdin.
     pub(crate) stdin: String,
     /// URI of stdout.
@@ -136,6 +174,7 @@ pub(crate) struct Prepared {
     stdin_pipe: Option<OwnedFd>,
     outputs: [Option<OwnedFd>; 2],
     sinks: [Sink; 2],
+    keepers: Vec<Keeper>,
     stdin_feed: Option<(OwnedFd, Option<OwnedFd>)>,
 }
 
@@ -162,49 +201,15 @@ fn pipe(owner: (u32, u32)) -> Result<(OwnedFd, OwnedFd), IoError> {
     Ok((reader, writer))
 }
 
-fn open_sink(
-    stream: &'static str,
-    uri: &StdioUri,
-    log: &mut Option<(StdioUri, Rc<RefCell<LogFile>>)>,
-) -> Result<Sink, IoError> {
-    let failed = |path: &Path, cause| IoError::Open { stream, path: path.to_owned(), cause };
-    Ok(match uri {
-        StdioUri::Null => Sink::Null,
-        StdioUri::Attach => return Err(IoError::Direction { stream, uri: uri.to_string() }),
-        StdioUri::Fifo { path, reader: FifoReader::Awaited } => {
-            // Both ends, as containerd: without a reader the bytes wait in the FIFO.
-            fd::open_both(path)
-                .and_then(|fd| Sink::fifo(fd, FifoReader::Awaited))
-                .map_err(|cause| failed(path, cause))?
-        }
-        StdioUri::Fifo { path, reader: FifoReader::Optional } => match open_writer(path) {
-            // The reader has gone already: nobody is to wait for it.
-            Err(cause) if cause.raw_os_error() == Some(nix::libc::ENXIO) => Sink::Null,
-            other => other.and_then(|fd| Sink::fifo(fd, FifoReader::Optional)).map_err(|cause| failed(path, cause))?,
-        },
-        StdioUri::File { path } => Sink::file(path).map_err(|cause| failed(path, cause))?,
-        StdioUri::JsonFile(place) => {
-            let file = match log {
-                Some((same, file)) if same == uri => file.clone(),
-                _ => {
-                    let file = LogFile::open(place.clone()).map_err(|cause| failed(&place.path, cause))?;
-                    let file = Rc::new(RefCell::new(file));
-                    *log = Some((uri.clone(), file.clone()));
-                    file
-                }
-            };
-            Sink::log(file, stream)
-        }
-    })
-}
-
 impl Prepared {
     /// Opens everything. `console_path` is where a runtime can connect to hand over a terminal.
-    pub(crate) fn open(config: &StdioConfig, console_path: &Path) -> Result<Self, IoError> {
+    pub(crate) async fn open(
+        config: &StdioConfig,
+        console_path: &Path,
+        reaper: &Rc<Reaper>,
+    ) -> Result<Self, IoError> {
         let (stdin, stdout) = (parse("stdin", &config.stdin)?, parse("stdout", &config.stdout)?);
         let stderr = if config.terminal { StdioUri::Null } else { parse("stderr", &config.stderr)? };
-        let mut log = None;
-        let sinks = [open_sink("stdout", &stdout, &mut log)?, open_sink("stderr", &stderr, &mut log)?];
         let stdin_feed = match &stdin {
             StdioUri::Null | StdioUri::Attach => None,
             StdioUri::Fifo { path, reader } => {
@@ -214,10 +219,13 @@ impl Prepared {
                 let keep = if waits { Some(open_writer(path).map_err(failed)?) } else { None };
                 Some((source, keep))
             }
-            StdioUri::File { .. } | StdioUri::JsonFile(_) => {
+            _ => {
                 return Err(IoError::Direction { stream: "stdin", uri: config.stdin.clone() });
             }
         };
+        // Last of what the caller named: it may start a process, which something that fails later leaves behind.
+        let opener = Opener { container: &config.container, namespace: &config.namespace, reaper };
+        let (sinks, keepers) = opener.open([&stdout, &stderr]).await?;
         if config.terminal {
             let console = Console::listen(console_path).map_err(system("listen for the terminal"))?;
             return Ok(Self {
@@ -226,6 +234,7 @@ impl Prepared {
                 stdin_pipe: None,
                 outputs: [None, None],
                 sinks,
+                keepers,
                 stdin_feed,
             });
         }
@@ -239,7 +248,7 @@ impl Prepared {
         let (err_reader, err_writer) = pipe(config.owner)?;
         let child = ChildStdio { stdin: child_stdin, stdout: out_writer.into(), stderr: err_writer.into() };
         let outputs = [Some(out_reader), Some(err_reader)];
-        Ok(Self { child: Some(child), console: None, stdin_pipe, outputs, sinks, stdin_feed })
+        Ok(Self { child: Some(child), console: None, stdin_pipe, outputs, sinks, keepers, stdin_feed })
     }
 
     /// The streams for the runtime; null ones when asked twice.
@@ -258,7 +267,8 @@ impl Prepared {
         let [out_sink, err_sink] = self.sinks;
         let [out_pipe, err_pipe] = self.outputs;
         let copying = system("watch stdio");
-        let mut io = ProcessIo { stdin: None, outputs: [None, None], master: None, tasks: Vec::new() };
+        let mut io =
+            ProcessIo { stdin: None, outputs: [None, None], master: None, keepers: self.keepers, tasks: Vec::new() };
         if let Some(console) = self.console {
             let master = console.receive().map_err(system("receive the terminal from the OCI runtime"))?;
             let master = Rc::new(Pipe::both(master).map_err(&copying)?);
@@ -290,8 +300,15 @@ pub(crate) struct ProcessIo {
     stdin: Option<Rc<Stdin>>,
     outputs: [Option<Rc<Output>>; 2],
     master: Option<Rc<Pipe>>,
+    keepers: Vec<Keeper>,
     tasks: Vec<AbortHandle>,
 }
+
+/// How long a log may take to come to its end when its container is removed; a logging process keeps its own time.
+const LAST_WORK: Duration = Duration::from_secs(15);
+
+/// How long a process may be held up by a client that came while it ran.
+const CLIENT_PATIENCE: Duration = Duration::from_millis(250);
 
 /// How long output may take to pass to a reader that is alive but slow, once the process has ended. After that the end is
 /// told anyway, and copying goes on.
@@ -305,8 +322,14 @@ impl ProcessIo {
         output
     }
 
-    /// Joins FIFOs to the process. All of them or none.
-    pub(crate) fn attach(&self, request: &AttachRequest) -> Result<(), IoError> {
+    /// Joins FIFOs to the process. All of them or none. A client that was there before the process `started` runs it, and
+    /// may slow it down as in a shell's pipeline; one that came later may not.
+    pub(crate) fn attach(&self, request: &AttachRequest, started: bool) -> Result<(), IoError> {
+        let patience = match request.lag() {
+            Lag::Wait => Patience::Endless,
+            Lag::Unspecified if !started => Patience::Endless,
+            Lag::Unspecified | Lag::Skip => Patience::Limited(CLIENT_PATIENCE),
+        };
         let failed = |stream, path: &str, cause| IoError::Open { stream, path: path.into(), cause };
         let mut joins = Vec::new();
         for (stream, path, output) in
@@ -319,7 +342,8 @@ impl ProcessIo {
             let output = output.as_ref().filter(|output| !output.has_ended()).ok_or(IoError::NoStream(stream))?;
             let fifo = open_writer(Path::new(path)).map_err(|cause| failed(stream, path, cause))?;
             fd::enlarge(&fifo);
-            joins.push((output, Pipe::writer(fifo).map_err(|cause| failed(stream, path, cause))?));
+            let pipe = Pipe::writer(fifo).map_err(|cause| failed(stream, path, cause))?;
+            joins.push((output, Tap::new(pipe, patience, self.master.is_some())));
         }
         if !request.stdin.is_empty() {
             let stdin = self.stdin.as_ref().filter(|stdin| stdin.is_open()).ok_or(IoError::NoStream("stdin"))?;
@@ -328,8 +352,8 @@ impl ProcessIo {
                 .map_err(|cause| failed("stdin", &request.stdin, cause))?;
             stdin.feed(source, if request.close_stdin { AtEnd::Close } else { AtEnd::Leave }, None);
         }
-        for (output, pipe) in joins {
-            output.join(pipe);
+        for (output, tap) in joins {
+            output.join(tap);
         }
         Ok(())
     }
@@ -358,14 +382,48 @@ impl ProcessIo {
         for output in &outputs {
             output.process_ended();
         }
+        let keepers = self.keepers.clone();
         async move {
             let all = async {
                 for output in &outputs {
                     output.settled().await;
                 }
+                for keeper in &keepers {
+                    keeper.flushed().await;
+                }
             };
             // Nothing to do about a slow reader: copying goes on behind.
             let _ = tokio::time::timeout(SETTLE, all).await;
+        }
+    }
+
+    /// Begins log files anew at their paths.
+    pub(crate) fn reopen(&self) -> impl Future<Output = Result<(), IoError>> + 'static {
+        let keepers = self.keepers.clone();
+        async move {
+            let mut found = false;
+            for keeper in &keepers {
+                if let Some((path, result)) = keeper.reopen().await {
+                    result.map_err(|cause| IoError::Reopen { path, cause })?;
+                    found = true;
+                }
+            }
+            if found { Ok(()) } else { Err(IoError::NoFile) }
+        }
+    }
+
+    /// The container is removed: copying ends, and then what output was given to comes to its end. Done when it has.
+    pub(crate) fn close(mut self) -> impl Future<Output = ()> + 'static {
+        let keepers = std::mem::take(&mut self.keepers);
+        drop(self);
+        async move {
+            // The pumps are dropped at their next turn, and with them their ends of a logging process's pipes.
+            tokio::task::yield_now().await;
+            for keeper in keepers {
+                if tokio::time::timeout(LAST_WORK, keeper.end()).await.is_err() {
+                    warn_line!("a log was not complete when its container was removed");
+                }
+            }
         }
     }
 
@@ -376,6 +434,15 @@ impl ProcessIo {
             output.discard();
         }
         self.tasks.clear();
+        let keepers = std::mem::take(&mut self.keepers);
+        if !keepers.is_empty() {
+            tokio::task::spawn_local(async move {
+                tokio::task::yield_now().await;
+                for keeper in keepers {
+                    keeper.end().await;
+                }
+            });
+        }
     }
 }
 

@@ -2,11 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    fs::{File, OpenOptions},
-    io::{self, Write as _},
     os::fd::OwnedFd,
-    os::unix::fs::OpenOptionsExt as _,
-    path::Path,
     rc::Rc,
     time::Duration,
 };
@@ -16,7 +12,8 @@ use tokio::sync::Notify;
 
 use super::{
     fd::{self, Pipe},
-    logfile::{LogFile, LogSink},
+    sink::Sink,
+    tap::Tap,
 };
 use crate::report::warn_line;
 
@@ -24,51 +21,6 @@ use crate::report::warn_line;
 const CHUNK: usize = 128 << 10;
 /// What a process last wrote to a terminal passes through a work queue of the kernel; that long is waited for its end.
 const TERMINAL_GRACE: Duration = Duration::from_millis(100);
-
-/// Where output goes by default.
-#[derive(Debug)]
-pub(super) enum Sink {
-    /// Nowhere.
-    Null,
-    /// To a FIFO; without a reader (EPIPE) nowhere any more.
-    Fifo(Pipe, FifoReader),
-    /// To the end of a file.
-    File(File),
-    /// To a log, line by line.
-    Log(LogSink),
-}
-
-impl Sink {
-    /// A FIFO that has been opened.
-    pub(super) fn fifo(fd: OwnedFd, reader: FifoReader) -> io::Result<Self> {
-        Ok(Self::Fifo(Pipe::writer(fd)?, reader))
-    }
-
-    /// A file, appended to.
-    pub(super) fn file(path: &Path) -> io::Result<Self> {
-        Ok(Self::File(OpenOptions::new().append(true).create(true).mode(0o644).open(path)?))
-    }
-
-    /// A log shared by the streams of a process.
-    pub(super) fn log(file: Rc<RefCell<LogFile>>, stream: &'static str) -> Self {
-        Self::Log(LogSink::new(file, stream))
-    }
-
-    async fn write(&mut self, data: &[u8]) {
-        let result = match self {
-            Self::Null => return,
-            Self::Log(log) => return log.write(data),
-            Self::Fifo(pipe, _) => pipe.write_all(data).await,
-            Self::File(file) => file.write_all(data),
-        };
-        if let Err(error) = result {
-            if error.kind() != io::ErrorKind::BrokenPipe {
-                warn_line!("output is thrown away from here on: {error}");
-            }
-            *self = Self::Null;
-        }
-    }
-}
 
 /// Where bytes come from.
 #[derive(Debug)]
@@ -91,7 +43,7 @@ impl Source {
 /// What others need to know of, and can tell to, a pump.
 #[derive(Debug, Default)]
 pub(super) struct Output {
-    attachments: RefCell<Vec<Pipe>>,
+    attachments: RefCell<Vec<Rc<Tap>>>,
     /// The process has been reaped: all that it wrote is in the pipe by now.
     process_ended: Cell<bool>,
     /// All that the process wrote is passed on.
@@ -106,8 +58,8 @@ pub(super) struct Output {
 
 impl Output {
     /// Adds a reader; it gets what is written from now on.
-    pub(super) fn join(&self, pipe: Pipe) {
-        self.attachments.borrow_mut().push(pipe);
+    pub(super) fn join(&self, tap: Rc<Tap>) {
+        self.attachments.borrow_mut().push(tap);
     }
 
     /// Whether there is nothing to be read any more.
@@ -150,10 +102,10 @@ impl Output {
         // Taken out, so that others may join while a slow one is waited for.
         let mut present = std::mem::take(&mut *self.attachments.borrow_mut());
         let mut kept = Vec::with_capacity(present.len());
-        for pipe in present.drain(..) {
+        for tap in present.drain(..) {
             // EPIPE or whatever else: it is gone.
-            if pipe.write_all(data).await.is_ok() {
-                kept.push(pipe);
+            if tap.write(data).await.is_ok() {
+                kept.push(tap);
             }
         }
         if self.discard.get() {
@@ -209,18 +161,14 @@ pub(super) async fn pump(mut source: Source, mut sink: Sink, output: Rc<Output>)
             }
         }
         buffer = Vec::new();
-        if let Sink::Log(log) = &mut sink {
-            log.rest();
-        }
+        sink.rest();
         let mut grace = Duration::MAX;
         if process_ended && !output.settled.get() {
             let since = ended_at.get_or_insert_with(std::time::Instant::now).elapsed();
             match source {
                 Source::Terminal(..) if since < TERMINAL_GRACE => grace = TERMINAL_GRACE - since,
                 _ => {
-                    if let Sink::Log(log) = &mut sink {
-                        log.finish();
-                    }
+                    sink.finish();
                     if matches!(sink, Sink::Fifo(_, FifoReader::Optional)) {
                         sink = Sink::Null;
                     }
@@ -234,10 +182,8 @@ pub(super) async fn pump(mut source: Source, mut sink: Sink, output: Rc<Output>)
             () = tokio::time::sleep(grace), if grace != Duration::MAX => {}
         }
     }
-    if let Sink::Log(log) = &mut sink {
-        log.finish();
-        log.rest();
-    }
+    sink.finish();
+    sink.rest();
     drop(sink);
     output.source_ended.set(true);
     output.settle();

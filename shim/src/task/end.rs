@@ -124,6 +124,8 @@ impl Task {
             }
         }
         let (oci, rootfs) = (self.oci.clone(), self.bundle.rootfs());
+        // Whether or not the rest succeeds: nobody writes any more.
+        let closing = self.init.io.take().map(ProcessIo::close);
         let work = async move {
             let removed = match oci.delete(false).await {
                 Err(OciError::Failed { .. }) => oci.delete(true).await,
@@ -132,6 +134,9 @@ impl Task {
             proto::fault!("shim.delete.runtime_done");
             let unmounted = mounts::unmount_rootfs(&rootfs);
             proto::fault!("shim.delete.unmounted");
+            if let Some(closing) = closing {
+                closing.await;
+            }
             removed.map_err(TaskError::from).and_then(|()| unmounted.map_err(TaskError::from))
         };
         self.exclusive(Op::Delete, work, move |task, done| match done {

@@ -31,6 +31,8 @@ impl Task {
             return Err(TaskError::Invalid(format!("exec {exec} has no process spec")));
         }
         let stdio = StdioConfig {
+            container: self.id.clone(),
+            namespace: self.shim.namespace.clone(),
             stdin: request.stdin,
             stdout: request.stdout,
             stderr: request.stderr,
@@ -60,7 +62,7 @@ impl Task {
         tokio::task::spawn_local(async move {
             let work = async {
                 let io_failed = |cause| TaskError::Io { id: id.clone(), cause };
-                let mut prepared = Prepared::open(&stdio, &shim.console_path()).map_err(io_failed)?;
+                let mut prepared = Prepared::open(&stdio, &shim.console_path(), &shim.reaper).await.map_err(io_failed)?;
                 proto::fault!("shim.exec.stdio_opened");
                 let hold = shim.reaper.hold();
                 let pid = match oci.exec(&key, &spec, prepared.child(), prepared.console()).await {

@@ -1,8 +1,10 @@
-//! Attachments at the edge. They are the shim's business; bytes never come this way.
+//! Attachments and requests for new log files at the edge. They are the shim's business; bytes never come this way.
 
 use std::sync::Arc;
 
-use proto::berth::streams::v1::{AttachRequest, AttachResponse, streams_server};
+use proto::berth::streams::v1::{
+    AttachRequest, AttachResponse, ReopenLogRequest, ReopenLogResponse, streams_server,
+};
 use tonic::{Request, Response, Status};
 
 use crate::{
@@ -28,5 +30,11 @@ impl streams_server::Streams for StreamsService {
         let namespace = namespace(&request)?;
         self.tasks.attach(&namespace, request.into_inner()).await.map_err(status)?;
         Ok(Response::new(AttachResponse {}))
+    }
+
+    async fn reopen_log(&self, request: Request<ReopenLogRequest>) -> Result<Response<ReopenLogResponse>, Status> {
+        let namespace = namespace(&request)?;
+        self.tasks.reopen_log(&namespace, request.into_inner()).await.map_err(status)?;
+        Ok(Response::new(ReopenLogResponse {}))
     }
 }

@@ -1,7 +1,7 @@
 //! What goes straight to a process, past the queue: signals, terminal size, end of stdin, attachments.
 
 use proto::{
-    berth::streams::v1::AttachRequest,
+    berth::streams::v1::{AttachRequest, ReopenLogRequest},
     containerd::task::v3::{CloseIoRequest, KillRequest, ResizePtyRequest},
     id::{ExecId, NamespaceName},
 };
@@ -67,6 +67,17 @@ impl Tasks {
         let gone = || TaskError::ShimGone { id: task.id.clone(), call: "Attach" };
         let connection = task.connection()?.ok_or_else(gone)?;
         match connection.streams().attach(request(namespace, attach)).await {
+            Ok(_) => Ok(()),
+            Err(status) => Err(lost_or(&connection, status).await.map_or_else(gone, TaskError::Answer)),
+        }
+    }
+
+    /// Lets a process's log be begun anew. A foreign shim answers UNIMPLEMENTED, which is passed on.
+    pub(crate) async fn reopen_log(&self, namespace: &NamespaceName, reopen: ReopenLogRequest) -> Result<(), TaskError> {
+        let task = self.living(namespace, &reopen.container_id, &reopen.exec_id).await?;
+        let gone = || TaskError::ShimGone { id: task.id.clone(), call: "ReopenLog" };
+        let connection = task.connection()?.ok_or_else(gone)?;
+        match connection.streams().reopen_log(request(namespace, reopen)).await {
             Ok(_) => Ok(()),
             Err(status) => Err(lost_or(&connection, status).await.map_or_else(gone, TaskError::Answer)),
         }
