@@ -72,9 +72,9 @@ async fn what_does_not_fit_is_refused_by_code() {
     assert_eq!(shim.task.checkpoint(checkpoint).await.unwrap_err().code(), Code::InvalidArgument, "no folder");
     let other = WaitRequest { id: "other".into(), exec_id: String::new() };
     assert_eq!(shim.task.wait(other).await.unwrap_err().code(), Code::NotFound);
-    let binary = ExecProcessRequest { stdout: "binary:///bin/logger".into(), ..exec() };
-    let refused = shim.exec("e1", &["true"], binary).await.unwrap_err();
-    assert_eq!((refused.code(), refused.message().contains("binary")), (Code::Unimplemented, true), "{refused:?}");
+    let unknown = ExecProcessRequest { stdout: "gelf://127.0.0.1:1".into(), ..exec() };
+    let refused = shim.exec("e1", &["true"], unknown).await.unwrap_err();
+    assert_eq!((refused.code(), refused.message().contains("gelf")), (Code::Unimplemented, true), "{refused:?}");
     shim.delete("e1").await.expect("delete what never ran");
     let missing = shim.exec("e2", &["/bin/nosuch"], exec()).await.unwrap_err();
     assert!(missing.message().contains("no such file or directory"), "{missing:?}");

@@ -218,7 +218,8 @@ async fn cri_logs_are_cut_and_reopened() {
         (request.stdout, request.stderr) = (uri("cri", &log, options), uri("cri", &log, options));
         shim.create(request).await.expect("create");
         shim.start("").await.expect("start");
-        eventually("the first lines", || (fs::read(&log).is_ok_and(|text| text.ends_with(b"oops\n"))).then_some(())).await;
+        eventually("the first lines", || (fs::read(&log).is_ok_and(|text| text.ends_with(b"oops\n"))).then_some(()))
+            .await;
         // As kubelet does it: rename, then ask.
         fs::rename(&log, &old).expect("rename");
         reopen(&shim, "").await.expect("reopen");
@@ -228,8 +229,7 @@ async fn cri_logs_are_cut_and_reopened() {
         let part = |stream: &str, tag: &str, text: &str| (stream.to_owned(), tag.to_owned(), text.to_owned());
         let first = cri_lines(&old);
         let of = |name: &str| first.iter().filter(|line| line.0 == name).cloned().collect::<Vec<_>>();
-        let expected =
-            [part("stdout", "P", &"x".repeat(16384)), part("stdout", "F", &"x".repeat(20000 - 16384))];
+        let expected = [part("stdout", "P", &"x".repeat(16384)), part("stdout", "F", &"x".repeat(20000 - 16384))];
         assert_eq!((of("stdout"), of("stderr")), (expected.to_vec(), vec![part("stderr", "F", "oops")]));
         assert_eq!(cri_lines(&log), [part("stdout", "F", "more"), part("stdout", "P", "end")]);
         assert_eq!(reopen(&shim, "").await.expect_err("it has ended").code(), Code::FailedPrecondition);
@@ -248,7 +248,8 @@ async fn only_files_are_reopened() {
     assert_eq!(reopen(&shim, "none").await.expect_err("no exec").code(), Code::NotFound);
     shim.finish().await;
     let raw = stage.path("raw");
-    let mut shim = create(&stage, "raw", &["sh", "-c", "echo 1; sleep 100"], &uri("file", &raw, "")).await.expect("create");
+    let mut shim =
+        create(&stage, "raw", &["sh", "-c", "echo 1; sleep 100"], &uri("file", &raw, "")).await.expect("create");
     shim.start("").await.expect("start");
     eventually("output", || (fs::read(&raw).is_ok_and(|text| text == b"1\n")).then_some(())).await;
     fs::rename(&raw, stage.path("raw.old")).expect("rename");
@@ -306,7 +307,8 @@ async fn a_full_disk_stops_nobody_and_what_was_lost_is_counted() {
         small.fill();
         fs::write(&input, "\n").expect("go");
         // It got through all of its output although its log takes none of it.
-        eventually("the end of the lines", || (fs::read(&error).is_ok_and(|text| text == b"done\n")).then_some(())).await;
+        eventually("the end of the lines", || (fs::read(&error).is_ok_and(|text| text == b"done\n")).then_some(()))
+            .await;
         fs::remove_file(small.0.join("filler")).expect("make room");
         fs::write(&input, "\n").expect("go");
         assert_eq!(shim.wait("").await.exit_status, 0);
@@ -408,7 +410,8 @@ async fn the_journal_gets_dockers_fields() {
     assert_eq!((text(0, "MESSAGE"), text(0, "PRIORITY")), ("hello".into(), "6".into()));
     assert_eq!((text(1, "MESSAGE"), text(1, "PRIORITY")), ("error".into(), "3".into()));
     assert_eq!(text(2, "MESSAGE") + &text(3, "MESSAGE"), "x".repeat(20_000));
-    let partial = |number| ["MESSAGE", "ORDINAL", "LAST"].map(|name| text(number, &format!("CONTAINER_PARTIAL_{name}")));
+    let partial =
+        |number| ["MESSAGE", "ORDINAL", "LAST"].map(|name| text(number, &format!("CONTAINER_PARTIAL_{name}")));
     assert_eq!(partial(2), ["true", "1", "false"]);
     assert_eq!(partial(3), ["", "2", "true"]);
     shim.finish().await;
@@ -505,7 +508,10 @@ async fn syslog_by_every_way_and_in_every_format() {
             let pid = |word: &str| assert!(word.trim_matches(['[', ']', ':']).parse::<u32>().is_ok(), "{message}");
             match format {
                 "" | "rfc3164" => {
-                    assert!(["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"].contains(&words[0]));
+                    assert!(
+                        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
+                            .contains(&words[0])
+                    );
                     assert_eq!(words[2].len(), "07:08:09".len());
                     if format == "rfc3164" {
                         assert_eq!((words[3], words.len()), (host.as_str(), 5), "{message}");
@@ -632,7 +638,7 @@ fn script(stage: &Stage, name: &str, text: &str) -> PathBuf {
 async fn a_logging_process_gets_both_streams_and_ends_with_its_container() {
     let stage = Stage::new().await;
     let out = stage.path("logged");
-    let text = "echo \"$CONTAINER_ID $CONTAINER_NAMESPACE $#:$1=$2\" >$2.env; cat <&3 >$2.out & cat <&4 >$2.err & exec 5>&-; wait";
+    let text = "echo \"$CONTAINER_ID $CONTAINER_NAMESPACE $#:$1=$2\" >$2.env; exec 5>&-; cat <&3 >$2.out & cat <&4 >$2.err & wait";
     let logger = script(&stage, "logger", text);
     let place = uri("binary", &logger, &format!("?file={}", out.display()));
     assert_eq!(run(&stage, "bin", &["sh", "-c", "seq 1 50000; echo oops >&2"], &place).await.0, 0);
@@ -649,7 +655,7 @@ async fn a_logging_process_that_dies_or_hangs_stops_nobody() {
     let lines = ["sh", "-c", "seq 1 1000000; exit 7"];
     for (name, text, most) in [
         ("dies", "exec 5>&-; head -n 3 <&3 >/dev/null", 10),
-        ("hangs", "exec 5>&-; trap '' TERM; exec sleep 1000 3<&3 4<&4", 10),
+        ("hangs", "exec 5>&-; trap '' TERM; exec sleep 1098765 3<&3 4<&4", 10),
     ] {
         let logger = script(&stage, name, text);
         let mut shim = create(&stage, name, &lines, &uri("binary", &logger, "")).await.expect("create");
@@ -659,7 +665,7 @@ async fn a_logging_process_that_dies_or_hangs_stops_nobody() {
         assert!(begin.elapsed() < Duration::from_secs(most), "{name}: {:?}", begin.elapsed());
         if name == "hangs" {
             // It ignores what it is asked; it isn't left behind all the same.
-            let hanging = || processes_with("sleep 1000").len();
+            let hanging = || processes_with("sleep 1098765").len();
             assert_eq!(hanging(), 1);
             shim.finish().await;
             assert_eq!(hanging(), 0);

@@ -73,7 +73,8 @@ impl LogDriver {
         match self {
             Self::None => String::new(),
             Self::JsonFile { max_size, max_files } => {
-                StdioUri::JsonFile(LogFile { max_size: *max_size, max_files: *max_files, ..LogFile::new(path) }).to_string()
+                StdioUri::JsonFile(LogFile { max_size: *max_size, max_files: *max_files, ..LogFile::new(path) })
+                    .to_string()
             }
         }
     }

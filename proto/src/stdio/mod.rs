@@ -21,9 +21,7 @@ mod sinks;
 use std::{fmt, path::PathBuf, str::FromStr};
 
 use self::options::{DeliveryOptions, Writer, escape_path, settings, unescape_path};
-pub use self::sinks::{
-    Binary, Delivery, JOURNAL_SOCKET, Journald, LogFile, Syslog, SyslogAddress, SyslogFormat,
-};
+pub use self::sinks::{Binary, Delivery, JOURNAL_SOCKET, Journald, LogFile, Syslog, SyslogAddress, SyslogFormat};
 
 /// One end of a process's stdio.
 #[derive(Debug, Clone, PartialEq, Eq)]

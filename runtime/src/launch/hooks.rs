@@ -88,7 +88,8 @@ fn run_one(kind: &'static str, hook: &Hook, input: &[u8]) -> Result<(), HookErro
     let adopter = limit.filter(|_| OUTSIDE.contains(&kind)).and_then(|_| Adopter::new());
     // Those of a container that is gone clean up; nobody would do it again.
     let dies_with_parent = kind != "poststop";
-    let pid = spawn(&Program { path: &path, args: &args, env: &env, stdio, further: &[], dies_with_parent }).map_err(failed)?;
+    let pid = spawn(&Program { path: &path, args: &args, env: &env, stdio, further: &[], dies_with_parent })
+        .map_err(failed)?;
     let end = wait(pid, limit).map_err(failed)?;
     if let (None, Some(adopter)) = (end, &adopter) {
         adopter.end();

@@ -4,7 +4,7 @@
 //! lets descriptors through that are meant for somebody else.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow};
@@ -147,6 +147,7 @@ pub fn kill_group(leader: Pid) -> Result<(), Errno> {
 mod tests {
     use super::*;
     use std::io::{Read, Seek};
+    use std::os::fd::AsFd;
 
     #[test]
     fn environment_and_descriptors_are_exact() {
@@ -157,10 +158,12 @@ mod tests {
         let args = [text("sh"), text("-c"), text("tr '\\0' '\\n' < /proc/self/environ; ls /proc/self/fd | wc -l")];
         let env = [text("Z=1"), text("A=2"), text("PATH=/usr/bin:/bin"), text("A=3")];
         let stdio = [null.as_fd(), output.as_fd(), null.as_fd()];
-        let pid = spawn(&Program { path: c"/bin/sh", args: &args, env: &env, stdio, further: &[], dies_with_parent: false })
-            .expect("starts");
+        let pid =
+            spawn(&Program { path: c"/bin/sh", args: &args, env: &env, stdio, further: &[], dies_with_parent: false })
+                .expect("starts");
         assert_eq!(crate::process::wait(pid).expect("wait").status(), 0);
-        let missing = spawn(&Program { path: c"/no/such", args: &args, env: &env, stdio, further: &[], dies_with_parent: false });
+        let missing =
+            spawn(&Program { path: c"/no/such", args: &args, env: &env, stdio, further: &[], dies_with_parent: false });
         assert_eq!(missing, Err(Errno::ENOENT));
         let mut found = String::new();
         output.rewind().and_then(|()| output.read_to_string(&mut found)).expect("read");
@@ -173,7 +176,8 @@ mod tests {
         let args = [c"sleep", c"1000"].map(CString::from);
         let stdio = [null.as_fd(); 3];
         let start = |dies_with_parent| {
-            spawn(&Program { path: c"/bin/sleep", args: &args, env: &[], stdio, further: &[], dies_with_parent }).expect("starts")
+            spawn(&Program { path: c"/bin/sleep", args: &args, env: &[], stdio, further: &[], dies_with_parent })
+                .expect("starts")
         };
         let (with, without) =
             std::thread::scope(|scope| scope.spawn(|| (start(true), start(false))).join().expect("a thread that ends"));

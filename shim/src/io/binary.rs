@@ -67,7 +67,14 @@ impl Logger {
         let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
         let stdio = [null.as_fd(), null.as_fd(), null.as_fd()];
         let further = [out.as_fd(), err.as_fd(), ready_writer.as_fd()];
-        let pid = sys::spawn::spawn(&sys::spawn::Program { path: &path, args: &args, env: &env, stdio, further: &further, dies_with_parent: false })?;
+        let pid = sys::spawn::spawn(&sys::spawn::Program {
+            path: &path,
+            args: &args,
+            env: &env,
+            stdio,
+            further: &further,
+            dies_with_parent: false,
+        })?;
         // Nothing is awaited in between, so the reaper can't have seen it yet.
         let exit = reaper.claim(pid.as_raw().unsigned_abs());
         drop((out, err, ready_writer));
@@ -82,7 +89,7 @@ impl Logger {
         });
         let waited = waited.await.unwrap_or_else(|_| Err(io::Error::other("it was not ready within 10 s")));
         if let Err(error) = waited {
-            logger.signal(nix::libc::SIGKILL);
+            logger.force();
             return Err(error);
         }
         for end in [&out_writer, &err_writer] {
@@ -91,11 +98,15 @@ impl Logger {
         Ok((logger, [out_writer, err_writer]))
     }
 
-    fn signal(&self, signal: i32) {
-        // Only while nobody has heard of its exit, so the number means nobody else.
-        let alive = self.exit.borrow_mut().as_mut().is_some_and(|exit| exit.try_recv().is_err());
-        if alive {
-            let _ = sys::process::kill(self.pid, signal);
+    /// Whether nobody has heard of its exit, so that its number means nobody else.
+    fn is_alive(&self) -> bool {
+        self.exit.borrow_mut().as_mut().is_some_and(|exit| exit.try_recv().is_err())
+    }
+
+    /// Kills it and what it has started.
+    fn force(&self) {
+        if self.is_alive() {
+            let _ = sys::spawn::kill_group(self.pid);
         }
     }
 
@@ -118,6 +129,8 @@ impl Logger {
 impl Drop for Logger {
     fn drop(&mut self) {
         // Its container has not come to be; it has seen the end of its input, and may not care.
-        self.signal(nix::libc::SIGTERM);
+        if self.is_alive() {
+            let _ = sys::process::kill(self.pid, nix::libc::SIGTERM);
+        }
     }
 }

@@ -3,8 +3,9 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{
-    jsonlog, locallog,
+    jsonlog,
     lines::{Entry, Stream},
+    locallog,
 };
 use crate::clock;
 

@@ -161,7 +161,9 @@ mod tests {
 
     #[test]
     fn names_and_values_are_what_the_journal_takes() {
-        for (key, name) in [("a.b-c", "A_B_C"), ("_x", "X"), ("9_y", "Y"), ("com.example/z", "COM_EXAMPLE_Z"), ("--", "")] {
+        for (key, name) in
+            [("a.b-c", "A_B_C"), ("_x", "X"), ("9_y", "Y"), ("com.example/z", "COM_EXAMPLE_Z"), ("--", "")]
+        {
             assert_eq!(field_name(key), name, "{key}");
         }
         let mut out = Vec::new();

@@ -85,7 +85,8 @@ mod tests {
         let partial = Some(Partial { id: 0xab, ordinal: 2, last: true });
         encode(&mut out, &Entry { stream: Stream::Stderr, text: b"", partial }, 1);
         let id = format!("{:064x}", 0xab);
-        let record = [&b"\x0a\x06stderr\x10\x01\x20\x01\x2a\x46\x08\x01\x12\x40"[..], id.as_bytes(), b"\x18\x02"].concat();
+        let record =
+            [&b"\x0a\x06stderr\x10\x01\x20\x01\x2a\x46\x08\x01\x12\x40"[..], id.as_bytes(), b"\x18\x02"].concat();
         assert_eq!(&out[first + 4..out.len() - 4], record);
         assert_eq!(missing(&out, out.len()), (0, out.len()));
         assert_eq!(missing(&out, out.len() - 1), (1, first));

@@ -203,11 +203,7 @@ fn pipe(owner: (u32, u32)) -> Result<(OwnedFd, OwnedFd), IoError> {
 
 impl Prepared {
     /// Opens everything. `console_path` is where a runtime can connect to hand over a terminal.
-    pub(crate) async fn open(
-        config: &StdioConfig,
-        console_path: &Path,
-        reaper: &Rc<Reaper>,
-    ) -> Result<Self, IoError> {
+    pub(crate) async fn open(config: &StdioConfig, console_path: &Path, reaper: &Rc<Reaper>) -> Result<Self, IoError> {
         let (stdin, stdout) = (parse("stdin", &config.stdin)?, parse("stdout", &config.stdout)?);
         let stderr = if config.terminal { StdioUri::Null } else { parse("stderr", &config.stderr)? };
         let stdin_feed = match &stdin {

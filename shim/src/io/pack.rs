@@ -40,7 +40,14 @@ pub(super) fn start(source: &Path, target: &Path, reaper: &Reaper) -> Option<one
         let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
         let stderr = io::stderr();
         let stdio = [null.as_fd(), null.as_fd(), stderr.as_fd()];
-        let program = sys::spawn::Program { path: c"/proc/self/exe", args: &args, env: &[], stdio, further: &[], dies_with_parent: false };
+        let program = sys::spawn::Program {
+            path: c"/proc/self/exe",
+            args: &args,
+            env: &[],
+            stdio,
+            further: &[],
+            dies_with_parent: false,
+        };
         Ok(sys::spawn::spawn(&program)?.as_raw().unsigned_abs())
     };
     match begin() {

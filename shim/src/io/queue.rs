@@ -353,7 +353,8 @@ mod tests {
     async fn a_blocking_ring_makes_its_writer_wait_unless_all_hope_is_gone() {
         let queue = Queue::new("test".into(), None, OVERHEAD + 1, true);
         queue.write(&mut Lines::new(Stream::Stdout), b"a\nb\nc\n");
-        let waits = |queue: Rc<Queue>| async move { tokio::time::timeout(Duration::from_millis(20), queue.has_room()).await };
+        let waits =
+            |queue: Rc<Queue>| async move { tokio::time::timeout(Duration::from_millis(20), queue.has_room()).await };
         assert!(waits(queue.clone()).await.is_err(), "over its limit");
         let records = queue.next().await.expect("records");
         assert_eq!(texts(&records), ["a", "b", "c"]);

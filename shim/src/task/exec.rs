@@ -62,7 +62,8 @@ impl Task {
         tokio::task::spawn_local(async move {
             let work = async {
                 let io_failed = |cause| TaskError::Io { id: id.clone(), cause };
-                let mut prepared = Prepared::open(&stdio, &shim.console_path(), &shim.reaper).await.map_err(io_failed)?;
+                let mut prepared =
+                    Prepared::open(&stdio, &shim.console_path(), &shim.reaper).await.map_err(io_failed)?;
                 proto::fault!("shim.exec.stdio_opened");
                 let hold = shim.reaper.hold();
                 let pid = match oci.exec(&key, &spec, prepared.child(), prepared.console()).await {

@@ -107,7 +107,9 @@ impl Stage {
             fs::create_dir(folder.path().join("image").join(name)).expect("image");
         }
         fs::copy("/bin/busybox", bin.join("busybox")).expect("busybox");
-        for name in ["sh", "cat", "echo", "sleep", "true", "stty", "head", "yes", "seq", "kill", "wc", "tty", "dd", "tr"] {
+        for name in
+            ["sh", "cat", "echo", "sleep", "true", "stty", "head", "yes", "seq", "kill", "wc", "tty", "dd", "tr"]
+        {
             std::os::unix::fs::symlink("busybox", bin.join(name)).expect("link");
         }
         let mut stage = Self { folder, told: Told::default(), supervisor: None };

@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use proto::berth::streams::v1::{
-    AttachRequest, AttachResponse, ReopenLogRequest, ReopenLogResponse, streams_server,
-};
+use proto::berth::streams::v1::{AttachRequest, AttachResponse, ReopenLogRequest, ReopenLogResponse, streams_server};
 use tonic::{Request, Response, Status};
 
 use crate::{

@@ -73,7 +73,11 @@ impl Tasks {
     }
 
     /// Lets a process's log be begun anew. A foreign shim answers UNIMPLEMENTED, which is passed on.
-    pub(crate) async fn reopen_log(&self, namespace: &NamespaceName, reopen: ReopenLogRequest) -> Result<(), TaskError> {
+    pub(crate) async fn reopen_log(
+        &self,
+        namespace: &NamespaceName,
+        reopen: ReopenLogRequest,
+    ) -> Result<(), TaskError> {
         let task = self.living(namespace, &reopen.container_id, &reopen.exec_id).await?;
         let gone = || TaskError::ShimGone { id: task.id.clone(), call: "ReopenLog" };
         let connection = task.connection()?.ok_or_else(gone)?;

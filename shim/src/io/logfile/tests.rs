@@ -17,7 +17,8 @@ fn writer(folder: &Path, max_size: Option<u64>, max_files: u32) -> Writer {
 fn entries(path: &Path) -> Vec<String> {
     let text = fs::read_to_string(path).expect("log");
     assert!(text.is_empty() || text.ends_with('\n'));
-    let entry = |line| serde_json::from_str::<serde_json::Value>(line).expect("json")["log"].as_str().map(str::to_owned);
+    let entry =
+        |line| serde_json::from_str::<serde_json::Value>(line).expect("json")["log"].as_str().map(str::to_owned);
     text.lines().map(|line| entry(line).expect("log field")).collect()
 }
 
@@ -119,7 +120,10 @@ fn files_may_turn_while_one_is_packed() {
     log.write(b"g\n");
     assert!(pack(&mut log.0));
     log.0.packed(true);
-    assert_eq!((text("l.3.gz"), names(folder.path())), ("d".into(), ["l", "l.1", "l.2", "l.3.gz"].map(str::to_owned).into()));
+    assert_eq!(
+        (text("l.3.gz"), names(folder.path())),
+        ("d".into(), ["l", "l.1", "l.2", "l.3.gz"].map(str::to_owned).into())
+    );
 }
 
 proptest! {
