@@ -491,7 +491,7 @@ async fn a_journal_that_never_comes_back_delays_no_end() {
 }
 
 /// The parts of a message behind its priority, which is checked.
-fn syslog_parts<'a>(message: &'a str, priority: u32) -> &'a str {
+fn syslog_parts(message: &str, priority: u32) -> &str {
     message.strip_prefix(&format!("<{priority}>")).unwrap_or_else(|| panic!("{priority}: {message}"))
 }
 
