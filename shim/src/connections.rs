@@ -91,8 +91,9 @@ async fn serve_ttrpc(stream: UnixStream, desk: Desk, mut ending: watch::Receiver
 
 async fn serve_grpc(stream: UnixStream, desk: Desk, mut ending: watch::Receiver<bool>) {
     let connection = hyper::server::conn::http2::Builder::new(LocalExecutor)
-        // A shim has few callers, and small messages.
-        .max_concurrent_streams(256)
+        // A shim has few callers, and small messages. Calls that wait for ends are many in a pod with execs, and must not keep
+        // out the one that brings the end about.
+        .max_concurrent_streams(1024)
         .initial_stream_window_size(64 << 10)
         .initial_connection_window_size(64 << 10)
         .max_send_buf_size(64 << 10)

@@ -6,7 +6,7 @@
 use std::{
     cell::{Cell, RefCell},
     fs,
-    io::{self, IsTerminal as _, Read as _, Write as _},
+    io::{self, IsTerminal as _, Write as _},
     os::{
         fd::AsFd,
         unix::{
@@ -21,6 +21,7 @@ use std::{
 
 use nix::{
     fcntl::{Flock, FlockArg, OFlag, open},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::stat::Mode,
 };
 use proto::{
@@ -62,6 +63,9 @@ pub(crate) enum StartError {
     /// The bundle's folder isn't there.
     #[error("find the bundle")]
     Bundle(#[source] io::Error),
+    /// The kernel can't do what the parent asks for.
+    #[error("give the shim a scheduling group of its own (SCHED_CORE)")]
+    SchedCore(#[source] io::Error),
     /// What the parent says couldn't be read.
     #[error("read stdin")]
     Stdin(#[source] io::Error),
@@ -150,6 +154,8 @@ fn listen(socket: &Path) -> io::Result<Option<UnixListener>> {
             fs::remove_file(socket)?;
             bind()
         }
+        // One that was about to end has ended.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => bind(),
         Err(error) => Err(error),
     };
     drop(lock);
@@ -157,14 +163,26 @@ fn listen(socket: &Path) -> io::Result<Option<UnixListener>> {
 }
 
 /// Most that is read from stdin.
-const STDIN_LIMIT: u64 = 4 << 20;
+const STDIN_LIMIT: usize = 4 << 20;
+
+/// How many milliseconds stdin may stay open without a byte. Parents write before they start to wait; who leaves it open and says nothing
+/// has nothing to say.
+const STDIN_PAUSE: u16 = 2000;
 
 /// What the parent writes to stdin; nothing where people sit.
 pub(crate) fn read_stdin() -> Result<Vec<u8>, StartError> {
-    let mut bytes = Vec::new();
+    let system = |errno: nix::Error| StartError::Stdin(errno.into());
     let stdin = io::stdin();
-    if !stdin.is_terminal() {
-        stdin.lock().take(STDIN_LIMIT).read_to_end(&mut bytes).map_err(StartError::Stdin)?;
+    let (mut bytes, mut chunk) = (Vec::new(), [0; 4096]);
+    while !stdin.is_terminal() && bytes.len() < STDIN_LIMIT {
+        let mut ready = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut ready, PollTimeout::from(STDIN_PAUSE)).map_err(system)? == 0 {
+            break;
+        }
+        match nix::unistd::read(&stdin, &mut chunk).map_err(system)? {
+            0 => break,
+            count => bytes.extend_from_slice(&chunk[..count]),
+        }
     }
     Ok(bytes)
 }
@@ -187,6 +205,13 @@ pub(crate) fn start(args: &Args) -> Result<(), StartError> {
     }
     let listener = listen(&places.socket).map_err(listen_failed)?;
     if let Some(listener) = listener {
+        // containerd's option sched_core: no CPU core is shared with other pods at the same time. The shim inherits it.
+        if std::env::var_os("SCHED_CORE").is_some_and(|value| !value.is_empty())
+            && let Err(errno) = sys::process::set_own_sched_core()
+        {
+            let _ = fs::remove_file(&places.socket);
+            return Err(StartError::SchedCore(errno.into()));
+        }
         proto::fault!("shim.start.listening");
         if sys::process::fork_detached().map_err(|errno| StartError::Fork(errno.into()))? == Fork::Child {
             return serve(args, &parent, &places, &bundle, listener);

@@ -265,6 +265,39 @@ async fn info_tells_what_the_chosen_runtime_can_do() {
     stage.leaves_nothing().await;
 }
 
+/// A caller that says nothing and never stops saying it is not waited for long.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stdin_left_open_does_not_hold_up_start() {
+    let stage = Stage::new().await;
+    let bundle = stage.bundle("open", &["true"], |_| ());
+    let mut command = stage.command("open", &bundle, "start");
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("berth-shim");
+    let stdin = child.stdin.take();
+    let mut answer = String::new();
+    child.stdout.take().expect("stdout").read_to_string(&mut answer).expect("answer");
+    assert!(answer.contains("\"grpc\""), "{answer}");
+    child.wait().expect("end");
+    drop(stdin);
+    stage.shim("open", bundle).await.shutdown().await;
+    stage.leaves_nothing().await;
+}
+
+/// containerd's option sched_core: served where the kernel can, refused where it can't.
+#[tokio::test(flavor = "multi_thread")]
+async fn sched_core_is_done_or_refused() {
+    let stage = Stage::new().await;
+    let bundle = stage.bundle("core", &["true"], |_| ());
+    let output = stage.command("core", &bundle, "start").env("SCHED_CORE", "1").output().expect("berth-shim");
+    if output.status.success() {
+        stage.shim("core", bundle).await.shutdown().await;
+    } else {
+        let said = String::from_utf8(output.stderr).expect("text");
+        assert!(said.contains("SCHED_CORE") && said.contains("EINVAL") | said.contains("Invalid"), "{said}");
+        assert!(output.stdout.is_empty());
+    }
+    stage.leaves_nothing().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_shim_is_where_its_parent_wants_it() {
     let stage = Stage::new().await;

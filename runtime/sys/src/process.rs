@@ -91,6 +91,17 @@ pub fn set_thp_disable(on: bool) -> Result<(), Errno> {
     prctl(libc::PR_SET_THP_DISABLE, on.into()).map(drop)
 }
 
+/// Lets this process, and those it forks from now on, share a CPU core's threads with each other only (`PR_SCHED_CORE`, Linux
+/// 5.14; `EINVAL` from a kernel built without it).
+pub fn set_own_sched_core() -> Result<(), Errno> {
+    let (create, own) = (libc::PR_SCHED_CORE_CREATE, 0);
+    // SAFETY: all integers; the last is the address for a result that `CREATE` doesn't have.
+    check(libc::c_long::from(unsafe {
+        libc::prctl(libc::PR_SCHED_CORE, create, own, libc::PR_SCHED_CORE_SCOPE_THREAD_GROUP, 0)
+    }))
+    .map(drop)
+}
+
 /// Whether this process may be traced, dumped and looked into through /proc (`PR_SET_DUMPABLE`).
 pub fn set_dumpable(on: bool) -> Result<(), Errno> {
     prctl(libc::PR_SET_DUMPABLE, on.into()).map(drop)
