@@ -12,7 +12,7 @@ use super::{
     connection::Connection,
     error::TaskError,
     rules::State,
-    shims::{Bootstrap, Program},
+    shims::Bootstrap,
     task::{Phase, Task},
 };
 
@@ -54,21 +54,15 @@ impl Tasks {
 
     async fn adopt_one(self: &Arc<Self>, task: &Arc<Task>) {
         let trace = trace(task);
+        if task.bundle.saw_oom() {
+            task.facts.send_modify(|facts| facts.oom = true);
+        }
         if let Trace::Starting(origin) | Trace::Shim(origin, _) | Trace::Buried(origin) = &trace {
             task.facts.send_modify(|facts| facts.origin = Some(origin.clone()));
         }
         match trace {
-            Trace::Unstarted => self.abandon(task).await,
-            Trace::Starting(origin) => {
-                // The contract's way to find a shim that may be there: a second start prints the address of the first.
-                let program = Program { shim: origin.shim, ..self.program.clone() };
-                if let Ok(bootstrap) = program.start(&task.namespace, &task.id, task.bundle.path()).await
-                    && let Ok(connection) = Connection::open(&bootstrap).await
-                {
-                    task.facts.send_modify(|facts| facts.connection = Some(connection));
-                }
-                self.abandon(task).await;
-            }
+            // `undo` looks for a shim that may be there.
+            Trace::Unstarted | Trace::Starting(_) => self.abandon(task).await,
             Trace::Buried(_) => {
                 let exit = task.bundle.exit();
                 task.facts.send_modify(|facts| {

@@ -8,6 +8,9 @@
 //!   bootstrap.json   where the shim listens; written when it runs
 //!   init.exit        written by the shim before it tells of an exit; by us when a shim died without
 //!   exec-ID.exit     the same of further processes
+//!   exec-ID.pid      written by the runtime when a further process runs
+//!   events.journal   what the shim has to tell and nobody has taken yet (`proto::journal`)
+//!   init.oom         the kernel has killed for memory; written before it is told
 //! ```
 //! The run root is a tmpfs: nothing here is meant to survive the machine, hence nothing is synced. Names appear with their
 //! whole content, by rename.
@@ -16,18 +19,25 @@ use std::{
     fs, io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use nix::mount::{MntFlags, umount2};
 use prost_types::Timestamp;
 use proto::{
+    containerd::services::events::v1::Envelope,
     id::{ContainerId, ExecId, NamespaceName},
+    journal,
     kind::ErrorKind,
 };
 use serde::{Deserialize, Serialize};
+use tokio::{io::AsyncReadExt as _, net::UnixStream, time::timeout};
 
 use super::shims::Bootstrap;
 use crate::failure::Failure;
+
+/// How long the last descriptor of a process that is being killed may stay open.
+const CLOSES: Duration = Duration::from_millis(200);
 
 /// A step on a bundle failed.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +76,9 @@ struct ExitRecord {
     pid: u32,
     exit_status: u32,
     exited_at: String,
+    // Older shims don't say.
+    #[serde(default)]
+    announced: bool,
 }
 
 /// What must be known about a task before its shim can be asked.
@@ -130,6 +143,25 @@ impl Bundle {
         self.read_json("bootstrap.json")
     }
 
+    /// Removes the socket of a shim that was killed before it could, and those it had for consoles beside it. One that is
+    /// listened on stays: a pod's shim serves others.
+    pub(crate) async fn remove_dead_socket(&self) {
+        let Some(Bootstrap { address, .. }) = self.bootstrap() else { return };
+        let socket = Path::new(&address);
+        let (Some(folder), Some(name)) = (socket.parent(), socket.file_name()) else { return };
+        if !is_dead(socket).await {
+            return;
+        }
+        let consoles = format!("{}.pty", name.to_string_lossy());
+        let beside = fs::read_dir(folder).into_iter().flatten().flatten();
+        let consoles = beside.filter(|entry| entry.file_name().to_string_lossy().starts_with(&consoles));
+        for file in consoles.map(|entry| entry.path()).chain([socket.to_owned()]) {
+            if let Err(error) = fs::remove_file(&file) {
+                tracing::debug!(%error, file = %file.display(), "socket of a dead shim not removed");
+            }
+        }
+    }
+
     /// The exit of the init process, if it is recorded.
     pub(crate) fn exit(&self) -> Option<Exit> {
         self.read_exit("init.exit")
@@ -140,10 +172,50 @@ impl Bundle {
         self.read_exit(&format!("exec-{exec}.exit"))
     }
 
+    /// Whether the exit of the init process, or of another, is recorded as announced: its event was delivered or is in the
+    /// journal.
+    pub(crate) fn is_announced(&self, exec: Option<&ExecId>) -> bool {
+        let name = exec.map_or_else(|| "init.exit".to_owned(), |exec| format!("exec-{exec}.exit"));
+        self.read_json::<ExitRecord>(&name).is_some_and(|record| record.announced)
+    }
+
     /// Records the exit of the init process in place of a shim that didn't live to.
-    pub(crate) fn set_exit(&self, exit: &Exit) -> Result<(), BundleError> {
+    pub(crate) fn set_exit(&self, exit: &Exit, announced: bool) -> Result<(), BundleError> {
         let exited_at = exit.at.to_string();
-        self.write_json("init.exit", &ExitRecord { pid: exit.pid, exit_status: exit.status, exited_at })
+        let record = ExitRecord { pid: exit.pid, exit_status: exit.status, exited_at, announced };
+        self.write_json("init.exit", &record)
+    }
+
+    /// Further processes that were started, with their pids, in the order of their ids.
+    pub(crate) fn started_execs(&self) -> Vec<(ExecId, u32)> {
+        let names = fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
+        let exec = |name: std::ffi::OsString| {
+            let id = name.to_str()?.strip_prefix("exec-")?.strip_suffix(".pid")?.to_owned();
+            let pid = fs::read_to_string(self.folder.join(&name)).ok()?.trim().parse().ok()?;
+            Some((ExecId::new(id).ok()?, pid))
+        };
+        let mut execs: Vec<_> = names.filter_map(exec).collect();
+        execs.sort();
+        execs
+    }
+
+    /// What the shim noted and nobody has taken.
+    pub(crate) fn undelivered(&self) -> Vec<Envelope> {
+        fs::read(self.folder.join(journal::FILE)).map(|bytes| journal::undelivered(&bytes)).unwrap_or_default()
+    }
+
+    /// Notes that it was taken now.
+    pub(crate) fn clear_journal(&self) -> Result<(), BundleError> {
+        let at = self.folder.join(journal::FILE);
+        match fs::remove_file(&at) {
+            Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(BundleError { step: "remove", at, cause }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the kernel has killed for memory in this container.
+    pub(crate) fn saw_oom(&self) -> bool {
+        self.folder.join("init.oom").exists()
     }
 
     /// The pid that the runtime left, should nobody else know it.
@@ -228,6 +300,21 @@ impl Bundle {
     }
 }
 
+/// Whether a socket's file has outlived its listener.
+async fn is_dead(socket: &Path) -> bool {
+    loop {
+        match UnixStream::connect(socket).await {
+            Err(error) => return error.kind() == io::ErrorKind::ConnectionRefused,
+            // A process that is being killed closes one descriptor after the other: our connection may have got in before the
+            // listener went, and ends with it. One that lives keeps it, or says something.
+            Ok(mut stream) => match timeout(CLOSES, stream.read_u8()).await {
+                Ok(Err(_)) => {}
+                Ok(Ok(_)) | Err(_) => return false,
+            },
+        }
+    }
+}
+
 /// Every bundle below `tasks`. Names that aren't ids are somebody else's, and left alone.
 pub(crate) fn scan(tasks: &Path) -> io::Result<Vec<(NamespaceName, ContainerId)>> {
     let names = |folder: &Path| -> io::Result<Vec<String>> {
@@ -284,8 +371,29 @@ mod tests {
         assert_eq!((bundle.bootstrap(), bundle.exit()), (None, None));
         let at = "2026-11-21T00:56:31.25Z".parse().unwrap();
         let exit = Exit { pid: 7, status: 137, at };
-        bundle.set_exit(&exit).unwrap();
-        assert_eq!(bundle.exit(), Some(exit));
+        for announced in [false, true] {
+            bundle.set_exit(&exit, announced).unwrap();
+            assert_eq!((bundle.exit(), bundle.is_announced(None)), (Some(exit.clone()), announced));
+        }
+        fs::write(
+            bundle.path().join("init.exit"),
+            br#"{"pid":7,"exit_status":137,"exited_at":"2026-11-21T00:56:31.25Z"}"#,
+        )
+        .unwrap();
+        assert_eq!((bundle.exit(), bundle.is_announced(None)), (Some(exit), false), "of an older shim");
+        for (name, text) in [("exec-b.pid", "9\n"), ("exec-a.pid", "8"), ("exec-c.pid", "x"), ("exec-d.exit", "{}")] {
+            fs::write(bundle.path().join(name), text).unwrap();
+        }
+        let execs: Vec<_> = bundle.started_execs().into_iter().map(|(id, pid)| (id.to_string(), pid)).collect();
+        assert_eq!(execs, [("a".to_owned(), 8), ("b".to_owned(), 9)]);
+        assert!(bundle.undelivered().is_empty() && !bundle.saw_oom());
+        let event = Envelope { topic: "/tasks/exit".into(), ..Default::default() };
+        let written = [journal::front(journal::FRONT).as_slice(), &journal::record(&event)].concat();
+        fs::write(bundle.path().join(journal::FILE), written).unwrap();
+        assert_eq!(bundle.undelivered(), [event]);
+        bundle.clear_journal().unwrap();
+        bundle.clear_journal().unwrap();
+        assert!(bundle.undelivered().is_empty());
         fs::write(bundle.path().join("bootstrap.json"), "{").unwrap();
         assert_eq!(bundle.bootstrap(), None);
         fs::write(bundle.path().join("rootfs/left"), "").unwrap();

@@ -12,7 +12,10 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use proto::{containerd::events::TaskExit, kind::chain};
+use proto::{
+    containerd::events::{TaskExit, TaskOom},
+    kind::chain,
+};
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
@@ -81,14 +84,16 @@ impl Tasks {
         let exit = bundle.exit().or_else(|| task.facts.borrow().exit.clone()).or(reported).unwrap_or_else(now);
         // A program that doesn't know the pid says nothing about it.
         let exit = if exit.pid == 0 { Exit { pid, ..exit } } else { exit };
-        if let Err(error) = bundle.set_exit(&exit) {
-            error!(namespace = %task.namespace, id = %task.id, error = %chain(&error), "exit not recorded");
-        }
-        self.announce(task, exit);
-        if !cleaned && let Some(bootstrap) = bundle.bootstrap() {
-            // Nobody listens there any more; its folder should not collect the sockets of the dead.
-            let _ = fs::remove_file(bootstrap.address);
-        }
+        let record = |announced: bool| {
+            if let Err(error) = bundle.set_exit(&exit, announced) {
+                error!(namespace = %task.namespace, id = %task.id, error = %chain(&error), "exit not recorded");
+            }
+        };
+        record(bundle.is_announced(None));
+        self.tell_undelivered(task);
+        self.announce(task, exit.clone());
+        record(true);
+        bundle.remove_dead_socket().await;
         for file in ["bootstrap.json", "config.json"] {
             if let Err(error) = fs::remove_file(bundle.path().join(file))
                 && error.kind() != std::io::ErrorKind::NotFound
@@ -96,15 +101,24 @@ impl Tasks {
                 warn!(id = %task.id, %error, file, "file of an ended task not removed");
             }
         }
+        let deleted = task.facts.borrow().told_life.1;
         task.facts.send_modify(|facts| {
             facts.connection = None;
             facts.phase = Phase::Orphan;
         });
+        if deleted {
+            // The shim had deleted it and told so: there is nothing to keep for anybody.
+            match bundle.unmount().and_then(|()| bundle.remove()) {
+                Ok(()) => self.forget(task),
+                Err(error) => warn!(id = %task.id, error = %chain(&error), "bundle left until the task's deletion"),
+            }
+        }
     }
 
     /// Tells of the exits that the shim didn't live to tell: further processes first, as shims do.
     fn announce(&self, task: &Task, exit: Exit) {
         let mut events = Vec::new();
+        let mut oom = false;
         let event = |id: String, exit: &Exit| TaskExit {
             container_id: task.id.to_string(),
             id,
@@ -113,21 +127,34 @@ impl Tasks {
             exited_at: Some(exit.at),
         };
         task.facts.send_modify(|facts| {
+            // Also those that only an earlier supervisor saw begin.
+            for (exec, pid) in task.bundle.started_execs() {
+                facts.execs.entry(exec).or_default().pid = pid;
+            }
             for (exec, facts) in facts.execs.iter_mut().filter(|(_, facts)| facts.pid != 0) {
                 let killed = || Exit { pid: facts.pid, status: KILLED, at: exit.at };
                 let end = facts.exit.clone().or_else(|| task.bundle.exec_exit(exec)).unwrap_or_else(killed);
-                if !std::mem::replace(&mut facts.told, true) {
+                let told = std::mem::replace(&mut facts.told, true) || task.bundle.is_announced(Some(exec));
+                if !told {
                     events.push(event(exec.to_string(), &end));
                 }
                 facts.exit = Some(end);
             }
-            if !std::mem::replace(&mut facts.told, true) {
+            if task.bundle.saw_oom() && !std::mem::replace(&mut facts.oom, true) {
+                oom = true;
+            }
+            let told = std::mem::replace(&mut facts.told, true) || task.bundle.is_announced(None);
+            if !told {
                 events.push(event(task.id.to_string(), &exit));
             }
             facts.pid = exit.pid;
             facts.set_exit(exit.clone());
         });
         info!(namespace = %task.namespace, id = %task.id, pid = exit.pid, exit_status = exit.status, "task exited");
+        if oom {
+            let event = TaskOom { container_id: task.id.to_string() };
+            self.events.publish(&task.namespace, "/tasks/oom", &event);
+        }
         for event in events {
             self.events.publish(&task.namespace, "/tasks/exit", &event);
         }

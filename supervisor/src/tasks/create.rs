@@ -5,6 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Instant};
 use prost_types::Any;
 use proto::{
     containerd::{
+        events::{TaskDelete, TaskExit},
         services::{containers::v1::Container, tasks::v1::CreateTaskRequest},
         task::v3,
     },
@@ -14,8 +15,9 @@ use tracing::{debug, info, warn};
 
 use super::{
     Tasks,
-    bundle::Origin,
+    bundle::{Exit, Origin},
     connection::Connection,
+    delete::known_exit,
     error::TaskError,
     rules::State,
     shims::{Program, ShimError},
@@ -152,7 +154,14 @@ impl Tasks {
     /// here is the one to report.
     pub(super) async fn undo(&self, task: &Task) {
         let (id, namespace) = (&task.id, &task.namespace);
-        let connection = task.facts.borrow().connection.clone();
+        let mut connection = task.facts.borrow().connection.clone();
+        if connection.is_none()
+            && let Some(program) = task.program(&self.program)
+            && let Ok(bootstrap) = program.start(namespace, id, task.bundle.path()).await
+        {
+            // The contract's way to find a shim that may be there: a second start prints the address of the first.
+            connection = Connection::open(&bootstrap).await.ok();
+        }
         if let Some(connection) = connection {
             super::delete::dismiss(task, &connection, true).await;
         }
@@ -161,10 +170,38 @@ impl Tasks {
         {
             warn!(%namespace, %id, error = %proto::kind::chain(&error), "clean-up by the shim's program failed");
         }
+        self.end_story(task);
         let cleared = task.bundle.unmount().and_then(|()| task.bundle.remove());
         if let Err(error) = cleared {
             warn!(%namespace, %id, kind = ?error.kind(), error = %proto::kind::chain(&error), "bundle left behind");
         }
+    }
+}
+
+impl Tasks {
+    /// Tells the end of a task whose creation was told, but which nobody will ever start: whoever follows the events would
+    /// wait for it.
+    fn end_story(&self, task: &Task) {
+        self.tell_undelivered(task);
+        let (created, deleted) = task.facts.borrow().told_life;
+        if !created || deleted {
+            return;
+        }
+        let Exit { pid, status, at } = task.bundle.exit().unwrap_or_else(|| known_exit(task));
+        let container_id = task.id.to_string();
+        if !task.facts.borrow().told {
+            let event = TaskExit {
+                container_id: container_id.clone(),
+                id: container_id.clone(),
+                pid,
+                exit_status: status,
+                exited_at: Some(at),
+            };
+            self.events.publish(&task.namespace, "/tasks/exit", &event);
+        }
+        let event = TaskDelete { container_id, pid, exit_status: status, exited_at: Some(at), id: String::new() };
+        self.events.publish(&task.namespace, "/tasks/delete", &event);
+        task.facts.send_modify(|facts| (facts.told, facts.told_life.1) = (true, true));
     }
 }
 

@@ -67,6 +67,11 @@ impl Tasks {
 
     async fn dismiss_in_turn(self: Arc<Self>, task: Arc<Task>, connection: Connection, turn: OwnedMutexGuard<()>) {
         dismiss(&task, &connection, false).await;
+        if connection.is_lost() {
+            // A pod's shim that lives on tells it itself.
+            self.tell_undelivered(&task);
+        }
+        task.bundle.remove_dead_socket().await;
         // Only now: were we killed before, the next supervisor would find the bundle and with it the shim.
         if let Err(error) = task.bundle.unmount().and_then(|()| task.bundle.remove()) {
             warn!(namespace = %task.namespace, id = %task.id, error = %proto::kind::chain(&error), "bundle left behind");
@@ -87,7 +92,11 @@ impl Tasks {
             TaskDelete { container_id: id.clone(), pid, exit_status: status, exited_at: Some(at), id: String::new() };
         self.forget(task);
         info!(namespace = %task.namespace, %id, exit_status = status, "task deleted, its shim was gone");
-        self.events.publish(&task.namespace, "/tasks/delete", &event);
+        let mut told = false;
+        task.facts.send_modify(|facts| told = std::mem::replace(&mut facts.told_life.1, true));
+        if !told {
+            self.events.publish(&task.namespace, "/tasks/delete", &event);
+        }
         Ok(DeleteResponse { id, pid, exit_status: status, exited_at: Some(at) })
     }
 

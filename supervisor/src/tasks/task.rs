@@ -79,6 +79,12 @@ pub(super) struct Facts {
     pub(super) exit: Option<Exit>,
     /// Whether subscribers know of the end.
     pub(super) told: bool,
+    /// Whether they know of the creation, and of the deletion.
+    pub(super) told_life: (bool, bool),
+    /// The kernel has killed for memory.
+    pub(super) oom: bool,
+    /// The last event that came from its shim, as a hash: the one that a shim may repeat.
+    pub(super) last_event: u64,
     /// Further processes, as far as we saw them begin.
     pub(super) execs: HashMap<ExecId, ExecFacts>,
 }
@@ -121,6 +127,9 @@ impl Task {
             state: State::Created,
             exit: None,
             told: false,
+            told_life: (false, false),
+            oom: false,
+            last_event: 0,
             execs: HashMap::new(),
         };
         let (facts, _) = watch::channel(facts);

@@ -2,8 +2,10 @@
 //! berth-runtime. Root is needed, and a static busybox.
 
 mod crash;
+mod faults;
 mod life;
 mod pods;
+mod runtime_faults;
 mod spec;
 mod speed;
 mod stack;

@@ -41,6 +41,7 @@ pub(crate) struct Stack {
     folder: tempfile::TempDir,
     supervisor: Option<Child>,
     channel: Option<Channel>,
+    environment: Vec<(String, String)>,
 }
 
 /// A program of this build, or of where `BERTH_BIN` says.
@@ -79,7 +80,7 @@ impl Stack {
         for applet in ["sh", "sleep", "true", "echo", "cat", "kill"] {
             symlink("busybox", bin.join(applet)).expect("link");
         }
-        let mut stack = Self { folder, supervisor: None, channel: None };
+        let mut stack = Self { folder, supervisor: None, channel: None, environment: Vec::new() };
         stack.start().await;
         stack
     }
@@ -98,6 +99,7 @@ impl Stack {
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_berth-supervisor"));
         command.arg("--data-root").arg(self.folder().join("d")).arg("--run-root").arg(self.run());
+        command.envs(self.environment.iter().cloned());
         command
     }
 
@@ -121,6 +123,13 @@ impl Stack {
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
         };
+    }
+
+    /// Replaces the supervisor by one with these variables in its environment, which its shims inherit.
+    pub(crate) async fn restart_with(&mut self, environment: &[(&str, &str)]) {
+        self.kill();
+        self.environment = environment.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        self.start().await;
     }
 
     /// Kills the supervisor outright.
@@ -170,7 +179,12 @@ impl Stack {
 
     /// Keeps a container record with a runtime of the caller's choice.
     pub(crate) async fn record_with(&self, id: &str, script: &str, runtime: &str) -> Result<(), Status> {
-        let options = typeurl::pack(&Options { binary_name: oci_runtime(), ..Default::default() });
+        self.record_on(id, script, runtime, &oci_runtime()).await
+    }
+
+    /// The same with an OCI runtime of the caller's choice.
+    pub(crate) async fn record_on(&self, id: &str, script: &str, runtime: &str, oci: &str) -> Result<(), Status> {
+        let options = typeurl::pack(&Options { binary_name: oci.into(), ..Default::default() });
         let container = Container {
             id: id.into(),
             runtime: Some(container::Runtime { name: runtime.into(), options: Some(options) }),
@@ -355,6 +369,11 @@ impl Events {
     pub(crate) async fn next(&mut self) -> (String, prost_types::Any) {
         let next = tokio::time::timeout(Duration::from_secs(10), self.0.recv()).await;
         next.expect("an event within 10 s").expect("stream goes on")
+    }
+
+    /// What has come by now and was not taken.
+    pub(crate) fn so_far(&mut self) -> Vec<(String, prost_types::Any)> {
+        std::iter::from_fn(|| self.0.try_recv().ok()).collect()
     }
 
     /// Whether the stream ends, now that whatever came was taken.
