@@ -70,6 +70,17 @@ impl Cgroup {
         }
     }
 
+    /// Whether the processes are frozen; `None` if the cgroup doesn't say.
+    pub(crate) fn is_frozen(&self) -> Option<bool> {
+        match self {
+            Self::V2(folder) => Some(value(&table(folder, "cgroup.events"), "frozen") == 1),
+            Self::V1(_) => {
+                let state = fs::read_to_string(self.folder("freezer")?.join("freezer.state")).ok()?;
+                Some(state.trim() != "THAWED")
+            }
+        }
+    }
+
     /// All processes in the cgroup and below it, in ascending order; `None` if it can't be read.
     pub(crate) fn pids(&self) -> Option<Vec<u32>> {
         let folder = match self {

@@ -2,22 +2,28 @@
 
 use std::{
     io::{self, Write as _},
-    os::unix::net::UnixStream,
+    os::fd::AsFd as _,
     path::PathBuf,
     process::Stdio,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    unistd::Pid,
+};
 use prost::Message as _;
 use proto::{containerd::task::v3::DeleteResponse, kind::chain};
 
 use crate::{
-    args::Args,
+    args::{self, Args},
     bundle::{Bundle, Key, Settings, read_pid},
     clock,
     mounts::{self, MountError},
-    oci,
+    oci::{self, OciError},
+    reaper,
     report::warn_line,
+    socket,
     start::{Places, StartError},
 };
 
@@ -38,6 +44,40 @@ pub(crate) enum CleanupError {
     Print(#[source] io::Error),
 }
 
+/// How long the runtime may take; whoever started us waits some seconds longer.
+const LIMIT: Duration = Duration::from_secs(15);
+
+/// Lets the runtime kill and remove what it still has of the container. Nothing there is what is wanted.
+fn force_delete(settings: &Settings, bundle: &Bundle, id: &str) -> Result<(), OciError> {
+    let log = bundle.runtime_log(&Key::Init);
+    let _ = std::fs::remove_file(&log);
+    let mut command = oci::command(settings, Some(&log), &["delete".as_ref(), "--force".as_ref(), id.as_ref()]);
+    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    let mut child = child.map_err(|cause| OciError::Spawn { program: settings.runtime.clone(), cause })?;
+    let limit = args::runtime_limit().min(LIMIT);
+    if !ends_within(child.id(), limit) {
+        reaper::kill_tree(child.id());
+        let _ = child.wait();
+        return Err(OciError::Hung { verb: "delete", program: settings.runtime.clone(), limit });
+    }
+    match child.wait() {
+        Ok(status) if status.success() => Ok(()),
+        _ => {
+            let said = std::fs::read_to_string(&log).ok().and_then(|log| oci::last_error(&log));
+            let message = said.unwrap_or_else(|| "it logged nothing".to_owned());
+            if message.contains("does not exist") { Ok(()) } else { Err(OciError::Failed { verb: "delete", message }) }
+        }
+    }
+}
+
+/// Whether a child ends in time; it is not reaped here.
+fn ends_within(pid: u32, limit: Duration) -> bool {
+    let Ok(pidfd) = sys::process::pidfd_open(Pid::from_raw(pid.cast_signed())) else { return true };
+    let mut waiting = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
+    poll(&mut waiting, limit).is_ok_and(|ready| ready > 0)
+}
+
 /// Kills and unmounts what is left and prints a DeleteResponse.
 pub(crate) fn delete(args: &Args) -> Result<(), CleanupError> {
     let folder = match args.bundle.as_str() {
@@ -52,18 +92,8 @@ pub(crate) fn delete(args: &Args) -> Result<(), CleanupError> {
         root: places.runtime_root.join(&args.namespace),
         systemd_cgroup: false,
     });
-    let words = ["delete".as_ref(), "--force".as_ref(), args.id.as_ref()];
-    let output = oci::command(&settings, None, &words).stdin(Stdio::null()).output();
-    match output {
-        Ok(output) if !output.status.success() => {
-            let said = String::from_utf8_lossy(&output.stderr);
-            // Nothing there is what was wanted.
-            if !said.contains("does not exist") {
-                warn_line!("{} delete --force {}: {}", settings.runtime.display(), args.id, said.trim());
-            }
-        }
-        Err(error) => warn_line!("start {}: {error}", settings.runtime.display()),
-        Ok(_) => {}
+    if let Err(error) = force_delete(&settings, &bundle, &args.id) {
+        warn_line!("{}", chain(&error));
     }
     proto::fault!("shim.cleanup.runtime_done");
     if let Err(error) = mounts::unmount_rootfs(&bundle.rootfs()) {
@@ -71,11 +101,7 @@ pub(crate) fn delete(args: &Args) -> Result<(), CleanupError> {
         return Err(error.into());
     }
     proto::fault!("shim.cleanup.unmounted");
-    // The socket of a dead shim. One that lives still has others of its group.
-    let socket = places.find_socket(bundle.path());
-    if UnixStream::connect(&socket).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
-        let _ = std::fs::remove_file(&socket);
-    }
+    socket::remove_if_dead(&places.find_socket(bundle.path()));
     proto::fault!("shim.cleanup.socket_removed");
     let record = bundle.recorded_exit(&Key::Init);
     let killed = u32::from(128 + nix::libc::SIGKILL.unsigned_abs() as u8);

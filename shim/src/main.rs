@@ -34,6 +34,7 @@ mod reaper;
 mod report;
 mod rules;
 mod server;
+mod socket;
 mod start;
 mod stats;
 mod task;

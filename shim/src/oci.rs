@@ -167,7 +167,7 @@ struct LogLine<'a> {
 }
 
 /// The last error in a log of JSON lines.
-fn last_error(log: &str) -> Option<String> {
+pub(crate) fn last_error(log: &str) -> Option<String> {
     log.lines().rev().find_map(|line| {
         let line: LogLine<'_> = serde_json::from_str(line).ok()?;
         matches!(line.level.as_ref(), "error" | "fatal" | "panic").then(|| line.msg.trim().replace(['\n', '\r'], " "))

@@ -95,12 +95,19 @@ impl Task {
             return drop(reply.send(Err(error)));
         }
         let oci = self.oci.clone();
-        self.exclusive(Op::Pause, async move { oci.pause().await }, move |task, done| {
-            let done = done.map(|()| {
+        let work = async move {
+            let done = oci.pause().await;
+            if done.is_err() {
+                // It may have got as far as freezing. Nobody would thaw what nobody knows to be frozen.
+                let _ = oci.resume().await;
+            }
+            done
+        };
+        self.exclusive(Op::Pause, work, move |task, done| {
+            if done.is_ok() {
                 proto::fault!("shim.pause.frozen");
-                task.init.state = State::Paused;
-                task.tell(Topic::Paused, &TaskPaused { container_id: task.id.clone() });
-            });
+            }
+            task.settle_frozen(if done.is_ok() { Some(true) } else { None });
             let _ = reply.send(done.map_err(TaskError::from));
         });
     }
@@ -111,13 +118,29 @@ impl Task {
         }
         let oci = self.oci.clone();
         self.exclusive(Op::Resume, async move { oci.resume().await }, move |task, done| {
-            let done = done.map(|()| {
+            if done.is_ok() {
                 proto::fault!("shim.resume.thawed");
-                task.init.state = State::Running;
-                task.tell(Topic::Resumed, &TaskResumed { container_id: task.id.clone() });
-            });
+            }
+            task.settle_frozen(if done.is_ok() { Some(false) } else { None });
             let _ = reply.send(done.map_err(TaskError::from));
         });
+    }
+
+    /// Takes note of whether the container is frozen, and tells of the change. After a runtime that failed (`None`) the
+    /// cgroup says how far it came.
+    fn settle_frozen(&mut self, frozen: Option<bool>) {
+        let asked = || Cgroup::of(self.init.pid).and_then(|cgroup| cgroup.is_frozen());
+        match (frozen.or_else(asked), self.init.state) {
+            (Some(true), State::Running) => {
+                self.init.state = State::Paused;
+                self.tell(Topic::Paused, &TaskPaused { container_id: self.id.clone() });
+            }
+            (Some(false), State::Paused) => {
+                self.init.state = State::Running;
+                self.tell(Topic::Resumed, &TaskResumed { container_id: self.id.clone() });
+            }
+            _ => {}
+        }
     }
 
     pub(super) fn update(&mut self, resources: Vec<u8>, reply: Reply<()>) {

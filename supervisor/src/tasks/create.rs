@@ -171,6 +171,7 @@ impl Tasks {
             warn!(%namespace, %id, error = %proto::kind::chain(&error), "clean-up by the shim's program failed");
         }
         self.end_story(task);
+        task.bundle.remove_dead_socket().await;
         let cleared = task.bundle.unmount().and_then(|()| task.bundle.remove());
         if let Err(error) = cleared {
             warn!(%namespace, %id, kind = ?error.kind(), error = %proto::kind::chain(&error), "bundle left behind");
