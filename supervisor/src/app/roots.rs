@@ -5,6 +5,7 @@ use std::{
     io::{self, Read as _, Seek as _, Write as _},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -95,10 +96,25 @@ fn read_only(error: RootError, root: &Path) -> RootError {
     }
 }
 
+/// A supervisor that was killed while it started a program has left a child that holds the lock for a moment, until it
+/// executes that program (or not).
+const CHILD_EXECUTES: Duration = Duration::from_millis(500);
+
+fn take(mut file: File) -> Result<Flock<File>, (File, Errno)> {
+    let began = Instant::now();
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Err((again, Errno::EWOULDBLOCK)) if began.elapsed() < CHILD_EXECUTES => file = again,
+            taken_or_not => return taken_or_not,
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 fn lock(root: &Path, at: PathBuf) -> Result<Flock<File>, RootError> {
     let failed = |cause| RootError::Lock { at: at.clone(), cause };
     let file = File::options().create(true).truncate(false).read(true).write(true).open(&at).map_err(failed)?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+    match take(file) {
         Ok(mut lock) => {
             // For the message of those who come second. Without room for it the lock holds all the same.
             if lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())).is_err() {
