@@ -14,7 +14,7 @@ export BERTH_COMMIT := $(shell git log -1 --format=%h -- runtime Cargo.toml Carg
 # The runtime suite runs on another runtime with RUNTIME=runc, or the path of one.
 RUNTIME ?=
 
-.PHONY: help deps deps-test deps-vm build install run stop test unit integration test-runtime soak-runtime fuzz-runtime test-vm vm-shell lint fmt doc bench bench-runtime clean
+.PHONY: help deps deps-test deps-vm build install run stop test unit integration test-runtime soak-runtime fuzz-runtime test-vm vm-shell lint fmt doc bench bench-runtime bench-density clean
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -101,6 +101,10 @@ bench: deps-test build ## Berth beside the peers that are installed, same work, 
 bench-runtime: deps-test build ## the runtime's part of it: beside runc, crun and youki, and beside the bare system calls
 	$(CARGO) build --release -p integration-tests
 	$(TARGET)/$(HOST)/release/bench runtime
+
+bench-density: deps-test build ## 1,000 sleeping containers: time, memory, CPU at rest; memory of containerd's beside
+	$(CARGO) build --release -p integration-tests
+	$(TARGET)/$(HOST)/release/bench density
 
 clean: ## remove what was built
 	$(CARGO) clean

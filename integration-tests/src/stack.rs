@@ -30,6 +30,8 @@ pub struct Setup {
     pub engine_args: Vec<String>,
     /// Debian's containerd instead of Berth's supervisor, on the same socket.
     pub containerd: bool,
+    /// Length of the bridge's network prefix instead of 24.
+    pub prefix: Option<u8>,
     /// A folder that already holds a data root, for stacks that start on what others left.
     pub folder: Option<PathBuf>,
 }
@@ -197,7 +199,8 @@ impl Stack {
 
     /// Starts the engine and waits until it answers.
     pub fn start_engine(&self) {
-        let mut args = vec!["--bridge".into(), self.bridge(), "--bip".into(), format!("{}/24", self.gateway())];
+        let prefix = self.setup.prefix.unwrap_or(24);
+        let mut args = vec!["--bridge".into(), self.bridge(), "--bip".into(), format!("{}/{prefix}", self.gateway())];
         args.extend(self.setup.engine_args.iter().cloned());
         *self.engine.lock().unwrap() = Some(self.daemon("berth-engine", &args));
         let api = self.api();

@@ -113,7 +113,8 @@ fn daemon_pids(folder: &Path, names: &[&str]) -> Vec<u32> {
     found
 }
 
-fn create(api: &Api, name: &str, body: &Value) -> bool {
+/// Creates a container.
+pub fn create(api: &Api, name: &str, body: &Value) -> bool {
     api.post(&format!("/v1.41/containers/create?name={name}"), Some(body)).status == 201
 }
 
@@ -204,7 +205,8 @@ fn figures(api: &Api, daemons: &dyn Fn() -> Vec<u32>, shim: &str) -> Figures {
     Figures { bridge, none, exec, idle, each, list, remove, stdout }
 }
 
-fn shim_pids(name: &str) -> Vec<u32> {
+/// Processes whose program has this name.
+pub fn shim_pids(name: &str) -> Vec<u32> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let line =

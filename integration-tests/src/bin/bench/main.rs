@@ -3,6 +3,7 @@
 //! A peer that isn't installed, or doesn't start, leaves its cells empty. No figure is asserted: this prints a table.
 
 mod bundle;
+mod density;
 mod engines;
 mod floor;
 mod table;
@@ -28,6 +29,10 @@ fn main() -> std::process::ExitCode {
     }
     if wanted("engine") {
         engines::measure(&mut table);
+    }
+    // A thousand containers are not for every run.
+    if only.iter().any(|part| part == "density") {
+        density::measure(&mut table);
     }
     table.print();
     std::process::ExitCode::SUCCESS
