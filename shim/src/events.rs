@@ -120,6 +120,7 @@ impl Events {
             namespace: self.namespace.clone(),
             topic: topic.name().to_owned(),
             event: Some(typeurl::pack(event)),
+            ..Envelope::default()
         };
         self.queue.borrow_mut().push_back(journal.append(envelope));
         self.wake.notify_one();

@@ -27,7 +27,13 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
-use tonic::transport::{Server, server::Router};
+use tonic::{
+    Status,
+    body::Body,
+    codegen::http,
+    service::Routes,
+    transport::{Server, server::Router},
+};
 use tower::layer::util::{Identity, Stack};
 use tracing::{info, warn};
 
@@ -58,7 +64,7 @@ use crate::{
     metrics::{self, CallsLayer, MetricsError, Sources},
     snapshots::SnapshotError,
     store::Stores,
-    tasks::{TaskError, Tasks, shims::ttrpc_socket},
+    tasks::{TaskError, TaskRoots, Tasks, shims::ttrpc_socket},
 };
 
 /// Why the supervisor can't begin, or ended badly.
@@ -134,7 +140,7 @@ impl App {
     pub(crate) async fn open(mut config: Config, service: Service) -> Result<Self, AppError> {
         let roots = Roots::take(&config)?;
         let (begin_drain, draining) = Draining::new();
-        let events = Arc::new(EventBus::new());
+        let events = Arc::new(EventBus::open(&config.data().join("events")));
         let sink = events.clone();
         let stores = Stores::open(
             &config.data_root,
@@ -157,8 +163,11 @@ impl App {
             Some(address) => Some(metrics::bind(address).await?),
             None => None,
         };
-        let tasks = Tasks::new(&config, containers.clone(), events.clone(), draining.clone());
+        let tasks = Tasks::new(&config, containers.clone(), stores.content.clone(), events.clone(), draining.clone());
         tasks.adopt()?;
+        stores.gc.add_roots(TaskRoots(tasks.clone()));
+        stores.gc.start(config.gc, draining.clone());
+        let introspection = introspection.about(tasks.clone());
         let services = Services { events, introspection, containers, tasks, stores, draining: draining.clone() };
         let (notifier, watchdog) = (service.notifier, service.watchdog);
         Ok(Self { config, services, begin_drain, draining, door, ttrpc, metrics, notifier, watchdog, _roots: roots })
@@ -256,13 +265,12 @@ impl Services {
         let Self { events, introspection, containers, tasks, stores, draining } = self;
         // What a client opens with the Streaming service, a transfer takes by its name.
         let transfer_streams = Arc::<crate::transfer::Streams>::default();
-        Server::builder()
-            .layer(CallsLayer)
+        let mut routes = Routes::default()
             .add_service(limited!(HealthServer::new(HealthService::new(draining))))
             .add_service(limited!(VersionServer::new(VersionService)))
             .add_service(limited!(IntrospectionServer::new(introspection)))
             .add_service(limited!(EventsServer::new(EventsService::new(events, tasks.clone()))))
-            .add_service(limited!(ContainersServer::new(ContainersService::new(containers))))
+            .add_service(limited!(ContainersServer::new(ContainersService::new(containers, stores.gc.clone()))))
             .add_service(limited!(TasksServer::new(TasksService::new(tasks.clone()))))
             .add_service(limited!(StreamsServer::new(StreamsService::new(tasks))))
             .add_service(limited!(ContentServer::new(ContentService::new(stores.clone()))))
@@ -272,6 +280,15 @@ impl Services {
             .add_service(limited!(LeasesServer::new(LeasesService::new(stores.clone()))))
             .add_service(limited!(NamespacesServer::new(NamespacesService::new(stores.clone()))))
             .add_service(limited!(StreamingServer::new(StreamingService::new(transfer_streams.clone()))))
-            .add_service(limited!(TransferServer::new(TransferService::new(stores, transfer_streams))))
+            .add_service(limited!(TransferServer::new(TransferService::new(stores, transfer_streams))));
+        let routes = std::mem::take(routes.axum_router_mut()).fallback(unknown);
+        Server::builder().layer(CallsLayer).add_routes(routes.into())
     }
+}
+
+/// What no service here answers; most often one that this release lacks.
+async fn unknown(uri: http::Uri) -> http::Response<Body> {
+    let call = uri.path().trim_start_matches('/');
+    let service = call.split('/').next().unwrap_or(call);
+    Status::unimplemented(format!("berth-supervisor {VERSION} has no service {service} (called as {call})")).into_http()
 }

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use file::{DEFAULT, Problem, Reading, Settings};
 
-use crate::snapshots::SnapshotConfig;
+use crate::{gc::GcConfig, snapshots::SnapshotConfig};
 
 /// Lifecycle daemon for containers on containerd's API: content, images, snapshots, containers, tasks.
 #[derive(Debug, Default, Parser)]
@@ -126,6 +126,8 @@ pub(crate) struct Config {
     pub(crate) drain: Duration,
     /// Whether shims are talkative.
     pub(crate) shim_debug: bool,
+    /// When garbage is collected.
+    pub(crate) gc: GcConfig,
     /// Runtime names and the shim binaries that serve them, over the rule that makes a binary's name from the runtime's.
     pub(crate) runtimes: BTreeMap<String, PathBuf>,
     /// Snapshotters.
@@ -321,6 +323,7 @@ impl Config {
             metrics,
             drain: settings.drain.0,
             shim_debug: settings.shim.debug,
+            gc: settings.gc.into(),
             runtimes: settings.runtimes.clone(),
             snapshots: settings.snapshots.clone(),
         })

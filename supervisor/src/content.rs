@@ -12,6 +12,7 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use proto::{digest::Digest, kind::ErrorKind};
@@ -244,24 +245,32 @@ impl Content {
         if !removed {
             return Err(ContentError::NotFound(*digest));
         }
-        self.remove_file(digest)
+        self.remove_files(&[*digest])
     }
 
-    /// Removes a blob's file unless a namespace still has it.
+    /// Removes the files of blobs that no namespace has any more.
     ///
-    /// Inside an (uncommitted) write transaction: no writer can bring the blob back meanwhile.
-    pub(crate) fn remove_file(&self, digest: &Digest) -> Result<(), ContentError> {
-        self.db.write(|tx| {
-            if used_anywhere(tx, digest)? {
-                return Ok(());
-            }
-            match fs::remove_file(self.file_of(digest)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    Err(ContentError::io(format!("remove blob {digest}"))(error))
+    /// Inside an (uncommitted) write transaction: no writer can bring a blob back meanwhile.
+    pub(crate) fn remove_files(&self, digests: &[Digest]) -> Result<(), ContentError> {
+        let done = self.db.write(|tx| {
+            for digest in digests {
+                if used_anywhere(tx, digest)? {
+                    continue;
                 }
-                _ => Ok(()),
+                match fs::remove_file(self.file_of(digest)) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        return Err(Removal::Failed(ContentError::io(format!("remove blob {digest}"))(error)));
+                    }
+                    _ => {}
+                }
             }
-        })
+            // There is nothing to commit, hence nothing for the disk to sync.
+            Err::<(), _>(Removal::Done)
+        });
+        match done {
+            Ok(()) | Err(Removal::Done) => Ok(()),
+            Err(Removal::Failed(error)) => Err(error),
+        }
     }
 
     /// Opens a blob for reading.
@@ -332,6 +341,11 @@ impl Content {
         Writer::open(self.clone(), namespace, reference, total, expected, lease)
     }
 
+    /// Whether the blob that a writer is to become is there by now; it then belongs to the writer's namespace and lease.
+    pub(crate) fn adopt_for(&self, namespace: &str, digest: &Digest, writer: &Writer) -> Result<bool, ContentError> {
+        self.adopt(namespace, digest, writer.lease())
+    }
+
     // A blob that any namespace has becomes one of this namespace: who knows the digest may have it (containerd's
     // default sharing policy), and no bytes travel twice.
     fn adopt(&self, namespace: &str, digest: &Digest, lease: Option<&str>) -> Result<bool, ContentError> {
@@ -387,12 +401,10 @@ impl Content {
     }
 
     /// Drops an ingest and what it holds.
-    pub(crate) fn abort(&self, namespace: &str, reference: &str) -> Result<(), ContentError> {
+    pub(crate) fn abort(self: &Arc<Self>, namespace: &str, reference: &str) -> Result<(), ContentError> {
         let folder = writer::ingest_folder(self, namespace, reference);
         let name = folder.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        if self.lock_busy().contains(&name) {
-            return Err(ContentError::Locked(reference.to_owned()));
-        }
+        let Some(_claim) = self.claim(&name) else { return Err(ContentError::Locked(reference.to_owned())) };
         match fs::remove_dir_all(&folder) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ContentError::NoIngest(reference.to_owned())),
@@ -405,25 +417,75 @@ impl Content {
         self.busy.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Removes what crashes left: blob files without record, and ingests that nobody has touched for `age`.
-    pub(crate) fn sweep_files(&self, age: std::time::Duration) -> Result<(), ContentError> {
-        for entry in fs::read_dir(&self.ingests).map_err(ContentError::io("list ingests"))? {
-            let entry = entry.map_err(ContentError::io("list ingests"))?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let modified =
-                entry.path().join("data").metadata().or_else(|_| entry.metadata()).and_then(|m| m.modified());
-            let old = modified.is_ok_and(|at| at.elapsed().is_ok_and(|elapsed| elapsed >= age));
-            if old && !self.lock_busy().contains(&name) {
-                fs::remove_dir_all(entry.path()).map_err(ContentError::io(format!("remove ingest {name}")))?;
-            }
-        }
+    /// Removes what crashes left: blob files without record.
+    pub(crate) fn sweep_blobs(&self) -> Result<(), ContentError> {
+        let mut found = Vec::new();
         for entry in fs::read_dir(&self.blobs).map_err(ContentError::io("list blobs"))? {
             let entry = entry.map_err(ContentError::io("list blobs"))?;
-            if let Ok(digest) = format!("sha256:{}", entry.file_name().to_string_lossy()).parse::<Digest>() {
-                self.remove_file(&digest)?;
+            found.extend(format!("sha256:{}", entry.file_name().to_string_lossy()).parse::<Digest>());
+        }
+        found.chunks(64).try_for_each(|lot| self.remove_files(lot))
+    }
+
+    /// Removes ingests that nobody has continued for `age`, writes now, or keeps by a lease: one that its writer named, or
+    /// one of `leased` (namespace and reference). Tells how many, and when the next is due.
+    pub(crate) fn sweep_ingests(
+        self: &Arc<Self>,
+        age: Duration,
+        leased: &HashSet<(String, String)>,
+    ) -> Result<(usize, Option<Duration>), ContentError> {
+        let (mut removed, mut next) = (0, None);
+        for entry in fs::read_dir(&self.ingests).map_err(ContentError::io("list ingests"))? {
+            let entry = entry.map_err(ContentError::io("list ingests"))?;
+            let (name, folder) = (entry.file_name().to_string_lossy().into_owned(), entry.path());
+            let status = IngestStatus::load(&folder)?;
+            let kept = match &status {
+                Some(status) => {
+                    leased.contains(&(status.namespace.clone(), status.reference.clone()))
+                        || status.lease.as_ref().map(|id| self.leases.exists(&status.namespace, id)).transpose()?
+                            == Some(true)
+                }
+                None => false,
+            };
+            let modified = folder.join("data").metadata().or_else(|_| entry.metadata()).and_then(|m| m.modified());
+            let left = age.saturating_sub(modified.ok().and_then(|at| at.elapsed().ok()).unwrap_or_default());
+            // One whose lease has ended may still be continued: a pull that was cut off is tried again.
+            match self.claim(&name) {
+                Some(_claim) if left.is_zero() && !kept => {
+                    fs::remove_dir_all(&folder).map_err(ContentError::io(format!("remove ingest {name}")))?;
+                    removed += 1;
+                }
+                // At most once an hour for those that are in use or leased: their end is no event of its own.
+                _ => next = Some(next.unwrap_or(left).min(left).max(Duration::from_secs(3600))),
             }
         }
-        Ok(())
+        Ok((removed, next))
+    }
+
+    /// Takes an ingest's folder for one writer, or for its removal; `None` if another has it.
+    fn claim(self: &Arc<Self>, name: &str) -> Option<Claim> {
+        self.lock_busy().insert(name.to_owned()).then(|| Claim(self.clone(), name.to_owned()))
+    }
+}
+
+/// An ingest's folder, held by one.
+struct Claim(Arc<Content>, String);
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.0.lock_busy().remove(&self.1);
+    }
+}
+
+/// How a transaction ends that removes files and no records.
+enum Removal {
+    Done,
+    Failed(ContentError),
+}
+
+impl From<StoreError> for Removal {
+    fn from(error: StoreError) -> Self {
+        Self::Failed(error.into())
     }
 }
 

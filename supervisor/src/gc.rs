@@ -1,19 +1,41 @@
-//! The garbage collector: marks what images, containers, leases and root labels reach, and sweeps the rest.
+//! The garbage collector: marks what images, containers, tasks, leases and root labels reach, and sweeps the rest.
 //!
 //! Mark and sweep of the records are one write transaction, so that nothing can be made on something that is on its way
-//! out. Files go after their records: a crash between leaves files that the next start sweeps.
+//! out. Files go after their records: a crash between leaves files that the next start sweeps. A collection can be ended at
+//! any point: before its transaction is committed nothing has happened, afterwards only files are left over.
 //!
-//! References are containerd's labels: `containerd.io/gc.ref.content…` and `containerd.io/gc.ref.snapshot.DRIVER…`, and
-//! `containerd.io/gc.root` for what stays by itself.
+//! `labels` is what labels mean, `mark` who is reached, `schedule` when this happens.
+
+mod labels;
+mod mark;
+mod schedule;
+mod time;
 
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
-use proto::{digest::Digest, kind::ErrorKind};
+use proto::{
+    containerd::{
+        events::{ContentDelete, SnapshotRemove},
+        services::images::v1::ImageDelete,
+    },
+    digest::Digest,
+    kind::ErrorKind,
+    typeurl,
+};
+use tokio::sync::Notify;
 
+pub(crate) use self::{
+    labels::{enter, expiry},
+    mark::{Graph, Node},
+    schedule::GcConfig,
+};
 use crate::{
     content::{CONTENT, Content, ContentError},
     failure::Failure,
@@ -21,37 +43,21 @@ use crate::{
     leases,
     metrics::METRICS,
     snapshots::{Kind, SNAPSHOTS, SnapshotError, Snapshotters, remove_in, split},
-    store::{Database, Labels, StoreError, WriteTx},
+    store::{Database, EventSink, StoreError, Time, WriteTx},
 };
 
-const REF_CONTENT: &str = "containerd.io/gc.ref.content";
-const REF_SNAPSHOT: &str = "containerd.io/gc.ref.snapshot.";
-const ROOT: &str = "containerd.io/gc.root";
 /// A label on leases and snapshots of operations inside this process: without the process they mean nothing.
 pub(crate) const OPERATION: &str = "berth.operation";
 
 /// Between `prepare` and the container's record nothing refers to a fresh snapshot, unless the client uses leases.
 const FRESH: Duration = Duration::from_secs(600);
-/// Ingests that nobody has continued for so long are given up.
+/// Ingests that nobody has continued for so long are given up, unless a lease keeps them.
 const INGEST_AGE: Duration = Duration::from_secs(24 * 3600);
-/// Deletions come in bursts; one collection does for all of them.
-const DELAY: Duration = Duration::from_millis(500);
 
-/// One thing that can be reached.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) enum Node {
-    /// A blob by its digest.
-    Content(String),
-    /// A snapshot by its snapshotter and its key.
-    Snapshot(String, String),
-    /// An image by its name.
-    Image(String),
-}
-
-/// Something whose records keep other things: containers, for one.
+/// Something whose records keep other things: containers, tasks.
 pub(crate) trait Roots: Send + Sync {
-    /// What is kept in `namespace`.
-    fn roots(&self, tx: &WriteTx, namespace: &str) -> Result<Vec<Node>, StoreError>;
+    /// Enters what is kept in `namespace`.
+    fn enter(&self, tx: &WriteTx, namespace: &str, graph: &mut Graph) -> Result<(), StoreError>;
 }
 
 /// Why a collection failed.
@@ -66,6 +72,9 @@ pub(crate) enum CollectError {
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// This process ends.
+    #[error("garbage collection was ended by the shutdown; the next start finishes it")]
+    Cancelled,
 }
 
 impl Failure for CollectError {
@@ -74,6 +83,7 @@ impl Failure for CollectError {
             Self::Content(error) => error.kind(),
             Self::Snapshot(error) => error.kind(),
             Self::Store(error) => error.kind(),
+            Self::Cancelled => ErrorKind::Unavailable,
         }
     }
 }
@@ -83,10 +93,16 @@ impl Failure for CollectError {
 pub(crate) struct Collected {
     /// Blob records.
     pub(crate) blobs: usize,
+    /// Bytes of these blobs.
+    pub(crate) bytes: u64,
     /// Snapshots.
     pub(crate) snapshots: usize,
     /// Leases that had expired.
     pub(crate) leases: usize,
+    /// Images that had expired.
+    pub(crate) images: usize,
+    /// Ingests that were given up.
+    pub(crate) ingests: usize,
 }
 
 /// The collector.
@@ -94,8 +110,12 @@ pub(crate) struct Collector {
     db: Database,
     content: Arc<Content>,
     snapshots: Arc<Snapshotters>,
+    events: EventSink,
     roots: Mutex<Vec<Box<dyn Roots>>>,
-    scheduled: Mutex<bool>,
+    config: Mutex<GcConfig>,
+    pending: Mutex<schedule::Pending>,
+    wake: Notify,
+    cancelled: AtomicBool,
     // One collection at a time; a second one waits, since it may have been asked for after a newer deletion.
     running: Mutex<()>,
 }
@@ -105,14 +125,23 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Collector {
-    /// A collector over these stores.
-    pub(crate) fn new(db: Database, content: Arc<Content>, snapshots: Arc<Snapshotters>) -> Arc<Self> {
+    /// A collector over these stores; `start` lets it work by itself.
+    pub(crate) fn new(
+        db: Database,
+        content: Arc<Content>,
+        snapshots: Arc<Snapshotters>,
+        events: EventSink,
+    ) -> Arc<Self> {
         Arc::new(Self {
             db,
             content,
             snapshots,
+            events,
             roots: Mutex::default(),
-            scheduled: Mutex::default(),
+            config: Mutex::default(),
+            pending: Mutex::default(),
+            wake: Notify::new(),
+            cancelled: AtomicBool::new(false),
             running: Mutex::default(),
         })
     }
@@ -122,9 +151,13 @@ impl Collector {
         lock(&self.roots).push(Box::new(roots));
     }
 
+    fn go_on(&self) -> bool {
+        !self.cancelled.load(Ordering::Acquire)
+    }
+
     /// Puts right what a crash left: operations of the dead process, files without records, records without files.
-    /// Then collects. To be run once, before service begins and after the roots are known.
-    pub(crate) fn repair(&self) -> Result<Collected, CollectError> {
+    /// To be run once, before service begins.
+    pub(crate) fn repair(&self) -> Result<(), CollectError> {
         self.db.write(|tx| {
             for (namespace, id, lease) in leases::all_in(tx)? {
                 if lease.labels.contains_key(OPERATION) {
@@ -133,9 +166,9 @@ impl Collector {
             }
             for (namespace, key, record) in SNAPSHOTS.list_all(tx)? {
                 if record.kind == Kind::Active && record.labels.contains_key(OPERATION) {
-                    let (snapshotter, key) = split(&key);
                     // Its folder goes with the repair below.
-                    match remove_in(tx, snapshotter, &namespace, key) {
+                    let (driver, key) = split(&key);
+                    match remove_in(tx, driver, &namespace, key) {
                         Ok(_) | Err(SnapshotError::HasChildren { .. }) => {}
                         Err(error) => return Err(CollectError::from(error)),
                     }
@@ -143,252 +176,251 @@ impl Collector {
             }
             Ok(())
         })?;
-        self.content.sweep_files(INGEST_AGE)?;
+        self.content.sweep_blobs()?;
         self.snapshots.repair()?;
-        self.collect()
-    }
-
-    /// Collects soon, once for all calls until then.
-    pub(crate) fn schedule(self: &Arc<Self>) {
-        if std::mem::replace(&mut *lock(&self.scheduled), true) {
-            return;
-        }
-        let collector = self.clone();
-        tokio::spawn(async move {
-            tokio::time::sleep(DELAY).await;
-            *lock(&collector.scheduled) = false;
-            let done = tokio::task::spawn_blocking(move || collector.collect()).await;
-            match done {
-                Ok(Ok(_)) | Err(_) => {}
-                Ok(Err(error)) => tracing::warn!(error = %proto::kind::chain(&error), "garbage collection failed"),
-            }
-        });
+        Ok(())
     }
 
     /// Collects now.
     pub(crate) fn collect(&self) -> Result<Collected, CollectError> {
         let _turn = lock(&self.running);
-        let began = std::time::Instant::now();
+        let began = Instant::now();
         let done = self.collect_now(began);
         METRICS.collected(began.elapsed(), done.as_ref().ok().map(|done| [done.blobs, done.snapshots, done.leases]));
         done
     }
 
-    fn collect_now(&self, began: std::time::Instant) -> Result<Collected, CollectError> {
+    fn collect_now(&self, began: Instant) -> Result<Collected, CollectError> {
         let mark_and_sweep = || {
             self.db.write(|tx| {
                 let mut sweep = Sweep::default();
                 for (namespace, _) in crate::namespaces::all_in(tx)? {
                     self.collect_namespace(tx, &namespace, &mut sweep)?;
                 }
-                Ok::<_, CollectError>(sweep)
+                if sweep.is_empty() { Err(Nothing::Here(Box::new(sweep))) } else { Ok(sweep) }
             })
+        };
+        let mark_and_sweep = || match mark_and_sweep() {
+            Ok(sweep) => Ok(sweep),
+            // Rolled back rather than committed: a commit would be a sync of the disk for nothing.
+            Err(Nothing::Here(sweep)) => Ok(*sweep),
+            Err(Nothing::Failed(error)) => Err(error),
         };
         let sweep = match mark_and_sweep() {
             // A full disk is when it matters most: the second time, the database's reserve is there.
             Err(error) if error.kind() == ErrorKind::ResourceExhausted => mark_and_sweep()?,
             other => other?,
         };
-        for digest in &sweep.digests {
-            self.content.remove_file(digest)?;
-        }
-        self.snapshots.remove_folders(&sweep.folders)?;
-        self.db.renew_reserve();
-        let Sweep { digests, folders, leases } = sweep;
-        let collected = Collected { blobs: digests.len(), snapshots: folders.len(), leases };
+        let Sweep { gone, bytes, leases, images, due, leased_ingests } = sweep;
+        let mut collected = Collected { bytes, leases, images, ..Collected::default() };
+        self.remove_files(&gone, &mut collected)?;
+        let (ingests, next_ingest) = self.content.sweep_ingests(INGEST_AGE, &leased_ingests)?;
+        collected.ingests = ingests;
         if collected != Collected::default() {
+            self.db.renew_reserve();
             tracing::info!(?collected, ms = began.elapsed().as_millis() as u64, "garbage collected");
         }
+        self.tell(&gone);
+        let due = due.map(Time::until).into_iter().chain(next_ingest).min();
+        lock(&self.pending).done(began.elapsed(), due);
         Ok(collected)
     }
 
+    fn remove_files(&self, gone: &[Gone], collected: &mut Collected) -> Result<(), CollectError> {
+        let (mut digests, mut folders) = (Vec::new(), Vec::new());
+        for one in gone {
+            match &one.node {
+                Node::Content(digest) => digests.extend(digest.parse::<Digest>()),
+                Node::Snapshot(..) => folders.extend(one.folder.clone()),
+                Node::Image(_) | Node::Container(_) => {}
+            }
+        }
+        // In small lots: the transaction that keeps writers from bringing a blob back must not last.
+        for lot in digests.chunks(16) {
+            self.content.remove_files(lot)?;
+            collected.blobs += lot.len();
+            if !self.go_on() {
+                return Err(CollectError::Cancelled);
+            }
+        }
+        for folder in folders {
+            self.snapshots.remove_folders(&[folder])?;
+            collected.snapshots += 1;
+            if !self.go_on() {
+                return Err(CollectError::Cancelled);
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells subscribers what is gone, as if somebody had deleted it.
+    fn tell(&self, gone: &[Gone]) {
+        for Gone { namespace, node, .. } in gone {
+            match node {
+                Node::Content(digest) => {
+                    let event = ContentDelete { digest: digest.clone() };
+                    (self.events)(namespace, "/content/delete", typeurl::pack(&event));
+                }
+                Node::Snapshot(_, key) => {
+                    let event = SnapshotRemove { key: key.clone() };
+                    (self.events)(namespace, "/snapshot/remove", typeurl::pack(&event));
+                }
+                Node::Image(name) => {
+                    let event = ImageDelete { name: name.clone() };
+                    (self.events)(namespace, "/images/delete", typeurl::pack(&event));
+                }
+                Node::Container(_) => {}
+            }
+        }
+    }
+
     fn collect_namespace(&self, tx: &WriteTx, namespace: &str, sweep: &mut Sweep) -> Result<(), CollectError> {
-        let content = CONTENT.list(tx, namespace, "")?;
-        let snapshots = SNAPSHOTS.list(tx, namespace, "")?;
-        let mut marked = HashSet::new();
-        let mut todo = Vec::new();
-        for (name, _) in IMAGES.list(tx, namespace, "")? {
-            todo.push(Node::Image(name));
+        let mut graph = Graph::default();
+        for (name, image) in IMAGES.list(tx, namespace, "")? {
+            if sweep.is_over(labels::expiry(&image.labels)) {
+                IMAGES.remove(tx, namespace, &name)?;
+                sweep.images += 1;
+                sweep.gone.push(Gone { namespace: namespace.to_owned(), node: Node::Image(name), folder: None });
+                continue;
+            }
+            let node = Node::Image(name);
+            enter(&mut graph, &node, &image.labels);
+            graph.reference(node.clone(), Node::Content(image.target.digest.to_string()));
+            graph.root(node);
         }
         for roots in lock(&self.roots).iter() {
-            todo.extend(roots.roots(tx, namespace)?);
+            roots.enter(tx, namespace, &mut graph)?;
         }
-        for (_, id, lease) in leases::all_in(tx)?.into_iter().filter(|(ns, ..)| ns == namespace) {
-            if expired(&lease.labels) {
+        self.enter_leases(tx, namespace, &mut graph, sweep)?;
+        let content = CONTENT.list(tx, namespace, "")?;
+        for (digest, info) in &content {
+            let node = Node::Content(digest.clone());
+            enter(&mut graph, &node, &info.labels);
+            if labels::is_root(&info.labels) {
+                graph.root(node);
+            }
+        }
+        let snapshots = SNAPSHOTS.list(tx, namespace, "")?;
+        for (key, record) in &snapshots {
+            let (driver, key) = split(key);
+            let node = |key: &str| Node::Snapshot(driver.to_owned(), key.to_owned());
+            enter(&mut graph, &node(key), &record.labels);
+            if let Some(parent) = &record.parent {
+                graph.stands_on(node(key), node(parent));
+            }
+            // Of fresh ones, the next collection may be the first that is allowed to take them.
+            let left = FRESH.saturating_sub(record.updated_at.age());
+            let fresh = record.kind != Kind::Committed && !sweep.is_over(Some(Time::now().after(left)));
+            if fresh || labels::is_root(&record.labels) {
+                graph.root(node(key));
+            }
+        }
+        let marked = graph.mark(|| self.go_on()).ok_or(CollectError::Cancelled)?;
+        for (digest, info) in content {
+            let node = Node::Content(digest);
+            if !marked.contains(&node) {
+                let Node::Content(digest) = &node else { continue };
+                CONTENT.remove(tx, namespace, digest)?;
+                sweep.bytes += info.size;
+                sweep.gone.push(Gone { namespace: namespace.to_owned(), node, folder: None });
+            }
+        }
+        let mut dead: Vec<_> = snapshots
+            .iter()
+            .map(|(key, record)| (split(key), record))
+            .filter(|((driver, key), _)| !marked.contains(&Node::Snapshot((*driver).into(), (*key).into())))
+            .collect();
+        // What a snapshotter keeps that isn't loaded now stays until it is: nobody could remove its files.
+        dead.retain(|((driver, _), _)| self.snapshots.get(driver).is_ok());
+        // Those with the longest chains first: nothing is removed before what stands on it.
+        dead.sort_by_key(|(_, record)| std::cmp::Reverse(record.chain.len()));
+        for ((driver, key), _) in dead {
+            let folder = Some((driver.to_owned(), remove_in(tx, driver, namespace, key)?));
+            let node = Node::Snapshot(driver.to_owned(), key.to_owned());
+            sweep.gone.push(Gone { namespace: namespace.to_owned(), node, folder });
+        }
+        Ok(())
+    }
+
+    fn enter_leases(
+        &self,
+        tx: &WriteTx,
+        namespace: &str,
+        graph: &mut Graph,
+        sweep: &mut Sweep,
+    ) -> Result<(), StoreError> {
+        for (id, lease) in leases::list_in(tx, namespace)? {
+            if sweep.is_over(labels::expiry(&lease.labels)) {
                 leases::delete_in(tx, namespace, &id)?;
                 sweep.leases += 1;
                 continue;
             }
+            let flat = labels::is_flat(&lease.labels);
             for resource in leases::resources_in(tx, namespace, &id)? {
-                match resource.kind.as_str() {
-                    "content" => todo.push(Node::Content(resource.id)),
-                    "image" => todo.push(Node::Image(resource.id)),
-                    kind => {
-                        if let Some(snapshotter) = kind.strip_prefix("snapshots/") {
-                            todo.push(Node::Snapshot(snapshotter.to_owned(), resource.id));
-                        }
+                let node = match (resource.kind.as_str(), resource.kind.strip_prefix("snapshots/")) {
+                    ("content", _) => Node::Content(resource.id),
+                    ("images" | "image", _) => Node::Image(resource.id),
+                    (_, Some(driver)) => Node::Snapshot(driver.to_owned(), resource.id),
+                    ("ingests", _) => {
+                        sweep.leased_ingests.insert((namespace.to_owned(), resource.id));
+                        continue;
                     }
-                }
+                    _ => continue,
+                };
+                if flat { graph.flat_root(node) } else { graph.root(node) }
             }
-        }
-        for (digest, info) in &content {
-            if info.labels.contains_key(ROOT) {
-                todo.push(Node::Content(digest.clone()));
-            }
-        }
-        for (key, record) in &snapshots {
-            let fresh = record.kind != Kind::Committed && record.updated_at.age() < FRESH;
-            if fresh || record.labels.contains_key(ROOT) {
-                todo.push(node(key));
-            }
-        }
-        while let Some(node) = todo.pop() {
-            if marked.contains(&node) {
-                continue;
-            }
-            match &node {
-                Node::Content(digest) => {
-                    if let Some(info) = CONTENT.get(tx, namespace, digest)? {
-                        references(&info.labels, &mut todo);
-                    }
-                }
-                Node::Snapshot(snapshotter, key) => {
-                    if let Some(record) = SNAPSHOTS.get(tx, namespace, &format!("{snapshotter}\0{key}"))? {
-                        references(&record.labels, &mut todo);
-                        todo.extend(record.parent.map(|parent| Node::Snapshot(snapshotter.clone(), parent)));
-                    }
-                }
-                Node::Image(name) => {
-                    if let Some(image) = IMAGES.get(tx, namespace, name)? {
-                        references(&image.labels, &mut todo);
-                        todo.push(Node::Content(image.target.digest.to_string()));
-                    }
-                }
-            }
-            marked.insert(node);
-        }
-        for (digest, _) in content {
-            if marked.contains(&Node::Content(digest.clone())) {
-                continue;
-            }
-            CONTENT.remove(tx, namespace, &digest)?;
-            sweep.digests.extend(digest.parse::<Digest>());
-        }
-        // Those with the longest chains first: nothing is removed before what stands on it. What a snapshotter keeps that isn't
-        // loaded now stays until it is: nobody could remove its files.
-        let mut dead: Vec<_> = snapshots.iter().filter(|(key, _)| !marked.contains(&node(key))).collect();
-        dead.retain(|(key, _)| self.snapshots.get(split(key).0).is_ok());
-        dead.sort_by_key(|(_, record)| std::cmp::Reverse(record.chain.len()));
-        for (key, _) in dead {
-            let (snapshotter, key) = split(key);
-            let id = remove_in(tx, snapshotter, namespace, key)?;
-            sweep.folders.push((snapshotter.to_owned(), id));
         }
         Ok(())
     }
 }
 
+/// Something that was removed, and where its files are.
+struct Gone {
+    namespace: String,
+    node: Node,
+    folder: Option<(String, u64)>,
+}
+
 #[derive(Default)]
 struct Sweep {
-    digests: Vec<Digest>,
-    folders: Vec<(String, u64)>,
+    gone: Vec<Gone>,
+    bytes: u64,
     leases: usize,
+    images: usize,
+    // The next moment at which something more may be collected.
+    due: Option<Time>,
+    leased_ingests: HashSet<(String, String)>,
 }
 
-fn node(record_key: &str) -> Node {
-    let (snapshotter, key) = split(record_key);
-    Node::Snapshot(snapshotter.to_owned(), key.to_owned())
-}
+impl Sweep {
+    fn is_empty(&self) -> bool {
+        self.gone.is_empty() && self.leases == 0
+    }
 
-/// What labels refer to.
-pub(crate) fn references(labels: &Labels, found: &mut Vec<Node>) {
-    for (name, value) in labels {
-        // `gc.ref.content`, `gc.ref.content.l.0` or `gc.ref.content/l.0`.
-        if let Some(rest) = name.strip_prefix(REF_CONTENT)
-            && (rest.is_empty() || rest.starts_with(['.', '/']))
-        {
-            found.push(Node::Content(value.clone()));
-        } else if let Some(rest) = name.strip_prefix(REF_SNAPSHOT) {
-            // `gc.ref.snapshot.DRIVER`, possibly with more behind a slash or point.
-            let snapshotter = rest.split(['.', '/']).next().unwrap_or(rest);
-            found.push(Node::Snapshot(snapshotter.to_owned(), value.clone()));
+    /// Whether a moment has come; one that has not is remembered.
+    fn is_over(&mut self, at: Option<Time>) -> bool {
+        match at {
+            Some(at) if at <= Time::now() => true,
+            Some(at) => {
+                self.due = Some(self.due.map_or(at, |due| due.min(at)));
+                false
+            }
+            None => false,
         }
     }
 }
 
-fn expired(labels: &Labels) -> bool {
-    let Some(text) = labels.get(leases::EXPIRE_LABEL) else { return false };
-    // A time that can't be read keeps the lease: losing data is worse than keeping it.
-    text.parse::<prost_types::Timestamp>().is_ok_and(|at| {
-        let now = crate::store::Time::now().to_proto();
-        (at.seconds, at.nanos) <= (now.seconds, now.nanos)
-    })
+/// How a transaction ends that is not to be committed.
+enum Nothing {
+    Here(Box<Sweep>),
+    Failed(CollectError),
+}
+
+impl<E: Into<CollectError>> From<E> for Nothing {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        images::manifest::{Descriptor, OCI_MANIFEST},
-        store::{Stores, labels_from},
-    };
-
-    fn label(name: &str, value: &impl ToString) -> Labels {
-        labels_from([(name.to_owned(), value.to_string())])
-    }
-
-    #[test]
-    fn keeps_what_is_reached_and_nothing_else() {
-        let dir = tempfile::tempdir().unwrap();
-        let stores = Stores::open(dir.path(), &Default::default(), Arc::new(|_, _, _| {})).unwrap();
-        let (content, snapshots) = (&stores.content, stores.snapshots.usual());
-        let put = |bytes: &[u8], labels: &Labels| content.put("ns", bytes, labels, None).unwrap();
-        snapshots.prepare("ns", "a", "", Labels::new(), None).unwrap();
-        snapshots.commit("ns", "base", "a", Labels::new(), None).unwrap();
-        snapshots.prepare("ns", "b", "base", Labels::new(), None).unwrap();
-        snapshots.commit("ns", "top", "b", Labels::new(), None).unwrap();
-        let config = put(b"config", &label("containerd.io/gc.ref.snapshot.overlayfs", &"top"));
-        let manifest = put(b"manifest", &label("containerd.io/gc.ref.content.config", &config));
-        let stray = put(b"stray", &Labels::new());
-        let leased = put(b"leased", &Labels::new());
-        let rooted = put(b"rooted", &label("containerd.io/gc.root", &"x"));
-        let (lease, _) = stores.leases.create("ns", "", Labels::new()).unwrap();
-        let resource = leases::Resource { kind: "content".into(), id: leased.to_string() };
-        stores.leases.add("ns", &lease, &resource).unwrap();
-        stores.images.create("ns", "img", Descriptor::new(OCI_MANIFEST, manifest, 8), Labels::new()).unwrap();
-        let gc = &stores.gc;
-        assert_eq!(gc.collect().unwrap(), Collected { blobs: 1, snapshots: 0, leases: 0 });
-        assert!(!content.has("ns", &stray).unwrap() && content.has("ns", &rooted).unwrap());
-        stores.leases.delete("ns", &lease).unwrap();
-        stores.images.delete("ns", "img").unwrap();
-        assert_eq!(gc.collect().unwrap(), Collected { blobs: 3, snapshots: 2, leases: 0 });
-        assert_eq!(snapshots.list("ns", &[]).unwrap().len(), 0);
-        assert!(content.has("ns", &rooted).unwrap());
-        let folders = std::fs::read_dir(dir.path().join("supervisor/snapshots/overlayfs")).unwrap();
-        assert_eq!(folders.filter(|f| f.as_ref().unwrap().file_name() != "l").count(), 0);
-        // A fresh active snapshot waits for its container.
-        snapshots.prepare("ns", "fresh", "", Labels::new(), None).unwrap();
-        assert_eq!(gc.collect().unwrap(), Collected::default());
-    }
-
-    #[test]
-    fn expired_leases_end() {
-        assert!(expired(&label(leases::EXPIRE_LABEL, &"2020-01-01T00:00:00Z")));
-        assert!(!expired(&label(leases::EXPIRE_LABEL, &"2999-01-01T00:00:00Z")));
-        assert!(!expired(&label(leases::EXPIRE_LABEL, &"soon")));
-    }
-
-    #[test]
-    fn repair_undoes_the_operations_of_a_dead_process() {
-        let dir = tempfile::tempdir().unwrap();
-        let stores = Stores::open(dir.path(), &Default::default(), Arc::new(|_, _, _| {})).unwrap();
-        let operation = label(OPERATION, &"pull");
-        stores.leases.create("ns", "pull", operation.clone()).unwrap();
-        stores.snapshots.usual().prepare("ns", "extract", "", operation, Some("pull")).unwrap();
-        std::fs::create_dir_all(dir.path().join("supervisor/snapshots/overlayfs/77/fs")).unwrap();
-        stores.gc.repair().unwrap();
-        assert!(stores.leases.list("ns").unwrap().is_empty());
-        assert!(stores.snapshots.usual().list("ns", &[]).unwrap().is_empty());
-        assert!(!dir.path().join("supervisor/snapshots/overlayfs/77").exists());
-    }
-}
+mod tests;

@@ -38,6 +38,16 @@ pub(crate) enum ImageError {
     /// The name is taken.
     #[error("image {0:?}: already exists")]
     Exists(String),
+    /// It doesn't point any more to what the caller means.
+    #[error("image {name:?} does not point to {target} but to {now}; nothing was removed")]
+    Moved {
+        /// The name.
+        name: String,
+        /// What the caller means.
+        target: String,
+        /// What it points to.
+        now: String,
+    },
     /// The request can't be carried out.
     #[error("{0}")]
     Invalid(String),
@@ -52,7 +62,7 @@ pub(crate) enum ImageError {
 impl Failure for ImageError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::NotFound(_) => ErrorKind::NotFound,
+            Self::NotFound(_) | Self::Moved { .. } => ErrorKind::NotFound,
             Self::Exists(_) => ErrorKind::AlreadyExists,
             Self::Invalid(_) | Self::Filter(_) => ErrorKind::InvalidArgument,
             Self::Store(error) => error.kind(),
@@ -86,7 +96,7 @@ impl Images {
                 "name" => Some(name.clone()),
                 "target.digest" => Some(record.target.digest.to_string()),
                 "target.mediatype" => Some(record.target.media_type.clone()),
-                _ => None,
+                field => record.target.annotations.as_ref()?.get(field.strip_prefix("annotations.")?).cloned(),
             })
         });
         Ok(found)
@@ -129,6 +139,13 @@ impl Images {
                 if path == "target" {
                     let missing = || ImageError::Invalid(format!("image {name:?}: target is missing"));
                     record.target = target.clone().ok_or_else(missing)?;
+                } else if path == "annotations" || path.starts_with("annotations.") {
+                    let missing = || ImageError::Invalid(format!("image {name:?}: target is missing"));
+                    let new = target.as_ref().ok_or_else(missing)?.annotations.clone().unwrap_or_default();
+                    let path = path.replacen("annotations", "labels", 1);
+                    let mut notes = record.target.annotations.take().unwrap_or_default();
+                    update_labels(&mut notes, &[path], &new).map_err(ImageError::Invalid)?;
+                    record.target.annotations = Some(notes).filter(|notes| !notes.is_empty());
                 } else {
                     update_labels(&mut record.labels, std::slice::from_ref(path), labels)
                         .map_err(|path| ImageError::Invalid(format!("image field {path:?} can't be updated")))?;
@@ -157,9 +174,16 @@ impl Images {
         Ok(false)
     }
 
-    /// Removes a name; what it pointed to goes with the next collection.
-    pub(crate) fn delete(&self, namespace: &str, name: &str) -> Result<(), ImageError> {
+    /// Removes a name, only while it points to `target` if that is given; what it pointed to goes with the next collection.
+    pub(crate) fn delete(&self, namespace: &str, name: &str, target: Option<&str>) -> Result<(), ImageError> {
         self.db.write(|tx| {
+            if let Some(target) = target
+                && let Some(record) = IMAGES.get(tx, namespace, name)?
+                && record.target.digest.to_string() != target
+            {
+                let target = target.chars().take(100).collect();
+                return Err(ImageError::Moved { name: name.to_owned(), target, now: record.target.digest.to_string() });
+            }
             if IMAGES.remove(tx, namespace, name)? { Ok(()) } else { Err(ImageError::NotFound(name.to_owned())) }
         })
     }

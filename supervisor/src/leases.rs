@@ -5,15 +5,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     failure::Failure,
+    namespaces,
     store::{Database, Labels, Reader, StoreError, Table, Time, WriteTx},
 };
 
 const LEASES: Table<Lease> = Table::new("leases");
 // Key: `lease NUL type NUL resource`.
 const RESOURCES: Table<()> = Table::new("lease-resources");
-
-/// A label that ends a lease: an RFC 3339 time.
-pub(crate) const EXPIRE_LABEL: &str = "containerd.io/gc.expire";
 
 /// A lease as it is recorded.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -42,7 +40,10 @@ pub(crate) enum LeaseError {
     /// No such lease.
     #[error("lease {0:?}: not found")]
     NotFound(String),
-    /// The id or the type of a resource can't be used.
+    /// A type of resource that nobody keeps.
+    #[error("lease resource type {0:?} is not known: there are content, ingests, images and snapshots/SNAPSHOTTER")]
+    Unknown(String),
+    /// The id can't be used.
     #[error("{0}")]
     Invalid(String),
     /// The database failed.
@@ -56,6 +57,7 @@ impl Failure for LeaseError {
             Self::Exists(_) => ErrorKind::AlreadyExists,
             Self::NotFound(_) => ErrorKind::NotFound,
             Self::Invalid(_) => ErrorKind::InvalidArgument,
+            Self::Unknown(_) => ErrorKind::Unimplemented,
             Self::Store(error) => error.kind(),
         }
     }
@@ -85,7 +87,8 @@ impl Leases {
                 return Err(LeaseError::Exists(id.clone()));
             }
             LEASES.put(tx, namespace, &id, &lease)?;
-            Ok(())
+            // Else the collector would not come by to end it.
+            Ok(namespaces::touch_in(tx, namespace)?)
         })?;
         Ok((id, lease))
     }
@@ -108,7 +111,6 @@ impl Leases {
 
     /// Puts a resource under a lease.
     pub(crate) fn add(&self, namespace: &str, lease: &str, resource: &Resource) -> Result<(), LeaseError> {
-        check(resource)?;
         self.db.write(|tx| {
             if LEASES.get(tx, namespace, lease)?.is_none() {
                 return Err(LeaseError::NotFound(lease.to_owned()));
@@ -120,7 +122,6 @@ impl Leases {
 
     /// Takes a resource from a lease; one that wasn't there is no error.
     pub(crate) fn remove(&self, namespace: &str, lease: &str, resource: &Resource) -> Result<(), LeaseError> {
-        check(resource)?;
         self.db.write(|tx| {
             if LEASES.get(tx, namespace, lease)?.is_none() {
                 return Err(LeaseError::NotFound(lease.to_owned()));
@@ -144,6 +145,11 @@ impl Leases {
     pub(crate) fn exists(&self, namespace: &str, id: &str) -> Result<bool, StoreError> {
         self.db.read(|tx| Ok(LEASES.get(tx, namespace, id)?.is_some()))
     }
+}
+
+/// The leases of a namespace, in an open transaction.
+pub(crate) fn list_in(tx: &impl Reader, namespace: &str) -> Result<Vec<(String, Lease)>, StoreError> {
+    LEASES.list(tx, namespace, "")
 }
 
 /// Every lease with its namespace, in an open transaction.
@@ -194,16 +200,21 @@ fn resource_key(lease: &str, kind: &str, id: &str) -> String {
     format!("{lease}\0{kind}\0{id}")
 }
 
-fn check(resource: &Resource) -> Result<(), LeaseError> {
-    let known = matches!(resource.kind.as_str(), "content" | "ingests" | "image")
-        || resource.kind.strip_prefix("snapshots/").is_some_and(|driver| !driver.is_empty());
-    if !known {
-        return Err(LeaseError::Invalid(format!("lease resource type {:?} is not known", resource.kind)));
+impl Resource {
+    /// A resource as a request names it: a type that is known, and an id.
+    pub(crate) fn new(kind: String, id: String) -> Result<Self, LeaseError> {
+        // Both words are in use for one thing.
+        let kind = if kind == "image" { "images".to_owned() } else { kind };
+        let known = matches!(kind.as_str(), "content" | "ingests" | "images")
+            || kind.strip_prefix("snapshots/").is_some_and(|driver| !driver.is_empty() && !driver.contains('\0'));
+        if !known {
+            return Err(LeaseError::Unknown(kind));
+        }
+        if id.is_empty() || id.contains('\0') {
+            return Err(LeaseError::Invalid(format!("lease resource id {id:?} is empty or holds a NUL")));
+        }
+        Ok(Self { kind, id })
     }
-    if resource.id.is_empty() || resource.id.contains('\0') {
-        return Err(LeaseError::Invalid(format!("lease resource id {:?} is empty or holds a NUL", resource.id)));
-    }
-    Ok(())
 }
 
 /// A name that no other call of this process gives, nor an earlier process: clock and counter.

@@ -12,6 +12,7 @@ mod failure;
 mod filters;
 mod gc;
 mod images;
+mod labels;
 mod layers;
 mod leases;
 mod logging;

@@ -155,7 +155,7 @@ impl Stores {
         let snapshots = Arc::new(Snapshotters::open(&root.join("snapshots"), snapshots, &db, &leases)?);
         let images = Images::new(db.clone());
         let namespaces = Namespaces::new(db.clone());
-        let gc = Collector::new(db.clone(), content.clone(), snapshots.clone());
+        let gc = Collector::new(db.clone(), content.clone(), snapshots.clone(), events.clone());
         Ok(Arc::new(Self { db, content, images, snapshots, leases, namespaces, gc, events }))
     }
 

@@ -56,6 +56,10 @@ pub struct Envelope {
     pub topic: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "4")]
     pub event: ::core::option::Option<::prost_types::Any>,
+    /// Ours: its number in the supervisor's event log. Sent only to subscribers whose request has the metadata key
+    /// berth-since-sequence.
+    #[prost(uint64, tag = "1000")]
+    pub sequence: u64,
 }
 impl ::prost::Name for Envelope {
     const NAME: &'static str = "Envelope";

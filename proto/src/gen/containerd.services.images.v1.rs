@@ -202,12 +202,15 @@ impl ::prost::Name for ListImagesResponse {
         "/containerd.services.images.v1.ListImagesResponse".into()
     }
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct DeleteImageRequest {
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
     #[prost(bool, tag = "2")]
     pub sync: bool,
+    /// Only if the name points to this.
+    #[prost(message, optional, tag = "3")]
+    pub target: ::core::option::Option<super::super::super::types::Descriptor>,
 }
 impl ::prost::Name for DeleteImageRequest {
     const NAME: &'static str = "DeleteImageRequest";

@@ -62,6 +62,44 @@ impl ::prost::Name for PluginsResponse {
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PluginInfoRequest {
+    #[prost(string, tag = "1")]
+    pub r#type: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub id: ::prost::alloc::string::String,
+    /// A RuntimeRequest, for io.containerd.runtime.v2 task.
+    #[prost(message, optional, tag = "3")]
+    pub options: ::core::option::Option<::prost_types::Any>,
+}
+impl ::prost::Name for PluginInfoRequest {
+    const NAME: &'static str = "PluginInfoRequest";
+    const PACKAGE: &'static str = "containerd.services.introspection.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.introspection.v1.PluginInfoRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.introspection.v1.PluginInfoRequest".into()
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PluginInfoResponse {
+    #[prost(message, optional, tag = "1")]
+    pub plugin: ::core::option::Option<Plugin>,
+    /// A RuntimeInfo, for io.containerd.runtime.v2 task.
+    #[prost(message, optional, tag = "2")]
+    pub extra: ::core::option::Option<::prost_types::Any>,
+}
+impl ::prost::Name for PluginInfoResponse {
+    const NAME: &'static str = "PluginInfoResponse";
+    const PACKAGE: &'static str = "containerd.services.introspection.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.services.introspection.v1.PluginInfoResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.services.introspection.v1.PluginInfoResponse".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ServerResponse {
     #[prost(string, tag = "1")]
     pub uuid: ::prost::alloc::string::String,
@@ -215,6 +253,36 @@ pub mod introspection_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// What a plugin has to say about itself; of the runtimes, what their shim answers to `-info`.
+        pub async fn plugin_info(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PluginInfoRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PluginInfoResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/containerd.services.introspection.v1.Introspection/PluginInfo",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "containerd.services.introspection.v1.Introspection",
+                        "PluginInfo",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -238,6 +306,14 @@ pub mod introspection_server {
             &self,
             request: tonic::Request<()>,
         ) -> std::result::Result<tonic::Response<super::ServerResponse>, tonic::Status>;
+        /// What a plugin has to say about itself; of the runtimes, what their shim answers to `-info`.
+        async fn plugin_info(
+            &self,
+            request: tonic::Request<super::PluginInfoRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PluginInfoResponse>,
+            tonic::Status,
+        >;
     }
     #[derive(Debug)]
     pub struct IntrospectionServer<T> {
@@ -385,6 +461,51 @@ pub mod introspection_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ServerSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/containerd.services.introspection.v1.Introspection/PluginInfo" => {
+                    #[allow(non_camel_case_types)]
+                    struct PluginInfoSvc<T: Introspection>(pub Arc<T>);
+                    impl<
+                        T: Introspection,
+                    > tonic::server::UnaryService<super::PluginInfoRequest>
+                    for PluginInfoSvc<T> {
+                        type Response = super::PluginInfoResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PluginInfoRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Introspection>::plugin_info(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PluginInfoSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

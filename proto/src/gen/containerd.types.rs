@@ -83,6 +83,24 @@ impl ::prost::Name for Metric {
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RuntimeRequest {
+    /// Name of a runtime, or path of its shim.
+    #[prost(string, tag = "1")]
+    pub runtime_path: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub options: ::core::option::Option<::prost_types::Any>,
+}
+impl ::prost::Name for RuntimeRequest {
+    const NAME: &'static str = "RuntimeRequest";
+    const PACKAGE: &'static str = "containerd.types";
+    fn full_name() -> ::prost::alloc::string::String {
+        "containerd.types.RuntimeRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/containerd.types.RuntimeRequest".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RuntimeVersion {
     #[prost(string, tag = "1")]
     pub version: ::prost::alloc::string::String,

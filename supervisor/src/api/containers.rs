@@ -14,17 +14,19 @@ use super::required;
 use crate::{
     containers::{ContainerError, Containers},
     failure::{blocking, namespace, status},
+    gc::Collector,
 };
 
 /// `containerd.services.containers.v1.Containers`.
 pub(crate) struct ContainersService {
     containers: Arc<Containers>,
+    gc: Arc<Collector>,
 }
 
 impl ContainersService {
-    /// The edge of `containers`.
-    pub(crate) fn new(containers: Arc<Containers>) -> Self {
-        Self { containers }
+    /// The edge of `containers`; `gc` is told of what no container keeps any more.
+    pub(crate) fn new(containers: Arc<Containers>, gc: Arc<Collector>) -> Self {
+        Self { containers, gc }
     }
 
     async fn with<T: Send + 'static>(
@@ -69,6 +71,7 @@ impl containers_server::Containers for ContainersService {
         let namespace = namespace(&request)?;
         let new = required(request.into_inner().container, "container")?;
         let container = self.with(move |all| all.create(&namespace, new)).await?;
+        self.gc.changed();
         Ok(Response::new(CreateContainerResponse { container: Some(container) }))
     }
 
@@ -87,6 +90,7 @@ impl containers_server::Containers for ContainersService {
     async fn delete(&self, request: Request<DeleteContainerRequest>) -> Result<Response<()>, Status> {
         let namespace = namespace(&request)?;
         self.with(move |all| all.delete(&namespace, &request.get_ref().id)).await?;
+        self.gc.schedule();
         Ok(Response::new(()))
     }
 }

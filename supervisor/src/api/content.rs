@@ -17,6 +17,7 @@ use super::required;
 use crate::{
     content::{Info, IngestStatus, Writer},
     failure::{blocking, lease, namespace, status},
+    labels::check,
     store::{Stores, labels_from},
 };
 
@@ -86,8 +87,11 @@ impl content_server::Content for ContentService {
         let digest = digest(&info.digest)?;
         let paths = request.update_mask.map(|mask| mask.paths).unwrap_or_default();
         let labels = labels_from(info.labels);
+        check(&labels).map_err(Status::invalid_argument)?;
+        let stores = self.0.clone();
         blocking(move || {
             let info = content.update(namespace.as_str(), &digest, &labels, &paths).map_err(status)?;
+            stores.gc.schedule(); // a label less may be all that kept something
             Ok(Response::new(api::UpdateResponse { info: Some(to_info(digest, info)) }))
         })
         .await
@@ -113,6 +117,7 @@ impl content_server::Content for ContentService {
         let digest = digest(&request.get_ref().digest)?;
         blocking(move || {
             stores.content.delete(namespace.as_str(), &digest).map_err(status)?;
+            stores.gc.schedule(); // what it referred to
             let event = ContentDelete { digest: digest.to_string() };
             stores.publish(namespace.as_str(), "/content/delete", &event);
             Ok(Response::new(()))
@@ -126,17 +131,13 @@ impl content_server::Content for ContentService {
         let namespace = namespace(&request)?;
         let request = request.into_inner();
         let digest = digest(&request.digest)?;
-        let (offset, wanted) = (unsigned(request.offset, "offset")?, unsigned(request.size, "size")?);
+        // As containerd: a negative offset is the beginning, a size that leads behind the end is what there is.
+        let (offset, wanted) = (request.offset.max(0) as u64, request.size.max(0) as u64);
         let (mut file, size) = self.0.content.reader(namespace.as_str(), &digest).map_err(status)?;
         if offset > size {
             return Err(Status::out_of_range(format!("read at {offset} of {digest}, which is {size} bytes long")));
         }
-        if wanted > size - offset {
-            return Err(Status::out_of_range(format!(
-                "read of {wanted} bytes at {offset} of {digest}, which is {size} bytes long"
-            )));
-        }
-        let mut left = if wanted == 0 { size - offset } else { wanted };
+        let mut left = if wanted == 0 { size - offset } else { wanted.min(size - offset) };
         let (sender, receiver) = mpsc::channel(2);
         tokio::spawn(async move {
             if let Err(error) = std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(offset)) {
@@ -212,7 +213,7 @@ impl content_server::Content for ContentService {
                         Some(writer) => writer,
                         None => begin(&stores, namespace.as_str(), lease.as_deref(), &message)?,
                     };
-                    write_step(writer, message)
+                    write_step(&stores, namespace.as_str(), writer, message)
                 });
                 let answer = match step.await {
                     Ok((writer, answer)) => {
@@ -254,16 +255,32 @@ fn begin(
     stores.content.writer(namespace, &message.r#ref, total, expected, lease).map_err(status)
 }
 
+/// One message: a question, bytes, or the end. Its offset is where the bytes go: at the end of what is there, or at the
+/// very beginning, which starts anew.
 fn write_step(
+    stores: &Stores,
+    namespace: &str,
     mut writer: Writer,
     message: api::WriteContentRequest,
 ) -> Result<(Option<Writer>, api::WriteContentResponse), Status> {
     let action = api::WriteAction::try_from(message.action)
         .map_err(|_| Status::invalid_argument(format!("write action {} is not known", message.action)))?;
+    let expected = optional_digest(&message.expected)?;
+    if let Some(digest) = expected
+        && stores.content.adopt_for(namespace, &digest, &writer).map_err(status)?
+    {
+        writer.abort().map_err(status)?;
+        return Err(Status::already_exists(format!("content {digest}: already exists")));
+    }
     if action != api::WriteAction::Stat {
-        if message.offset != 0 {
-            writer.seek(unsigned(message.offset, "offset")?).map_err(status)?;
+        let (offset, at) = (unsigned(message.offset, "offset")?, writer.offset());
+        if offset != 0 && offset != at {
+            return Err(Status::out_of_range(format!(
+                "write at {offset} of ingest {:?} must be at its end, {at}, or begin it anew at 0",
+                writer.reference()
+            )));
         }
+        writer.seek(offset).map_err(status)?;
         writer.write(&message.data).map_err(status)?;
     }
     let now = writer.status();
@@ -282,8 +299,11 @@ fn write_step(
         }
         return Ok((Some(writer), answer));
     }
-    let (total, expected) = (unsigned(message.total, "total")?, optional_digest(&message.expected)?);
-    let digest = writer.commit(total, expected, &labels_from(message.labels)).map_err(status)?;
+    let total = unsigned(message.total, "total")?;
+    let labels = labels_from(message.labels);
+    check(&labels).map_err(Status::invalid_argument)?;
+    let digest = writer.commit(total, expected, &labels).map_err(status)?;
+    stores.gc.changed();
     answer.digest = digest.to_string();
     Ok((None, answer))
 }

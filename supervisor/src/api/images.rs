@@ -8,7 +8,9 @@ use tonic::{Request, Response, Status, async_trait};
 use super::required;
 use crate::{
     failure::{blocking, namespace, status},
+    gc::expiry,
     images::{Record, manifest::Descriptor},
+    labels::check,
     store::{Stores, labels_from},
 };
 
@@ -67,7 +69,10 @@ impl images_server::Images for ImagesService {
         let target = required(target(&mut image)?, "image target")?;
         blocking(move || {
             let labels = labels_from(image.labels);
+            check(&labels).map_err(Status::invalid_argument)?;
             let record = stores.images.create(namespace.as_str(), &image.name, target, labels).map_err(status)?;
+            stores.gc.changed();
+            stores.gc.expires_if(expiry(&record.labels));
             let event =
                 api::ImageCreate { name: image.name.clone(), labels: record.labels.clone().into_iter().collect() };
             stores.publish(namespace.as_str(), "/images/create", &event);
@@ -87,12 +92,14 @@ impl images_server::Images for ImagesService {
         let paths = request.update_mask.map(|mask| mask.paths).unwrap_or_default();
         blocking(move || {
             let labels = labels_from(image.labels);
+            check(&labels).map_err(Status::invalid_argument)?;
             let record =
                 stores.images.update(namespace.as_str(), &image.name, target, &labels, &paths).map_err(status)?;
             let event =
                 api::ImageUpdate { name: image.name.clone(), labels: record.labels.clone().into_iter().collect() };
             stores.publish(namespace.as_str(), "/images/update", &event);
             stores.gc.schedule(); // the old target may have become unreachable
+            stores.gc.expires_if(expiry(&record.labels));
             Ok(Response::new(api::UpdateImageResponse { image: Some(to_image(image.name, record)) }))
         })
         .await
@@ -100,9 +107,10 @@ impl images_server::Images for ImagesService {
 
     async fn delete(&self, request: Request<api::DeleteImageRequest>) -> Result<Response<()>, Status> {
         let (namespace, stores) = (namespace(&request)?, self.0.clone());
-        let api::DeleteImageRequest { name, sync } = request.into_inner();
+        let api::DeleteImageRequest { name, sync, target } = request.into_inner();
+        let target = target.map(|target| target.digest).filter(|digest| !digest.is_empty());
         blocking(move || {
-            stores.images.delete(namespace.as_str(), &name).map_err(status)?;
+            stores.images.delete(namespace.as_str(), &name, target.as_deref()).map_err(status)?;
             stores.publish(namespace.as_str(), "/images/delete", &api::ImageDelete { name });
             if sync {
                 stores.gc.collect().map_err(status)?;

@@ -2,15 +2,21 @@
 
 use std::{os::unix::fs::MetadataExt, path::Path, sync::Arc};
 
-use proto::containerd::{
-    services::introspection::v1::{Plugin, PluginsRequest, PluginsResponse, ServerResponse, introspection_server},
-    types::Platform,
+use proto::{
+    containerd::{
+        services::introspection::v1::{
+            Plugin, PluginInfoRequest, PluginInfoResponse, PluginsRequest, PluginsResponse, ServerResponse,
+            introspection_server,
+        },
+        types::{Platform, RuntimeRequest},
+    },
+    google::rpc::Status as InitError,
+    typeurl,
 };
-use proto::google::rpc::Status as InitError;
 use tonic::{Request, Response, Status};
 
 use super::filters;
-use crate::{snapshots::State, store::Stores};
+use crate::{failure::status, snapshots::State, store::Stores, tasks::Tasks};
 
 /// Type and id of what we have, as containerd names them.
 const PLUGINS: &[(&str, &str)] = &[
@@ -73,6 +79,7 @@ pub(crate) enum IdentityError {
 pub(crate) struct IntrospectionService {
     uuid: String,
     stores: Arc<Stores>,
+    tasks: Option<Arc<Tasks>>,
 }
 
 impl IntrospectionService {
@@ -82,14 +89,33 @@ impl IntrospectionService {
         let failed = |cause| IdentityError::Read { at: at.clone(), cause };
         match std::fs::read_to_string(&at) {
             // An empty file is what a crash between creating and writing would leave behind.
-            Ok(text) if !text.trim().is_empty() => return Ok(Self { uuid: text.trim().to_owned(), stores }),
+            Ok(text) if !text.trim().is_empty() => {
+                return Ok(Self { uuid: text.trim().to_owned(), stores, tasks: None });
+            }
             Ok(_) => {}
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(failed(error)),
         }
         let uuid = std::fs::read_to_string("/proc/sys/kernel/random/uuid").map_err(failed)?.trim().to_owned();
         std::fs::write(&at, &uuid).map_err(|cause| IdentityError::Write { at: at.clone(), cause })?;
-        Ok(Self { uuid, stores })
+        Ok(Self { uuid, stores, tasks: None })
+    }
+
+    /// The service, once there is somebody to ask about tasks and runtimes.
+    pub(crate) fn about(self, tasks: Arc<Tasks>) -> Self {
+        Self { tasks: Some(tasks), ..self }
+    }
+
+    fn plugins(&self) -> Vec<Plugin> {
+        let mut plugins = plugins(self.stores.snapshots.states());
+        let stuck = self.tasks.iter().flat_map(|tasks| tasks.stuck());
+        if let Some(runtimes) = plugins.iter_mut().find(|plugin| is_runtimes(&plugin.r#type, &plugin.id)) {
+            runtimes.exports.extend(stuck.map(|stuck| {
+                let what = format!("its shim has not answered {} for {} s", stuck.call, stuck.since.as_secs());
+                (format!("stuck {}/{}", stuck.namespace, stuck.id), what)
+            }));
+        }
+        plugins
     }
 }
 
@@ -130,19 +156,53 @@ fn plugins(snapshotters: &[State]) -> Vec<Plugin> {
     PLUGINS.iter().map(plugin).chain(snapshotters.iter().map(snapshotter)).collect()
 }
 
+fn is_runtimes(kind: &str, id: &str) -> bool {
+    (kind, id) == ("io.containerd.runtime.v2", "task")
+}
+
+fn list(parts: impl Iterator<Item = String>) -> Option<String> {
+    let text = parts.collect::<Vec<_>>().join(",");
+    (!text.is_empty()).then_some(text)
+}
+
 #[tonic::async_trait]
 impl introspection_server::Introspection for IntrospectionService {
     async fn plugins(&self, request: Request<PluginsRequest>) -> Result<Response<PluginsResponse>, Status> {
         let filters = filters(&request.into_inner().filters)?;
-        let mut plugins = plugins(self.stores.snapshots.states());
+        let mut plugins = self.plugins();
         plugins.retain(|plugin| {
             filters.accept(|path| match path {
                 ["type"] => Some(plugin.r#type.clone()),
                 ["id"] => Some(plugin.id.clone()),
+                ["platforms"] => list(plugin.platforms.iter().map(|p| format!("{}/{}", p.os, p.architecture))),
+                ["capabilities"] => list(plugin.capabilities.iter().cloned()),
                 _ => None,
             })
         });
         Ok(Response::new(PluginsResponse { plugins }))
+    }
+
+    async fn plugin_info(&self, request: Request<PluginInfoRequest>) -> Result<Response<PluginInfoResponse>, Status> {
+        let PluginInfoRequest { r#type, id, options } = request.into_inner();
+        let plugin = self.plugins().into_iter().find(|plugin| plugin.r#type == r#type && plugin.id == id);
+        let plugin = plugin.ok_or_else(|| Status::not_found(format!("plugin {type}.{id}: not found")))?;
+        if !is_runtimes(&r#type, &id) {
+            if options.is_some() {
+                return Err(Status::unimplemented(format!("plugin {type}.{id} takes no options")));
+            }
+            return Ok(Response::new(PluginInfoResponse { plugin: Some(plugin), extra: None }));
+        }
+        let request = match options {
+            Some(any) => typeurl::unpack::<RuntimeRequest>(&any)
+                .and_then(Result::ok)
+                .ok_or_else(|| Status::invalid_argument(format!("{} is no RuntimeRequest", any.type_url)))?,
+            None => RuntimeRequest::default(),
+        };
+        let runtime =
+            if request.runtime_path.is_empty() { "io.containerd.berth.v1" } else { request.runtime_path.as_str() };
+        let tasks = self.tasks.as_ref().ok_or_else(|| Status::unavailable("runtimes are not known yet"))?;
+        let info = tasks.runtime_info(runtime, request.options).await.map_err(status)?;
+        Ok(Response::new(PluginInfoResponse { plugin: Some(plugin), extra: Some(typeurl::pack(&info)) }))
     }
 
     async fn server(&self, _: Request<()>) -> Result<Response<ServerResponse>, Status> {

@@ -9,6 +9,8 @@ use super::required;
 use crate::{
     failure::{blocking, namespace, status},
     filters::Filters,
+    gc::expiry,
+    labels::check,
     leases::{Lease, Resource},
     store::{Stores, labels_from},
 };
@@ -29,7 +31,7 @@ fn to_lease(id: String, lease: Lease) -> api::Lease {
 
 fn resource(message: Option<api::Resource>) -> Result<Resource, Status> {
     let message = required(message, "resource")?;
-    Ok(Resource { kind: message.r#type, id: message.id })
+    Resource::new(message.r#type, message.id).map_err(status)
 }
 
 #[async_trait]
@@ -39,7 +41,10 @@ impl leases_server::Leases for LeasesService {
         let request = request.into_inner();
         blocking(move || {
             let labels = labels_from(request.labels);
+            check(&labels).map_err(Status::invalid_argument)?;
             let (id, lease) = stores.leases.create(namespace.as_str(), &request.id, labels).map_err(status)?;
+            stores.gc.changed();
+            stores.gc.expires_if(expiry(&lease.labels));
             Ok(Response::new(api::CreateResponse { lease: Some(to_lease(id, lease)) }))
         })
         .await

@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status};
 
 use super::filters;
 use crate::{
-    failure::{namespace, status},
+    failure::{lease, namespace, status},
     tasks::Tasks,
 };
 
@@ -125,8 +125,15 @@ impl tasks_server::Tasks for TasksService {
         &self,
         request: Request<CheckpointTaskRequest>,
     ) -> Result<Response<CheckpointTaskResponse>, Status> {
-        let id = request.into_inner().container_id;
-        Err(Status::unimplemented(format!("task {id}: checkpoint is not supported")))
+        let (namespace, lease) = (namespace(&request)?, lease(&request));
+        let CheckpointTaskRequest { container_id, parent_checkpoint, options } = request.into_inner();
+        if !parent_checkpoint.is_empty() {
+            return Err(Status::unimplemented(format!(
+                "task {container_id}: a checkpoint on top of another ({parent_checkpoint}) is not supported; make a whole one"
+            )));
+        }
+        let descriptors = self.tasks.checkpoint(&namespace, &container_id, options, lease).await.map_err(status)?;
+        Ok(Response::new(CheckpointTaskResponse { descriptors }))
     }
 
     async fn update(&self, request: Request<UpdateTaskRequest>) -> Result<Response<()>, Status> {

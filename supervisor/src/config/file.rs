@@ -10,7 +10,7 @@ use toml::{
 };
 
 use super::{LogFormat, period::Period};
-use crate::snapshots::SnapshotConfig;
+use crate::{gc::GcConfig, snapshots::SnapshotConfig};
 
 /// Every key of the file. A key without value of its own is empty: so each is there in a dump, and known to the reader.
 /// What belongs to one part of the program is a section of its own. Unknown keys are found by `Reading`, with their lines.
@@ -37,6 +37,8 @@ pub(crate) struct Settings {
     pub(crate) shim: ShimSettings,
     /// How layers are kept.
     pub(crate) snapshots: SnapshotConfig,
+    /// When garbage is collected.
+    pub(crate) gc: GcSettings,
     /// Runtime names and the shim binaries that serve them.
     pub(crate) runtimes: BTreeMap<String, PathBuf>,
 }
@@ -47,6 +49,45 @@ pub(crate) struct Settings {
 pub(crate) struct ShimSettings {
     /// Whether it should be talkative.
     pub(crate) debug: bool,
+}
+
+/// When garbage is collected: as `GcConfig`, in the file's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub(crate) struct GcSettings {
+    schedule_delay: Period,
+    startup_delay: Period,
+    deletion_threshold: u32,
+    mutation_threshold: u32,
+    pause_percent: u8,
+}
+
+impl Default for GcSettings {
+    fn default() -> Self {
+        let GcConfig { schedule_delay, startup_delay, deletion_threshold, mutation_threshold, pause_percent } =
+            GcConfig::default();
+        Self {
+            schedule_delay: Period(schedule_delay),
+            startup_delay: Period(startup_delay),
+            deletion_threshold,
+            mutation_threshold,
+            pause_percent,
+        }
+    }
+}
+
+impl From<GcSettings> for GcConfig {
+    fn from(settings: GcSettings) -> Self {
+        let GcSettings { schedule_delay, startup_delay, deletion_threshold, mutation_threshold, pause_percent } =
+            settings;
+        Self {
+            schedule_delay: schedule_delay.0,
+            startup_delay: startup_delay.0,
+            deletion_threshold,
+            mutation_threshold,
+            pause_percent,
+        }
+    }
 }
 
 /// Sections whose keys are the user's own words.
@@ -68,6 +109,7 @@ impl Default for Settings {
             drain: Period::seconds(5),
             shim: ShimSettings::default(),
             snapshots: SnapshotConfig::default(),
+            gc: GcSettings::default(),
             runtimes: BTreeMap::new(),
         }
     }

@@ -22,7 +22,7 @@ use crate::{
     events::EventBus,
     failure::Failure,
     filters::{FilterError, Filters},
-    gc::{Node, Roots, references},
+    gc::{Graph, Node, Roots, enter},
     namespaces::touch_in,
     store::{Database, Proto, StoreError, Table, WriteTx, labels_from},
 };
@@ -176,15 +176,16 @@ impl Containers {
 pub(crate) struct ContainerRoots;
 
 impl Roots for ContainerRoots {
-    fn roots(&self, tx: &WriteTx, namespace: &str) -> Result<Vec<Node>, StoreError> {
-        let mut kept = Vec::new();
-        for (_, record) in CONTAINERS.list(tx, namespace, "")? {
-            if !record.snapshotter.is_empty() && !record.snapshot_key.is_empty() {
-                kept.push(Node::Snapshot(record.snapshotter, record.snapshot_key));
+    fn enter(&self, tx: &WriteTx, namespace: &str, graph: &mut Graph) -> Result<(), StoreError> {
+        for (id, record) in CONTAINERS.list(tx, namespace, "")? {
+            let node = Node::Container(id);
+            if !record.snapshot_key.is_empty() {
+                graph.reference(node.clone(), Node::Snapshot(record.snapshotter, record.snapshot_key));
             }
-            references(&labels_from(record.labels), &mut kept);
+            enter(graph, &node, &labels_from(record.labels));
+            graph.root(node);
         }
-        Ok(kept)
+        Ok(())
     }
 }
 

@@ -11,7 +11,7 @@ use proto::digest::Digest;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::{CONTENT, Content, ContentError, record};
+use super::{CONTENT, Claim, Content, ContentError, record};
 use crate::store::{Labels, Time};
 
 #[derive(Serialize, Deserialize)]
@@ -21,6 +21,8 @@ struct Ticket {
     total: u64,
     expected: Option<Digest>,
     started_at: Time,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    lease: Option<String>,
 }
 
 /// How far an ingest is.
@@ -40,6 +42,8 @@ pub(crate) struct IngestStatus {
     pub(crate) started_at: Time,
     /// When it was last written to.
     pub(crate) updated_at: Time,
+    /// The lease under which it was begun.
+    pub(crate) lease: Option<String>,
 }
 
 impl IngestStatus {
@@ -58,6 +62,7 @@ impl IngestStatus {
             expected: ticket.expected,
             started_at: ticket.started_at,
             updated_at: data.modified().map_or(ticket.started_at, Time::from),
+            lease: ticket.lease,
         }))
     }
 }
@@ -80,15 +85,7 @@ pub(crate) struct Writer {
     total: u64,
     expected: Option<Digest>,
     started_at: Time,
-    _lock: Lock,
-}
-
-struct Lock(Arc<Content>, String);
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        self.0.lock_busy().remove(&self.1);
-    }
+    _claim: Claim,
 }
 
 impl Writer {
@@ -102,10 +99,7 @@ impl Writer {
     ) -> Result<Self, ContentError> {
         let folder = ingest_folder(&content, namespace, reference);
         let name = folder.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        if !content.lock_busy().insert(name.clone()) {
-            return Err(ContentError::Locked(reference.to_owned()));
-        }
-        let lock = Lock(content.clone(), name);
+        let claim = content.claim(&name).ok_or_else(|| ContentError::Locked(reference.to_owned()))?;
         let failed = |cause| ContentError::Io { what: format!("open ingest {reference:?}"), cause };
         let (started_at, total) = match IngestStatus::load(&folder)? {
             Some(status) if total == 0 || status.total == 0 || status.total == total => {
@@ -121,6 +115,7 @@ impl Writer {
                     total,
                     expected,
                     started_at: Time::now(),
+                    lease: lease.map(str::to_owned),
                 };
                 let json = serde_json::to_vec(&ticket).map_err(|e| failed(e.into()))?;
                 fs::write(folder.join("ticket"), json).map_err(failed)?;
@@ -148,13 +143,29 @@ impl Writer {
             total,
             expected,
             started_at,
-            _lock: lock,
+            _claim: claim,
         })
     }
 
     /// Bytes written so far.
     pub(crate) fn offset(&self) -> u64 {
         self.offset
+    }
+
+    /// Its name.
+    pub(crate) fn reference(&self) -> &str {
+        &self.reference
+    }
+
+    /// The lease under which it is written.
+    pub(super) fn lease(&self) -> Option<&str> {
+        self.lease.as_deref()
+    }
+
+    /// Gives the ingest up, with what it holds.
+    pub(crate) fn abort(self) -> Result<(), ContentError> {
+        let what = format!("remove ingest {:?}", self.reference);
+        fs::remove_dir_all(&self.folder).map_err(|cause| ContentError::Io { what, cause })
     }
 
     /// How far it is.
@@ -167,6 +178,7 @@ impl Writer {
             expected: self.expected,
             started_at: self.started_at,
             updated_at: Time::now(),
+            lease: self.lease.clone(),
         }
     }
 
@@ -343,9 +355,11 @@ mod tests {
         let stray = content.file_of(&Digest::of(b"stray"));
         fs::write(&stray, "half").unwrap();
         drop(content.writer("ns", "old", 0, None, None).unwrap());
-        content.sweep_files(std::time::Duration::from_secs(60)).unwrap();
+        content.sweep_blobs().unwrap();
+        let minute = std::time::Duration::from_secs(60);
+        assert_eq!(content.sweep_ingests(minute, &Default::default()).unwrap().0, 0);
         assert_eq!((stray.exists(), ingests(&dir)), (false, 1));
-        content.sweep_files(std::time::Duration::ZERO).unwrap();
+        assert_eq!(content.sweep_ingests(std::time::Duration::ZERO, &Default::default()).unwrap().0, 1);
         assert_eq!(ingests(&dir), 0);
         assert!(content.has("ns", &kept).unwrap());
     }

@@ -370,7 +370,8 @@ fn disabled_ones_keep_what_they_have() {
     drop(stores);
     let stores = open(&SnapshotConfig::default());
     assert_eq!(stores.snapshots.get("native").unwrap().list("ns", &[]).unwrap().len(), 1);
-    assert_eq!(stores.gc.repair().unwrap().snapshots, 1);
+    stores.gc.repair().unwrap();
+    assert_eq!(stores.gc.collect().unwrap().snapshots, 1);
 }
 
 #[test]

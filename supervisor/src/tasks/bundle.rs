@@ -94,6 +94,9 @@ pub(crate) struct Origin {
     pub(crate) stderr: String,
     /// As the caller gave it.
     pub(crate) terminal: bool,
+    /// Snapshotter and key of the snapshot that it runs on, as its container's record says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) snapshot: Option<(String, String)>,
 }
 
 /// The folder of one task.
@@ -362,6 +365,7 @@ mod tests {
             stdout: "/o".into(),
             stderr: "/o".into(),
             terminal: false,
+            snapshot: None,
         };
         bundle.make(br#"{"linux":{"cgroupsPath":"/x/web"}}"#, &origin).unwrap();
         assert!(bundle.make(b"{}", &origin).is_err());

@@ -8,6 +8,7 @@ use proto::{
         events::{TaskDelete, TaskExit},
         services::{containers::v1::Container, tasks::v1::CreateTaskRequest},
         task::v3,
+        types::Descriptor,
     },
     id::{ContainerId, NamespaceName},
 };
@@ -31,6 +32,7 @@ struct Plan {
     origin: Origin,
     spec: Vec<u8>,
     request: v3::CreateTaskRequest,
+    checkpoint: Option<Descriptor>,
 }
 
 impl Tasks {
@@ -49,9 +51,6 @@ impl Tasks {
     }
 
     fn plan(&self, id: &ContainerId, container: Container, request: CreateTaskRequest) -> Result<Plan, TaskError> {
-        if request.checkpoint.is_some_and(|checkpoint| !checkpoint.digest.is_empty()) {
-            return Err(TaskError::Unsupported { id: id.clone(), what: "create from a checkpoint" });
-        }
         let runtime = container.runtime.unwrap_or_default();
         let name = if request.runtime_path.is_empty() { &runtime.name } else { &request.runtime_path };
         let shim = self.runtimes.shim(name).map_err(|cause| TaskError::Runtime { id: id.clone(), cause })?;
@@ -62,7 +61,9 @@ impl Tasks {
             stdout: request.stdout.clone(),
             stderr: request.stderr.clone(),
             terminal: request.terminal,
+            snapshot: (!container.snapshot_key.is_empty()).then_some((container.snapshotter, container.snapshot_key)),
         };
+        let checkpoint = request.checkpoint.filter(|checkpoint| !checkpoint.digest.is_empty());
         let request = v3::CreateTaskRequest {
             id: id.to_string(),
             rootfs: request.rootfs,
@@ -73,7 +74,7 @@ impl Tasks {
             options: request.options.or(runtime.options),
             ..Default::default()
         };
-        Ok(Plan { program: Program { shim, ..self.program.clone() }, origin, spec, request })
+        Ok(Plan { program: Program { shim, ..self.program.clone() }, origin, spec, request, checkpoint })
     }
 
     /// Takes the container's place in the list of tasks. A predecessor that is leaving is waited for.
@@ -116,7 +117,7 @@ impl Tasks {
     }
 
     async fn build(self: &Arc<Self>, task: &Arc<Task>, plan: Plan) -> Result<u32, TaskError> {
-        let Plan { program, origin, spec, mut request } = plan;
+        let Plan { program, origin, spec, mut request, checkpoint } = plan;
         let bundle_failed = |cause| TaskError::Bundle { id: task.id.clone(), cause };
         let shim_failed = |cause| TaskError::Shim { id: task.id.clone(), cause };
         task.bundle.make(&spec, &origin).map_err(bundle_failed)?;
@@ -131,9 +132,20 @@ impl Tasks {
         let connection = connection.map_err(|cause| shim_failed(ShimError::Connect { socket, cause }))?;
         task.facts.send_modify(|facts| facts.connection = Some(connection.clone()));
         request.bundle = task.bundle.path().display().to_string();
+        let unpacked = match checkpoint {
+            Some(checkpoint) => {
+                let unpacked = self.unpack_checkpoint(&task.namespace, checkpoint).await;
+                Some(unpacked.map_err(|cause| TaskError::Checkpoint { id: task.id.clone(), cause })?)
+            }
+            None => None,
+        };
+        if let Some(unpacked) = &unpacked {
+            request.checkpoint = unpacked.path().display().to_string();
+        }
         let began = Instant::now();
-        let created = connection.tasks().create(super::connection::request(&task.namespace, request)).await;
-        let created = match created {
+        let mut shim = connection.tasks();
+        let created = shim.create(super::connection::request(&task.namespace, request));
+        let created = match task.patiently("Create", created).await? {
             Ok(created) => created.into_inner(),
             Err(status) => {
                 let answer = super::task::lost_or(&connection, status).await.map(TaskError::Answer);

@@ -7,7 +7,9 @@ use proto::{
     kind::ErrorKind,
 };
 
-use super::{bundle::BundleError, rules::Refusal, runtimes::RuntimeError, shims::ShimError};
+use super::{
+    bundle::BundleError, checkpoint::CheckpointError, rules::Refusal, runtimes::RuntimeError, shims::ShimError,
+};
 use crate::{containers::ContainerError, failure::Failure, filters::FilterError};
 
 /// Why a task can't be had or changed.
@@ -79,6 +81,15 @@ pub(crate) enum TaskError {
         #[source]
         cause: ShimError,
     },
+    /// A checkpoint can't be kept or used.
+    #[error("task {id}")]
+    Checkpoint {
+        /// The container.
+        id: ContainerId,
+        /// Why.
+        #[source]
+        cause: CheckpointError,
+    },
     /// The shim refused; its words and its code are passed on.
     #[error("{}", .0.message())]
     Answer(Box<tonic::Status>),
@@ -91,7 +102,7 @@ pub(crate) enum TaskError {
         call: &'static str,
     },
     /// The shim doesn't answer.
-    #[error("task {id}: its shim did not answer {call} within {} s", .limit.as_secs())]
+    #[error("task {id}: its shim did not answer {call} within {} s; it is stopped or stuck, and killing it ends the container", .limit.as_secs())]
     ShimSilent {
         /// The container.
         id: ContainerId,
@@ -118,14 +129,6 @@ pub(crate) enum TaskError {
         /// The container.
         id: ContainerId,
     },
-    /// What Berth doesn't do yet.
-    #[error("task {id}: {what} is not supported")]
-    Unsupported {
-        /// The container.
-        id: ContainerId,
-        /// What.
-        what: &'static str,
-    },
 }
 
 impl Failure for TaskError {
@@ -139,12 +142,12 @@ impl Failure for TaskError {
             Self::Runtime { cause, .. } => cause.kind(),
             Self::Bundle { cause, .. } => cause.kind(),
             Self::Shim { cause, .. } => cause.kind(),
+            Self::Checkpoint { cause, .. } => cause.kind(),
             Self::Answer(status) => ErrorKind::from_grpc(status.code()),
             Self::ShimGone { .. } | Self::Draining => ErrorKind::Unavailable,
             Self::ShimSilent { .. } => ErrorKind::DeadlineExceeded,
             Self::Scan { cause, .. } => ErrorKind::of_io(cause),
             Self::Panic { .. } => ErrorKind::Internal,
-            Self::Unsupported { .. } => ErrorKind::Unimplemented,
         }
     }
 }

@@ -23,6 +23,9 @@ use super::{
 };
 use crate::filters::Filters;
 
+/// How long a list waits for shims that are being taken over.
+const ADOPTION_LIMIT: std::time::Duration = std::time::Duration::from_secs(1);
+
 impl Tasks {
     /// A process as it is now.
     pub(crate) async fn get(&self, namespace: &NamespaceName, id: &str, exec: &str) -> Result<Process, TaskError> {
@@ -48,10 +51,20 @@ impl Tasks {
     /// The init process of every task, from memory.
     pub(crate) async fn list(&self, namespace: &NamespaceName) -> Vec<Process> {
         let tasks = self.all(namespace);
-        // Adoption has deadlines of its own; only our start makes a list wait.
-        join_all(tasks.iter().map(|task| task.reaches(|phase| phase != Phase::Adopting))).await;
-        let there = tasks.iter().filter(|task| matches!(task.phase(), Phase::Live | Phase::Orphan));
-        there.map(|task| task.process()).collect()
+        // Only our start makes a list wait, and not longer than this for a shim that hangs.
+        let adopted = join_all(tasks.iter().map(|task| task.reaches(|phase| phase != Phase::Adopting)));
+        let _ = tokio::time::timeout(ADOPTION_LIMIT, adopted).await;
+        let there = tasks.iter().filter_map(|task| match task.phase() {
+            Phase::Live | Phase::Orphan => Some(task.process()),
+            // Its shim may know more; we know that it is there.
+            Phase::Adopting => Some(Process {
+                pid: task.bundle.recorded_pid().unwrap_or(0),
+                status: ProcessStatus::Unknown.into(),
+                ..task.process()
+            }),
+            Phase::Making | Phase::Ending | Phase::Ended => None,
+        });
+        there.collect()
     }
 
     /// Every process of a container.

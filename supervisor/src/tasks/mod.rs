@@ -9,13 +9,17 @@ mod bridge;
 mod bundle;
 mod bury;
 mod census;
+mod checkpoint;
 mod connection;
 mod create;
 mod delete;
 mod error;
 mod exec;
+mod info;
 mod inspect;
 mod observe;
+mod patience;
+mod roots;
 mod rules;
 mod runtimes;
 mod shim_log;
@@ -33,13 +37,13 @@ use std::{
 
 use proto::id::{ContainerId, NamespaceName};
 
-pub(crate) use self::error::TaskError;
+pub(crate) use self::{error::TaskError, roots::TaskRoots};
 use self::{
     runtimes::Runtimes,
     shims::Program,
     task::{Phase, Task},
 };
-use crate::{app::Draining, config::Config, containers::Containers, events::EventBus};
+use crate::{app::Draining, config::Config, containers::Containers, content::Content, events::EventBus};
 
 type Key = (NamespaceName, ContainerId);
 
@@ -49,6 +53,9 @@ pub(crate) struct Tasks {
     folder: PathBuf,
     runtimes: Runtimes,
     containers: Arc<Containers>,
+    content: Arc<Content>,
+    // For checkpoints on their way from or to their blobs.
+    checkpoints: PathBuf,
     events: Arc<EventBus>,
     draining: Draining,
     // What every shim is told; the program itself differs.
@@ -60,15 +67,20 @@ impl Tasks {
     pub(crate) fn new(
         config: &Config,
         containers: Arc<Containers>,
+        content: Arc<Content>,
         events: Arc<EventBus>,
         draining: Draining,
     ) -> Arc<Self> {
+        let checkpoints = config.data().join("checkpoints");
+        checkpoint::sweep(&checkpoints);
         let debug = config.shim_debug || tracing::enabled!(tracing::Level::DEBUG);
         Arc::new(Self {
             tasks: Mutex::default(),
             folder: config.run().join("tasks"),
             runtimes: Runtimes::new(config.runtimes.clone()),
             containers,
+            content,
+            checkpoints,
             events,
             draining,
             program: Program { shim: PathBuf::new(), socket: config.socket.clone(), debug },

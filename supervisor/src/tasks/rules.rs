@@ -42,6 +42,8 @@ pub(crate) enum Request {
     Resume,
     /// New limits.
     Update,
+    /// An image of its processes.
+    Checkpoint,
     /// Forget it.
     Delete,
     /// Processes, resource use, stdio.
@@ -110,8 +112,10 @@ pub(crate) fn accept(request: Request, state: State) -> Result<(), Refusal> {
         (Request::Resume, _) => Err(Refusal::NotPaused(state.word())),
         (Request::Kill, Stopped) => Err(Refusal::Finished),
         (Request::Exec, Paused) => Err(Refusal::Paused),
-        (Request::Exec | Request::Update | Request::Inspect, Stopped) => Err(Refusal::NotRunning),
-        (Request::Kill | Request::Exec | Request::Update | Request::Inspect, _) => Ok(()),
+        // What has not begun has nothing to keep.
+        (Request::Checkpoint, Created) => Err(Refusal::NotRunning),
+        (Request::Exec | Request::Update | Request::Checkpoint | Request::Inspect, Stopped) => Err(Refusal::NotRunning),
+        (Request::Kill | Request::Exec | Request::Update | Request::Checkpoint | Request::Inspect, _) => Ok(()),
     }
 }
 
@@ -130,6 +134,7 @@ mod tests {
             (Request::Pause, [false, true, false, false]),
             (Request::Resume, [false, false, true, false]),
             (Request::Update, [true, true, true, false]),
+            (Request::Checkpoint, [false, true, true, false]),
             (Request::Delete, [true, false, false, true]),
             (Request::Inspect, [true, true, true, false]),
         ] {

@@ -66,7 +66,8 @@ impl Tasks {
         let task = self.living(namespace, &attach.container_id, &attach.exec_id).await?;
         let gone = || TaskError::ShimGone { id: task.id.clone(), call: "Attach" };
         let connection = task.connection()?.ok_or_else(gone)?;
-        match connection.streams().attach(request(namespace, attach)).await {
+        let mut streams = connection.streams();
+        match task.patiently("Attach", streams.attach(request(namespace, attach))).await? {
             Ok(_) => Ok(()),
             Err(status) => Err(lost_or(&connection, status).await.map_or_else(gone, TaskError::Answer)),
         }

@@ -27,6 +27,7 @@ use super::{
     bundle::{Bundle, Exit, Origin},
     connection::{Connection, request},
     error::TaskError,
+    patience::Calls,
     rules::{self, Request, State},
     shim_log::{self, ShimLog},
     shims::Program,
@@ -112,6 +113,7 @@ pub(crate) struct Task {
     pub(super) facts: watch::Sender<Facts>,
     /// What somebody else's shim says, for as long as the task is known.
     shim_log: std::sync::Mutex<Option<ShimLog>>,
+    pub(super) calls: Calls,
     turn: Arc<Mutex<()>>,
 }
 
@@ -133,7 +135,8 @@ impl Task {
             execs: HashMap::new(),
         };
         let (facts, _) = watch::channel(facts);
-        Arc::new(Self { namespace, id, bundle, facts, shim_log: std::sync::Mutex::default(), turn: Arc::default() })
+        let (calls, shim_log) = (Calls::default(), std::sync::Mutex::default());
+        Arc::new(Self { namespace, id, bundle, facts, shim_log, calls, turn: Arc::default() })
     }
 
     /// Listens to the log of a shim that isn't Berth's.
@@ -234,8 +237,8 @@ impl Task {
     {
         let gone = || TaskError::ShimGone { id: self.id.clone(), call };
         let connection = self.connection()?.ok_or_else(gone)?;
-        let answer = with(connection.tasks(), request(&self.namespace, message)).await;
-        match answer {
+        let answer = with(connection.tasks(), request(&self.namespace, message));
+        match self.patiently(call, answer).await? {
             Ok(answer) => Ok(answer.into_inner()),
             Err(status) => Err(lost_or(&connection, status).await.map_or_else(gone, TaskError::Answer)),
         }

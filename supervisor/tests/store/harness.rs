@@ -312,7 +312,7 @@ impl Client {
 
     pub(crate) async fn remove_image(&self, name: &str) -> Result<(), Status> {
         let mut client = ImagesClient::new(self.channel.clone());
-        client.delete(request(DeleteImageRequest { name: name.into(), sync: true })).await.map(|_| ())
+        client.delete(request(DeleteImageRequest { name: name.into(), sync: true, target: None })).await.map(|_| ())
     }
 
     pub(crate) async fn snapshots(&self) -> Vec<Info> {

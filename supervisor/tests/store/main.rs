@@ -5,6 +5,7 @@
 mod archives;
 mod bad;
 mod clients;
+mod collector;
 mod faults;
 mod figures;
 mod harness;

@@ -4,8 +4,11 @@
 mod crash;
 mod faults;
 mod life;
+mod memory;
 mod pods;
+mod replay;
 mod runtime_faults;
 mod spec;
 mod speed;
 mod stack;
+mod stuck;

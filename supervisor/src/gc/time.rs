@@ -1,0 +1,25 @@
+//! Reckoning with the times that labels and records hold.
+
+use std::time::{Duration, SystemTime};
+
+use crate::store::Time;
+
+impl Time {
+    /// The moment that a protocol message or a label names.
+    pub(crate) fn from_proto(at: prost_types::Timestamp) -> Self {
+        // One before 1970 or behind the end of the clock's range is as good as the beginning.
+        Self::from(SystemTime::try_from(at).unwrap_or(SystemTime::UNIX_EPOCH))
+    }
+
+    /// The moment so much later.
+    pub(crate) fn after(self, wait: Duration) -> Self {
+        let at = SystemTime::try_from(self.to_proto()).unwrap_or(SystemTime::UNIX_EPOCH);
+        at.checked_add(wait).map_or(self, Self::from)
+    }
+
+    /// How long it is until then; zero for what is past.
+    pub(crate) fn until(self) -> Duration {
+        let at = SystemTime::try_from(self.to_proto()).unwrap_or(SystemTime::UNIX_EPOCH);
+        at.duration_since(SystemTime::now()).unwrap_or_default()
+    }
+}
