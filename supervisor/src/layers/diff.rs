@@ -96,8 +96,9 @@ impl Difference<'_> {
     /// Writes the layer, compressed as told.
     pub(crate) fn write(&self, output: &mut dyn Write, compression: Compression) -> Result<Written, DiffError> {
         let encoder = Encoder::new(output, compression).map_err(DiffError::Write)?;
-        let mut archive = Archive::new(Hashed { inner: encoder, hasher: Sha256::new() }, self.epoch);
         let trees = self.trees()?;
+        let hashed = Hashed { inner: encoder, hasher: Sha256::new() };
+        let mut archive = Archive::new(hashed, &trees.new, self.epoch);
         match trees.walk(&mut |path, change| archive.take(path, change)) {
             Ok(()) => {}
             Err(WalkError::Told(error)) => return Err(error),

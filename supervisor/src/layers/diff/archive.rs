@@ -1,9 +1,10 @@
 //! Changes as entries of a layer: what is gone becomes a whiteout, further names of one file become hard links.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::File,
     io::{self, Read, Write},
+    os::fd::{AsFd, OwnedFd},
 };
 
 use nix::{
@@ -17,11 +18,18 @@ use super::{
     compare::Place,
     walk::{Change, attributes_of},
 };
-use crate::layers::tar::{Entry, Kind, writer::TarWriter};
+use crate::layers::{
+    copy::open_plain,
+    tar::{Entry, Kind, writer::TarWriter},
+};
 
 /// Writes changes into a layer.
-pub(super) struct Archive<W> {
+pub(super) struct Archive<'a, W> {
     tar: TarWriter<W>,
+    // The tree that is told of.
+    root: &'a OwnedFd,
+    // Directories that are in the layer.
+    dirs: HashSet<Vec<u8>>,
     // Files with several names: where the first one is in the layer, or the names of those that aren't in it so far.
     written: HashMap<(u64, u64), Vec<u8>>,
     unchanged: HashMap<(u64, u64), Vec<Vec<u8>>>,
@@ -33,10 +41,11 @@ fn shown(path: &[u8]) -> String {
     String::from_utf8_lossy(path).into_owned()
 }
 
-impl<W: Write> Archive<W> {
-    /// A layer that begins here.
-    pub(super) fn new(output: W, epoch: Option<i64>) -> Self {
-        Self { tar: TarWriter::new(output), written: HashMap::new(), unchanged: HashMap::new(), epoch }
+impl<'a, W: Write> Archive<'a, W> {
+    /// A layer of changes in the tree `root`.
+    pub(super) fn new(output: W, root: &'a OwnedFd, epoch: Option<i64>) -> Self {
+        let tar = TarWriter::new(output);
+        Self { tar, root, dirs: HashSet::new(), written: HashMap::new(), unchanged: HashMap::new(), epoch }
     }
 
     /// Ends the layer.
@@ -99,6 +108,9 @@ impl<W: Write> Archive<W> {
         {
             return self.link(path, &first, place);
         }
+        if is_dir && !self.dirs.insert(path.to_vec()) {
+            return Ok(());
+        }
         let kind = match kind {
             SFlag::S_IFREG => Kind::File,
             SFlag::S_IFDIR => Kind::Directory,
@@ -138,9 +150,24 @@ impl<W: Write> Archive<W> {
     }
 
     fn link(&mut self, path: &[u8], first: &[u8], place: Place<'_>) -> Result<(), DiffError> {
+        self.parents(path)?;
         let mut entry = self.entry(path, Kind::HardLink(first.to_vec()), place)?;
         entry.xattrs.clear();
         self.write(&entry, &mut io::empty())
+    }
+
+    // A link in a directory that is as it was: making the link anew moves its time, which the directory's entry sets back.
+    fn parents(&mut self, path: &[u8]) -> Result<(), DiffError> {
+        for slash in path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at) {
+            let parent = &path[..slash];
+            if !self.dirs.contains(parent) {
+                let failed = |cause| DiffError::Read { path: shown(parent), cause };
+                let dir = open_plain(self.root, parent).map_err(failed)?;
+                let stat = fstat(&dir).map_err(failed)?;
+                self.present(parent, Place { dir: dir.as_fd(), name: b".", stat: &stat })?;
+            }
+        }
+        Ok(())
     }
 
     fn entry(&self, path: &[u8], kind: Kind, place: Place<'_>) -> Result<Entry, DiffError> {

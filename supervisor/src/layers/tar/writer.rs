@@ -8,7 +8,7 @@ use super::{BLOCK, Entry, Kind};
 
 // What a header's octal fields hold.
 const MAX_ID: u32 = 0o777_7777;
-const MAX_SIZE: u64 = 0o77_7777_7777;
+const MAX_SIZE: u64 = 0o777_7777_7777;
 const NAME_LIMIT: usize = 100;
 
 /// An archive that is being written.

@@ -207,6 +207,8 @@ fn round_trip(lab: &Lab, before: &[Act], after: &[Act]) -> Result<(), TestCaseEr
 
 fn run(name: DriverName, cases: u32) {
     let Some(lab) = Lab::new(name) else { return };
+    // For long runs: PROPTEST_CASES.
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(cases);
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
         cases,
         max_shrink_iters: 200,
