@@ -131,7 +131,7 @@ impl Difference<'_> {
                 let stat = fstat(&at).map_err(|cause| DiffError::Read { path: folder.display().to_string(), cause })?;
                 Trust::UnchangedBefore(stat.st_mtime, stat.st_mtime_nsec)
             }
-            None => Trust::Times,
+            None => Trust::Nothing,
         };
         Ok(Trees { old, new, layout: Layout::Merged, trust })
     }

@@ -286,7 +286,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let tmpfs = Mount { r#type: "tmpfs".into(), source: "tmpfs".into(), ..Default::default() };
         let before = fs::read_to_string("/proc/self/mountinfo").unwrap().matches(" - tmpfs").count();
-        let top = mounted(&[tmpfs.clone()], folder.path(), Access::AsTold).unwrap();
+        let top = mounted(std::slice::from_ref(&tmpfs), folder.path(), Access::AsTold).unwrap();
         nix::sys::stat::mkdirat(&top, "made", Mode::S_IRWXU).unwrap();
         assert!(super::super::tree::look(&top, b"made").unwrap().is_some());
         assert!(!folder.path().join("made").exists());

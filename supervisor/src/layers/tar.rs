@@ -17,7 +17,7 @@ use sparse::SparseRecords;
 
 const BLOCK: usize = 512;
 /// Names and values, as bytes.
-type Records = Vec<(Vec<u8>, Vec<u8>)>;
+pub(crate) type Records = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// Largest extended header: names and attributes of one entry.
 const EXTENDED_LIMIT: u64 = 1 << 20;

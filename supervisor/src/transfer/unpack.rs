@@ -45,9 +45,10 @@ impl Context {
         let Some(name) = chain_id(&config.diff_ids[..=index]) else {
             return Ok(());
         };
-        for snapshotter in snapshotters.iter().cloned() {
+        for snapshotter in snapshotters {
             let turn = turn(&format!("{}/{}/{name}", self.namespace, snapshotter.name())).lock_owned().await;
             let (operation, config, layer) = (operation.clone(), config.clone(), layer.clone());
+            let snapshotter = snapshotter.clone();
             let unpack = move |this: &Self| {
                 // Goes with the thread: it may outlive the transfer's future.
                 let _turn = turn;

@@ -15,8 +15,8 @@ use nix::{
 
 use super::{
     DiffError,
-    compare::Place,
-    walk::{Change, attributes_of},
+    compare::{Place, attributes},
+    walk::Change,
 };
 use crate::layers::{
     copy::open_plain,
@@ -172,9 +172,10 @@ impl<'a, W: Write> Archive<'a, W> {
 
     fn entry(&self, path: &[u8], kind: Kind, place: Place<'_>) -> Result<Entry, DiffError> {
         let stat = place.stat;
-        let xattrs = attributes_of(path, place).or_else(|(path, cause)| match cause {
+        let xattrs = attributes(place).or_else(|cause| match cause {
+            // Gone since it was listed.
             Errno::ENOENT => Ok(Vec::new()),
-            cause => Err(DiffError::Read { path, cause }),
+            cause => Err(DiffError::Read { path: shown(path), cause }),
         })?;
         let mtime = (stat.st_mtime, stat.st_mtime_nsec as u32);
         let mtime = self.epoch.map_or(mtime, |epoch| if mtime.0 >= epoch { (epoch, 0) } else { mtime });

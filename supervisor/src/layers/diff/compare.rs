@@ -16,6 +16,7 @@ use nix::{
 
 use crate::layers::{
     apply::is_layers,
+    tar::Records,
     tree::{is, path_of},
 };
 
@@ -30,16 +31,14 @@ pub(super) struct Place<'a> {
 /// How much can be told from times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Trust {
-    /// Nothing: what looks the same is compared byte by byte. For an overlay's upper folder, where only little is.
+    /// Nothing: what looks the same is compared byte by byte, unless both are one file, or an untouched clone of it.
     Nothing,
     /// What was last changed before this moment is as it was copied; a change time can't be set by hand.
     UnchangedBefore(i64, i64),
-    /// Modification times, if they are finer than seconds: those that an archive sets usually aren't.
-    Times,
 }
 
 /// The attributes that belong into layers, sorted.
-pub(super) fn attributes(place: Place<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Errno> {
+pub(super) fn attributes(place: Place<'_>) -> Result<Records, Errno> {
     let path = path_of(place.dir, place.name)?;
     let mut found = Vec::new();
     for name in sys::xattr::llist(&path)? {
@@ -83,11 +82,10 @@ pub(super) fn same(old: Place<'_>, new: Place<'_>, trust: Trust, is_top: bool) -
     let changed = (b.st_ctime, b.st_ctime_nsec);
     let told = match trust {
         _ if a.st_size == 0 => true,
-        // A snapshot of the file system's own, not touched since.
+        // A file of a lower layer, or of a snapshot of the file system's own, not touched since.
         _ if a.st_ino == b.st_ino && (a.st_ctime, a.st_ctime_nsec) == changed => true,
         Trust::Nothing => false,
         Trust::UnchangedBefore(seconds, nanos) => changed < (seconds, nanos),
-        Trust::Times => a.st_mtime_nsec != 0,
     };
     if told { Ok(true) } else { same_content(old, new) }
 }

@@ -14,7 +14,7 @@ use nix::{
     sys::stat::{FileStat, SFlag, fstat},
 };
 
-use super::compare::{Place, Trust, attributes, same};
+use super::compare::{Place, Trust, same};
 use crate::layers::{
     copy::{join, open_plain},
     tree::{Layout, entries, is, is_opaque, is_whiteout, look, path_of},
@@ -270,9 +270,4 @@ impl Trees {
         }
         Ok(())
     }
-}
-
-/// Attributes of a place, with an error that says where it is.
-pub(super) fn attributes_of(path: &[u8], place: Place<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, (String, Errno)> {
-    attributes(place).map_err(|cause| (String::from_utf8_lossy(path).into_owned(), cause))
 }
