@@ -122,6 +122,22 @@ fn ctr_takes_a_container_through_its_life_in_berths_shim() {
     leaves_nothing(ctr);
 }
 
+/// What containerd's CRI plugin sends to shims other than runc's, ctr sends too: options in a file of the runtime's own.
+#[test]
+fn options_of_a_configuration_file_reach_the_runtime() {
+    let Some(ctr) = containerd("shim-options") else { return };
+    let file = ctr.at("options.toml");
+    fs::write(&file, format!("Root = {:?}\nNoNewKeyring = true\n", ctr.at("states"))).unwrap();
+    run(&ctr, &["--runtime-config-path", &file], "box", &["sleep", "1000"]);
+    assert!(fs::exists(ctr.at(&format!("states/{}/box/state.json", ctr.name))).unwrap(), "{}", ctr.log());
+    remove(&ctr, "box");
+    fs::write(&file, "[nonsense]\n").unwrap();
+    let refused =
+        ctr.call(&[&["run", "--rm"], &RUNTIME[..], &["--runtime-config-path", &file, IMAGE, "bad", "true"]].concat());
+    assert!(refused.code() == 1 && refused.stderr().contains("line 1 is not KEY = VALUE"), "{refused}");
+    leaves_nothing(ctr);
+}
+
 #[test]
 fn a_pod_of_ctrs_shares_one_of_berths_shims() {
     let Some(mut ctr) = containerd("shim-pod") else { return };

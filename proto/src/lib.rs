@@ -16,4 +16,4 @@ pub mod typeurl;
 mod generated {
     include!("gen/mod.rs");
 }
-pub use generated::{berth, containerd, google, grpc, io};
+pub use generated::{berth, containerd, google, grpc, io, runtimeoptions};

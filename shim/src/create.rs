@@ -22,6 +22,7 @@ use crate::{
     mounts,
     oci::{Choice, Oci},
     oom::OomWatch,
+    options,
     process::Process,
     reaper::Exit,
     report::warn_line,
@@ -57,17 +58,9 @@ impl Spec {
 }
 
 fn options(request: &CreateTaskRequest) -> Result<Options, TaskError> {
-    let Some(any) = request.options.as_ref().filter(|any| !any.type_url.is_empty()) else {
-        return Ok(Options::default());
-    };
-    match typeurl::unpack::<Options>(any) {
-        Some(Ok(options)) => Ok(options),
-        Some(Err(error)) => Err(TaskError::Invalid(format!("options of container {}: {error}", request.id))),
-        None => Err(TaskError::Invalid(format!(
-            "options of container {} are {:?}: only containerd.runc.v1.Options are known",
-            request.id, any.type_url
-        ))),
-    }
+    options::read(request.options.as_ref()).map_err(|cause| {
+        TaskError::Invalid(format!("options of container {}: {}", request.id, proto::kind::chain(&cause)))
+    })
 }
 
 /// What may be refused without touching anything.

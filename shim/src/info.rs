@@ -3,22 +3,18 @@
 use std::process::{Command, Stdio};
 
 use proto::{
-    containerd::{
-        runc::v1::Options,
-        types::{RuntimeInfo, RuntimeVersion},
-    },
+    containerd::types::{RuntimeInfo, RuntimeVersion},
     typeurl,
 };
 
-use crate::{bootstrap, oci};
+use crate::{bootstrap, oci, options};
 
 /// Type url of a runtime's features as JSON.
 const FEATURES: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
 
 /// The answer for a caller that wrote `stdin`: runtime options as `Any`, or nothing.
 pub(crate) fn info(stdin: &[u8]) -> RuntimeInfo {
-    let given = bootstrap::options(stdin).as_ref().and_then(typeurl::unpack::<Options>).and_then(Result::ok);
-    let options = given.unwrap_or_default();
+    let options = options::read(bootstrap::options(stdin).as_ref()).unwrap_or_default();
     let program =
         if options.binary_name.is_empty() { oci::default_program() } else { options.binary_name.as_str().into() };
     // A runtime that has no such command has no features to tell of.

@@ -29,6 +29,7 @@ mod local;
 mod mounts;
 mod oci;
 mod oom;
+mod options;
 mod process;
 mod reaper;
 mod report;

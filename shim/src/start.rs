@@ -10,7 +10,7 @@ use std::{
     os::{
         fd::AsFd,
         unix::{
-            fs::{DirBuilderExt as _, PermissionsExt as _},
+            fs::DirBuilderExt as _,
             net::{UnixListener, UnixStream},
         },
     },
@@ -139,9 +139,11 @@ fn listen(socket: &Path) -> io::Result<Option<UnixListener>> {
     // Between bind and listen a socket looks like one that was left: another `start` of the group must not look then.
     let lock = Flock::lock(fs::File::open(folder)?, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
     let bind = || -> io::Result<Option<UnixListener>> {
-        let listener = UnixListener::bind(socket)?;
-        fs::set_permissions(socket, fs::Permissions::from_mode(0o600))?;
-        Ok(Some(listener))
+        // A socket has its mode from birth; a parent's folder may be open to others.
+        let mask = nix::sys::stat::umask(Mode::from_bits_truncate(0o177));
+        let listener = UnixListener::bind(socket);
+        nix::sys::stat::umask(mask);
+        listener.map(Some)
     };
     match bind() {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
@@ -321,6 +323,8 @@ async fn run(args: &Args, parent: &Parent, places: &Places, listener: UnixListen
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     fn args(namespace: &str, address: &str, id: &str) -> Args {

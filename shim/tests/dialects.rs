@@ -157,6 +157,9 @@ async fn a_parent_of_1_6_drives_a_container_over_ttrpc() {
     assert_eq!(connected.task_pid, pid);
     assert_eq!(parent.call::<_, ()>("Nonsense", ()).await.unwrap_err().code(), Code::Unimplemented);
 
+    let sandbox = parent.client.call::<_, ()>("containerd.runtime.sandbox.v1.Sandbox", "CreateSandbox", "", &(), SOON);
+    assert_eq!(sandbox.await.unwrap_err().code(), Code::Unimplemented);
+
     // The same socket, the other protocol and the other name: a daemon that was upgraded goes on with this shim.
     let upgraded = stage.shim("old", bundle.clone()).await;
     assert_eq!(upgraded.socket.display().to_string(), address.trim_start_matches("unix://"));
