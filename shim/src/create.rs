@@ -6,7 +6,6 @@ use proto::{
     containerd::{events::TaskOom, runc::v1::Options, task::v3::CreateTaskRequest},
     id::ContainerId,
     kind::ErrorKind,
-    typeurl,
 };
 use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
@@ -202,6 +201,8 @@ impl Drop for Undo<'_> {
 
 #[cfg(test)]
 mod tests {
+    use proto::typeurl;
+
     use super::*;
 
     #[test]
