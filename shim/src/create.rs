@@ -149,10 +149,11 @@ pub(crate) async fn create(
     proto::fault!("shim.create.streams_begun");
     undo.mounted = false;
     let journal = Journal::new(&bundle);
-    let oom = Cgroup::of(pid).and_then(|cgroup| {
+    let cgroup = Cgroup::of(pid);
+    let oom = cgroup.as_ref().and_then(|cgroup| {
         let (shim, bundle, journal) = (shim.clone(), bundle.clone(), journal.clone());
         let container_id = request.id.clone();
-        OomWatch::begin(&cgroup, move || {
+        OomWatch::begin(cgroup, move || {
             // On record before it is told, and for whoever wasn't there to hear it.
             if let Err(error) = bundle.record_oom() {
                 warn_line!("record out-of-memory kill of {container_id}: {error}");
@@ -170,6 +171,7 @@ pub(crate) async fn create(
         oci: Rc::new(oci),
         init,
         own_pids: spec.has_own_pids(),
+        cgroup,
         oom,
         inbox,
         execs: Default::default(),

@@ -31,6 +31,10 @@ pub(crate) struct Process {
     pub(crate) stdio: StdioConfig,
     /// Its stdio, once there is a process.
     pub(crate) io: Option<ProcessIo>,
+    /// Size for its terminal, columns and rows, asked for before there was one.
+    pub(crate) early_size: Option<(u16, u16)>,
+    /// Its stdin was closed before it had one.
+    pub(crate) early_close: bool,
     /// The OCI process of an exec that hasn't been started.
     pub(crate) spec: Vec<u8>,
     waiters: Vec<Reply<WaitResponse>>,
@@ -47,6 +51,8 @@ impl Process {
             announced: false,
             stdio,
             io: None,
+            early_size: None,
+            early_close: false,
             spec,
             waiters: Vec::new(),
         }

@@ -99,16 +99,15 @@ pub(crate) fn judge(op: Op, who: Who, process: State, init: State) -> Result<(),
         (Op::Checkpoint, _, _) => no("it is not running"),
 
         (Op::AddExec, _, Paused) => no("the container is paused"),
-        (Op::Update | Op::AddExec | Op::Pids | Op::Stats, _, Stopped) => no("the container has stopped"),
+        (Op::Update | Op::AddExec, _, Stopped) => no("the container has stopped"),
         (Op::Update | Op::AddExec | Op::Pids | Op::Stats, _, _) => Ok(()),
 
-        (Op::Resize | Op::Attach, _, Stopped) => no("it has stopped"),
-        (Op::Resize | Op::Attach, Who::Exec, Created | Starting) => no("it has not been started"),
-        (Op::Resize | Op::Attach, _, _) => Ok(()),
+        (Op::Attach, _, Stopped) | (Op::Resize, Who::Exec, Stopped) => no("it has stopped"),
+        (Op::Attach, Who::Exec, Created | Starting) => no("it has not been started"),
+        (Op::Attach, _, _) => Ok(()),
 
-        // Whoever closes the stdin of what has ended meanwhile did nothing wrong.
-        (Op::CloseIo, Who::Exec, Created | Starting) => no("it has not been started"),
-        (Op::CloseIo, _, _) => Ok(()),
+        // As containerd's shim: a process that has no terminal yet, or none any more, or stdin, has nothing against it.
+        (Op::Resize | Op::CloseIo, _, _) => Ok(()),
     }
 }
 
@@ -130,9 +129,9 @@ mod tests {
             (Op::Update, "y-yyn"),
             (Op::Checkpoint, "n-yyn"),
             (Op::AddExec, "y-ynn"),
-            (Op::Pids, "y-yyn"),
-            (Op::Stats, "y-yyn"),
-            (Op::Resize, "y-yyn"),
+            (Op::Pids, "y-yyy"),
+            (Op::Stats, "y-yyy"),
+            (Op::Resize, "y-yyy"),
             (Op::CloseIo, "y-yyy"),
             (Op::Attach, "y-yyn"),
         ] {
@@ -146,8 +145,8 @@ mod tests {
             (Op::Start, "ynn-n"),
             (Op::Delete, "ynn-y"),
             (Op::Kill, "nny-g"),
-            (Op::Resize, "nny-n"),
-            (Op::CloseIo, "nny-y"),
+            (Op::Resize, "yyy-n"),
+            (Op::CloseIo, "yyy-y"),
             (Op::Attach, "nny-n"),
         ] {
             check(op, Who::Exec, expected, |_| State::Running);

@@ -59,11 +59,22 @@ fn version_1(cgroup: &Cgroup) -> v1::Metrics {
         });
     }
     if let Some(folder) = cgroup.folder("blkio") {
-        let first = |names: [&str; 2]| {
+        let first = |names: [&str; 2]| -> Vec<v1::BlkIoEntry> {
             let read = names.map(|name| blkio_1(folder, name));
             read.into_iter().find(|entries| !entries.is_empty()).unwrap_or_default()
         };
+        // With a name of their own for each scheduler that counts them.
+        let counted = |name: &str| {
+            let [plain, bfq] = [format!("blkio.{name}_recursive"), format!("blkio.bfq.{name}_recursive")];
+            first([plain.as_str(), bfq.as_str()])
+        };
         metrics.blkio = Some(v1::BlkIoStat {
+            io_queued_recursive: counted("io_queued"),
+            io_service_time_recursive: counted("io_service_time"),
+            io_wait_time_recursive: counted("io_wait_time"),
+            io_merged_recursive: counted("io_merged"),
+            io_time_recursive: counted("time"),
+            sectors_recursive: counted("sectors"),
             io_service_bytes_recursive: first([
                 "blkio.throttle.io_service_bytes_recursive",
                 "blkio.throttle.io_service_bytes",
@@ -71,7 +82,55 @@ fn version_1(cgroup: &Cgroup) -> v1::Metrics {
             io_serviced_recursive: first(["blkio.throttle.io_serviced_recursive", "blkio.throttle.io_serviced"]),
         });
     }
+    if let Some(folder) = cgroup.folder("hugetlb") {
+        let entry = |pagesize: String| {
+            let file = |what: &str| number(folder, &format!("hugetlb.{pagesize}.{what}")).unwrap_or(0);
+            let (usage, max, failcnt) = (file("usage_in_bytes"), file("max_usage_in_bytes"), file("failcnt"));
+            v1::HugetlbStat { usage, max, failcnt, pagesize }
+        };
+        metrics.hugetlb = page_sizes(folder, ".usage_in_bytes").into_iter().map(entry).collect();
+    }
+    if let Some(folder) = cgroup.folder("rdma") {
+        let read = |file| {
+            let entry = |(device, hca_handles, hca_objects)| v1::RdmaEntry { device, hca_handles, hca_objects };
+            rdma(folder, file).into_iter().map(entry).collect()
+        };
+        metrics.rdma = Some(v1::RdmaStat { current: read("rdma.current"), limit: read("rdma.max") });
+    }
     metrics
+}
+
+/// The page sizes that a folder counts, as they stand in the names of its files: `hugetlb.2MB.current`.
+fn page_sizes(folder: &Path, file: &str) -> Vec<String> {
+    let names = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let size = |name: std::ffi::OsString| {
+        let size = name.to_str()?.strip_prefix("hugetlb.")?.strip_suffix(file)?;
+        // Not `rsvd.current`, which counts reservations.
+        (!size.contains('.')).then(|| size.to_owned())
+    };
+    let mut sizes: Vec<_> = names.filter_map(size).collect();
+    sizes.sort();
+    sizes
+}
+
+/// Lines `mlx4_0 hca_handle=2 hca_object=max`.
+fn rdma(folder: &Path, file: &str) -> Vec<(String, u32, u32)> {
+    let text = fs::read_to_string(folder.join(file)).unwrap_or_default();
+    let line = |line: &str| {
+        let mut words = line.split_whitespace();
+        let (device, mut handles, mut objects) = (words.next()?.to_owned(), 0, 0);
+        for word in words {
+            let (name, number) = word.split_once('=')?;
+            let number = if number == "max" { u32::MAX } else { number.parse().ok()? };
+            match name {
+                "hca_handle" => handles = number,
+                "hca_object" => objects = number,
+                _ => {}
+            }
+        }
+        Some((device, handles, objects))
+    };
+    text.lines().filter_map(line).collect()
 }
 
 fn memory_1(folder: &Path) -> v1::MemoryStat {
@@ -122,6 +181,7 @@ fn memory_1(folder: &Path) -> v1::MemoryStat {
         usage: entry(""),
         swap: entry("memsw."),
         kernel: entry("kmem."),
+        kernel_tcp: entry("kmem.tcp."),
     }
 }
 
@@ -180,14 +240,45 @@ fn version_2(folder: &Path) -> v2::Metrics {
             slab_unreclaimable: get("slab_unreclaimable"),
             pgfault: get("pgfault"),
             pgmajfault: get("pgmajfault"),
+            // Split in two since Linux 5.9.
+            workingset_refault: get("workingset_refault")
+                .max(get("workingset_refault_anon").saturating_add(get("workingset_refault_file"))),
+            workingset_activate: get("workingset_activate")
+                .max(get("workingset_activate_anon").saturating_add(get("workingset_activate_file"))),
+            workingset_nodereclaim: get("workingset_nodereclaim"),
+            pgrefill: get("pgrefill"),
+            pgscan: get("pgscan"),
+            pgsteal: get("pgsteal"),
+            pgactivate: get("pgactivate"),
+            pgdeactivate: get("pgdeactivate"),
+            pglazyfree: get("pglazyfree"),
+            pglazyfreed: get("pglazyfreed"),
+            thp_fault_alloc: get("thp_fault_alloc"),
+            thp_collapse_alloc: get("thp_collapse_alloc"),
             usage,
             // containerd says "no limit" with the greatest number here, unlike with pids.
             usage_limit: limit(folder, "memory.max"),
             swap_usage: number(folder, "memory.swap.current").unwrap_or(0),
             swap_limit: limit(folder, "memory.swap.max"),
             max_usage: number(folder, "memory.peak").unwrap_or(0),
+            swap_max_usage: number(folder, "memory.swap.peak").unwrap_or(0),
         }),
         io: Some(v2::IoStat { usage: io.lines().filter_map(io_entry).collect() }),
+        rdma: folder.join("rdma.current").exists().then(|| {
+            let read = |file| {
+                let entry = |(device, hca_handles, hca_objects)| v2::RdmaEntry { device, hca_handles, hca_objects };
+                rdma(folder, file).into_iter().map(entry).collect()
+            };
+            v2::RdmaStat { current: read("rdma.current"), limit: read("rdma.max") }
+        }),
+        hugetlb: {
+            let entry = |pagesize: String| v2::HugeTlbStat {
+                current: number(folder, &format!("hugetlb.{pagesize}.current")).unwrap_or(0),
+                max: limit(folder, &format!("hugetlb.{pagesize}.max")),
+                pagesize,
+            };
+            page_sizes(folder, ".current").into_iter().map(entry).collect()
+        },
         memory_events: Some(v2::MemoryEvents {
             low: value(&events, "low"),
             high: value(&events, "high"),
@@ -237,7 +328,16 @@ mod tests {
             ("cpu.stat", "usage_usec 10\nuser_usec 7\nsystem_usec 3\n"),
             ("memory.current", "4096\n"),
             ("memory.max", "max\n"),
-            ("memory.stat", "anon 1\ninactive_file 2\n"),
+            (
+                "memory.stat",
+                "anon 1\ninactive_file 2\nworkingset_refault_anon 3\nworkingset_refault_file 4\npgscan 5\nthp_collapse_alloc 6\n",
+            ),
+            ("memory.swap.peak", "7\n"),
+            ("hugetlb.2MB.current", "2097152\n"),
+            ("hugetlb.2MB.max", "max\n"),
+            ("hugetlb.2MB.rsvd.current", "0\n"),
+            ("rdma.current", "mlx4_0 hca_handle=2 hca_object=20\n"),
+            ("rdma.max", "mlx4_0 hca_handle=3 hca_object=max\n"),
             ("memory.events", "low 0\noom 1\noom_kill 2\n"),
             ("io.stat", "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6\n"),
         ] {
@@ -250,6 +350,12 @@ mod tests {
         assert_eq!(metrics.cpu.map(|cpu| (cpu.usage_usec, cpu.user_usec, cpu.system_usec)), Some((10, 7, 3)));
         let memory = metrics.memory.expect("memory");
         assert_eq!((memory.usage, memory.usage_limit, memory.anon, memory.inactive_file), (4096, u64::MAX, 1, 2));
+        assert_eq!((memory.workingset_refault, memory.pgscan, memory.thp_collapse_alloc), (7, 5, 6));
+        assert_eq!(memory.swap_max_usage, 7);
+        let huge = v2::HugeTlbStat { current: 2_097_152, max: u64::MAX, pagesize: "2MB".into() };
+        assert_eq!(metrics.hugetlb, [huge]);
+        let rdma = |hca_handles, hca_objects| vec![v2::RdmaEntry { device: "mlx4_0".into(), hca_handles, hca_objects }];
+        assert_eq!(metrics.rdma, Some(v2::RdmaStat { current: rdma(2, 20), limit: rdma(3, u32::MAX) }));
         assert_eq!(metrics.memory_events.map(|events| events.oom_kill), Some(2));
         let io = v2::IoEntry { major: 8, minor: 0, rbytes: 1, wbytes: 2, rios: 3, wios: 4 };
         assert_eq!(metrics.io.map(|io| io.usage), Some(vec![io]));
@@ -268,7 +374,15 @@ mod tests {
             ("memory", "memory.usage_in_bytes", "8192\n"),
             ("memory", "memory.limit_in_bytes", "1000000\n"),
             ("memory", "memory.stat", "cache 5\ntotal_rss 6\n"),
+            ("cpu", "cpu.stat", "nr_periods 4\nnr_throttled 3\nthrottled_time 2000\n"),
+            ("memory", "memory.kmem.tcp.usage_in_bytes", "9\n"),
+            ("memory", "memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n"),
             ("blkio", "blkio.throttle.io_service_bytes", "8:0 Read 10\nTotal 10\n"),
+            ("blkio", "blkio.bfq.io_service_time_recursive", "8:0 Read 11\n8:0 Write 12\n"),
+            ("hugetlb", "hugetlb.2MB.usage_in_bytes", "1\n"),
+            ("hugetlb", "hugetlb.2MB.max_usage_in_bytes", "2\n"),
+            ("hugetlb", "hugetlb.2MB.failcnt", "3\n"),
+            ("rdma", "rdma.current", "mlx4_0 hca_handle=2 hca_object=20\n"),
         ] {
             let path = folder.path().join(controller);
             fs::create_dir_all(&path).expect("folder");
@@ -277,12 +391,20 @@ mod tests {
         }
         let metrics = version_1(&Cgroup::V1(folders));
         assert_eq!(metrics.pids, Some(v1::PidsStat { current: 3, limit: 100 }));
-        let usage = metrics.cpu.and_then(|cpu| cpu.usage).expect("cpu");
+        let usage = metrics.cpu.clone().and_then(|cpu| cpu.usage).expect("cpu");
+        let throttling = metrics.cpu.as_ref().and_then(|cpu| cpu.throttling).expect("throttling");
+        assert_eq!((throttling.periods, throttling.throttled_periods, throttling.throttled_time), (4, 3, 2000));
         assert_eq!((usage.total, usage.user, usage.kernel), (12345, 20_000_000, 10_000_000));
         assert_eq!(usage.per_cpu, [12000, 345]);
         let memory = metrics.memory.expect("memory");
         assert_eq!((memory.cache, memory.total_rss), (5, 6));
         assert_eq!(memory.usage.map(|entry| (entry.usage, entry.limit)), Some((8192, 1_000_000)));
-        assert_eq!(metrics.blkio.map(|io| io.io_service_bytes_recursive.len()), Some(1));
+        assert_eq!(memory.kernel_tcp.map(|entry| entry.usage), Some(9));
+        assert_eq!(metrics.memory_oom_control.map(|control| control.oom_kill), Some(2));
+        let blkio = metrics.blkio.expect("blkio");
+        assert_eq!((blkio.io_service_bytes_recursive.len(), blkio.io_service_time_recursive.len()), (1, 2));
+        let huge = v1::HugetlbStat { usage: 1, max: 2, failcnt: 3, pagesize: "2MB".into() };
+        assert_eq!(metrics.hugetlb, [huge]);
+        assert_eq!(metrics.rdma.map(|rdma| rdma.current[0].hca_objects), Some(20));
     }
 }

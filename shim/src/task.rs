@@ -42,6 +42,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     bundle::{Bundle, Key},
+    cgroup::Cgroup,
     create,
     desk::Shim,
     error::TaskError,
@@ -125,6 +126,8 @@ pub(crate) struct Task {
     pub(crate) oci: Rc<Oci>,
     pub(crate) init: Process,
     pub(crate) own_pids: bool,
+    /// Where its resources are counted, as long as it isn't deleted.
+    pub(crate) cgroup: Option<Cgroup>,
     pub(crate) oom: Option<OomWatch>,
     pub(crate) inbox: mpsc::UnboundedSender<Message>,
     pub(crate) execs: HashMap<String, Process>,
@@ -287,14 +290,12 @@ impl Task {
             Call::Kill(key, signal, all, reply) => self.kill(&key, signal, all, reply),
             Call::Exec(request, reply) => drop(reply.send(self.add_exec(request))),
             Call::Resize(key, columns, rows, reply) => {
-                let done = self.with_io(Op::Resize, "resize", &key, |io| io.resize(columns, rows));
-                let _ = reply.send(done);
+                let _ = reply.send(self.resize(&key, (columns, rows)));
             }
             Call::CloseIo(key, reply) => {
-                let closed = self.admit(Op::CloseIo, "close stdin of", &key).map(|process| {
-                    if let Some(io) = &process.io {
-                        io.close_stdin();
-                    }
+                let closed = self.admit(Op::CloseIo, "close stdin of", &key).map(|process| match &process.io {
+                    Some(io) => io.close_stdin(),
+                    None => process.early_close = true,
                 });
                 let _ = reply.send(closed);
             }

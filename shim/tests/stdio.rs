@@ -329,7 +329,8 @@ async fn an_exec_can_have_a_terminal() {
     let pipe = ExecProcessRequest::default();
     shim.exec("f", &["sleep", "10"], pipe).await.expect("exec");
     let resize = ResizePtyRequest { id: "ttyexec".into(), exec_id: "f".into(), width: 1, height: 1 };
-    assert_eq!(shim.task.resize_pty(resize).await.unwrap_err().code(), Code::FailedPrecondition);
+    // As containerd's shim has it: what has no terminal has no size to set, which is no error.
+    shim.task.resize_pty(resize).await.expect("resize");
     shim.finish().await;
     stage.leaves_nothing().await;
 }

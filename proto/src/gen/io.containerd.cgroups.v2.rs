@@ -7,8 +7,12 @@ pub struct Metrics {
     pub cpu: ::core::option::Option<CpuStat>,
     #[prost(message, optional, tag = "4")]
     pub memory: ::core::option::Option<MemoryStat>,
+    #[prost(message, optional, tag = "5")]
+    pub rdma: ::core::option::Option<RdmaStat>,
     #[prost(message, optional, tag = "6")]
     pub io: ::core::option::Option<IoStat>,
+    #[prost(message, repeated, tag = "7")]
+    pub hugetlb: ::prost::alloc::vec::Vec<HugeTlbStat>,
     #[prost(message, optional, tag = "8")]
     pub memory_events: ::core::option::Option<MemoryEvents>,
 }
@@ -106,6 +110,30 @@ pub struct MemoryStat {
     pub pgfault: u64,
     #[prost(uint64, tag = "19")]
     pub pgmajfault: u64,
+    #[prost(uint64, tag = "20")]
+    pub workingset_refault: u64,
+    #[prost(uint64, tag = "21")]
+    pub workingset_activate: u64,
+    #[prost(uint64, tag = "22")]
+    pub workingset_nodereclaim: u64,
+    #[prost(uint64, tag = "23")]
+    pub pgrefill: u64,
+    #[prost(uint64, tag = "24")]
+    pub pgscan: u64,
+    #[prost(uint64, tag = "25")]
+    pub pgsteal: u64,
+    #[prost(uint64, tag = "26")]
+    pub pgactivate: u64,
+    #[prost(uint64, tag = "27")]
+    pub pgdeactivate: u64,
+    #[prost(uint64, tag = "28")]
+    pub pglazyfree: u64,
+    #[prost(uint64, tag = "29")]
+    pub pglazyfreed: u64,
+    #[prost(uint64, tag = "30")]
+    pub thp_fault_alloc: u64,
+    #[prost(uint64, tag = "31")]
+    pub thp_collapse_alloc: u64,
     #[prost(uint64, tag = "32")]
     pub usage: u64,
     #[prost(uint64, tag = "33")]
@@ -116,6 +144,8 @@ pub struct MemoryStat {
     pub swap_limit: u64,
     #[prost(uint64, tag = "36")]
     pub max_usage: u64,
+    #[prost(uint64, tag = "37")]
+    pub swap_max_usage: u64,
 }
 impl ::prost::Name for MemoryStat {
     const NAME: &'static str = "MemoryStat";
@@ -188,5 +218,61 @@ impl ::prost::Name for IoEntry {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/io.containerd.cgroups.v2.IOEntry".into()
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RdmaStat {
+    #[prost(message, repeated, tag = "1")]
+    pub current: ::prost::alloc::vec::Vec<RdmaEntry>,
+    #[prost(message, repeated, tag = "2")]
+    pub limit: ::prost::alloc::vec::Vec<RdmaEntry>,
+}
+impl ::prost::Name for RdmaStat {
+    const NAME: &'static str = "RdmaStat";
+    const PACKAGE: &'static str = "io.containerd.cgroups.v2";
+    fn full_name() -> ::prost::alloc::string::String {
+        "io.containerd.cgroups.v2.RdmaStat".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/io.containerd.cgroups.v2.RdmaStat".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RdmaEntry {
+    #[prost(string, tag = "1")]
+    pub device: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub hca_handles: u32,
+    #[prost(uint32, tag = "3")]
+    pub hca_objects: u32,
+}
+impl ::prost::Name for RdmaEntry {
+    const NAME: &'static str = "RdmaEntry";
+    const PACKAGE: &'static str = "io.containerd.cgroups.v2";
+    fn full_name() -> ::prost::alloc::string::String {
+        "io.containerd.cgroups.v2.RdmaEntry".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/io.containerd.cgroups.v2.RdmaEntry".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HugeTlbStat {
+    #[prost(uint64, tag = "1")]
+    pub current: u64,
+    #[prost(uint64, tag = "2")]
+    pub max: u64,
+    /// As in the names of the files: 2MB.
+    #[prost(string, tag = "3")]
+    pub pagesize: ::prost::alloc::string::String,
+}
+impl ::prost::Name for HugeTlbStat {
+    const NAME: &'static str = "HugeTlbStat";
+    const PACKAGE: &'static str = "io.containerd.cgroups.v2";
+    fn full_name() -> ::prost::alloc::string::String {
+        "io.containerd.cgroups.v2.HugeTlbStat".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/io.containerd.cgroups.v2.HugeTlbStat".into()
     }
 }

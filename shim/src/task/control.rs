@@ -1,5 +1,7 @@
 //! Requests that change or measure a running container.
 
+use std::collections::HashMap;
+
 use nix::unistd::Pid;
 use prost_types::Any;
 use proto::{
@@ -18,6 +20,7 @@ use crate::{
     cgroup::Cgroup,
     error::TaskError,
     events::Topic,
+    io::IoError,
     process::Reply,
     rules::{Op, State},
     stats,
@@ -129,7 +132,7 @@ impl Task {
     /// Takes note of whether the container is frozen, and tells of the change. After a runtime that failed (`None`) the
     /// cgroup says how far it came.
     fn settle_frozen(&mut self, frozen: Option<bool>) {
-        let asked = || Cgroup::of(self.init.pid).and_then(|cgroup| cgroup.is_frozen());
+        let asked = || self.cgroup.as_ref().and_then(Cgroup::is_frozen);
         match (frozen.or_else(asked), self.init.state) {
             (Some(true), State::Running) => {
                 self.init.state = State::Paused;
@@ -144,7 +147,11 @@ impl Task {
     }
 
     pub(super) fn update(&mut self, resources: Vec<u8>, reply: Reply<()>) {
-        if let Err(error) = self.admit(Op::Update, "update", &Key::Init) {
+        let readable = serde_json::from_slice::<HashMap<&str, &serde_json::value::RawValue>>(&resources);
+        let readable = readable.map_err(|error| {
+            TaskError::Invalid(format!("update container {}: its LinuxResources are no JSON object: {error}", self.id))
+        });
+        if let Err(error) = self.admit(Op::Update, "update", &Key::Init).and_then(|_| readable.map(drop)) {
             return drop(reply.send(Err(error)));
         }
         let oci = self.oci.clone();
@@ -188,11 +195,26 @@ impl Task {
         });
     }
 
+    /// Sets the size of a terminal, at once or as soon as there is one; what has none has no size, as with containerd's shim.
+    pub(super) fn resize(&mut self, key: &Key, (columns, rows): (u16, u16)) -> Result<(), TaskError> {
+        let id = self.name(key);
+        let process = self.admit(Op::Resize, "resize", key)?;
+        match &process.io {
+            None => {
+                process.early_size = Some((columns, rows));
+                Ok(())
+            }
+            Some(io) => match io.resize(columns, rows) {
+                Err(IoError::NoTerminal) => Ok(()),
+                done => done.map_err(|cause| TaskError::Io { id, cause }),
+            },
+        }
+    }
+
     pub(super) fn pids(&mut self, reply: Reply<PidsResponse>) {
-        let pid = match self.admit(Op::Pids, "list processes of", &Key::Init) {
-            Ok(init) => init.pid,
-            Err(error) => return drop(reply.send(Err(error))),
-        };
+        if let Err(error) = self.admit(Op::Pids, "list processes of", &Key::Init) {
+            return drop(reply.send(Err(error)));
+        }
         let execs: Vec<_> = self.execs.iter().filter(|(_, exec)| exec.state == State::Running).collect();
         let execs: Vec<_> = execs.into_iter().map(|(id, exec)| (exec.pid, id.clone())).collect();
         let answer = move |pids: Vec<u32>| {
@@ -203,8 +225,11 @@ impl Task {
             };
             PidsResponse { processes: pids.into_iter().map(info).collect() }
         };
-        if let Some(pids) = Cgroup::of(pid).and_then(|cgroup| cgroup.pids()) {
+        if let Some(pids) = self.cgroup.as_ref().and_then(Cgroup::pids) {
             return drop(reply.send(Ok(answer(pids))));
+        }
+        if self.init.state == State::Stopped {
+            return drop(reply.send(Ok(answer(Vec::new()))));
         }
         let oci = self.oci.clone();
         tokio::task::spawn_local(async move {
@@ -213,8 +238,8 @@ impl Task {
     }
 
     pub(super) fn stats(&mut self) -> Result<Any, TaskError> {
-        let pid = self.admit(Op::Stats, "measure", &Key::Init)?.pid;
-        let cgroup = Cgroup::of(pid).ok_or_else(|| TaskError::NoCgroup(self.id.clone()))?;
-        Ok(stats::read(&cgroup))
+        self.admit(Op::Stats, "measure", &Key::Init)?;
+        let cgroup = self.cgroup.as_ref().ok_or_else(|| TaskError::NoCgroup(self.id.clone()))?;
+        Ok(stats::read(cgroup))
     }
 }

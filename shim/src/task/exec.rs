@@ -94,6 +94,13 @@ impl Task {
         let inbox = self.inbox.clone();
         let Started { pid, exit, io } = started;
         let exec = self.process(key)?;
+        if let Some((columns, rows)) = exec.early_size {
+            // A process without a terminal has no size; asked for later it would be ignored as well.
+            let _ = io.resize(columns, rows);
+        }
+        if exec.early_close {
+            io.close_stdin();
+        }
         (exec.state, exec.pid, exec.io) = (State::Running, pid, Some(io));
         let exec_id = key.event_id("").to_owned();
         self.tell(Topic::ExecStarted, &TaskExecStarted { container_id: self.id.clone(), exec_id, pid });
