@@ -202,8 +202,18 @@ fn containerd_cleans_up_after_a_killed_shim() {
         (!ctr.logged(&["event published", "/tasks/exit"]).is_empty()).then_some(())
     });
     ctr.ok(&["containers", "delete", "box"]);
-    // The name is free for another life.
-    run(&ctr, &[], "box", &["sleep", "1000"]);
+    // The name is free for another life; this time in a pod, where all share the fate of their shim.
+    let pod = ["--annotation", "io.containerd.runc.v2.group=pod"];
+    for id in ["box", "other"] {
+        run(&ctr, &pod, id, &["sleep", "1000"]);
+    }
+    let [shim] = ctr.processes("start")[..] else { panic!("one shim") };
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim), nix::sys::signal::Signal::SIGKILL).unwrap();
+    for id in ["box", "other"] {
+        reaches(&ctr, id, "gone");
+        ctr.ok(&["containers", "delete", id]);
+    }
+    run(&ctr, &pod, "box", &["sleep", "1000"]);
     remove(&ctr, "box");
     leaves_nothing(ctr);
 }

@@ -20,6 +20,9 @@ pub(super) const RESPONSE: u8 = 2;
 /// A part of a stream, which no call here is.
 pub(super) const DATA: u8 = 3;
 
+/// Flag of a request: its client has more to send.
+pub(super) const OPEN: u8 = 2;
+
 /// What stands before the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Header {

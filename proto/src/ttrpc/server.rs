@@ -12,7 +12,7 @@ use tonic::Status;
 
 use super::{
     NAMESPACE_HEADER,
-    frame::{self, DATA, Frame, MESSAGE_LIMIT, REQUEST, RESPONSE},
+    frame::{self, DATA, Frame, MESSAGE_LIMIT, OPEN, REQUEST, RESPONSE},
     message::{Request, Response},
 };
 use crate::google::rpc;
@@ -144,7 +144,8 @@ fn admit(frame: Frame, last: &mut u32, under_way: usize) -> Result<Option<Reques
     let Some(data) = data else {
         return Err(Status::resource_exhausted(format!("a ttrpc message has at most {MESSAGE_LIMIT} bytes")));
     };
-    if header.flags != 0 {
+    // A stream that its client has closed already says no more than a unary call.
+    if header.flags & OPEN != 0 {
         return Err(Status::unimplemented("streaming calls are not served here"));
     }
     if under_way >= CALLS {
@@ -167,7 +168,8 @@ fn response(outcome: Result<Vec<u8>, Status>) -> Response {
             .ok_or_else(|| Status::resource_exhausted("the answer is larger than a ttrpc message may be"))
     });
     match outcome {
-        Ok(payload) => Response { status: None, payload },
+        // The first ttrpc clients took a missing status for a failure.
+        Ok(payload) => Response { status: Some(rpc::Status::default()), payload },
         Err(error) => Response { status: Some(status(&error)), payload: Vec::new() },
     }
 }

@@ -142,8 +142,11 @@ async fn frames_out_of_order_are_refused_one_by_one() {
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     tokio::spawn(serve(theirs, std::future::pending(), |call| task(call, Arc::new(Notify::new()))));
     let request = |method: &str| Request { service: TASK_V2.into(), method: method.into(), ..Request::default() };
-    let mut streaming = frame::encode(7, REQUEST, &request("State"));
-    streaming[9] = 2;
+    let flagged = |stream: u32, flags: u8| {
+        let mut bytes = frame::encode(stream, REQUEST, &request("State"));
+        bytes[9] = flags;
+        bytes
+    };
     let mut garbage = frame::encode(9, REQUEST, &request("State"));
     garbage[10..].fill(0xff);
     let unknown = frame::encode(11, 77, &request("State"));
@@ -153,10 +156,12 @@ async fn frames_out_of_order_are_refused_one_by_one() {
         (frame::encode(1, REQUEST, &request("State")), 1, Code::InvalidArgument),
         (frame::encode(4, REQUEST, &request("State")), 4, Code::InvalidArgument),
         (frame::encode(5, DATA, &request("State")), 5, Code::InvalidArgument),
-        (streaming, 7, Code::Unimplemented),
+        (flagged(7, 2), 7, Code::Unimplemented),
         (garbage, 9, Code::InvalidArgument),
         // Not answered at all: the next one is.
         ([unknown, frame::encode(13, REQUEST, &request("Nothing"))].concat(), 13, Code::Unimplemented),
+        // "Nothing more to come" is what a unary call is.
+        (flagged(15, 1), 15, Code::Ok),
     ] {
         ours.write_all(&bytes).await.unwrap();
         let frame = timeout(SOON, frame::read(&mut ours)).await.unwrap().unwrap().unwrap();
