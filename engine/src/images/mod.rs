@@ -247,7 +247,7 @@ impl Images {
     /// Takes a name away; one that is gone already is fine.
     async fn delete_record(&self, name: &str) -> Result<(), ImageError> {
         // Synchronous: the space is free when the user reads "Deleted".
-        let request = api::DeleteImageRequest { name: name.to_owned(), sync: true };
+        let request = api::DeleteImageRequest { name: name.to_owned(), sync: true, target: None };
         match self.client.retry(request, |client, request| async move { client.images().delete(request).await }).await {
             Err(error) if !error.is_not_found() => Err(ImageError::supervisor("remove image", name, error)),
             _ => Ok(()),
