@@ -365,3 +365,70 @@ async fn fifty_three_megabytes_attached_and_logged() {
     shim.finish().await;
     stage.leaves_nothing().await;
 }
+
+/// Seconds of processor time of the shim, in the kernel and out of it.
+fn shim_time(stage: &Stage) -> (f64, f64) {
+    let folder = stage.folder.path().display().to_string();
+    let shims = processes_with(&folder);
+    let shim = shims.iter().find(|process| process.contains("-publish-binary")).expect("a shim");
+    let pid = shim.split(' ').next().expect("pid");
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
+    let fields: Vec<_> = stat.rsplit(')').next().expect("fields").split_whitespace().collect();
+    let ticks = |at: usize| fields[at].parse::<f64>().expect("ticks") / 100.0;
+    (ticks(12), ticks(11))
+}
+
+/// What the bench of the whole stack does, less engine and client: 4.8 million lines of 11 bytes, logged and attached.
+/// SHIM names the build to be measured; without it nothing is, as figures of a debug build mean nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn fifty_three_megabytes_in_short_lines() {
+    if std::env::var_os("SHIM").is_none() {
+        eprintln!("skipped: SHIM names no build to be measured");
+        return;
+    }
+    for (scheme, options) in [
+        ("json-file", "?max-size=20971520&max-file=5"),
+        ("json-file", ""),
+        ("local", "?max-size=20971520&max-file=5"),
+        ("cri", ""),
+        ("", ""),
+    ] {
+        let stage = Stage::new().await;
+        let log = stage.path("log");
+        let script = "yes 0123456789 | head -c 53000000";
+        let bundle = stage.bundle("short", &["sh", "-c", script], |_| ());
+        let mut shim = stage.shim("short", bundle.clone()).await;
+        let mut request = stage.create("short", &bundle);
+        if !scheme.is_empty() {
+            request.stdout = uri(&log, scheme, options);
+        }
+        if let Err(status) = shim.create(request).await {
+            eprintln!("{scheme}: {}", status.message());
+            shim.shutdown().await;
+            continue;
+        }
+        let output = stage.fifo("out");
+        let mut reader = open_read(&output);
+        nix::fcntl::fcntl(&reader, nix::fcntl::FcntlArg::F_SETPIPE_SZ(1 << 20)).expect("pipe size");
+        attach(&shim, AttachRequest { stdout: output.display().to_string(), ..Default::default() }).await.expect("attach");
+        let before = shim_time(&stage);
+        let counted = tokio::task::spawn_blocking(move || {
+            let (mut buffer, mut count) = (vec![0; 256 << 10], 0);
+            loop {
+                match reader.read(&mut buffer).expect("read") {
+                    0 if count > 0 => return count,
+                    read => count += read,
+                }
+            }
+        });
+        let begin = Instant::now();
+        shim.start("").await.expect("start");
+        assert_eq!(counted.await.expect("reader"), 53_000_000);
+        shim.wait("").await;
+        let (took, after) = (begin.elapsed(), shim_time(&stage));
+        let (kernel, user) = (after.0 - before.0, after.1 - before.1);
+        eprintln!("{scheme:10} {options:30} {took:.2?}; the shim's processor time: {user:.2} user, {kernel:.2} kernel");
+        shim.finish().await;
+        stage.leaves_nothing().await;
+    }
+}

@@ -3,7 +3,7 @@
 use super::{
     Container,
     frames::DetachKeys,
-    logs, rules,
+    log_config, logs, rules,
     streams::{ClientStream, Ended, Ends, Fifos, Framing, Wants, pump, write_frame},
 };
 use crate::{
@@ -207,7 +207,16 @@ impl Joining {
     async fn replay(&self, app: &App, options: &logs::Options, client: ClientStream) -> Option<ClientStream> {
         let ClientStream { stream, early } = client;
         let (reader, mut writer) = stream.into_split();
-        let mut log = logs::Reader::open(&app.containers.log_of(&self.container.id), options);
+        let kind = self.container.live().record.host.log_config.kind.clone();
+        // As Docker: nothing is shown of a log that can't be read back.
+        let mut log = match log_config::readable(&kind) {
+            None => return reader.reunite(writer).ok().map(|stream| ClientStream { stream, early }),
+            Some(format) => {
+                let options = logs::Options { format, ..options.clone() };
+                let place = log_config::path(&app.containers.folder_of(&self.container.id), &self.container.id, &kind);
+                tokio::task::spawn_blocking(move || logs::Reader::open(&place, &options)).await.ok()?
+            }
+        };
         while let Some((stream, text)) = log.next_line() {
             let written = match self.framing {
                 Framing::Raw => writer.write_all(&text).await,

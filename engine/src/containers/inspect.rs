@@ -14,7 +14,8 @@ pub fn inspect(app: &Arc<App>, container: &Arc<Container>) -> ApiResult<Value> {
     let execs: Vec<String> =
         app.containers.execs_of(&record.id).into_iter().filter(|e| e.state().running).map(|e| e.id.clone()).collect();
     let folder = app.containers.folder_of(&record.id);
-    let has_log = record.host.log_config.kind != "none";
+    // As Docker: the files of other drivers are nobody else's to read.
+    let has_log = record.host.log_config.kind == "json-file";
     let file = |name: &str| match record.state.started_at.is_set() {
         true => folder.join(name).display().to_string(),
         false => String::new(),

@@ -1,7 +1,7 @@
 //! The log of a container, as the shim writes it: read from its end or its beginning, across rotated files, and followed
 //! by inotify.
 
-use super::frames::Stream;
+use super::{frames::Stream, locallog, log_config::Format};
 use crate::time::Timestamp;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde::Deserialize;
@@ -11,7 +11,7 @@ use std::{
     io::{self, BufRead, BufReader, Read, Seek, SeekFrom},
     os::{
         fd::{AsFd, AsRawFd, RawFd},
-        unix::fs::MetadataExt,
+        unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
 };
@@ -39,6 +39,8 @@ pub struct Options {
     pub timestamps: bool,
     /// Attributes in front of each line.
     pub details: bool,
+    /// How the log is written.
+    pub format: Format,
 }
 
 #[derive(Deserialize)]
@@ -49,6 +51,8 @@ struct Line<'a> {
     stream: std::borrow::Cow<'a, str>,
     #[serde(borrow, default)]
     time: std::borrow::Cow<'a, str>,
+    #[serde(default)]
+    attrs: std::collections::BTreeMap<String, String>,
 }
 
 /// Reads lines in order.
@@ -63,6 +67,14 @@ pub struct Reader {
     newest: Option<u64>,
     partial: Vec<u8>,
     done: bool,
+}
+
+/// One message, whatever the format.
+struct Entry {
+    stream: Stream,
+    time: Timestamp,
+    text: Vec<u8>,
+    attributes: std::collections::BTreeMap<String, String>,
 }
 
 impl Reader {
@@ -86,8 +98,7 @@ impl Reader {
         // which its inode tells, but none is missed.
         let mut seen: Vec<u64> = reader.newest.into_iter().collect();
         for number in 1.. {
-            let Ok(file) = File::open(rotated(path, number)) else { break };
-            let inode = file.metadata().map(|m| m.ino()).unwrap_or(0);
+            let Some((file, inode)) = open_rotated(path, number) else { break };
             if !seen.contains(&inode) {
                 seen.push(inode);
                 files.push(file);
@@ -125,18 +136,18 @@ impl Reader {
                 self.partial.clear();
             }
             let reader = self.current.as_mut()?;
-            let room = LINE_LIMIT.saturating_sub(self.partial.len() as u64);
-            let read = reader.by_ref().take(room).read_until(b'\n', &mut self.partial).unwrap_or(0);
-            if self.partial.last() == Some(&b'\n') || self.partial.len() as u64 >= LINE_LIMIT {
+            let whole = match self.options.format {
+                Format::Json => read_line(reader, &mut self.partial),
+                Format::Local => locallog::read_record(reader, &mut self.partial),
+            };
+            if whole {
                 return Some(std::mem::take(&mut self.partial));
             }
-            if read == 0 {
-                // The end of this file; the last one may grow.
-                if self.files.is_empty() {
-                    return None;
-                }
-                self.current = None;
+            // The end of this file; the last one may grow.
+            if self.files.is_empty() {
+                return None;
             }
+            self.current = None;
         }
     }
 
@@ -145,11 +156,18 @@ impl Reader {
         let Ok(file) = File::open(&self.path) else { return };
         let inode = file.metadata().ok().map(|m| m.ino());
         if inode != self.newest {
-            // Several rotations since the last look: those in between have numbers by now.
+            // Several rotations since the last look: those in between have numbers by now. A packed file is another file;
+            // how it begins tells whether it is the one that has been read.
+            let head = |file: &File| {
+                let mut head = [0; 256];
+                let count = file.read_at(&mut head, 0).unwrap_or(0);
+                head[..count].to_vec()
+            };
+            let known = self.current.as_ref().map(|current| head(current.get_ref())).filter(|head| !head.is_empty());
             let mut missed = Vec::new();
             for number in 1.. {
-                let Ok(older) = File::open(rotated(&self.path, number)) else { break };
-                if older.metadata().ok().map(|m| m.ino()) == self.newest || self.newest.is_none() {
+                let Some((older, inode)) = open_rotated(&self.path, number) else { break };
+                if Some(inode) == self.newest || self.newest.is_none() || known.as_ref() == Some(&head(&older)) {
                     break;
                 }
                 missed.push(older);
@@ -162,35 +180,83 @@ impl Reader {
     }
 
     fn show(&mut self, raw: &[u8]) -> Option<(Stream, Vec<u8>)> {
-        // A line that cannot be read (a full disk cut it) is left out; the log goes on.
-        let line: Line<'_> = serde_json::from_slice(raw).ok()?;
-        let stream = Stream::parse(&line.stream)?;
         let options = &self.options;
-        let wanted = match stream {
+        let timed = options.since.is_some() || options.until.is_some() || options.timestamps;
+        // A line that cannot be read (a full disk cut it) is left out; the log goes on.
+        let entry = decode(raw, options.format, timed)?;
+        let wanted = match entry.stream {
             Stream::Stdout => options.stdout,
             Stream::Stderr => options.stderr,
         };
-        let timed = options.since.is_some() || options.until.is_some() || options.timestamps;
-        let time = if timed { line.time.parse::<Timestamp>().unwrap_or_default() } else { Timestamp::NEVER };
-        if options.until.is_some_and(|until| time > until) {
+        if options.until.is_some_and(|until| entry.time > until) {
             self.done = true;
             return None;
         }
-        if !wanted || options.since.is_some_and(|since| time < since) {
+        if !wanted || options.since.is_some_and(|since| entry.time < since) {
             return None;
         }
-        let mut text = Vec::with_capacity(line.log.len() + 32);
+        let mut text = Vec::with_capacity(entry.text.len() + 32);
         if options.timestamps {
-            text.extend_from_slice(time.fixed().as_bytes());
+            text.extend_from_slice(entry.time.fixed().as_bytes());
             text.push(b' ');
         }
         if options.details {
-            // No log option adds attributes so far, so there are none; Docker then writes the separator alone.
+            // Without attributes Docker writes the separator alone.
+            let pairs: Vec<_> = entry.attributes.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            text.extend_from_slice(pairs.join(",").as_bytes());
             text.push(b' ');
         }
-        text.extend_from_slice(line.log.as_bytes());
-        Some((stream, text))
+        text.extend_from_slice(&entry.text);
+        Some((entry.stream, text))
     }
+}
+
+fn decode(raw: &[u8], format: Format, timed: bool) -> Option<Entry> {
+    match format {
+        Format::Json => {
+            let line: Line<'_> = serde_json::from_slice(raw).ok()?;
+            Some(Entry {
+                stream: Stream::parse(&line.stream)?,
+                time: if timed { line.time.parse().unwrap_or_default() } else { Timestamp::NEVER },
+                text: line.log.into_owned().into_bytes(),
+                attributes: line.attrs,
+            })
+        }
+        Format::Local => {
+            let (source, nanos, text) = locallog::decode(raw)?;
+            let time = Timestamp::from_parts(nanos.div_euclid(1_000_000_000), nanos.rem_euclid(1_000_000_000));
+            Some(Entry { stream: Stream::parse(&source)?, time, text, attributes: Default::default() })
+        }
+    }
+}
+
+/// True when `partial` holds a whole line.
+fn read_line(reader: &mut BufReader<File>, partial: &mut Vec<u8>) -> bool {
+    let room = LINE_LIMIT.saturating_sub(partial.len() as u64);
+    // An error is an end: what can't be read is not there.
+    let _ = reader.by_ref().take(room).read_until(b'\n', partial);
+    partial.last() == Some(&b'\n') || partial.len() as u64 >= LINE_LIMIT
+}
+
+/// A predecessor, unpacked if need be, and what tells it from others.
+fn open_rotated(path: &Path, number: u32) -> Option<(File, u64)> {
+    let plain = rotated(path, number);
+    if let Ok(file) = File::open(&plain) {
+        let inode = file.metadata().ok()?.ino();
+        return Some((file, inode));
+    }
+    let mut name = plain.into_os_string();
+    name.push(".gz");
+    let packed = File::open(name).ok()?;
+    let inode = packed.metadata().ok()?.ino();
+    // Without a name, so that nothing is left of it whatever happens.
+    let mut unpacked = File::options();
+    unpacked.read(true).write(true).custom_flags(nix::libc::O_TMPFILE);
+    let mut unpacked = unpacked.open(path.parent()?).ok()?;
+    // What a broken file holds before the break is shown.
+    let _ = io::copy(&mut flate2::read::GzDecoder::new(packed), &mut unpacked);
+    unpacked.rewind().ok()?;
+    Some((unpacked, inode))
 }
 
 fn rotated(path: &Path, number: u32) -> PathBuf {
@@ -212,7 +278,9 @@ fn last_lines(files: Vec<File>, lines: usize, options: &Options) -> Vec<File> {
     let mut missing = lines;
     let mut chosen = Vec::new();
     for mut file in files {
-        let found = if selective {
+        let found = if options.format == Format::Local {
+            start_by_records(&mut file, missing, options)
+        } else if selective {
             start_by_reading(&mut file, missing, options)
         } else {
             start_by_newlines(&mut file, missing)
@@ -283,6 +351,24 @@ fn start_by_reading(file: &mut File, lines: usize, options: &Options) -> io::Res
         position += read;
     }
     Ok((starts.front().copied().unwrap_or(position), starts.len()))
+}
+
+/// The same for records, by the length behind each.
+fn start_by_records(file: &mut File, lines: usize, options: &Options) -> io::Result<(u64, usize)> {
+    let mut position = file.metadata()?.len();
+    let mut counted = 0;
+    let timed = options.until.is_some();
+    while counted < lines
+        && let Some((begin, record)) = locallog::record_before(file, position)?
+    {
+        position = begin;
+        let entry = decode(&record, Format::Local, timed);
+        counted += usize::from(entry.is_some_and(|entry| {
+            let wanted = if entry.stream == Stream::Stdout { options.stdout } else { options.stderr };
+            wanted && options.until.is_none_or(|until| entry.time <= until)
+        }));
+    }
+    Ok((position, counted))
 }
 
 /// Wakes up when something happens to the files of a log.
@@ -365,6 +451,93 @@ mod tests {
         }
         let stamped = Options { tail: Some(1), timestamps: true, ..both() };
         assert_eq!(read(&mut Reader::open(&path, &stamped)), ["1970-01-01T00:00:08.000000005Z 8"]);
+    }
+
+    /// A record as the shim writes it.
+    fn record(n: u32, stream: &str, partial: bool) -> Vec<u8> {
+        let mut message = vec![0x0a, u8::try_from(stream.len()).unwrap()];
+        message.extend_from_slice(stream.as_bytes());
+        // A varint.
+        message.push(0x10);
+        let mut nanos = u64::from(n) * 1_000_000_000;
+        while nanos >= 0x80 {
+            message.push(nanos as u8 | 0x80);
+            nanos >>= 7;
+        }
+        message.push(nanos as u8);
+        let text = n.to_string();
+        message.extend_from_slice(&[0x1a, u8::try_from(text.len()).unwrap()]);
+        message.extend_from_slice(text.as_bytes());
+        if partial {
+            message.extend_from_slice(&[0x20, 1, 0x2a, 0]);
+        }
+        let length = u32::try_from(message.len()).unwrap().to_be_bytes();
+        [&length[..], &message, &length[..]].concat()
+    }
+
+    fn pack(path: &Path) {
+        let text = std::fs::read(path).unwrap();
+        let mut name = path.as_os_str().to_owned();
+        name.push(".gz");
+        let mut packed = flate2::GzBuilder::new().write(File::create(name).unwrap(), flate2::Compression::fast());
+        packed.write_all(&text).unwrap();
+        packed.finish().unwrap();
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn local_logs_are_read_from_both_ends_and_packed_ones_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("container.log");
+        let records = |range: std::ops::Range<u32>| {
+            let stream = |n| if n % 2 == 0 { "stdout" } else { "stderr" };
+            range.flat_map(|n| record(n, stream(n), false)).collect::<Vec<u8>>()
+        };
+        for (number, range) in [(2, 0..3), (1, 3..6)] {
+            std::fs::write(rotated(&path, number), records(range)).unwrap();
+            pack(&rotated(&path, number));
+        }
+        std::fs::write(&path, records(6..9)).unwrap();
+        let local = || Options { format: Format::Local, ..both() };
+        let at = |n| Some(Timestamp::from_parts(n, 0));
+        let cases: [(Options, &[&str]); 6] = [
+            (local(), &["0", "1", "2", "3", "4", "5", "6", "7", "8"]),
+            (Options { tail: Some(2), ..local() }, &["7", "8"]),
+            (Options { tail: Some(5), ..local() }, &["4", "5", "6", "7", "8"]),
+            (Options { tail: Some(3), stdout: false, ..local() }, &["3", "5", "7"]),
+            (Options { since: at(3), until: at(6), ..local() }, &["3", "4", "5", "6"]),
+            (Options { tail: Some(0), ..local() }, &[]),
+        ];
+        for (options, expected) in cases {
+            assert_eq!(read(&mut Reader::open(&path, &options)), expected, "{options:?}");
+        }
+        let mut reader = Reader::open(&path, &Options { tail: Some(1), timestamps: true, ..local() });
+        assert_eq!(read(&mut reader), ["1970-01-01T00:00:08.000000000Z 8"]);
+        // A record that comes in pieces, and a piece of a line.
+        let (whole, piece) = (record(9, "stdout", false), record(10, "stdout", true));
+        let append = |bytes: &[u8]| File::options().append(true).open(&path).unwrap().write_all(bytes).unwrap();
+        for bytes in [&whole[..2], &whole[2..7], &whole[7..]] {
+            append(bytes);
+            let complete = bytes.len() == whole.len() - 7;
+            assert_eq!(reader.next_line().is_some(), complete);
+        }
+        append(&piece);
+        assert!(reader.next_line().is_some_and(|(_, text)| text.ends_with(b" 10")), "no line feed");
+        // Rotated and packed before the reader looks: nothing comes twice.
+        for number in [2, 1] {
+            let name = |n| format!("{}.gz", rotated(&path, n).display());
+            std::fs::rename(name(number), name(number + 1)).unwrap();
+        }
+        std::fs::rename(&path, rotated(&path, 1)).unwrap();
+        pack(&rotated(&path, 1));
+        std::fs::write(&path, record(11, "stdout", false)).unwrap();
+        reader.look_for_rotation();
+        assert_eq!(read(&mut reader), ["1970-01-01T00:00:11.000000000Z 11"]);
+        // What isn't a record ends the log, and nothing worse.
+        append(&[0xff; 64]);
+        append(&whole);
+        assert!(read(&mut reader).is_empty());
+        assert!(read(&mut Reader::open(&path, &Options { tail: Some(1), ..local() })).len() <= 1);
     }
 
     #[test]

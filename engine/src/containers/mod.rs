@@ -14,6 +14,7 @@ pub mod frames;
 pub mod inspect;
 pub mod layers;
 pub mod list;
+pub mod locallog;
 pub mod log_config;
 pub mod logs;
 pub mod merge;

@@ -308,12 +308,13 @@ async fn attach_network(app: &Arc<App>, record: &Record, kind: NetworkKind) -> A
 async fn stdio(app: &App, record: &Record) -> ApiResult<relay::Paths> {
     let attaches = app.supervisor.attaches().await.map_err(|e| ApiError::of(e.kind(), &e))?;
     if !register::choice(app, record).await?.attaches(attaches) {
+        // Said here, as a log that isn't there would be missed too late.
+        log_config::parse(&record.host.log_config)?.simple_file()?;
         let made = app.containers.relays.make(&record.id, &relay_plan(app, record));
         let failed = |e| ApiError::internal(format!("start container {}: make FIFOs: {e}", record.name));
         return made.map(|relay| relay.paths.clone()).map_err(failed);
     }
-    let driver = log_config::parse(&record.host.log_config).unwrap_or(log_config::LogDriver::None);
-    let log = driver.uri(&app.containers.log_of(&record.id));
+    let log = log_config::parse(&record.host.log_config)?.uri(&app.containers.folder_of(&record.id), record.into());
     Ok(relay::Paths {
         stdin: if record.config.open_stdin { "attach:".into() } else { String::new() },
         stdout: log.clone(),
@@ -323,12 +324,12 @@ async fn stdio(app: &App, record: &Record) -> ApiResult<relay::Paths> {
 
 /// What the relay of a container carries, if it needs one.
 pub fn relay_plan(app: &App, record: &Record) -> relay::Plan {
-    let log = match log_config::parse(&record.host.log_config) {
-        Ok(log_config::LogDriver::JsonFile { max_size, max_files }) => {
-            Some(relay::LogPlace { path: app.containers.log_of(&record.id), max_size, max_files })
-        }
-        _ => None,
-    };
+    let file = log_config::parse(&record.host.log_config).and_then(|driver| driver.simple_file()).ok().flatten();
+    let log = file.map(|(max_size, max_files)| relay::LogPlace {
+        path: app.containers.log_of(&record.id),
+        max_size,
+        max_files,
+    });
     relay::Plan { tty: record.config.tty, stdin: record.config.open_stdin, log }
 }
 

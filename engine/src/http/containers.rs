@@ -11,7 +11,7 @@ use crate::{
     containers::{
         Container, attach, create, inspect,
         list::{self, FILTERS},
-        logs,
+        log_config, logs,
         record::Phase,
         remove, signal, start, stats, stop,
         streams::{Framing, Wants},
@@ -241,7 +241,7 @@ pub async fn logs(
         let parsed = query.get(key).filter(|t| *t != "0").map(Timestamp::parse_query).transpose();
         parsed.map_err(|e| ApiError::invalid(format!("invalid value for \"{key}\": {e}")))
     };
-    let options = logs::Options {
+    let mut options = logs::Options {
         stdout: query.flag("stdout"),
         stderr: query.flag("stderr"),
         since: moment("since")?,
@@ -250,6 +250,7 @@ pub async fn logs(
         tail: query.get("tail").and_then(|text| text.parse().ok()),
         timestamps: query.flag("timestamps"),
         details: query.flag("details"),
+        ..logs::Options::default()
     };
     if !options.stdout && !options.stderr {
         return Err(ApiError::invalid("Bad parameters: you must choose at least one stream"));
@@ -258,9 +259,8 @@ pub async fn logs(
         let live = container.live();
         (live.record.config.tty, live.record.host.log_config.kind.clone())
     };
-    if kind == "none" {
-        return Err(ApiError::not_implemented("configured logging driver does not support reading"));
-    }
+    options.format = log_config::readable(&kind)
+        .ok_or_else(|| ApiError::not_implemented("configured logging driver does not support reading"))?;
     let framing = if tty { Framing::Raw } else { Framing::Multiplexed };
     let (sender, receiver) = mpsc::channel(16);
     let follow = query.flag("follow");
@@ -282,7 +282,10 @@ async fn send_log(
     let is_up = || crate::containers::is_up(container.live().record.state.phase) || container.live().starting;
     // Before the first look, so that nothing is written unseen between look and watch.
     let watch = if follow { logs::Watch::new(&app.containers.folder_of(&container.id)).ok() } else { None };
-    let mut reader = logs::Reader::open(&app.containers.log_of(&container.id), &options);
+    let log = log_config::path(&app.containers.folder_of(&container.id), &container.id, options.format.driver());
+    // Packed files are unpacked on the way.
+    let opening = options.clone();
+    let Ok(mut reader) = tokio::task::spawn_blocking(move || logs::Reader::open(&log, &opening)).await else { return };
     let until = options.until;
     loop {
         // Asked before reading: what is written before the end is then surely read.
@@ -312,7 +315,12 @@ async fn send_log(
             () = sender.closed() => return,
             () = sleep_until(until) => {}
         }
-        reader.look_for_rotation();
+        let looked = tokio::task::spawn_blocking(move || {
+            reader.look_for_rotation();
+            reader
+        });
+        let Ok(back) = looked.await else { return };
+        reader = back;
     }
 }
 

@@ -46,10 +46,30 @@ pub(super) fn encode(out: &mut Vec<u8>, text: &[u8], whole: bool, tail: &str) {
     out.extend_from_slice(&tail.as_bytes()[if whole { 0 } else { 2 }..]);
 }
 
+/// How many bytes at the beginning stand for themselves.
+#[inline]
+fn plain_length(text: &[u8]) -> usize {
+    let (blocks, _) = text.as_chunks::<16>();
+    // Without a branch per byte, so that the compiler makes vector instructions of it.
+    let is_plain = |block: &&[u8; 16]| {
+        block.iter().fold(0, |odd, &byte| {
+            odd | u8::from(byte < 0x20 || byte >= 0x80)
+                | u8::from(byte == b'"')
+                | u8::from(byte == b'\\')
+                | u8::from(byte == b'<')
+                | u8::from(byte == b'>')
+                | u8::from(byte == b'&')
+        }) == 0
+    };
+    let begin = 16 * blocks.iter().take_while(is_plain).count();
+    let found = text[begin..].iter().position(|&byte| !PLAIN[usize::from(byte)]);
+    found.map_or(text.len(), |at| begin + at)
+}
+
 fn escape(out: &mut Vec<u8>, text: &[u8]) {
     let mut rest = text;
     loop {
-        let plain = rest.iter().position(|&byte| !PLAIN[usize::from(byte)]).unwrap_or(rest.len());
+        let plain = plain_length(rest);
         out.extend_from_slice(&rest[..plain]);
         rest = &rest[plain..];
         let Some(&byte) = rest.first() else { return };

@@ -13,13 +13,16 @@ use proto::stdio::LogFile as Place;
 
 use super::{
     format::{Format, Stamp},
-    lines::{Entry, Lines, Stream},
+    lines::{Entry, LINE_LIMIT, Lines, Stream},
     queue::Record,
 };
 use crate::report::warn_line;
 
 /// Encoded entries are written when there are that many bytes of them, and at the end of every read.
 const BATCH: usize = 128 << 10;
+
+/// Room for the entry that makes a batch full; one that is escaped heavily takes more.
+const LARGEST: usize = 2 * LINE_LIMIT;
 
 /// The file and its rotated predecessors.
 #[derive(Debug)]
@@ -137,6 +140,10 @@ impl LogFile {
             if self.place.max_size.is_some_and(|limit| self.size >= limit) {
                 self.rotate();
             }
+        }
+        if self.batch.capacity() == 0 {
+            // At once, rather than by doubling; what isn't used costs nothing.
+            self.batch.reserve_exact(BATCH + LARGEST);
         }
         self.format.encode(&mut self.batch, entry, stamp);
         if self.batch.len() >= BATCH {

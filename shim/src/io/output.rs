@@ -19,6 +19,8 @@ use crate::report::warn_line;
 
 /// Read at once. Only held while there is something to read.
 const CHUNK: usize = 128 << 10;
+/// How long buffers are kept while there is nothing to read.
+const KEEP: Duration = Duration::from_millis(20);
 /// What a process last wrote to a terminal passes through a work queue of the kernel; that long is waited for its end.
 const TERMINAL_GRACE: Duration = Duration::from_millis(100);
 
@@ -119,7 +121,7 @@ impl Output {
 
 /// Copies until nobody can write any more.
 pub(super) async fn pump(mut source: Source, mut sink: Sink, output: Rc<Output>) {
-    let mut enlarged = false;
+    let (mut enlarged, mut idle) = (false, false);
     let mut buffer = Vec::new();
     let mut ended_at = None;
     loop {
@@ -160,8 +162,6 @@ pub(super) async fn pump(mut source: Source, mut sink: Sink, output: Rc<Output>)
                 break;
             }
         }
-        buffer = Vec::new();
-        sink.rest();
         let mut grace = Duration::MAX;
         if process_ended && !output.settled.get() {
             let since = ended_at.get_or_insert_with(std::time::Instant::now).elapsed();
@@ -176,10 +176,19 @@ pub(super) async fn pump(mut source: Source, mut sink: Sink, output: Rc<Output>)
                 }
             }
         }
+        // Buffers are kept over a short pause, for a writer that is about to go on, and given back in a longer one.
+        if idle {
+            buffer = Vec::new();
+            sink.rest();
+        }
+        let pause = if idle { grace } else { grace.min(KEEP) };
         tokio::select! {
-            ready = source.pipe().readable() => if ready.is_err() { break },
+            ready = source.pipe().readable() => match ready {
+                Ok(()) => idle = false,
+                Err(_) => break,
+            },
             () = output.wake.notified() => {}
-            () = tokio::time::sleep(grace), if grace != Duration::MAX => {}
+            () = tokio::time::sleep(pause), if pause != Duration::MAX => idle = true,
         }
     }
     sink.finish();
