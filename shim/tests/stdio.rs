@@ -410,7 +410,9 @@ async fn fifty_three_megabytes_in_short_lines() {
         let output = stage.fifo("out");
         let mut reader = open_read(&output);
         nix::fcntl::fcntl(&reader, nix::fcntl::FcntlArg::F_SETPIPE_SZ(1 << 20)).expect("pipe size");
-        attach(&shim, AttachRequest { stdout: output.display().to_string(), ..Default::default() }).await.expect("attach");
+        attach(&shim, AttachRequest { stdout: output.display().to_string(), ..Default::default() })
+            .await
+            .expect("attach");
         let before = shim_time(&stage);
         let counted = tokio::task::spawn_blocking(move || {
             let (mut buffer, mut count) = (vec![0; 256 << 10], 0);
