@@ -105,7 +105,7 @@ fn make_layer(
     request: api::DiffRequest,
     compression: Compression,
 ) -> Result<Response<api::DiffResponse>, Status> {
-    let copy = stores.snapshots.copy_behind(&request.right);
+    let copy = stores.snapshots.copy_behind(&request.left, &request.right);
     let difference = Difference {
         left: &request.left,
         right: &request.right,

@@ -98,6 +98,7 @@ fn unpack(input: impl Read, target: &Target) -> Result<(), LayerError> {
     let mut unpacker = Unpacker {
         tree: Tree::open(target).map_err(top)?,
         merged: (target.layout == Layout::Merged).then(Merged::default),
+        inherits: target.layout == Layout::Merged,
         times: Vec::new(),
         buffer: vec![0; CHUNK],
     };
@@ -114,6 +115,8 @@ struct Unpacker {
     tree: Tree,
     // What this layer has made, where that has to be told from what was there.
     merged: Option<Merged>,
+    // Whether there may be directories with a default ACL, of which what is made in them gets attributes of its own.
+    inherits: bool,
     // Times of directories, set when nothing is written into them any more.
     times: Vec<(Vec<u8>, (i64, u32))>,
     buffer: Vec<u8>,
@@ -306,7 +309,7 @@ impl Unpacker {
     }
 
     // Owner, then mode and attributes: chown clears setuid bits and file capabilities.
-    fn attributes(&self, dir: &OwnedFd, name: &[u8], entry: &Entry) -> Result<(), Errno> {
+    fn attributes(&mut self, dir: &OwnedFd, name: &[u8], entry: &Entry) -> Result<(), Errno> {
         let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
         fchownat(dir, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
         if !matches!(entry.kind, Kind::Symlink(_)) {
@@ -314,9 +317,10 @@ impl Unpacker {
             fchmodat(dir, name, Mode::from_bits_truncate(entry.mode), FchmodatFlags::FollowSymlink)?;
         }
         let path = path_of(dir, name)?;
-        if self.merged.is_some() && entry.kind == Kind::Directory {
+        if self.inherits {
             merged::drop_attributes(&path, entry)?;
         }
+        self.inherits |= entry.xattrs.iter().any(|(key, _)| key == b"system.posix_acl_default");
         for (key, value) in entry.xattrs.iter().filter(|(key, _)| is_layers(key)) {
             let Ok(key) = std::ffi::CString::new(key.as_slice()) else { return Err(Errno::EINVAL) };
             match sys::xattr::lset(&path, &key, value) {

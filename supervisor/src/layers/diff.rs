@@ -79,7 +79,8 @@ pub(crate) struct Difference<'a> {
     pub(crate) right: &'a [Mount],
     /// Where to mount things.
     pub(crate) scratch: &'a Path,
-    /// The folder of the snapshot behind `right`, if that is a whole copy: it was last touched when the copy was complete.
+    /// The folder of the snapshot behind `right`, if that was copied from `left`: it was last touched when the copy was
+    /// complete.
     pub(crate) copy: Option<&'a Path>,
     /// The latest time in the layer, in seconds since 1970.
     pub(crate) epoch: Option<i64>,

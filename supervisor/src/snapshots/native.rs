@@ -17,6 +17,9 @@ use crate::{
     store::StoreError,
 };
 
+/// A link in a snapshot's folder to the folder that it is a copy of.
+pub(super) const COPY_OF: &str = "below";
+
 /// Layers kept as copies.
 pub(crate) struct Native {
     folders: Folders,
@@ -63,7 +66,8 @@ impl Driver for Native {
         let copied = Copier::default().tree(&from, &to);
         copied.map_err(|cause| SnapshotError::Copy { key: key.to_owned(), cause })?;
         proto::fault!("supervisor.snapshot_prepare.copied");
-        // What is changed from here on has a later change time than the folder (`layers::diff` looks at it).
+        // Of what it is a copy, and since when: what is changed from here on has a later change time than the folder (`layers::diff` looks at it).
+        std::os::unix::fs::symlink(format!("../{below}"), folder.join(COPY_OF)).map_err(failed())?;
         let at = std::fs::File::open(&folder).map_err(failed())?;
         let now = nix::sys::time::TimeSpec::UTIME_NOW;
         utimensat(&at, ".", &now, &now, UtimensatFlags::NoFollowSymlink).map_err(|errno| failed()(errno.into()))?;

@@ -9,7 +9,13 @@ use std::{
 use proto::containerd::types::Mount;
 use serde::{Deserialize, Serialize};
 
-use super::{SnapshotError, Snapshotter, btrfs::Btrfs, driver::Driver, native::Native, overlay::Overlay};
+use super::{
+    SnapshotError, Snapshotter,
+    btrfs::Btrfs,
+    driver::Driver,
+    native::{COPY_OF, Native},
+    overlay::Overlay,
+};
 use crate::{
     leases::Leases,
     store::{Database, make_folder},
@@ -245,11 +251,16 @@ impl Snapshotters {
         &self.scratch
     }
 
-    /// The folder of the snapshot that a single bind mount shows, if it is one of ours that is a whole copy.
-    pub(crate) fn copy_behind(&self, mounts: &[Mount]) -> Option<PathBuf> {
-        let [mount] = mounts else { return None };
+    /// The folder of the snapshot that `right` shows, if that was made as a copy of what `left` shows.
+    pub(crate) fn copy_behind(&self, left: &[Mount], right: &[Mount]) -> Option<PathBuf> {
         let native = self.loaded.get("native")?;
-        (mount.r#type == "bind").then(|| native.folder_of(Path::new(&mount.source))).flatten()
+        let folder = |mounts: &[Mount]| match mounts {
+            [only] if only.r#type == "bind" => native.folder_of(Path::new(&only.source)),
+            _ => None,
+        };
+        let (left, right) = (folder(left)?, folder(right)?);
+        let copy_of = std::fs::read_link(right.join(COPY_OF)).ok()?;
+        (copy_of.file_name() == left.file_name()).then_some(right)
     }
 
     /// Whether a folder holds the layer of an overlay of ours.

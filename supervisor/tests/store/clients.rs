@@ -175,3 +175,31 @@ async fn containerds_own_client() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn unpacked_for_several_snapshotters() {
+    let supervisor = Supervisor::start();
+    let client = supervisor.client().await;
+    let (image, layers) = two_layers(gzip);
+    let mut to = unpacking();
+    let mut native = to.unpacks[0].clone();
+    native.snapshotter = "native".into();
+    to.unpacks.push(native);
+    client.import(image.docker_archive(&["a:1"]), &to).await.0.unwrap();
+    let top = chain_id(&layers.each_ref().map(|l| Digest::of(l))).unwrap().to_string();
+    for snapshotter in ["overlayfs", "native"] {
+        assert_eq!(supervisor.names(&format!("snapshots/{snapshotter}")).len(), 2, "{snapshotter}");
+        let message = PrepareSnapshotRequest {
+            snapshotter: snapshotter.into(),
+            key: "box".into(),
+            parent: top.clone(),
+            labels: Default::default(),
+        };
+        let mounts = SnapshotsClient::new(client.channel.clone()).prepare(request(message)).await.unwrap();
+        assert_eq!(mounts.into_inner().mounts[0].r#type, if snapshotter == "native" { "bind" } else { "overlay" });
+    }
+    // What nobody is asked for isn't made: an unknown one is refused before anything is.
+    to.unpacks[0].snapshotter = "zfs".into();
+    let error = client.import(image.docker_archive(&["b:1"]), &to).await.0.unwrap_err();
+    assert!(error.message().contains("snapshotter \"zfs\" is not known"), "{error:?}");
+}

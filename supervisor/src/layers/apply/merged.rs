@@ -68,7 +68,8 @@ impl Merged {
     }
 }
 
-/// Drops the attributes of a directory that its new entry doesn't have: the entry replaces the directory, not what is in it.
+/// Drops the attributes that an entry doesn't have: those that a directory had before its new entry, and those that were
+/// inherited from the directory above.
 pub(super) fn drop_attributes(path: &CStr, entry: &Entry) -> Result<(), Errno> {
     for name in sys::xattr::llist(path)? {
         if is_layers(&name) && !entry.xattrs.iter().any(|(key, _)| *key == name) {

@@ -2,7 +2,7 @@
 //! may be an overlay's upper folder: then only that is walked, and the first looked at where it has something.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     ffi::CString,
     os::fd::{AsFd, OwnedFd},
     rc::Rc,
@@ -79,6 +79,26 @@ struct Frame {
 // The directory as it was, if it was one, and as it is.
 struct Dirs(Option<OwnedFd>, OwnedFd);
 
+type Id = (u64, u64);
+
+// Which file was which, of those with several names: names may have been joined or parted though nothing else has changed.
+#[derive(Default)]
+struct Links {
+    by_old: HashMap<Id, Id>,
+    by_new: HashMap<Id, Id>,
+}
+
+impl Links {
+    // Whether an unchanged file has kept its company.
+    fn keep(&mut self, old: &FileStat, new: &FileStat) -> bool {
+        if old.st_nlink < 2 && new.st_nlink < 2 {
+            return true;
+        }
+        let (old, new) = ((old.st_dev, old.st_ino), (new.st_dev, new.st_ino));
+        *self.by_old.entry(old).or_insert(new) == new && *self.by_new.entry(new).or_insert(old) == old
+    }
+}
+
 /// How many directories above the present one stay open.
 const OPEN: usize = 100;
 
@@ -93,13 +113,14 @@ impl Trees {
     /// files are told too if they have several names: one of these may be new.
     pub(super) fn walk<E>(&self, told: Told<'_, E>) -> Result<(), WalkError<E>> {
         let mut frames = vec![self.top(told)?];
+        let mut links = Links::default();
         while let Some(frame) = frames.last_mut() {
-            let Some((name, both_sides)) = frame.todo.next() else {
+            let Some((name, is_new)) = frame.todo.next() else {
                 frames.pop();
                 continue;
             };
             let path = join(&frame.path, name.to_bytes());
-            if let Some(deeper) = self.visit(&mut frames, &name, both_sides, path, told)? {
+            if let Some(deeper) = self.visit(&mut frames, &mut links, &name, is_new, path, told)? {
                 frames.push(deeper);
                 if frames.len() > OPEN {
                     let above = frames.len() - OPEN;
@@ -183,6 +204,7 @@ impl Trees {
     fn visit<E>(
         &self,
         frames: &mut [Frame],
+        links: &mut Links,
         name: &CString,
         is_new: bool,
         path: Vec<u8>,
@@ -212,8 +234,11 @@ impl Trees {
         }
         let here = Place { dir: new_dir.as_fd(), name, stat: &new };
         let unchanged = match (&old, old_dir) {
+            // What is in an upper folder has been parted from its other names below.
+            (Some(old), _) if self.layout == Layout::Overlay && !is_dir && old.st_nlink > 1 => false,
             (Some(old), Some(dir)) => {
-                same(Place { dir: dir.as_fd(), name, stat: old }, here, self.trust, false).map_err(&failed)?
+                let was = Place { dir: dir.as_fd(), name, stat: old };
+                same(was, here, self.trust, false).map_err(&failed)? && (is_dir || links.keep(old, &new))
             }
             _ => false,
         };

@@ -29,6 +29,8 @@ enum Act {
     Chmod(String, u32),
     Chown(String, u32),
     Attribute(String, bool, u8),
+    /// A default ACL: what is made in the directory from now on has one, too.
+    Acl(String),
     Time(String, i64, i64),
 }
 
@@ -50,6 +52,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         1 => (paths(), 0..0o10000_u32).prop_map(|(p, mode)| Act::Chmod(p, mode)),
         1 => (paths(), 0..100_000_u32).prop_map(|(p, owner)| Act::Chown(p, owner)),
         1 => (paths(), any::<bool>(), any::<u8>()).prop_map(|(p, user, b)| Act::Attribute(p, user, b)),
+        1 => paths().prop_map(Act::Acl),
         1 => (paths(), -10_000..2_000_000_000_i64, 0..3_i64).prop_map(|(p, s, n)| Act::Time(p, s, n * 1000)),
     ];
     prop::collection::vec(act, 0..40)
@@ -112,6 +115,15 @@ impl Act {
                     0 => sys::xattr::lremove(&c_path(&at(path)), name),
                     _ => sys::xattr::lset(&c_path(&at(path)), name, &[*byte; 9]),
                 };
+            }
+            Self::Acl(path) => {
+                // Version 2, then tag, permissions and id: owner, user 7, group, mask, others (linux/posix_acl_xattr.h).
+                let mut acl = vec![2, 0, 0, 0];
+                for (tag, allowed, id) in [(1, 7, -1), (2, 5, 7), (4, 1, -1), (16, 5, -1), (32, 4, -1_i32)] {
+                    acl.extend([tag, 0, allowed, 0]);
+                    acl.extend(id.to_le_bytes());
+                }
+                let _ = sys::xattr::lset(&c_path(&at(path)), c"system.posix_acl_default", &acl);
             }
             Self::Time(path, seconds, nanos) => set_time(&at(path), *seconds, *nanos),
         }
@@ -241,4 +253,35 @@ fn a_layer_makes_its_change_again_on_native() {
 #[test]
 fn a_layer_makes_its_change_again_on_btrfs() {
     run(DriverName::Btrfs, 25);
+}
+
+/// Changes that a run of random ones meets only now and then.
+#[test]
+fn names_that_are_joined_and_parted() {
+    let time = |path: &str| Act::Time(path.into(), 1_000_000_000, 5000);
+    let write = |path: &str| Act::Write(path.into(), 7, 100);
+    let link = |path: &str, to: &str| Act::HardLink(path.into(), to.into());
+    let remove = |path: &str| Act::Remove(path.into());
+    let acl = |path: &str| Act::Acl(path.into());
+    let dir = |path: &str| Act::Directory(path.into());
+    let cases = [
+        // What is made in a directory inherits, but only once, and only if it was made there.
+        (vec![dir("a"), write("a/a"), acl("a")], vec![write("a/b"), dir("a/c"), write("a/c/a"), time("a/a")]),
+        (vec![], vec![dir("a"), write("a/a"), acl("a"), link("a/b", "a/a")]),
+        // Two files that look the same become one.
+        (vec![write("a"), time("a"), write("b"), time("b")], vec![remove("b"), link("b", "a")]),
+        // One becomes two that look the same.
+        (vec![write("a"), link("b", "a"), time("a")], vec![remove("b"), write("b"), time("b")]),
+        // Another name for a while: overlayfs has parted the file from its other name then.
+        (vec![write("a"), link("b", "a")], vec![link("c", "a"), remove("c")]),
+        // A new name in another folder than the old one, whose folder's time is to stay.
+        (vec![dir("c"), write("c/a"), time("c/a"), time("c")], vec![link("a", "c/a")]),
+        (vec![dir("a"), write("a/a"), time("a")], vec![link("b", "a/a")]),
+    ];
+    for lab in Lab::all() {
+        for (before, after) in &cases {
+            round_trip(&lab, before, after)
+                .unwrap_or_else(|error| panic!("{}: {after:?}: {error}", lab.snapshots().name()));
+        }
+    }
 }
