@@ -59,3 +59,33 @@ async fn an_idle_shim_is_small_and_stays_so() {
     }
     stage.leaves_nothing().await;
 }
+
+/// No timer, no polling: a shim whose container sleeps, sleeps too, with a caller and without.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_shim_is_asleep() {
+    let stage = Stage::new().await;
+    let mut called = stage.container("called", &["sleep", "1000"]).await;
+    called.start("").await.expect("start");
+    let mut left = stage.container("left", &["sleep", "1000"]).await;
+    left.start("").await.expect("start");
+    let mut pids = Vec::new();
+    for shim in [&mut called, &mut left] {
+        let request = ConnectRequest { id: shim.id.clone() };
+        pids.push(shim.task.connect(request).await.expect("connect").into_inner().shim_pid);
+    }
+    let bundle = left.bundle.clone();
+    drop(left);
+    let wakes = |pid: &u32| -> u64 {
+        let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+        let line = text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        line.expect("a counter").trim().parse().expect("number")
+    };
+    // Unused connections are given up after a second, the heap is trimmed then.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    let before: Vec<u64> = pids.iter().map(wakes).collect();
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!(pids.iter().map(wakes).collect::<Vec<_>>(), before);
+    called.finish().await;
+    stage.shim("left", bundle).await.finish().await;
+    stage.leaves_nothing().await;
+}
