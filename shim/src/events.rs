@@ -24,13 +24,13 @@ use tokio::{sync::Notify, time::timeout};
 use crate::{
     bootstrap::EventSink,
     clock,
-    forward::{Failure, Forwarder},
+    forward::{Ended, Failure, Forwarder},
     journal::{Entry, Journal},
     report::warn_line,
 };
 
-/// First and longest pause before another try.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+/// First and longest pause before another try, unless the daemon's socket appears meanwhile.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(10));
 /// How long an unused connection is kept.
 const IDLE: Duration = Duration::from_secs(1);
 /// When so many wait, nothing is begun that would add more.
@@ -157,8 +157,11 @@ impl Events {
             };
             match forwarded {
                 Err(Failure::Later) => {
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(PAUSES.1);
+                    pause = match forwarder.pause(pause).await {
+                        // It has bound its socket and listens in a moment.
+                        Ended::Appeared => PAUSES.0,
+                        Ended::TimeOut => (pause * 2).min(PAUSES.1),
+                    };
                     continue;
                 }
                 Err(Failure::Refused(status)) => warn_line!("event refused by the supervisor: {}", status.message()),

@@ -1,7 +1,9 @@
 //! The way of an event to the daemon: gRPC or ttrpc, one connection, made when it is needed.
 
 use std::{
+    ffi::OsStr,
     io,
+    os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
     path::Path,
     pin::Pin,
     task::{Context, Poll},
@@ -10,11 +12,16 @@ use std::{
 
 use hyper::{body::Incoming, client::conn::http2::SendRequest};
 use hyper_util::rt::TokioIo;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use proto::{
     containerd::services::events::v1::{Envelope, ForwardRequest, events_client::EventsClient},
     ttrpc,
 };
-use tokio::{net::UnixStream, time::timeout};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    net::UnixStream,
+    time::timeout,
+};
 use tonic::{
     Code, Request, Status,
     body::Body,
@@ -35,6 +42,15 @@ pub(crate) enum Failure {
     Refused(Status),
 }
 
+/// What ended a pause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// The daemon's socket was made.
+    Appeared,
+    /// The time was over.
+    TimeOut,
+}
+
 enum Link {
     Grpc(EventsClient<Connection>),
     Ttrpc(ttrpc::Client),
@@ -45,12 +61,14 @@ pub(crate) struct Forwarder {
     sink: EventSink,
     namespace: String,
     link: Option<Link>,
+    /// Sees the daemon come back; there while it is away.
+    watch: Option<AsyncFd<OwnedFd>>,
 }
 
 impl Forwarder {
     /// Nothing is connected yet.
     pub(crate) fn new(sink: EventSink, namespace: &str) -> Self {
-        Self { sink, namespace: namespace.to_owned(), link: None }
+        Self { sink, namespace: namespace.to_owned(), link: None, watch: None }
     }
 
     /// Lets go of the connection; the next event makes a new one.
@@ -64,10 +82,36 @@ impl Forwarder {
             Ok(outcome) => outcome,
             Err(_) => Err(Failure::Later),
         };
-        if matches!(outcome, Err(Failure::Later)) {
-            self.disconnect();
+        match &outcome {
+            Err(Failure::Later) => self.disconnect(),
+            _ => self.watch = None,
         }
         outcome
+    }
+
+    /// Waits before another try: until the daemon makes its socket, or at most so long, in case it makes none (it hangs, or
+    /// somebody else holds its socket for it).
+    ///
+    /// The watch stays for the tries that follow, so that nothing is missed between one of them and the next pause.
+    pub(crate) async fn pause(&mut self, at_most: Duration) -> Ended {
+        let socket = match &self.sink {
+            EventSink::Grpc(socket) => socket.as_path(),
+            EventSink::Ttrpc(address) => Path::new(address.strip_prefix("unix://").unwrap_or(address)),
+        };
+        if self.watch.is_none() {
+            self.watch = watch_folder(socket).ok();
+        }
+        let appeared = async {
+            match (&self.watch, socket.file_name()) {
+                (Some(watch), Some(name)) => made(watch, name).await,
+                // Its folder isn't there either.
+                _ => std::future::pending().await,
+            }
+        };
+        match timeout(at_most, appeared).await {
+            Ok(()) => Ended::Appeared,
+            Err(_) => Ended::TimeOut,
+        }
     }
 
     async fn attempt(&mut self, envelope: Envelope) -> Result<(), Failure> {
@@ -93,6 +137,26 @@ impl Forwarder {
             }
             _ => Failure::Later,
         })
+    }
+}
+
+fn watch_folder(socket: &Path) -> io::Result<AsyncFd<OwnedFd>> {
+    let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+    let folder = socket.parent().unwrap_or(Path::new("/"));
+    inotify.add_watch(folder, AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO)?;
+    crate::io::watch(inotify.into(), Interest::READABLE)
+}
+
+/// Returns when something of this name was made in the folder.
+async fn made(watch: &AsyncFd<OwnedFd>, name: &OsStr) {
+    let mut records = [0; 4096];
+    loop {
+        let read = watch.async_io(Interest::READABLE, |fd| Ok(nix::unistd::read(fd, &mut records)?)).await;
+        let Ok(length) = read else { return };
+        // Names stand in the records as they are (inotify(7)); one that is found by chance costs a try.
+        if memchr::memmem::find(&records[..length], name.as_bytes()).is_some() {
+            return;
+        }
     }
 }
 

@@ -60,6 +60,37 @@ async fn an_idle_shim_is_small_and_stays_so() {
     stage.leaves_nothing().await;
 }
 
+/// Times that a process went to sleep.
+fn wakes(pid: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+    let line = text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    line.expect("a counter").trim().parse().expect("number")
+}
+
+/// A daemon that is away is not asked for again and again: it is seen when it comes back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shim_with_news_for_nobody_is_asleep_and_wakes_for_the_daemon() {
+    let mut stage = Stage::new().await;
+    let mut shim = stage.container("news", &["sleep", "1000"]).await;
+    shim.start("").await.expect("start");
+    let pid = shim.task.connect(ConnectRequest { id: "news".into() }).await.expect("connect").into_inner().shim_pid;
+    common::eventually("start is told", || (stage.story() == ["create", "start"]).then_some(())).await;
+    stage.supervisor_down();
+    shim.kill("", 9).await.expect("kill");
+    shim.wait("").await;
+    // Pauses double from 10 ms on: the one that is under way after 6 s lasts for 5 s.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let before = wakes(pid);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(wakes(pid), before);
+    stage.supervisor_up();
+    let back = std::time::Instant::now();
+    common::eventually("the exit is told", || (stage.story().len() == 3).then_some(())).await;
+    assert!(back.elapsed() < Duration::from_millis(1500), "{:?}", back.elapsed());
+    shim.finish().await;
+    stage.leaves_nothing().await;
+}
+
 /// No timer, no polling: a shim whose container sleeps, sleeps too, with a caller and without.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_shim_is_asleep() {
@@ -75,16 +106,11 @@ async fn an_idle_shim_is_asleep() {
     }
     let bundle = left.bundle.clone();
     drop(left);
-    let wakes = |pid: &u32| -> u64 {
-        let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
-        let line = text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-        line.expect("a counter").trim().parse().expect("number")
-    };
     // Unused connections are given up after a second, the heap is trimmed then.
     tokio::time::sleep(Duration::from_millis(2500)).await;
-    let before: Vec<u64> = pids.iter().map(wakes).collect();
+    let before: Vec<u64> = pids.iter().copied().map(wakes).collect();
     tokio::time::sleep(Duration::from_secs(4)).await;
-    assert_eq!(pids.iter().map(wakes).collect::<Vec<_>>(), before);
+    assert_eq!(pids.iter().copied().map(wakes).collect::<Vec<_>>(), before);
     called.finish().await;
     stage.shim("left", bundle).await.finish().await;
     stage.leaves_nothing().await;
