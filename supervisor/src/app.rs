@@ -164,6 +164,7 @@ impl App {
             None => None,
         };
         let tasks = Tasks::new(&config, containers.clone(), stores.content.clone(), events.clone(), draining.clone());
+        tasks.end_strays().await;
         tasks.adopt()?;
         stores.gc.add_roots(TaskRoots(tasks.clone()));
         stores.gc.start(config.gc, draining.clone());

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
     pin::Pin,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::sys::{
@@ -115,18 +115,21 @@ fn bind(at: &Path) -> Result<UnixListener, DoorError> {
 /// How long nobody is let in once descriptors or memory have run out.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// How long nothing more is said about it.
+const SILENCE: Duration = Duration::from_secs(10);
+
 /// Callers as they come in. A failure to let one in is no reason to end, nor to try without pause: out of descriptors, the
 /// caller stays in the queue, and the next try is worth something only once somebody has left.
 #[derive(Debug)]
 pub(super) struct Callers {
     listener: UnixListener,
     pause: Option<Pin<Box<tokio::time::Sleep>>>,
-    told: bool,
+    told: Option<Instant>,
 }
 
 impl Callers {
     pub(super) fn of(listener: UnixListener) -> Self {
-        Self { listener, pause: None, told: false }
+        Self { listener, pause: None, told: None }
     }
 }
 
@@ -141,12 +144,10 @@ impl Stream for Callers {
                 this.pause = None;
             }
             match std::task::ready!(this.listener.poll_accept(cx)) {
-                Ok((stream, _)) => {
-                    this.told = false;
-                    return Poll::Ready(Some(Ok(stream)));
-                }
+                Ok((stream, _)) => return Poll::Ready(Some(Ok(stream))),
                 Err(error) => {
-                    if !std::mem::replace(&mut this.told, true) {
+                    if this.told.is_none_or(|told| told.elapsed() > SILENCE) {
+                        this.told = Some(Instant::now());
                         warn!(%error, "connection not accepted; it waits (raise LimitNOFILE if descriptors ran out)");
                     }
                     this.pause = Some(Box::pin(tokio::time::sleep(PAUSE)));

@@ -88,6 +88,9 @@ impl Failure for ContainerError {
     }
 }
 
+/// A record, whose it is, and its id.
+pub(crate) type Owned = ((NamespaceName, ContainerId), Container);
+
 /// The container records of every namespace.
 pub(crate) struct Containers {
     db: Database,
@@ -111,6 +114,15 @@ impl Containers {
         let filters = Filters::parse(filters)?;
         let all = self.db.read(|tx| CONTAINERS.list(tx, namespace.as_str(), ""))?;
         Ok(all.into_iter().map(|(_, one)| one).filter(|one| filters.accept(|path| field(one, path))).collect())
+    }
+
+    /// Every record of every namespace.
+    pub(crate) fn everywhere(&self) -> Result<Vec<Owned>, ContainerError> {
+        let all = self.db.read(|tx| CONTAINERS.list_all(tx))?;
+        let named = |(namespace, id, record): (String, String, Container)| {
+            Some(((NamespaceName::new(namespace).ok()?, ContainerId::new(id).ok()?), record))
+        };
+        Ok(all.into_iter().filter_map(named).collect())
     }
 
     /// Keeps a new record; the times are ours.

@@ -163,7 +163,7 @@ impl Tasks {
 
 /// Kills every process in the container's cgroups and removes them; and the init process, with which the kernel takes the
 /// rest of its pid namespace, for containers without a cgroup.
-async fn kill_leftovers(cgroup: Option<&str>, init: Option<u32>) {
+pub(super) async fn kill_leftovers(cgroup: Option<&str>, init: Option<u32>) {
     if let Some(pid) = init.filter(|pid| is_contained(*pid)) {
         signal(pid);
     }
@@ -194,7 +194,7 @@ fn is_contained(pid: u32) -> bool {
 
 /// Where a cgroup path from a spec lies, in every hierarchy that is mounted; empty if it isn't there. Paths of systemd's
 /// form (`slice:prefix:name`) are the shim's to resolve.
-fn cgroup_folders(path: &str) -> Vec<PathBuf> {
+pub(super) fn cgroup_folders(path: &str) -> Vec<PathBuf> {
     let relative = Path::new(path.trim_start_matches('/'));
     let plain = relative.components().all(|part| matches!(part, Component::Normal(_)));
     // The root of a hierarchy holds everybody: never that.
@@ -219,7 +219,7 @@ fn kill_in(folder: &Path) -> usize {
     count
 }
 
-fn signal(pid: u32) {
+pub(super) fn signal(pid: u32) {
     if let Ok(raw) = i32::try_from(pid)
         && let Err(errno) = kill(Pid::from_raw(raw), Signal::SIGKILL)
         && errno != nix::errno::Errno::ESRCH

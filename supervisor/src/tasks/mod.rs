@@ -26,6 +26,7 @@ mod shim_log;
 pub(crate) mod shims;
 mod signal;
 mod start;
+mod strays;
 mod task;
 mod wait;
 

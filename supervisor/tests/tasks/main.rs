@@ -4,6 +4,7 @@
 mod crash;
 mod faults;
 mod life;
+mod machine;
 mod memory;
 mod pods;
 mod replay;

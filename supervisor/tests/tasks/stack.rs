@@ -148,6 +148,11 @@ impl Stack {
         child.wait().expect("wait")
     }
 
+    /// The supervisor's pid.
+    pub(crate) fn pid(&self) -> u32 {
+        self.supervisor.as_ref().expect("a supervisor").id()
+    }
+
     /// What the supervisors have logged.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.folder().join("log")).unwrap_or_default()
