@@ -448,7 +448,7 @@ impl Content {
                 None => false,
             };
             let modified = folder.join("data").metadata().or_else(|_| entry.metadata()).and_then(|m| m.modified());
-            let left = age.saturating_sub(modified.ok().and_then(|at| at.elapsed().ok()).unwrap_or_default());
+            let left = age.saturating_sub(modified.map(Time::since).unwrap_or_default());
             // One whose lease has ended may still be continued: a pull that was cut off is tried again.
             match self.claim(&name) {
                 Some(_claim) if left.is_zero() && !kept => {

@@ -400,7 +400,7 @@ impl Sweep {
     /// Whether a moment has come; one that has not is remembered.
     fn is_over(&mut self, at: Option<Time>) -> bool {
         match at {
-            Some(at) if at <= Time::now() => true,
+            Some(at) if at <= Time::for_expiry() => true,
             Some(at) => {
                 self.due = Some(self.due.map_or(at, |due| due.min(at)));
                 false

@@ -17,6 +17,8 @@ use std::{
 use prost_types::Any;
 use proto::kind::ErrorKind;
 
+#[cfg(test)]
+pub(crate) use self::time::SET as CLOCK_SET;
 pub(crate) use self::{
     database::{Database, is_empty, marker},
     journal::read as read_journal,
@@ -141,6 +143,8 @@ impl Stores {
         snapshots: &SnapshotConfig,
         events: EventSink,
     ) -> Result<Arc<Self>, SnapshotError> {
+        // What is set ahead from now on expires nothing.
+        Time::for_expiry();
         let root = data_root.join("supervisor");
         make_folder(data_root, 0o711)?;
         make_folder(&root, 0o711)?;

@@ -209,3 +209,36 @@ fn collects_while_others_write_and_takes_nothing_of_theirs() {
     assert!(stores.content.list("ns", &[]).unwrap().is_empty());
     assert!(stores.snapshots.usual().list("ns", &[]).unwrap().is_empty());
 }
+
+#[test]
+fn a_clock_that_jumps_ends_nothing_before_its_time() {
+    use crate::store::CLOCK_SET;
+    const YEAR: i64 = 366 * 24 * 3600;
+    let (_dir, stores) = stores();
+    let content = &stores.content;
+    let put = |bytes: &[u8]| content.put("ns", bytes, &Labels::new(), None).unwrap();
+    let (kept, ended) = (put(b"kept"), put(b"ended"));
+    let in_an_hour = Time::now().after(Duration::from_secs(3600)).to_proto();
+    for (id, at, digest) in [("kept", in_an_hour.to_string(), kept), ("ended", "2020-01-01T00:00:00Z".into(), ended)] {
+        stores.leases.create("ns", id, label(EXPIRE, &at)).unwrap();
+        stores.leases.add("ns", id, &resource("content", digest)).unwrap();
+    }
+    stores.snapshots.usual().prepare("ns", "fresh", "", Labels::new(), None).unwrap();
+    drop(content.writer("ns", "half", 10, None, None).unwrap());
+    for jump in [YEAR, -YEAR, 60 * YEAR, -60 * YEAR, 0] {
+        CLOCK_SET.set(jump);
+        // What is made meanwhile has the time of the day, whatever that is, and is no less safe.
+        let key = format!("made-{jump}");
+        stores.snapshots.usual().prepare("ns", &key, "", Labels::new(), None).unwrap();
+        stores.gc.collect().unwrap();
+        stores.gc.collect().unwrap();
+        assert!(content.has("ns", &kept).unwrap(), "{jump}");
+        assert_eq!(stores.snapshots.usual().stat("ns", "fresh").unwrap().kind, Kind::Active, "{jump}");
+        assert_eq!(stores.snapshots.usual().stat("ns", &key).unwrap().kind, Kind::Active, "{jump}");
+        content.status("ns", "half").unwrap();
+        let due = Time::now().after(Duration::from_secs(1)).until();
+        assert!(due <= Duration::from_secs(61 * YEAR.unsigned_abs()), "{jump}: {due:?}");
+    }
+    assert!(!content.has("ns", &ended).unwrap(), "what had ended by every clock is gone");
+    CLOCK_SET.set(0);
+}

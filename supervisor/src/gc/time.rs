@@ -19,7 +19,8 @@ impl Time {
 
     /// How long it is until then; zero for what is past.
     pub(crate) fn until(self) -> Duration {
-        let at = SystemTime::try_from(self.to_proto()).unwrap_or(SystemTime::UNIX_EPOCH);
-        at.duration_since(SystemTime::now()).unwrap_or_default()
+        // By the clock that expiry is judged by: by another, what is over there and not here would be asked for without end.
+        let at = |time: Self| SystemTime::try_from(time.to_proto()).unwrap_or(SystemTime::UNIX_EPOCH);
+        at(self).duration_since(at(Self::for_expiry())).unwrap_or_default()
     }
 }

@@ -69,10 +69,18 @@ impl Tasks {
     fn record_end(&self, (namespace, id): &(NamespaceName, ContainerId), record: &Container, pid: u32) {
         let bundle = Bundle::at(&self.folder, namespace, id);
         let (none, exit) = (String::new(), Exit { pid, status: KILLED, at: SystemTime::now().into() });
-        let origin =
-            Origin { shim: PathBuf::new(), stdin: none.clone(), stdout: none.clone(), stderr: none, terminal: false };
+        let snapshot = (record.snapshotter.clone(), record.snapshot_key.clone());
+        let origin = Origin {
+            shim: PathBuf::new(),
+            stdin: none.clone(),
+            stdout: none.clone(),
+            stderr: none,
+            terminal: false,
+            snapshot: Some(snapshot).filter(|(_, key)| !key.is_empty()),
+        };
         let spec = record.spec.as_ref().map_or(&b"{}"[..], |spec| &spec.value);
-        if let Err(error) = bundle.make(spec, &origin).and_then(|()| bundle.set_exit(&exit)) {
+        // Not announced before it is recorded; and once it is, nobody tells of it a second time.
+        if let Err(error) = bundle.make(spec, &origin).and_then(|()| bundle.set_exit(&exit, false)) {
             return error!(%namespace, %id, error = %chain(&error), "exit not recorded");
         }
         let event = TaskExit {
@@ -83,6 +91,9 @@ impl Tasks {
             exited_at: Some(exit.at),
         };
         self.events.publish(namespace, "/tasks/exit", &event);
+        if let Err(error) = bundle.set_exit(&exit, true) {
+            error!(%namespace, %id, error = %chain(&error), "exit not recorded as announced");
+        }
     }
 }
 

@@ -158,11 +158,6 @@ impl Stack {
         fs::read_to_string(self.folder().join("log")).unwrap_or_default()
     }
 
-    /// The supervisor's pid.
-    pub(crate) fn pid(&self) -> u32 {
-        self.supervisor.as_ref().expect("a supervisor").id()
-    }
-
     /// The way to the supervisor.
     pub(crate) fn channel(&self) -> Channel {
         self.channel.clone().expect("a supervisor")
