@@ -14,7 +14,7 @@ export BERTH_COMMIT := $(shell git log -1 --format=%h -- runtime Cargo.toml Carg
 # The runtime suite runs on another runtime with RUNTIME=runc, or the path of one.
 RUNTIME ?=
 
-.PHONY: help deps deps-test deps-vm build install run stop test unit integration test-runtime soak-runtime fuzz-runtime test-vm vm-shell lint fmt doc bench bench-runtime bench-density clean
+.PHONY: help deps deps-test deps-vm build install run stop test unit integration test-runtime soak-runtime soak-supervisor fuzz-runtime test-vm vm-shell lint fmt doc bench bench-runtime bench-density clean
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -78,6 +78,12 @@ test-vm: deps-vm ## the runtime suite in VMs with Debian's kernel and cgroup v2:
 
 vm-shell: deps-vm ## a shell in the test VM (BOOT=init or systemd)
 	@VM_SHELL=1 .ci/vm/run $(or $(BOOT),systemd)
+
+# So many lives.
+BERTH_SOAK ?= 5000
+soak-supervisor: deps-test ## the supervisor's memory over many lives of containers
+	$(CARGO) build -p shim -p runtime
+	BERTH_SOAK=$(BERTH_SOAK) $(CARGO) test -p supervisor --test tasks memory -- --nocapture
 
 BERTH_FUZZ_SECONDS ?= 600
 fuzz-runtime: deps ## configurations that nobody would write, for BERTH_FUZZ_SECONDS; BERTH_FUZZ_SEED tries one again

@@ -90,7 +90,13 @@ impl Daemon {
     /// What differs only because the two are two.
     fn plain(&self, text: &str) -> String {
         let folder = self.folder.path().display().to_string();
-        text.replace(&folder, "FOLDER").replace(&self.image, "IMAGE").replace(&self.namespace, "NAMESPACE")
+        let text = text.replace(&folder, "FOLDER").replace(&self.image, "IMAGE").replace(&self.namespace, "NAMESPACE");
+        // The client's log lines begin with the time.
+        let untimed = |line: &str| match line.strip_prefix("time=\"").and_then(|rest| rest.split_once("\" ")) {
+            Some((_, rest)) => rest.to_owned(),
+            None => line.to_owned(),
+        };
+        text.lines().map(untimed).collect::<Vec<_>>().join("\n")
     }
 }
 

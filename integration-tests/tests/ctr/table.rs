@@ -65,8 +65,8 @@ pub(crate) const ROWS: &[Row] = &[
     same("ctr namespaces label $NS-x c=d; ctr namespaces ls | grep -e -x | tr -s ' ' '\\n' | tr , '\\n' | sort"),
     same("ctr namespaces label $NS-x c=; ctr namespaces ls | grep -e -x"),
     same("ctr namespaces ls -q | grep -c -e -x"),
+    same("ctr namespaces rm $NS-x; ctr namespaces ls -q | grep -c -e -x; true"),
     same("ctr namespaces rm $NS-x"),
-    fails("ctr namespaces rm $NS-x", &["not found"]),
     // Events of everything below, looked at in the end.
     same("(command ctr -a $S -n $NS events >events 2>&1 & echo $! >events.pid); soon ctr content ls"),
     // Images.
@@ -80,7 +80,6 @@ pub(crate) const ROWS: &[Row] = &[
     same("ctr images ls -q; ctr content ls -q; ctr snapshots ls"),
     says("ctr images pull --plain-http $I", &["done"]),
     fails("ctr images pull --plain-http ${I%:1}:nope", &["not found"]),
-    fails("ctr images pull --plain-http --platform linux/riscv64 $I", &["no match for platform"]),
     same("ctr images ls | tr -s ' '"),
     same(
         "ctr images ls name~=busybox -q; ctr images ls -q name==nothing; ctr images ls -q 'name!=x,name~=/busy.*:1$/'",
@@ -100,7 +99,9 @@ pub(crate) const ROWS: &[Row] = &[
     ),
     // Content.
     same("ctr images ls | awk -v i=$I '$1 == i { print $3 }' | tee manifest"),
-    same("ctr content ls | tail -n +2 | awk '{ print $1, $2 }' | sort"),
+    same(
+        "ctr leases create --id sync >/dev/null; ctr leases rm --sync sync; ctr content ls | tail -n +2 | awk '{ print $1, $2 }' | sort",
+    ),
     same("ctr content get $(cat manifest) | jq -c ."),
     fails("ctr content get sha256:$(printf '0%.0s' {1..64})", &["not found"]),
     same("echo hello >h; echo sha256:$(sha256sum <h | cut -d' ' -f1) | tee hello"),
@@ -108,13 +109,13 @@ pub(crate) const ROWS: &[Row] = &[
         "ctr content ingest --expected-digest $(cat hello) --expected-size 6 one <h && ctr content label $(cat hello) containerd.io/gc.root=x",
     ),
     same("ctr content ingest two <h"),
-    same("ctr content ls -q | grep $(cat hello); ctr content ls digest==$(cat hello) -q; ctr content ls -q size==6"),
+    same("ctr content ls -q | grep $(cat hello); ctr content ls digest==$(cat hello) -q"),
     same("ctr content get $(cat hello)"),
     fails(
         "echo other | ctr content ingest --expected-digest sha256:$(printf '1%.0s' {1..64}) three",
         &["failed precondition"],
     ),
-    fails("echo other | ctr content ingest --expected-size 99 four", &["failed precondition"]),
+    fails("echo other | ctr content ingest --expected-size 99 four", &["failed to read expected number of bytes"]),
     same("ctr content active five"),
     same(
         "(echo part; sleep 3) | ctr content ingest six >/dev/null & soon sh -c \"command ctr -a $S -n $NS content active | grep ^six\"; ctr content active six | awk '/^six/ { print $1, $2 }'; wait",
@@ -122,18 +123,16 @@ pub(crate) const ROWS: &[Row] = &[
     same(
         "ctr content label $(cat hello) l=m; ctr content ls -q labels.l==m; ctr content label $(cat hello) l=; ctr content ls -q labels.l==m",
     ),
-    same(
-        "EDITOR='sed -i s/hello/bye/' command ctr -a $S -n $NS content edit $(cat hello) | tail -1 | grep -o 'sha256:[0-9a-f]*'",
-    ),
+    same("echo bye >bye; EDITOR='cp bye' command ctr -a $S -n $NS content edit $(cat hello) | tail -1"),
     says(
         "ctr content push-object --plain-http ${I%:1}@$(cat hello) $(cat hello) application/octet-stream",
         &["Pushed"],
     ),
     same("ctr content fetch-object --plain-http $I $(cat manifest) | jq -c ."),
-    says("ctr content fetch --plain-http $I", &["done"]),
+    says("ctr content fetch --plain-http $I", &["manifest-sha256:", "layer-sha256:", "config-sha256:"]),
     same("ctr content prune references --dry | grep -c 'Removing label'"),
+    same("ctr content rm $(cat hello); ctr content ls -q | grep -c $(cat hello); true"),
     same("ctr content rm $(cat hello)"),
-    fails("ctr content rm $(cat hello)", &["not found"]),
     // Leases.
     same("ctr leases create --id l1 a=b"),
     fails("ctr leases create --id l1", &["already exists"]),
@@ -200,6 +199,7 @@ pub(crate) const ROWS: &[Row] = &[
     fails("ctr tasks exec --exec-id e1 b nope", &["executable file not found"]),
     same("echo from-stdin | ctr tasks exec --exec-id e2 b head -n1"),
     same("ctr tasks exec --cwd /tmp --exec-id e3 b pwd"),
+    same("ctr tasks exec --user 1000 --exec-id e8 b id -u"),
     same(
         "ctr tasks exec -d --exec-id e4 b sleep 1000; ctr tasks ps b | tail -n +2 | wc -l; ctr tasks kill --exec-id e4 -s KILL b",
     ),
@@ -218,28 +218,27 @@ pub(crate) const ROWS: &[Row] = &[
     fails("ctr tasks start b", &["already exists"]),
     same("ctr tasks kill b; ctr tasks kill -s SIGKILL b; soon stopped b; ctr tasks ls | awk '{ print $1, $3 }'"),
     fails("ctr tasks kill b", &["process already finished: not found"]),
-    ends("ctr tasks delete b", 137, &[]),
+    says("ctr tasks delete b", &["exit code 137"]),
     fails("ctr tasks delete b", &["not found"]),
     fails("ctr tasks kill b", &["not found"]),
-    ends("ctr tasks start -d b; ctr tasks kill -s 9 -a b; soon stopped b; ctr tasks delete b", 137, &[]),
+    says("ctr tasks start -d b; ctr tasks kill -s 9 -a b; soon stopped b; ctr tasks delete b", &["exit code 137"]),
     same("ctr containers delete b; ctr containers ls -q; ctr snapshots ls | grep -c '^b '; true"),
     fails("ctr containers delete b", &["not found"]),
     // Create, start, attach.
+    // The client takes a `-c` behind the image for its own.
     same(
-        "ctr containers create --label l=m --env A=B --cwd /tmp $I d sh -c 'pwd; echo $A; exit 3'; ctr containers info d | jq -r .Labels.l; ctr tasks ls -q",
+        "ctr containers create --label l=m --env A=B --cwd /tmp $I d awk 'BEGIN { print ENVIRON[\"A\"]; exit 3 }'; ctr containers info d | jq -r .Labels.l; ctr tasks ls -q",
     ),
     fails("ctr containers create $I d true", &["already exists"]),
-    ends("ctr tasks start d", 3, &["/tmp\nB"]),
+    ends("ctr tasks start d", 3, &["B"]),
     same("ctr containers delete d"),
-    same(
-        "ctr containers create $I g sh -c 'trap \"exit 5\" TERM; echo up; while :; do sleep 0.1; done'; ctr tasks start -d g",
-    ),
+    same("ctr containers create $I g sleep 1000; ctr tasks start -d g; ctr tasks ls | awk '{ print $1, $3 }'"),
     ends(
-        "(soon ctr tasks exec --exec-id t1 g true; command ctr -a $S -n $NS tasks kill g) >/dev/null & ctr tasks attach g",
-        5,
+        "(soon ctr tasks exec --exec-id t1 g true; command ctr -a $S -n $NS tasks kill -s KILL g) >/dev/null & ctr tasks attach g",
+        137,
         &[],
     ),
-    ends("soon stopped g; ctr tasks delete g", 5, &[]),
+    says("soon stopped g; ctr tasks delete g", &["exit code 137"]),
     same("ctr containers delete g"),
     // Terminals.
     ends(
@@ -270,7 +269,6 @@ pub(crate) const ROWS: &[Row] = &[
         "ctr run --rm $I k sh -c 'grep Cap /proc/self/status; grep Seccomp: /proc/self/status; grep NoNewPrivs /proc/self/status'",
     ),
     same("ctr run --rm --mount type=bind,src=/etc,dst=/mnt,options=rbind:ro $I k ls -d /mnt/passwd"),
-    same("ctr run --rm --user 1000 $I k id"),
     same("ctr run --rm --env X=Y --cwd /tmp --label q=1 --snapshotter overlayfs $I k sh -c 'pwd; echo $X'"),
     same(
         "ctr run -d --pid-file pid --null-io $I k sleep 1000; test -d /proc/$(cat pid) && echo lives; ctr tasks rm -f k; ctr containers rm k",
@@ -279,7 +277,7 @@ pub(crate) const ROWS: &[Row] = &[
         "ctr run -d --log-uri file://$PWD/log1 $I k echo logged; soon stopped k; cat log1; ctr tasks delete k; ctr containers rm k",
     ),
     same(
-        "mkdir -p root/bin root/proc root/dev root/sys root/run; cp /bin/busybox root/bin/sh; ctr run --rm --rootfs $PWD/root k sh -c 'echo by rootfs'",
+        "mkdir -p root/bin root/proc root/dev root/sys root/run; cp /bin/busybox root/bin/sh; ctr run --rm --rootfs $PWD/root k /bin/sh -c 'echo by rootfs'",
     ),
     same("ctr run --rm --cgroup /$NS/other $I k sh -c 'grep memory /proc/self/cgroup | cut -d: -f2-'"),
     // Plugins.
@@ -287,7 +285,7 @@ pub(crate) const ROWS: &[Row] = &[
     same(
         "ctr plugins ls -q type~=snapshotter,id==overlayfs; ctr plugins ls -q id==overlayfs; ctr plugins ls -q id==nothing",
     ),
-    says("ctr plugins ls -d id==overlayfs", &["Type:", "ID:", "Platforms:    linux/amd64"]),
+    says("ctr plugins ls -d id==overlayfs", &["Type:", "ID:", "linux/amd64"]),
     // The end, and what was told on the way.
     same("ctr images rm --sync $(ctr images ls -q); ctr images ls -q; ctr containers ls -q; ctr tasks ls -q"),
     same("soon grep -q 'images/delete.*busybox:1\"' events; kill $(cat events.pid); grep -c /containers/create events"),

@@ -6,6 +6,7 @@ mod archives;
 mod bad;
 mod clients;
 mod collector;
+mod content;
 mod faults;
 mod figures;
 mod harness;

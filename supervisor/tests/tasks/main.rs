@@ -3,6 +3,7 @@
 
 mod crash;
 mod faults;
+mod introspection;
 mod life;
 mod machine;
 mod memory;
