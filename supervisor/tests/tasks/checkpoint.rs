@@ -76,7 +76,10 @@ async fn a_checkpoint_is_two_blobs_or_files_where_they_are_wanted() {
     }
     files.sort();
     let pair = |name: &str, text: &str| (name.to_owned(), text.to_owned());
-    assert!(files.contains(&pair("pages-1.img", "pages\n")) && files.contains(&pair("dump.log", "well\n")), "{files:?}");
+    assert!(
+        files.contains(&pair("pages-1.img", "pages\n")) && files.contains(&pair("dump.log", "well\n")),
+        "{files:?}"
+    );
     let spec: prost_types::Any = prost::Message::decode(&*read(&stack, &blobs[1]).await).unwrap();
     assert!(spec.type_url.ends_with("Spec") && spec.value.starts_with(b"{"));
     assert_eq!(fs::read_dir(stack.folder().join("d/supervisor/checkpoints")).unwrap().count(), 0);
