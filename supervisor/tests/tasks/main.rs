@@ -1,6 +1,8 @@
 //! The life of tasks through the real supervisor, the real shim and an OCI runtime: `BERTH_TEST_RUNTIME`, else
 //! berth-runtime. Root is needed, and a static busybox.
 
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
 mod checkpoint;
 mod crash;
 mod faults;
