@@ -138,3 +138,25 @@ fn a_killed_shim_is_cleaned_up() {
     stack.berth(["start", "victim"]).success();
     stack.await_status("victim", "running");
 }
+
+#[test]
+fn a_kill_for_memory_while_both_are_down_is_reported() {
+    let stack = Stack::with_busybox();
+    let script = "sleep 1; x=x; while :; do x=$x$x; done";
+    stack.berth(["run", "-d", "--name", "greedy", "-m", "16m", "busybox", "sh", "-c", script]).success();
+    let pid = stack.inspect("greedy")["State"]["Pid"].as_u64().unwrap();
+    stack.kill_engine();
+    stack.kill_supervisor();
+    eventually("the process has ended", || {
+        (!std::path::Path::new(&format!("/proc/{pid}/root/bin")).exists()).then_some(())
+    });
+    stack.start_supervisor();
+    stack.start_engine();
+    stack.await_status("greedy", "exited");
+    let state = stack.inspect("greedy")["State"].clone();
+    assert_eq!((&state["ExitCode"], &state["OOMKilled"]), (&json!(137), &json!(true)));
+    // It counts for the life it ended, not for the next.
+    stack.berth(["start", "greedy"]).success();
+    assert_eq!(stack.inspect("greedy")["State"]["OOMKilled"], json!(false));
+    stack.berth(["kill", "greedy"]).success();
+}

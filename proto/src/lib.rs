@@ -6,6 +6,7 @@ pub mod id;
 pub mod image_ref;
 pub mod journal;
 pub mod kind;
+pub mod oom;
 pub mod stdio;
 #[cfg(any(feature = "ttrpc", test))]
 pub mod ttrpc;

@@ -29,7 +29,7 @@ use proto::{
         v1::types::{Process, Status},
     },
     kind::chain,
-    typeurl,
+    oom, typeurl,
 };
 use std::{collections::HashMap, sync::Arc};
 use tracing::{debug, info, warn};
@@ -223,13 +223,20 @@ pub fn remove_by_itself(app: &Arc<App>, container: &Arc<Container>) {
 
 /// Compares what the engine believes with what the supervisor has: after a start of either, or a lost connection.
 async fn compare(app: &Arc<App>, first: bool) -> Result<(), SupervisorError> {
-    let tasks = app
+    let (tasks, oom) = app
         .supervisor
         .retry(ListTasksRequest { filter: String::new() }, |client, request| async move {
-            client.tasks().list(request).await
+            let answer = client.tasks().list(request).await?;
+            let oom = answer.metadata().get_bin(oom::HEADER).and_then(|value| value.to_bytes().ok());
+            Ok(tonic::Response::new((answer.into_inner().tasks, oom.unwrap_or_default())))
         })
-        .await?
-        .tasks;
+        .await?;
+    // Its event may have come while nobody listened.
+    for (_, task) in tasks.iter().enumerate().filter(|(place, _)| oom::is_set(&oom, *place)) {
+        if let Some(container) = app.containers.get(&name_of(task)) {
+            container.live().oom = true;
+        }
+    }
     let mut tasks: HashMap<String, Process> = tasks.into_iter().map(|task| (name_of(&task), task)).collect();
     for container in app.containers.all() {
         let task = tasks.remove(&container.id);

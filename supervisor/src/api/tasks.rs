@@ -2,14 +2,17 @@
 
 use std::sync::Arc;
 
-use proto::containerd::services::tasks::v1::{
-    CheckpointTaskRequest, CheckpointTaskResponse, CloseIoRequest, CreateTaskRequest, CreateTaskResponse,
-    DeleteProcessRequest, DeleteResponse, DeleteTaskRequest, ExecProcessRequest, GetRequest, GetResponse, KillRequest,
-    ListPidsRequest, ListPidsResponse, ListTasksRequest, ListTasksResponse, MetricsRequest, MetricsResponse,
-    PauseTaskRequest, ResizePtyRequest, ResumeTaskRequest, StartRequest, StartResponse, UpdateTaskRequest, WaitRequest,
-    WaitResponse, tasks_server,
+use proto::{
+    containerd::services::tasks::v1::{
+        CheckpointTaskRequest, CheckpointTaskResponse, CloseIoRequest, CreateTaskRequest, CreateTaskResponse,
+        DeleteProcessRequest, DeleteResponse, DeleteTaskRequest, ExecProcessRequest, GetRequest, GetResponse,
+        KillRequest, ListPidsRequest, ListPidsResponse, ListTasksRequest, ListTasksResponse, MetricsRequest,
+        MetricsResponse, PauseTaskRequest, ResizePtyRequest, ResumeTaskRequest, StartRequest, StartResponse,
+        UpdateTaskRequest, WaitRequest, WaitResponse, tasks_server,
+    },
+    oom,
 };
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, metadata::MetadataValue};
 
 use super::filters;
 use crate::{
@@ -73,7 +76,12 @@ impl tasks_server::Tasks for TasksService {
         let filters = filters(if filter.is_empty() { &[] } else { std::slice::from_ref(&filter) })?;
         let mut tasks = self.tasks.list(&namespace).await;
         tasks.retain(|task| filters.accept(|path| (path == ["id"]).then(|| task.id.clone())));
-        Ok(Response::new(ListTasksResponse { tasks }))
+        let oom = oom::encode(tasks.iter().map(|task| self.tasks.saw_oom(&namespace, &task.id)));
+        let mut answer = Response::new(ListTasksResponse { tasks });
+        if let Some(oom) = oom {
+            answer.metadata_mut().insert_bin(oom::HEADER, MetadataValue::from_bytes(&oom));
+        }
+        Ok(answer)
     }
 
     async fn kill(&self, request: Request<KillRequest>) -> Result<Response<()>, Status> {

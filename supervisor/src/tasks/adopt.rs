@@ -97,6 +97,7 @@ impl Tasks {
         match task.ask_state(&connection, None).await {
             Ok(state) => {
                 task.facts.send_modify(|facts| {
+                    facts.oom |= task.bundle.saw_oom();
                     super::task::note_state(facts, &state);
                     facts.phase = Phase::Live;
                 });

@@ -10,7 +10,7 @@ use proto::{
         types::Metric,
         v1::types::{Process, ProcessInfo, Status as ProcessStatus},
     },
-    id::{ExecId, NamespaceName},
+    id::{ContainerId, ExecId, NamespaceName},
 };
 use tracing::{debug, warn};
 
@@ -65,6 +65,12 @@ impl Tasks {
             Phase::Making | Phase::Ending | Phase::Ended => None,
         });
         there.collect()
+    }
+
+    /// Whether the kernel has killed something in a container because memory ran out, in this life of it.
+    pub(crate) fn saw_oom(&self, namespace: &NamespaceName, id: &str) -> bool {
+        let id = ContainerId::new(id).ok();
+        id.and_then(|id| self.known(namespace, &id)).is_some_and(|task| task.facts.borrow().oom)
     }
 
     /// Every process of a container.

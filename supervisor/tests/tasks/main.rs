@@ -10,6 +10,7 @@ mod introspection;
 mod life;
 mod machine;
 mod memory;
+mod oom;
 mod pods;
 mod replay;
 mod runtime_faults;
