@@ -21,6 +21,7 @@ use proto::kind::chain;
 use crate::{
     app::{RootError, Roots},
     config::Config,
+    snapshots::SnapshotConfig,
     store::{Database, StoreError},
 };
 
@@ -58,6 +59,8 @@ struct Check {
     /// `DATA/supervisor`.
     data: PathBuf,
     repair: bool,
+    /// Where layers are.
+    snapshots: SnapshotConfig,
     /// Where bad things go; made with the first of them.
     lost: PathBuf,
     found: usize,
@@ -96,7 +99,8 @@ fn check(config: &Config, repair: bool) -> Result<(usize, usize), CheckError> {
     let data = config.data();
     // Two repairs within a second keep their finds apart.
     let lost = data.join("lost").join(format!("{now}-{}", std::process::id()));
-    let mut check = Check { data, repair, lost, found: 0, left: 0, incomplete: false };
+    let mut check =
+        Check { data, repair, snapshots: config.snapshots.clone(), lost, found: 0, left: 0, incomplete: false };
     if let Some(db) = check.database(config)? {
         check.records(&db)?;
         check.content(&db)?;
@@ -121,8 +125,12 @@ impl Check {
 
     /// Moves a file or folder to where lost things are kept, under the name that it has below the data root.
     fn set_aside(&self, at: &Path) -> Result<(), CheckError> {
-        let name = at.strip_prefix(&self.data).unwrap_or(at);
-        let to = self.lost.join(name);
+        let to = match (at.strip_prefix(&self.data), at.parent(), self.lost.file_name(), at.file_name()) {
+            (Ok(name), ..) => self.lost.join(name),
+            // Layers that are kept elsewhere, perhaps on another file system.
+            (Err(_), Some(folder), Some(when), Some(name)) => folder.join("lost").join(when).join(name),
+            _ => self.lost.join("unnamed"),
+        };
         if let Some(folder) = to.parent() {
             fs::create_dir_all(folder).map_err(CheckError::file("make folder", folder))?;
         }

@@ -24,7 +24,7 @@ use proto::kind::ErrorKind;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use records::{SNAPSHOTS, remove_in, split};
-pub(crate) use set::{SnapshotConfig, Snapshotters, State};
+pub(crate) use set::{DRIVERS, SnapshotConfig, Snapshotters, State};
 pub(crate) use snapshotter::Snapshotter;
 
 use crate::{

@@ -1,11 +1,14 @@
 //! Snapshots: records without folders, folders without records, and what stands on a folder that is gone.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    path::PathBuf,
+};
 
 use super::{Check, CheckError, Database, StoreError, entries, names};
 use crate::{
     containers::CONTAINERS,
-    snapshots::{Record, SNAPSHOTS},
+    snapshots::{DRIVERS, Record, SNAPSHOTS},
 };
 
 /// Namespace and `driver NUL key`.
@@ -14,9 +17,10 @@ type Name = (String, String);
 impl Check {
     /// Compares records and folders.
     pub(super) fn snapshots(&mut self, db: &Database) -> Result<(), CheckError> {
+        // One that was never finished is nobody's: the next start removes it.
         let read = db.read(|tx| Ok::<_, StoreError>((SNAPSHOTS.list_all(tx)?, CONTAINERS.list_all(tx)?)));
-        let (records, containers) = read?;
-        let top = self.data.join("snapshots");
+        let (mut records, containers) = read?;
+        records.retain(|(_, _, record)| !record.making);
         let mut known = HashMap::<&str, HashSet<u64>>::new();
         for (_, key, record) in &records {
             known.entry(driver(key)).or_default().insert(record.id);
@@ -24,7 +28,7 @@ impl Check {
         let gone: BTreeSet<(&str, u64)> = records
             .iter()
             .map(|(_, key, record)| (driver(key), record.id))
-            .filter(|(driver, id)| !top.join(driver).join(id.to_string()).join("fs").is_dir())
+            .filter(|(driver, id)| !self.layers(driver).join(id.to_string()).join("fs").is_dir())
             .collect();
         let broken: BTreeMap<Name, &Record> = records
             .iter()
@@ -55,9 +59,14 @@ impl Check {
         self.strays(&known)
     }
 
+    // Where a snapshotter keeps its layers.
+    fn layers(&self, driver: &str) -> PathBuf {
+        self.snapshots.folder(&self.data.join("snapshots"), driver)
+    }
+
     fn drop_snapshots(&self, db: &Database, broken: &BTreeMap<Name, &Record>) -> Result<(), CheckError> {
         for ((_, key), record) in broken {
-            self.set_aside(&self.data.join("snapshots").join(driver(key)).join(record.id.to_string()))?;
+            self.set_aside(&self.layers(driver(key)).join(record.id.to_string()))?;
         }
         db.write(|tx| {
             for ((namespace, key), record) in broken {
@@ -79,15 +88,17 @@ impl Check {
     /// Folders that no record knows. After a crash they are leftovers, and go with the next start; behind a database that
     /// could not be rebuilt whole they may be somebody's work.
     fn strays(&mut self, known: &HashMap<&str, HashSet<u64>>) -> Result<(), CheckError> {
-        let top = self.data.join("snapshots");
-        for driver in entries(&top)? {
-            let of_driver = known.get(driver.as_str());
-            for name in entries(&top.join(&driver))? {
+        for driver in DRIVERS {
+            let (of_driver, top) = (known.get(driver), self.layers(driver));
+            if !top.is_dir() {
+                continue;
+            }
+            for name in entries(&top)? {
                 let Ok(id) = name.parse::<u64>() else { continue };
                 if of_driver.is_some_and(|known| known.contains(&id)) {
                     continue;
                 }
-                let at = top.join(&driver).join(name);
+                let at = top.join(name);
                 if self.incomplete {
                     self.tell(format_args!("folder {} belongs to no snapshot", at.display()), Some("moved aside"));
                     if self.repair {

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Every snapshotter there is; where the configuration names none, the first two that work are tried in this order.
-const DRIVERS: [&str; 3] = ["overlayfs", "native", "btrfs"];
+pub(crate) const DRIVERS: [&str; 3] = ["overlayfs", "native", "btrfs"];
 
 /// The `[snapshots]` table of the configuration file. What is empty there is not set.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,6 +99,16 @@ mod unset {
 }
 
 impl SnapshotConfig {
+    /// The folder of a snapshotter; `top` is where it is if no other is set.
+    pub(crate) fn folder(&self, top: &Path, name: &str) -> PathBuf {
+        let own = match name {
+            "overlayfs" => &self.overlayfs.root,
+            "native" => &self.native.root,
+            _ => &self.btrfs.root,
+        };
+        if own.as_os_str().is_empty() { top.join(name) } else { own.clone() }
+    }
+
     /// The folders that are set, with the keys that set them.
     pub(crate) fn roots(&self) -> impl Iterator<Item = (&'static str, &Path)> {
         let roots = [
@@ -167,12 +177,7 @@ impl Snapshotters {
         if config.disabled.contains(&name) {
             return Ok(Err("disabled in [snapshots] of the configuration".into()));
         }
-        let own = match name {
-            DriverName::Overlayfs => &config.overlayfs.root,
-            DriverName::Native => &config.native.root,
-            DriverName::Btrfs => &config.btrfs.root,
-        };
-        let root = if own.as_os_str().is_empty() { root.join(name.as_str()) } else { own.clone() };
+        let root = config.folder(root, name.as_str());
         let probed = match name {
             DriverName::Overlayfs => Overlay::probe(&root, &self.scratch),
             DriverName::Native => Ok(()),

@@ -114,6 +114,38 @@ fn killed_at_each_step_of_btrfs() {
 }
 
 #[test]
+fn layers_kept_elsewhere() {
+    let (root, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let at = |name: &str| elsewhere.path().join(name);
+    let config = format!("[snapshots.overlayfs]\nroot = {:?}\n[snapshots.native]\nroot = {:?}\n", at("o"), at("n"));
+    fs::write(root.path().join("config.toml"), config).unwrap();
+    let daemon = Daemon::supervisor(root.path(), None);
+    for snapshotter in ["overlayfs", "native"] {
+        daemon.ctr(&["snapshots", "--snapshotter", snapshotter, "prepare", "a", ""]);
+        daemon.within(snapshotter, "a", "echo here > file");
+    }
+    assert!(at("o/1/fs/file").exists() && at("n/2/fs/file").exists());
+    let daemon = daemon.stopped();
+    for args in [&["check"][..], &["check", "--repair"]] {
+        let mut check = daemon.program();
+        let output = check.args(args).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "all is well\n", "{args:?}");
+    }
+    let daemon = daemon.again();
+    for snapshotter in ["overlayfs", "native"] {
+        assert_eq!(daemon.within(snapshotter, "a", "cat file"), "here\n");
+    }
+    // One that is gone is found, and the rest is kept where it was.
+    let daemon = daemon.stopped();
+    fs::remove_dir_all(at("n/2")).unwrap();
+    let output = daemon.program().args(["check", "--repair"]).output().unwrap();
+    let words = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(words.contains("snapshot tests/a (native) has lost its folder"), "{words}");
+    let daemon = daemon.again();
+    assert_eq!((daemon.snapshots("native").len(), daemon.snapshots("overlayfs").len()), (0, 1));
+}
+
+#[test]
 fn a_layer_that_does_not_fit() {
     let disk = Disk::tmpfs("24m");
     let daemon = Daemon::supervisor(&disk.at(), None);

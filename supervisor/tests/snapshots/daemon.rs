@@ -103,6 +103,17 @@ impl Daemon {
         Self::start(&root, command, None)
     }
 
+    /// Ends it at this instant, for something else to be done with its roots.
+    pub(crate) fn stopped(mut self) -> Self {
+        self.end();
+        self
+    }
+
+    /// Its program, with what it is started with.
+    pub(crate) fn program(&self) -> Command {
+        (self.command)(&self.root)
+    }
+
     fn end(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
