@@ -10,7 +10,7 @@ use crate::{
     stack::{Stack, assert_state, eventually, lives, program, request},
 };
 use proto::{
-    berth::streams::v1::AttachRequest,
+    berth::streams::v1::{AttachRequest, ReopenLogRequest},
     containerd::{
         events::{TaskDelete, TaskExit},
         services::tasks::v1::{
@@ -269,6 +269,37 @@ fn kill(pid: u32) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_is_begun_anew_through_the_supervisor() {
+    let stack = Stack::new().await;
+    stack.record("anew", "echo before; read line; echo after; sleep 1000").await;
+    let (log, old, input) = (stack.folder().join("log"), stack.folder().join("old"), stack.folder().join("in"));
+    nix::unistd::mkfifo(&input, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let mut create = stack.create_request("anew");
+    create.stdin = input.display().to_string();
+    create.stdout = format!("cri://{}", log.display());
+    stack.tasks().create(request(create)).await.unwrap();
+    stack.start_task("anew").await;
+    let has = |path: &std::path::Path, text: &str| std::fs::read_to_string(path).is_ok_and(|log| log.ends_with(text));
+    let wait = async |path: &std::path::Path, text: &str| {
+        let written = async {
+            while !has(path, text) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), written).await.expect(text);
+    };
+    wait(&log, " stdout F before\n").await;
+    std::fs::rename(&log, &old).unwrap();
+    let reopen = ReopenLogRequest { container_id: "anew".into(), exec_id: String::new() };
+    stack.streams().reopen_log(request(reopen)).await.unwrap();
+    std::fs::write(&input, "go\n").unwrap();
+    wait(&log, " stdout F after\n").await;
+    assert!(has(&old, " before\n"));
+    stack.finish("anew").await;
+    stack.nothing_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn attachments_are_passed_on_to_the_shim() {
     let stack = Stack::new().await;
     stack.record("att", "read line; echo got $line; sleep 1000").await;
@@ -294,6 +325,10 @@ async fn attachments_are_passed_on_to_the_shim() {
     assert_eq!(tokio::time::timeout(Duration::from_secs(10), line).await.unwrap().unwrap().unwrap(), "got this\n");
     let absent = AttachRequest { container_id: "absent".into(), ..attach };
     assert_eq!(stack.streams().attach(request(absent)).await.unwrap_err().code(), Code::NotFound);
+    // The shim's own answer: this one has no log file.
+    let reopen = |id: &str| request(ReopenLogRequest { container_id: id.into(), exec_id: String::new() });
+    assert_eq!(stack.streams().reopen_log(reopen("att")).await.unwrap_err().code(), Code::FailedPrecondition);
+    assert_eq!(stack.streams().reopen_log(reopen("absent")).await.unwrap_err().code(), Code::NotFound);
     stack.finish("att").await;
     stack.nothing_left().await;
 }
