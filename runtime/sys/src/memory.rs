@@ -23,3 +23,19 @@ pub fn trim_heap() {
         libc::malloc_trim(0);
     }
 }
+
+/// The same for a daemon with several threads, which works hard at times: a few arenas (by default there are eight for each
+/// processor, and each keeps what its threads once needed), and only blocks of `large` bytes come straight from the kernel.
+///
+/// To be called before there are threads: arenas that exist stay.
+pub fn keep_heaps_few(arenas: i32, large: i32) {
+    #[cfg(target_env = "gnu")]
+    for (parameter, value) in
+        [(libc::M_ARENA_MAX, arenas), (libc::M_MMAP_THRESHOLD, large), (libc::M_TRIM_THRESHOLD, large)]
+    {
+        // SAFETY: mallopt takes integers; a value it doesn't like it ignores and says so, which changes nothing for us.
+        unsafe { libc::mallopt(parameter, value) };
+    }
+    #[cfg(not(target_env = "gnu"))]
+    let _ = (arenas, large);
+}

@@ -5,5 +5,6 @@
 mod configuration;
 mod daemon;
 mod logs;
+mod memory;
 mod metrics;
 mod service;

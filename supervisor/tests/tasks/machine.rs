@@ -127,12 +127,13 @@ async fn out_of_descriptors_a_create_fails_clearly_and_leaves_nothing() {
     stack.nothing_left().await;
 }
 
-/// A shim that does nothing but take its time.
+/// A shim that does nothing but take its time, the first time.
 fn slow_shim(stack: &Stack, seconds: u32) -> String {
     let at = stack.folder().join("slow-shim");
     let marker = stack.folder().join("shim-runs");
-    let script =
-        format!("#!/bin/sh\ntouch {}\nsleep {seconds}\necho slow shim says no >&2\nexit 1\n", marker.display());
+    // Once only: what cleans up after it isn't kept waiting.
+    let once = format!("[ -e {0} ] && exit 1; touch {0}", marker.display());
+    let script = format!("#!/bin/sh\n{once}\nsleep {seconds}\necho slow shim says no >&2\nexit 1\n");
     fs::write(&at, script).expect("script");
     fs::set_permissions(&at, fs::Permissions::from_mode(0o755)).expect("mode");
     at.display().to_string()
