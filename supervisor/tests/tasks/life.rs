@@ -205,7 +205,7 @@ async fn a_hanging_shim_hinders_nobody_else() {
     stack.delete("quick").await.unwrap();
     let listed = stack.tasks().list(request(ListTasksRequest::default())).await.unwrap().into_inner().tasks;
     assert!(listed.iter().any(|task| task.id == "stuck" && task.pid == stuck));
-    assert!(began.elapsed() < Duration::from_millis(1500), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
     // Asked about itself, it is answered from memory.
     assert_state(&stack.get("stuck").await.unwrap(), State::Running);
     nix::sys::signal::kill(shim, nix::sys::signal::Signal::SIGCONT).unwrap();
@@ -217,12 +217,15 @@ async fn a_hanging_shim_hinders_nobody_else() {
 async fn what_can_not_be_is_refused_and_leaves_nothing() {
     let stack = Stack::new().await;
     let old = script(&stack, "old-shim", "[ $1 = delete ] || echo unix:///nowhere");
+    let answer = r#"{"version":4,"address":"/nowhere","protocol":"grpc"}"#;
+    let new = script(&stack, "new-shim", &format!("[ $1 = delete ] || echo '{answer}'"));
     let bad = script(&stack, "bad-shim", "echo out of luck >&2; exit 1");
     let silent = script(&stack, "silent-shim", "exit 0");
     for (id, runtime, code, words) in [
         ("gone", "io.containerd.kata.v2", Code::NotFound, "containerd-shim-kata-v2 was not found"),
         ("name", "./shim", Code::InvalidArgument, "neither of the form"),
-        ("ttrpc", old.as_str(), Code::Unimplemented, "speaks ttrpc"),
+        ("old", old.as_str(), Code::Unavailable, "reach shim at /nowhere"),
+        ("new", new.as_str(), Code::Unimplemented, "speaks grpc (version 4)"),
         ("bad", bad.as_str(), Code::Internal, "out of luck"),
         ("silent", silent.as_str(), Code::Internal, "where its address should be"),
     ] {
