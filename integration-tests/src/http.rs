@@ -92,6 +92,11 @@ impl Api {
         self.open(method, path, body, "").expect("no answer from the engine").finish()
     }
 
+    /// Sends a request and reads the whole answer, from an engine that may die meanwhile.
+    pub fn attempt(&self, method: &str, path: &str, body: Option<&Value>) -> std::io::Result<Answer> {
+        self.open(method, path, body, "")?.try_finish()
+    }
+
     /// Sends a request and reads the header of the answer; `extra` are further header lines, each with its CRLF.
     pub fn open(&self, method: &str, path: &str, body: Option<&Value>, extra: &str) -> std::io::Result<Stream> {
         let stream = UnixStream::connect(&self.socket)?;
@@ -141,6 +146,30 @@ impl Stream {
             self.reader.read_to_end(&mut body).ok();
         }
         Answer { status: self.status, headers: self.headers, body }
+    }
+
+    /// Reads the rest of the body; one that is cut off is an error.
+    pub fn try_finish(mut self) -> std::io::Result<Answer> {
+        let mut body = Vec::new();
+        if self.chunked {
+            loop {
+                let mut line = String::new();
+                self.reader.read_line(&mut line)?;
+                let size = usize::from_str_radix(line.trim(), 16).map_err(|_| std::io::ErrorKind::UnexpectedEof)?;
+                let mut data = vec![0; size + 2];
+                self.reader.read_exact(&mut data)?;
+                if size == 0 {
+                    break;
+                }
+                body.extend(&data[..size]);
+            }
+        } else if let Some(length) = self.length {
+            body.resize(length, 0);
+            self.reader.read_exact(&mut body)?;
+        } else if self.status != 204 && self.status != 304 {
+            self.reader.read_to_end(&mut body)?;
+        }
+        Ok(Answer { status: self.status, headers: self.headers, body })
     }
 
     /// The next chunk of a chunked body; `None` at its end.

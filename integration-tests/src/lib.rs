@@ -3,9 +3,11 @@
 //!
 //! A failure panics with the command, its output and the logs of both daemons: these are tests' tools.
 
+pub mod audit;
 pub mod caller;
 pub mod command;
 pub mod eventually;
+pub mod faults;
 pub mod http;
 pub mod images;
 pub mod leftovers;
@@ -15,4 +17,4 @@ pub mod stack;
 
 pub use command::{Outcome, run, run_with};
 pub use eventually::{eventually, eventually_within};
-pub use stack::Stack;
+pub use stack::{Daemon, Stack};

@@ -1,6 +1,10 @@
 //! Where the programs under test are, and whether peers are installed.
 
-use std::{env, path::PathBuf};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 /// The folder of the five programs: `BERTH_BIN_DIR`, else the workspace's `target/bin` (`make build`).
 pub fn bin_dir() -> PathBuf {
@@ -29,4 +33,36 @@ pub fn peer_or_skip(name: &str) -> Option<PathBuf> {
         eprintln!("skipped: {name} is not installed (make deps-test)");
     }
     found
+}
+
+/// The folder of the workspace.
+pub fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("workspace").to_owned()
+}
+
+/// The folder of the programs as the dev profile builds them, with fault points in them. They lie beside the tests that cargo
+/// runs; one that is missing, or lacks one of `points`, is built.
+pub fn debug_bin_dir(points: &[String]) -> PathBuf {
+    let test = env::current_exe().expect("our own path");
+    let folder = test.parent().and_then(Path::parent).expect("target folder").to_owned();
+    let complete = || {
+        let has = |program: &str| {
+            let bytes = fs::read(folder.join(format!("berth-{program}"))).unwrap_or_default();
+            let wanted = points.iter().filter(|point| point.split('.').next() == Some(program));
+            !bytes.is_empty() && wanted.into_iter().all(|point| holds(&bytes, point.as_bytes()))
+        };
+        ["runtime", "shim", "supervisor", "engine"].into_iter().all(has)
+    };
+    if !complete() {
+        let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut command = Command::new(cargo);
+        command.args(["build", "--locked", "-p", "runtime", "-p", "shim", "-p", "supervisor", "-p", "engine"]);
+        let built = command.current_dir(workspace()).status().expect("run cargo");
+        assert!(built.success() && complete(), "the programs could not be built with their fault points");
+    }
+    folder
+}
+
+fn holds(bytes: &[u8], word: &[u8]) -> bool {
+    memchr::memmem::find(bytes, word).is_some()
 }

@@ -5,7 +5,7 @@ use crate::{
     eventually, eventually_within,
     http::Api,
     images, leftovers,
-    programs::{bin_dir, peer, program},
+    programs::{bin_dir, peer},
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -34,6 +34,19 @@ pub struct Setup {
     pub prefix: Option<u8>,
     /// A folder that already holds a data root, for stacks that start on what others left.
     pub folder: Option<PathBuf>,
+    /// The engine neither starts nor revives the supervisor: only the test does.
+    pub keep_supervisor: bool,
+    /// Where the programs are, if not where `BERTH_BIN_DIR` says.
+    pub bin_dir: Option<PathBuf>,
+}
+
+/// One of the two daemons of a stack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Daemon {
+    /// `berth-supervisor`.
+    Supervisor,
+    /// `berth-engine`.
+    Engine,
 }
 
 /// A running stack; ends itself when dropped, and then checks that nothing is left.
@@ -44,6 +57,7 @@ pub struct Stack {
     setup: Setup,
     engine: Mutex<Option<Child>>,
     supervisor: Mutex<Option<Child>>,
+    programs: Mutex<PathBuf>,
 }
 
 // A number that no other test process uses: it names the bridge and the subnet.
@@ -95,8 +109,9 @@ impl Stack {
     /// The same, with further arguments.
     pub fn start_with(setup: Setup) -> Self {
         let folder = tempfile::Builder::new().prefix("berth-test-").tempdir().unwrap();
-        let stack =
-            Self { folder, number: Number::claim(), setup, engine: Mutex::new(None), supervisor: Mutex::new(None) };
+        let programs = Mutex::new(setup.bin_dir.clone().unwrap_or_else(bin_dir));
+        let (engine, supervisor) = (Mutex::new(None), Mutex::new(None));
+        let stack = Self { folder, number: Number::claim(), setup, engine, supervisor, programs };
         stack.start_supervisor();
         stack.start_engine();
         stack
@@ -155,12 +170,68 @@ impl Stack {
         Api::new(self.engine_socket())
     }
 
-    fn daemon(&self, name: &str, args: &[String]) -> Child {
+    /// Daemons that are started from now on are those of another folder.
+    pub fn use_programs(&self, folder: &Path) {
+        *self.programs.lock().unwrap() = folder.to_owned();
+    }
+
+    /// Starts a daemon with further variables in its environment, and doesn't wait for it.
+    pub fn launch(&self, daemon: Daemon, variables: &[(&str, &OsStr)]) {
+        let (slot, child) = match daemon {
+            Daemon::Supervisor if self.setup.containerd => (&self.supervisor, self.containerd()),
+            Daemon::Supervisor => (&self.supervisor, self.daemon("berth-supervisor", &[], variables)),
+            Daemon::Engine => {
+                let bip = format!("{}/{}", self.gateway(), self.setup.prefix.unwrap_or(24));
+                let mut args = vec!["--bridge".into(), self.bridge(), "--bip".into(), bip];
+                if self.setup.keep_supervisor {
+                    args.extend(["--supervisor".into(), format!("unix://{}", self.supervisor_socket().display())]);
+                }
+                args.extend(self.setup.engine_args.iter().cloned());
+                (&self.engine, self.daemon("berth-engine", &args, variables))
+            }
+        };
+        *slot.lock().unwrap() = Some(child);
+    }
+
+    /// Waits until a daemon that was launched answers.
+    #[track_caller]
+    pub fn await_ready(&self, daemon: Daemon) {
+        match daemon {
+            Daemon::Supervisor => {
+                let socket = self.supervisor_socket();
+                self.await_daemon("supervisor answers", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
+            }
+            Daemon::Engine => {
+                let api = self.api();
+                self.await_daemon("engine answers", || {
+                    api.open("GET", "/_ping", None, "").is_ok_and(|answer| answer.status == 200)
+                });
+            }
+        }
+    }
+
+    /// Whether a daemon that was started has ended; reaps it.
+    pub fn has_ended(&self, daemon: Daemon) -> bool {
+        let slot = match daemon {
+            Daemon::Supervisor => &self.supervisor,
+            Daemon::Engine => &self.engine,
+        };
+        let mut slot = slot.lock().unwrap();
+        let ended = slot.as_mut().is_none_or(|child| child.try_wait().unwrap().is_some());
+        if ended {
+            *slot = None;
+        }
+        ended
+    }
+
+    fn daemon(&self, name: &str, args: &[String], variables: &[(&str, &OsStr)]) -> Child {
         let roots = [OsStr::new("--data-root"), self.data_root().as_os_str(), OsStr::new("--run-root")]
             .map(OsStr::to_owned)
             .into_iter()
             .chain([self.run_root().into_os_string()]);
-        self.spawn(name, Command::new(program(name)).args(roots).args(args))
+        let program = self.bin_dir().join(name);
+        assert!(program.exists(), "{} is not built: make build", program.display());
+        self.spawn(name, Command::new(program).args(roots).args(args).envs(variables.iter().copied()))
     }
 
     fn spawn(&self, name: &str, command: &mut Command) -> Child {
@@ -178,10 +249,8 @@ impl Stack {
 
     /// Starts the supervisor and waits for its socket.
     pub fn start_supervisor(&self) {
-        let daemon = if self.setup.containerd { self.containerd() } else { self.daemon("berth-supervisor", &[]) };
-        *self.supervisor.lock().unwrap() = Some(daemon);
-        let socket = self.supervisor_socket();
-        self.await_daemon("supervisor answers", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
+        self.launch(Daemon::Supervisor, &[]);
+        self.await_ready(Daemon::Supervisor);
     }
 
     fn containerd(&self) -> Child {
@@ -199,14 +268,8 @@ impl Stack {
 
     /// Starts the engine and waits until it answers.
     pub fn start_engine(&self) {
-        let prefix = self.setup.prefix.unwrap_or(24);
-        let mut args = vec!["--bridge".into(), self.bridge(), "--bip".into(), format!("{}/{prefix}", self.gateway())];
-        args.extend(self.setup.engine_args.iter().cloned());
-        *self.engine.lock().unwrap() = Some(self.daemon("berth-engine", &args));
-        let api = self.api();
-        self.await_daemon("engine answers", || {
-            api.open("GET", "/_ping", None, "").is_ok_and(|answer| answer.status == 200)
-        });
+        self.launch(Daemon::Engine, &[]);
+        self.await_ready(Daemon::Engine);
     }
 
     #[track_caller]
@@ -271,7 +334,7 @@ impl Stack {
 
     /// Runs Berth's own client.
     pub fn berth<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Outcome {
-        run_with(self.client(program("berth")).args(args), b"", Duration::from_secs(120))
+        run_with(self.client(self.bin_dir().join("berth")).args(args), b"", Duration::from_secs(120))
     }
 
     /// Runs the real docker client.
@@ -312,7 +375,7 @@ impl Stack {
 
     /// The folder of the programs under test.
     pub fn bin_dir(&self) -> PathBuf {
-        bin_dir()
+        self.programs.lock().unwrap().clone()
     }
 }
 

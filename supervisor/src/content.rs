@@ -257,6 +257,7 @@ impl Content {
                 if used_anywhere(tx, digest)? {
                     continue;
                 }
+                proto::fault!("supervisor.content_delete.unrecorded");
                 match fs::remove_file(self.file_of(digest)) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => {
                         return Err(Removal::Failed(ContentError::io(format!("remove blob {digest}"))(error)));

@@ -176,7 +176,9 @@ impl Collector {
             }
             Ok(())
         })?;
+        proto::fault!("supervisor.repair.operations_undone");
         self.content.sweep_blobs()?;
+        proto::fault!("supervisor.repair.blobs_swept");
         self.snapshots.repair()?;
         Ok(())
     }
@@ -211,9 +213,11 @@ impl Collector {
             Err(error) if error.kind() == ErrorKind::ResourceExhausted => mark_and_sweep()?,
             other => other?,
         };
+        proto::fault!("supervisor.gc.unrecorded");
         let Sweep { gone, bytes, leases, images, due, leased_ingests } = sweep;
         let mut collected = Collected { bytes, leases, images, ..Collected::default() };
         self.remove_files(&gone, &mut collected)?;
+        proto::fault!("supervisor.gc.folders_removed");
         let (ingests, next_ingest) = self.content.sweep_ingests(INGEST_AGE, &leased_ingests)?;
         collected.ingests = ingests;
         if collected != Collected::default() {
@@ -243,6 +247,7 @@ impl Collector {
                 return Err(CollectError::Cancelled);
             }
         }
+        proto::fault!("supervisor.gc.blobs_removed");
         for folder in folders {
             self.snapshots.remove_folders(&[folder])?;
             collected.snapshots += 1;

@@ -120,6 +120,7 @@ impl Images {
             IMAGES.put(tx, namespace, name, &record)?;
             Ok(namespaces::touch_in(tx, namespace)?)
         })?;
+        proto::fault!("supervisor.image_record.created");
         Ok(record)
     }
 

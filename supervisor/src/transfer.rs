@@ -178,6 +178,7 @@ impl Context {
 
     /// Points a name to an image, says so to those who listen, and on the progress stream.
     fn record_image(&self, name: &str, target: &Descriptor, labels: &Labels) -> Result<(), TransferError> {
+        proto::fault!("supervisor.image_record.contents_complete");
         let new = self.stores.images.put(&self.namespace, name, target, labels)?;
         let map = labels.clone().into_iter().collect();
         if new {
@@ -186,6 +187,7 @@ impl Context {
             self.stores.publish(&self.namespace, "/images/update", &ImageUpdate { name: name.into(), labels: map });
             self.stores.gc.schedule();
         }
+        proto::fault!("supervisor.image_record.announced");
         self.progress.image("saved", name, target);
         Ok(())
     }

@@ -100,7 +100,9 @@ pub async fn create(
     let name = reserve_name(&app.containers, name, &id)?;
     let mut undo = Undo { app: app.clone(), id: id.clone(), name: name.clone(), snapshot: false, armed: true };
 
+    proto::fault!("engine.create.name_reserved");
     let (resolved, fresh) = resolve_mounts(app, &id, wanted)?;
+    proto::fault!("engine.create.volumes_made");
     let record = Record {
         id: id.clone(),
         name,
@@ -122,8 +124,10 @@ pub async fn create(
     let folder = app.containers.folder_of(&id);
     let (snapshot, kept) = tokio::join!(prepare_snapshot(app, &record, &image), async {
         DirBuilder::new().recursive(true).mode(0o710).create(&folder).map_err(|e| ApiError::unexpected(&e))?;
+        proto::fault!("engine.create.folder_made");
         app.containers.store.put(&record).await.map_err(|e| ApiError::unexpected(&e))
     });
+    proto::fault!("engine.create.recorded");
     let snapshot = snapshot?;
     kept?;
     if !fresh.is_empty() {
@@ -134,6 +138,7 @@ pub async fn create(
     let container = Arc::new(Container::new(record));
     container.live().snapshot = Some(snapshot);
     app.containers.insert(container.clone());
+    proto::fault!("engine.create.known");
     undo.armed = false;
     app.events.publish("container", "create", &id, container.attributes());
     debug!(id = ids::short(&id), took = ?begun.elapsed(), "container created");

@@ -158,6 +158,7 @@ pub fn create(app: &Arc<App>, container: &Arc<Container>, config: ExecConfig) ->
         exited: watch::Sender::new(false),
     };
     app.containers.add_exec(Arc::new(exec));
+    proto::fault!("engine.exec.known");
     tell(app, container, &format!("exec_create: {command}"), &id);
     Ok(id)
 }
@@ -257,6 +258,7 @@ async fn launch(app: &Arc<App>, exec: &Arc<Exec>, record: &Record, options: Exec
     };
     let (fifos, mut ends) = Fifos::make(&app.containers.streams, &exec.id, wants)
         .map_err(|e| ApiError::internal(format!("exec in container {}: make FIFOs: {e}", record.name)))?;
+    proto::fault!("engine.exec.fifos_made");
     // Output never waits for us: if the engine dies the process goes on. Other shims know plain paths only.
     let plain = app.containers.relays.get(&record.id).is_some();
     let uri = |path: &str, reader| match path {
@@ -274,8 +276,10 @@ async fn launch(app: &Arc<App>, exec: &Arc<Exec>, record: &Record, options: Exec
         spec: Some(typeurl::pack_json(typeurl::PROCESS, process)),
     };
     app.supervisor.tasks().exec(request).await.map_err(|s| failed(&s.into()))?;
+    proto::fault!("engine.exec.added");
     let request = StartRequest { container_id: record.id.clone(), exec_id: exec.id.clone() };
     let started = app.supervisor.tasks().start(request).await.map_err(|s| failed(&s.into()))?;
+    proto::fault!("engine.exec.started");
     fifos
         .settle(&mut ends)
         .map_err(|e| ApiError::internal(format!("exec in container {}: open stdin: {e}", record.name)))?;
@@ -321,6 +325,7 @@ pub fn ended(app: &Arc<App>, exec: &Arc<Exec>, exit: Exit) {
     if !exec.state().started || exec.state().finished.is_some() {
         return;
     }
+    proto::fault!("engine.exec.ended");
     finish(exec, exit.code, exit.at);
     let (app, exec) = (app.clone(), exec.clone());
     if let Some(container) = app.containers.get(&exec.container) {

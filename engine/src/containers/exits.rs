@@ -66,7 +66,7 @@ fn heard(app: &Arc<App>, envelope: &Envelope) {
     let Some(any) = &envelope.event else { return };
     if let Some(Ok(exit)) = typeurl::unpack::<TaskExit>(any) {
         let at = exit.exited_at.map_or_else(Timestamp::now, Timestamp::from);
-        let ended_now = Exit { code: i64::from(exit.exit_status), at };
+        let ended_now = Exit { code: i64::from(exit.exit_status), at, pid: Some(exit.pid).filter(|pid| *pid != 0) };
         if exit.id == exit.container_id {
             if let Some(container) = app.containers.get(&exit.container_id) {
                 ended(app, &container, ended_now);
@@ -108,6 +108,10 @@ pub fn ended(app: &Arc<App>, container: &Arc<Container>, exit: Exit) {
         if live.ending || !live.record.state.phase.is_live() {
             return;
         }
+        if !exit.is_of(live.record.state.pid) {
+            debug!(id = ids::short(&container.id), ?exit, "end of an earlier run");
+            return;
+        }
         live.ending = true;
     }
     let (app, container) = (app.clone(), container.clone());
@@ -129,6 +133,7 @@ async fn finish(app: &Arc<App>, container: &Arc<Container>, exit: Exit) {
         record.state.oom_killed = oom;
         (record, ran)
     };
+    proto::fault!("engine.exit.heard");
     let endpoint = record.state.endpoint.clone();
     let detach = async {
         if let Some(endpoint) = endpoint {
@@ -142,11 +147,14 @@ async fn finish(app: &Arc<App>, container: &Arc<Container>, exit: Exit) {
         {
             warn!(id, error = %chain(&error), "exit not kept");
         }
+        proto::fault!("engine.exit.recorded");
         start::delete_task(app, &container.id).await;
+        proto::fault!("engine.exit.task_deleted");
         // The shim has written all of the output by now.
         app.containers.relays.end(&container.id).await;
     };
     tokio::join!(detach, bury);
+    proto::fault!("engine.exit.cleaned");
     let (restart, remove) = {
         let mut live = container.live();
         let ending = Ending {
@@ -176,9 +184,10 @@ async fn finish(app: &Arc<App>, container: &Arc<Container>, exit: Exit) {
     attributes.insert("exitCode".into(), exit.code.to_string());
     attributes.insert("execDuration".into(), ran.as_secs().to_string());
     app.events.publish("container", "die", &container.id, attributes);
+    proto::fault!("engine.exit.announced");
     info!(id, code = exit.code, "container ended");
     for exec in app.containers.execs_of(&container.id) {
-        super::exec::ended(app, &exec, Exit { code: 137, at: exit.at });
+        super::exec::ended(app, &exec, Exit { code: 137, at: exit.at, pid: None });
     }
     container.ends.send_modify(|ends| {
         ends.count += 1;
@@ -271,12 +280,12 @@ async fn compare_one(app: &Arc<App>, container: &Arc<Container>, task: Option<Pr
     match (phase.is_live(), task) {
         (true, None) => {
             warn!(id, "its process is gone without a trace: the machine was restarted, or its shim killed");
-            ended(app, container, Exit { code: 255, at: Timestamp::now() });
+            ended(app, container, Exit { code: 255, at: Timestamp::now(), pid: None });
         }
         (true, Some(task)) => match task.status() {
             Status::Stopped => {
                 let at = task.exited_at.map_or_else(Timestamp::now, Timestamp::from);
-                ended(app, container, Exit { code: i64::from(task.exit_status), at });
+                ended(app, container, Exit { code: i64::from(task.exit_status), at, pid: None });
             }
             status => {
                 let mut live = container.live();
@@ -307,7 +316,7 @@ async fn compare_one(app: &Arc<App>, container: &Arc<Container>, task: Option<Pr
             };
             match (unheard, task.status()) {
                 (true, Status::Stopped) => {
-                    ended(app, container, Exit { code: i64::from(task.exit_status), at: exited_at });
+                    ended(app, container, Exit { code: i64::from(task.exit_status), at: exited_at, pid: None });
                 }
                 (true, _) => info!(id, pid = task.pid, "adopted in the middle of its start"),
                 (false, _) => {

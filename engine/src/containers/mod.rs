@@ -76,7 +76,7 @@ pub struct Live {
     /// A start is under way.
     pub starting: bool,
     /// The process ended before its start was over.
-    pub early_exit: Option<Exit>,
+    pub early_exits: Vec<Exit>,
     /// Its end is being worked on.
     pub ending: bool,
     /// The kernel killed for want of memory.
@@ -96,6 +96,15 @@ pub struct Exit {
     pub code: i64,
     /// When.
     pub at: Timestamp,
+    /// Of which process, where that is known: the end of an earlier run may be heard late.
+    pub pid: Option<u32>,
+}
+
+impl Exit {
+    /// Whether it can be the end of the run that has this pid.
+    pub fn is_of(&self, pid: u32) -> bool {
+        pid == 0 || self.pid.is_none_or(|own| own == pid)
+    }
 }
 
 /// What waiters learn.
@@ -119,7 +128,7 @@ impl Container {
             live: Mutex::new(Live {
                 record,
                 starting: false,
-                early_exit: None,
+                early_exits: Vec::new(),
                 ending: false,
                 oom: false,
                 restart_delay: None,

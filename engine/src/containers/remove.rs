@@ -49,17 +49,21 @@ pub async fn remove(app: &Arc<App>, container: &Arc<Container>, options: Options
         container.live().record.state.phase = before;
         return Err(ApiError::conflict(format!("container {} was started while it was being removed", container.id)));
     }
+    proto::fault!("engine.remove.begun");
     if let Err(error) = take_apart(app, container, record.registered).await {
         container.live().record.state.phase = before;
         return Err(error);
     }
+    proto::fault!("engine.remove.taken_apart");
     app.volumes.release(&container.id);
     if options.volumes {
         remove_anonymous_volumes(app, &record).await;
     }
+    proto::fault!("engine.remove.volumes_removed");
     let attributes = container.attributes();
     app.containers.store.remove_soon(&container.id);
     app.containers.forget(&container.id);
+    proto::fault!("engine.remove.forgotten");
     app.events.publish("container", "destroy", &container.id, attributes);
     container.ends.send_modify(|ends| ends.removed = true);
     Ok(())
@@ -94,6 +98,7 @@ async fn take_apart(app: &Arc<App>, container: &Container, registered: bool) -> 
             .retry(snapshot.clone(), |client, request| async move { client.snapshots().remove(request).await }),
         tokio::task::spawn_blocking(move || std::fs::remove_dir_all(&folder)),
     );
+    proto::fault!("engine.remove.parts_removed");
     for (what, result) in [("record", unregistered), ("root file system", removed.map(drop))] {
         match result {
             Err(error) if !error.is_not_found() => {

@@ -52,12 +52,13 @@ pub async fn start(app: &Arc<App>, container: &Arc<Container>) -> ApiResult<()> 
 /// Starts; the caller has the turn.
 pub async fn start_in_turn(app: &Arc<App>, container: &Arc<Container>, cause: Cause) -> ApiResult<()> {
     let begun = Instant::now();
+    proto::fault!("engine.start.turn_taken");
     let record = {
         let mut live = container.live();
         let live = &mut *live;
         decide(Operation::Start, live.record.state.phase, &container.id, &live.record.name)?;
         live.starting = true;
-        live.early_exit = None;
+        live.early_exits.clear();
         live.oom = false;
         live.restart_plan += 1;
         let state = &mut live.record.state;
@@ -81,8 +82,9 @@ pub async fn start_in_turn(app: &Arc<App>, container: &Arc<Container>, cause: Ca
                 state.exit_code = 0;
                 state.oom_killed = false;
                 app.containers.store.put_soon(&live.record);
-                live.early_exit.take()
+                std::mem::take(&mut live.early_exits).into_iter().find(|exit| exit.is_of(pid))
             };
+            proto::fault!("engine.start.noted");
             app.events.publish("container", "start", &container.id, container.attributes());
             if let Some(exit) = early {
                 exits::ended(app, container, exit);
@@ -149,6 +151,7 @@ async fn launch(app: &Arc<App>, container: &Arc<Container>, record: Record) -> A
         tokio::join!(attach_network(app, &record, kind), register(app, container, &record, kind));
     let endpoint = network.as_ref().ok().cloned().flatten();
     let mut undo = Undo { app: app.clone(), id: record.id.clone(), endpoint, task: false, armed: true };
+    proto::fault!("engine.start.prepared");
     network?;
     let snapshot = registered?;
     let prepared = begun.elapsed();
@@ -162,6 +165,7 @@ async fn launch(app: &Arc<App>, container: &Arc<Container>, record: Record) -> A
     let current = container.record();
     let stdio = stdio(app, &record).await?;
     let (created, kept) = tokio::join!(create_task(app, &record, snapshot, stdio), app.containers.store.put(&current));
+    proto::fault!("engine.start.task_created");
     let name = &record.name;
     undo.task = created.is_ok();
     created.map_err(|error| refused(name, &record, &error))?;
@@ -171,9 +175,11 @@ async fn launch(app: &Arc<App>, container: &Arc<Container>, record: Record) -> A
         relay.settle();
     }
     attach::connect_waiting(app, container).await;
+    proto::fault!("engine.start.attached");
     let request = StartRequest { container_id: record.id.clone(), exec_id: String::new() };
     let answer = app.supervisor.tasks().start(request).await.map_err(SupervisorError::from);
     let pid = answer.map_err(|error| refused(name, &record, &error))?.into_inner().pid;
+    proto::fault!("engine.start.task_started");
     undo.armed = false;
     debug!(id = ids::short(&record.id), ?prepared, ?created, started = ?begun.elapsed(), "launch");
     Ok((pid, Timestamp::now()))
@@ -293,6 +299,7 @@ async fn attach_network(app: &Arc<App>, record: &Record, kind: NetworkKind) -> A
             dns_options: &record.host.dns_options,
             host_network: kind == NetworkKind::Host,
         };
+        proto::fault!("engine.start.network_attached");
         if let Err(cause) = files::write(&owner.containers.folder_of(&record.id), &facts) {
             if let Some(endpoint) = &endpoint {
                 let _ = owner.networks.detach(&record.id, endpoint);
@@ -363,7 +370,7 @@ async fn create_task(
 pub fn keep_for_start(container: &Container, exit: Exit) -> bool {
     let mut live = container.live();
     if live.starting {
-        live.early_exit = Some(exit);
+        live.early_exits.push(exit);
     }
     live.starting
 }

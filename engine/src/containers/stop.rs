@@ -70,12 +70,14 @@ async fn stop_now(app: &Arc<App>, container: &Arc<Container>, options: Options) 
         // A frozen process can't even die.
         let _ = app.supervisor.tasks().resume(ResumeTaskRequest { container_id: container.id.clone() }).await;
     }
+    proto::fault!("engine.stop.signalled");
     let graceful = match timeout {
         Some(timeout) => tokio::time::timeout(timeout, ends.changed()).await.is_ok(),
         None => ends.changed().await.is_ok(),
     };
     if !graceful {
         send(app, container, SIGKILL).await?;
+        proto::fault!("engine.stop.killed");
         if tokio::time::timeout(KILL_PATIENCE, ends.changed()).await.is_err() {
             return Err(ApiError::internal(format!(
                 "cannot stop container {}: it lives {KILL_PATIENCE:?} after SIGKILL",
@@ -134,6 +136,7 @@ pub async fn kill(app: &Arc<App>, container: &Arc<Container>, signal: u32) -> Ap
     let mut ends = container.ends.subscribe();
     ends.mark_unchanged();
     send(app, container, signal).await?;
+    proto::fault!("engine.kill.sent");
     if paused && signal == SIGKILL {
         let _ = app.supervisor.tasks().resume(ResumeTaskRequest { container_id: container.id.clone() }).await;
     }
@@ -166,6 +169,7 @@ pub async fn pause(app: &Arc<App>, container: &Arc<Container>) -> ApiResult<()> 
     let request = PauseTaskRequest { container_id: container.id.clone() };
     let done = app.supervisor.tasks().pause(request).await.map_err(SupervisorError::from);
     done.map_err(|error| failed(app, container, "pause", &error))?;
+    proto::fault!("engine.pause.task_paused");
     set_phase(app, container, Phase::Running, Phase::Paused);
     app.events.publish("container", "pause", &container.id, container.attributes());
     Ok(())
@@ -178,6 +182,7 @@ pub async fn unpause(app: &Arc<App>, container: &Arc<Container>) -> ApiResult<()
     let request = ResumeTaskRequest { container_id: container.id.clone() };
     let done = app.supervisor.tasks().resume(request).await.map_err(SupervisorError::from);
     done.map_err(|error| failed(app, container, "unpause", &error))?;
+    proto::fault!("engine.unpause.task_resumed");
     set_phase(app, container, Phase::Paused, Phase::Running);
     app.events.publish("container", "unpause", &container.id, container.attributes());
     Ok(())

@@ -128,6 +128,7 @@ fn write_all(database: &Database, queue: &mpsc::Receiver<Write>) {
             }
         }
         let result = commit(database, &batch).map_err(|error| error.to_string());
+        proto::fault!("engine.store.committed");
         for write in batch {
             match (write.done, &result) {
                 (Some(done), result) => drop(done.send(result.clone())),
@@ -149,5 +150,6 @@ fn commit(database: &Database, batch: &[Write]) -> Result<(), redb::Error> {
             }
         }
     }
+    proto::fault!("engine.store.written");
     Ok(transaction.commit()?)
 }

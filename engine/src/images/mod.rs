@@ -228,6 +228,7 @@ impl Images {
             image.labels.insert(names::UNTAGGED_LABEL.into(), "true".into());
         }
         let create = api::CreateImageRequest { image: Some(image.clone()) };
+        proto::fault!("engine.image_record.begun");
         match self.client.retry(create, |client, request| async move { client.images().create(request).await }).await {
             Ok(_) => return Ok(()),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}

@@ -156,6 +156,7 @@ impl Images {
                 }
             }
         };
+        proto::fault!("engine.pull.displaced_kept");
         match begun.await {
             Ok((transfer, early)) => Ok(Pull { transfer, reference, kept, existing, early }),
             Err(error) => {
@@ -175,7 +176,9 @@ impl Images {
             outcome = self.relay_pull(&reference, transfer, Board::new(existing), early, lines) => outcome,
             () = lines.gone() => Err(PullEnd::Gone),
         };
+        proto::fault!("engine.pull.transferred");
         let settled = self.settle_displaced(&name, kept).await;
+        proto::fault!("engine.pull.settled");
         match (outcome, settled) {
             (Ok(()), Ok(())) => return Some(reference),
             (Err(PullEnd::Failed(error)), _) | (Ok(()), Err(error)) => {

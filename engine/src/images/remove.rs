@@ -121,6 +121,7 @@ impl Images {
         let _names = self.names.lock().await;
         let wanted = Wanted::parse(text)?;
         let group = self.resolve_group(text).await?;
+        proto::fault!("engine.rmi.found");
         let plan = plan(&group, text, &wanted, force, &users.users_of(&group.id))?;
         let removed = self.carry_out(&group, plan).await?;
         Ok((group, removed))

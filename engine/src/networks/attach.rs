@@ -35,6 +35,7 @@ impl Networks {
             warn!(%error, "links of former containers stay");
         }
         let (mut attaching, mut namespace) = Attaching::begin(self, id, NetworkKind::Bridge)?;
+        proto::fault!("engine.attach.namespace_made");
         let endpoint_name = if request.name.is_empty() { id } else { &request.name };
         let (ip, gateway) = {
             let mut leases = locked(&self.leases);
@@ -57,6 +58,7 @@ impl Networks {
                 .map_err(|cause| NetworkError::Port { endpoint: endpoint_name.to_owned(), cause })?;
             (ip, self.subnet.address())
         };
+        proto::fault!("engine.attach.address_leased");
         self.connect(id, &attaching.endpoint, &mut namespace)
             .and_then(|()| configure_inside(&mut namespace, ip, self.subnet.prefix(), gateway))
             .and_then(|()| self.wait_for_link(&attaching.endpoint))
@@ -65,9 +67,11 @@ impl Networks {
                 bridge: self.config.name.clone(),
                 cause,
             })?;
+        proto::fault!("engine.attach.connected");
         locked(&self.firewall)
             .publish(ip, &attaching.endpoint.ports)
             .map_err(|cause| NetworkError::Publish { endpoint: endpoint_name.to_owned(), cause })?;
+        proto::fault!("engine.attach.published");
         Ok(attaching.finish())
     }
 
@@ -89,7 +93,9 @@ impl Networks {
             let unpublished = locked(&self.firewall)
                 .unpublish(address.ip, &endpoint.ports)
                 .map_err(|cause| NetworkError::Unpublish { id: id.to_owned(), cause });
+            proto::fault!("engine.detach.unpublished");
             let disconnected = self.disconnect(id, &address.host_link);
+            proto::fault!("engine.detach.disconnected");
             let mut leases = locked(&self.leases);
             if unpublished.is_ok() {
                 endpoint.ports.iter().for_each(|port| leases.ports.release(id, port));
@@ -101,6 +107,7 @@ impl Networks {
             failures.extend([unpublished, disconnected].into_iter().filter_map(Result::err));
         }
         failures.extend(self.unpin(id).err());
+        proto::fault!("engine.detach.unpinned");
         let mut failures = failures.into_iter();
         let Some(first) = failures.next() else { return Ok(()) };
         failures.for_each(|error| warn!(id, %error, "container is detached in part"));
@@ -136,6 +143,7 @@ impl Networks {
                 hairpin: !endpoint.ports.is_empty(),
             },
         );
+        proto::fault!("engine.attach.link_planned");
         locked(&self.route).run(&mut batch).map(drop)
     }
 

@@ -138,6 +138,7 @@ impl Containers {
                 Ok(CONTAINERS.put(tx, namespace.as_str(), &new.id, &new)?)
             }
         })?;
+        proto::fault!("supervisor.container_create.recorded");
         tracing::info!(%namespace, %id, image = %new.image, "container recorded");
         let runtime = new.runtime.clone().map(|r| container_create::Runtime { name: r.name, options: r.options });
         let event = ContainerCreate { id: new.id.clone(), image: new.image.clone(), runtime };
@@ -162,6 +163,7 @@ impl Containers {
             CONTAINERS.put(tx, namespace.as_str(), &record.id, &record)?;
             Ok::<_, ContainerError>(record)
         })?;
+        proto::fault!("supervisor.container_update.recorded");
         let event = ContainerUpdate {
             id: updated.id.clone(),
             image: updated.image.clone(),
@@ -178,6 +180,7 @@ impl Containers {
             true => Ok(()),
             false => Err(ContainerError::NotFound(id.to_owned())),
         })?;
+        proto::fault!("supervisor.container_delete.unrecorded");
         tracing::info!(%namespace, %id, "container record deleted");
         self.events.publish(namespace, "/containers/delete", &ContainerDelete { id: id.to_owned() });
         Ok(())

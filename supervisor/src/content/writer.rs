@@ -236,6 +236,7 @@ impl Writer {
         }
         let failed = |cause| ContentError::Io { what: format!("store content {actual}"), cause };
         self.data.sync_data().map_err(failed)?;
+        proto::fault!("supervisor.content_commit.synced");
         let (data, blob) = (self.folder.join("data"), self.content.file_of(&actual));
         self.content
             .db
@@ -248,11 +249,13 @@ impl Writer {
                 }
                 fs::rename(&data, &blob).map_err(failed)?;
                 // The name must be on disk before the record; the database's own sync doesn't cover this folder.
+                proto::fault!("supervisor.content_commit.placed");
                 File::open(&self.content.blobs).and_then(|folder| folder.sync_all()).map_err(failed)?;
                 record(tx, &self.namespace, &actual, self.offset, labels, self.lease.as_deref())?;
                 Ok::<_, ContentError>(false)
             })
             .and_then(|existed| {
+                proto::fault!("supervisor.content_commit.recorded");
                 if let Err(error) = fs::remove_dir_all(&self.folder) {
                     tracing::warn!(reference = self.reference, %error, "ingest folder left to the collector");
                 }

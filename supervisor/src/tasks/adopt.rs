@@ -38,6 +38,7 @@ impl Tasks {
         if !found.is_empty() {
             info!(tasks = found.len(), "adopting tasks");
         }
+        proto::fault!("supervisor.adopt.scanned");
         for (namespace, id) in found {
             let task = Task::new(&self.folder, namespace.clone(), id.clone(), Phase::Adopting);
             self.lock().insert((namespace, id), task.clone());
@@ -94,6 +95,7 @@ impl Tasks {
     /// Takes a task over from a shim that takes our connection. The caller holds the turn.
     pub(super) async fn take_over(self: &Arc<Self>, task: &Arc<Task>, connection: Connection) {
         task.facts.send_modify(|facts| facts.connection = Some(connection.clone()));
+        proto::fault!("supervisor.adopt.connected");
         match task.ask_state(&connection, None).await {
             Ok(state) => {
                 task.facts.send_modify(|facts| {
@@ -101,6 +103,7 @@ impl Tasks {
                     super::task::note_state(facts, &state);
                     facts.phase = Phase::Live;
                 });
+                proto::fault!("supervisor.adopt.state_noted");
                 info!(namespace = %task.namespace, id = %task.id, pid = state.pid, state = ?state.status(), "task adopted");
                 self.watch(task, connection);
             }
@@ -124,7 +127,9 @@ impl Tasks {
 
     async fn abandon(&self, task: &Task) {
         info!(namespace = %task.namespace, id = %task.id, "unfinished task undone");
+        proto::fault!("supervisor.adopt.undo_begun");
         self.undo(task).await;
+        proto::fault!("supervisor.adopt.undone");
         self.forget(task);
     }
 }

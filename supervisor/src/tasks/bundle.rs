@@ -126,8 +126,10 @@ impl Bundle {
             folder(parent, 0o711, true)?;
         }
         folder(&self.folder, 0o700, false)?;
+        proto::fault!("supervisor.create.folder_made");
         folder(&self.folder.join("rootfs"), 0o711, false)?;
         self.write("config.json", spec)?;
+        proto::fault!("supervisor.create.spec_written");
         self.write_json("task.json", origin)
     }
 

@@ -71,15 +71,18 @@ impl Tasks {
                 }
             }
         }
+        proto::fault!("supervisor.bury.shim_cleaned");
         let pid = match task.facts.borrow().pid {
             0 => bundle.recorded_pid().unwrap_or(0),
             pid => pid,
         };
         // Most often the program above has done it; nothing may survive because it could not.
         kill_leftovers(bundle.cgroup().as_deref(), (!cleaned).then_some(pid)).await;
+        proto::fault!("supervisor.bury.processes_killed");
         if let Err(error) = bundle.unmount() {
             warn!(namespace = %task.namespace, id = %task.id, error = %chain(&error), "mount left until the task's deletion");
         }
+        proto::fault!("supervisor.bury.unmounted");
         let now = || Exit { pid, status: KILLED, at: SystemTime::now().into() };
         let exit = bundle.exit().or_else(|| task.facts.borrow().exit.clone()).or(reported).unwrap_or_else(now);
         // A program that doesn't know the pid says nothing about it.
@@ -90,8 +93,10 @@ impl Tasks {
             }
         };
         record(bundle.is_announced(None));
+        proto::fault!("supervisor.bury.exit_recorded");
         self.tell_undelivered(task);
         self.announce(task, exit.clone());
+        proto::fault!("supervisor.bury.announced");
         record(true);
         bundle.remove_dead_socket().await;
         for file in ["bootstrap.json", "config.json"] {
@@ -101,6 +106,7 @@ impl Tasks {
                 warn!(id = %task.id, %error, file, "file of an ended task not removed");
             }
         }
+        proto::fault!("supervisor.bury.address_removed");
         let deleted = task.facts.borrow().told_life.1;
         task.facts.send_modify(|facts| {
             facts.connection = None;

@@ -121,16 +121,20 @@ impl Tasks {
         let bundle_failed = |cause| TaskError::Bundle { id: task.id.clone(), cause };
         let shim_failed = |cause| TaskError::Shim { id: task.id.clone(), cause };
         task.bundle.make(&spec, &origin).map_err(bundle_failed)?;
+        proto::fault!("supervisor.create.bundle_made");
         task.hear_shim(&origin);
         task.facts.send_modify(|facts| facts.origin = Some(origin));
         let began = Instant::now();
         let bootstrap = program.start(&task.namespace, &task.id, task.bundle.path()).await.map_err(shim_failed)?;
         debug!(namespace = %task.namespace, id = %task.id, us = began.elapsed().as_micros(), "shim started");
+        proto::fault!("supervisor.create.shim_started");
         task.bundle.set_bootstrap(&bootstrap).map_err(bundle_failed)?;
+        proto::fault!("supervisor.create.bootstrap_recorded");
         let connection = Connection::open(&bootstrap).await;
         let socket = PathBuf::from(bootstrap.address);
         let connection = connection.map_err(|cause| shim_failed(ShimError::Connect { socket, cause }))?;
         task.facts.send_modify(|facts| facts.connection = Some(connection.clone()));
+        proto::fault!("supervisor.create.connected");
         request.bundle = task.bundle.path().display().to_string();
         let unpacked = match checkpoint {
             Some(checkpoint) => {
@@ -153,12 +157,14 @@ impl Tasks {
             }
         };
         debug!(namespace = %task.namespace, id = %task.id, us = began.elapsed().as_micros(), "shim created the container");
+        proto::fault!("supervisor.create.shim_created");
         task.facts.send_modify(|facts| {
             facts.pid = created.pid;
             facts.set_state(State::Created);
             facts.phase = Phase::Live;
         });
         self.watch(task, connection);
+        proto::fault!("supervisor.create.watched");
         Ok(created.pid)
     }
 

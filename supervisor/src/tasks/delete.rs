@@ -42,6 +42,7 @@ impl Tasks {
         let turn = task.turn().await;
         if let Some(connection) = task.connection()? {
             task.accept(Request::Delete).await?;
+            proto::fault!("supervisor.delete.accepted");
             let message = DeleteRequest { id: task.id.to_string(), exec_id: String::new() };
             let deleted = task.call("Delete", message, |mut shim, request| async move { shim.delete(request).await });
             match deleted.await {
@@ -52,6 +53,7 @@ impl Tasks {
                         exit_status: deleted.exit_status,
                         exited_at: deleted.exited_at,
                     };
+                    proto::fault!("supervisor.delete.shim_deleted");
                     task.set_phase(Phase::Ending);
                     info!(namespace = %task.namespace, id = %task.id, exit_status = answer.exit_status, "task deleted");
                     // The container is gone; that its shim leaves is no concern of the caller's.
@@ -72,10 +74,12 @@ impl Tasks {
             self.tell_undelivered(&task);
         }
         task.bundle.remove_dead_socket().await;
+        proto::fault!("supervisor.delete.shim_dismissed");
         // Only now: were we killed before, the next supervisor would find the bundle and with it the shim.
         if let Err(error) = task.bundle.unmount().and_then(|()| task.bundle.remove()) {
             warn!(namespace = %task.namespace, id = %task.id, error = %proto::kind::chain(&error), "bundle left behind");
         }
+        proto::fault!("supervisor.delete.bundle_removed");
         self.forget(&task);
         drop(turn);
     }
@@ -86,6 +90,7 @@ impl Tasks {
             .unmount()
             .and_then(|()| task.bundle.remove())
             .map_err(|cause| TaskError::Bundle { id: task.id.clone(), cause })?;
+        proto::fault!("supervisor.delete.orphan_removed");
         let Exit { pid, status, at } = known_exit(task);
         let id = task.id.to_string();
         let event =
@@ -121,6 +126,7 @@ async fn delete_exec(task: &Task, exec: ExecId) -> Result<DeleteResponse, TaskEr
         }
         None => None,
     };
+    proto::fault!("supervisor.delete.exec_deleted");
     let forgotten = {
         let mut forgotten = None;
         task.facts.send_modify(|facts| forgotten = facts.execs.remove(&exec));

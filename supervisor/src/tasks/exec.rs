@@ -16,6 +16,7 @@ impl Tasks {
     pub(crate) async fn exec(&self, namespace: &NamespaceName, request: ExecProcessRequest) -> Result<(), TaskError> {
         let task = self.find(namespace, &request.container_id).await?;
         let exec = ExecId::new(request.exec_id)?;
+        proto::fault!("supervisor.exec.found");
         let message = v3::ExecProcessRequest {
             id: task.id.to_string(),
             exec_id: exec.to_string(),
@@ -29,6 +30,7 @@ impl Tasks {
             .detached(async move {
                 task.accept(Request::Exec).await?;
                 task.call("Exec", message, |mut shim, request| async move { shim.exec(request).await }).await?;
+                proto::fault!("supervisor.exec.shim_added");
                 task.facts.send_modify(|facts| {
                     facts.execs.insert(exec, ExecFacts::default());
                 });
@@ -43,9 +45,11 @@ impl Tasks {
         task.clone()
             .detached(async move {
                 task.accept(Request::Exec).await?;
+                proto::fault!("supervisor.exec.start_accepted");
                 let message = StartRequest { id: task.id.to_string(), exec_id: exec.to_string() };
                 let started =
                     task.call("Start", message, |mut shim, request| async move { shim.start(request).await }).await?;
+                proto::fault!("supervisor.exec.shim_started");
                 info!(namespace = %task.namespace, id = %task.id, %exec, pid = started.pid, "process started");
                 task.facts.send_modify(|facts| facts.execs.entry(exec).or_default().pid = started.pid);
                 Ok(started.pid)

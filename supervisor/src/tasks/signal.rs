@@ -29,8 +29,10 @@ impl Tasks {
         if exec.is_empty() || task.connection()?.is_none() {
             task.accept(Request::Kill).await?;
         }
+        proto::fault!("supervisor.kill.accepted");
         let message = KillRequest { id: task.id.to_string(), exec_id: exec.to_owned(), signal, all };
         task.call("Kill", message, |mut shim, request| async move { shim.kill(request).await }).await?;
+        proto::fault!("supervisor.kill.shim_sent");
         tracing::debug!(%namespace, id = %task.id, exec, signal, all, "signal sent");
         Ok(())
     }

@@ -24,6 +24,7 @@ impl Tasks {
         let task = self.find(namespace, id).await?;
         task.in_turn(async |task| {
             task.accept(Request::Start).await?;
+            proto::fault!("supervisor.start.accepted");
             let message = StartRequest { id: task.id.to_string(), exec_id: String::new() };
             let started =
                 task.call("Start", message, |mut shim, request| async move { shim.start(request).await }).await?;
@@ -31,6 +32,7 @@ impl Tasks {
                 facts.pid = started.pid;
                 facts.set_state(State::Running);
             });
+            proto::fault!("supervisor.start.shim_started");
             info!(namespace = %task.namespace, id = %task.id, pid = started.pid, "task started");
             Ok(started.pid)
         })
@@ -44,6 +46,7 @@ impl Tasks {
             task.accept(Request::Pause).await?;
             let message = PauseRequest { id: task.id.to_string() };
             task.call("Pause", message, |mut shim, request| async move { shim.pause(request).await }).await?;
+            proto::fault!("supervisor.pause.shim_paused");
             task.facts.send_modify(|facts| facts.set_state(State::Paused));
             info!(namespace = %task.namespace, id = %task.id, "task paused");
             Ok(())
@@ -58,6 +61,7 @@ impl Tasks {
             task.accept(Request::Resume).await?;
             let message = ResumeRequest { id: task.id.to_string() };
             task.call("Resume", message, |mut shim, request| async move { shim.resume(request).await }).await?;
+            proto::fault!("supervisor.resume.shim_resumed");
             task.facts.send_modify(|facts| facts.set_state(State::Running));
             info!(namespace = %task.namespace, id = %task.id, "task resumed");
             Ok(())
@@ -78,6 +82,7 @@ impl Tasks {
             task.accept(Request::Update).await?;
             let message = UpdateTaskRequest { id: task.id.to_string(), resources, annotations };
             task.call("Update", message, |mut shim, request| async move { shim.update(request).await }).await?;
+            proto::fault!("supervisor.update.shim_updated");
             info!(namespace = %task.namespace, id = %task.id, "task updated");
             Ok(())
         })

@@ -47,6 +47,7 @@ impl Context {
         let source = source_label(&registry.host(), image.path());
         let this = self.clone();
         let operation = Arc::new(self.blocking(move |_| this.lease()).await?);
+        proto::fault!("supervisor.pull.leased");
         let pull = Pull { context: self, registry: Arc::new(registry), operation, source, wanted };
         // A digest counts before a tag: it says which image is meant.
         let reference = match (image.digest(), image.tag()) {
@@ -54,6 +55,7 @@ impl Context {
             (None, tag) => tag.unwrap_or_default().to_owned(),
         };
         let target = pull.manifest(&reference).await?;
+        proto::fault!("supervisor.pull.manifest_stored");
         pull.image(target.clone()).await?;
         let name = if to.name.is_empty() { image.to_string() } else { to.name.clone() };
         let labels: Labels = to.labels.clone().into_iter().collect();
@@ -124,6 +126,7 @@ impl Pull {
         config_blob.await?;
         let (this, copy, unpack) = (self.context.clone(), manifest.clone(), self.wanted.unpack.clone());
         let config = Arc::new(self.context.blocking(move |_| this.config(&copy, &unpack)).await?);
+        proto::fault!("supervisor.pull.config_stored");
         // Dropped with everything in it if one fails, or if the client goes away.
         let mut fetching = JoinSet::new();
         let slots = Arc::new(Semaphore::new(PARALLEL));
@@ -176,6 +179,7 @@ impl Pull {
             };
             let meter = context.progress.meter("downloading", &blob);
             let writer = registry.blob(&blob, writer, &meter).await?;
+            proto::fault!("supervisor.pull.blob_fetched");
             let (host, wanted) = (registry.host(), blob.clone());
             context
                 .blocking(move |_| match writer.commit(wanted.size, Some(wanted.digest), &labels) {
@@ -187,6 +191,7 @@ impl Pull {
                     Err(error) => Err(error.into()),
                 })
                 .await?;
+            proto::fault!("supervisor.pull.blob_stored");
             METRICS.fetched(blob.size);
             context.progress.blob("complete", &blob, blob.size);
             Ok(())

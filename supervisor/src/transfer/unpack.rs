@@ -86,7 +86,9 @@ impl Context {
         let key = format!("{} {name}", unique("extract"));
         let labels: Labels = [(OPERATION.to_owned(), "unpack".to_owned())].into();
         snapshots.prepare(namespace, &key, &parent, labels, Some(&operation.id))?;
+        proto::fault!("supervisor.unpack.prepared");
         let filled = self.fill(snapshots, &key, &diff_id, layer).and_then(|()| {
+            proto::fault!("supervisor.unpack.filled");
             match snapshots.commit(namespace, &name.to_string(), &key, Labels::new(), Some(&operation.id)) {
                 // A client of the snapshots service was quicker.
                 Err(SnapshotError::Exists(_)) => Ok(snapshots.remove(namespace, &key)?),
@@ -99,6 +101,7 @@ impl Context {
             }
             return Err(error);
         }
+        proto::fault!("supervisor.unpack.committed");
         self.stores.content.add_labels(namespace, &layer.digest, &uncompressed)?;
         self.progress.blob("extracted", layer, layer.size);
         Ok(())
