@@ -184,7 +184,10 @@ impl Stack {
                 let bip = format!("{}/{}", self.gateway(), self.setup.prefix.unwrap_or(24));
                 let mut args = vec!["--bridge".into(), self.bridge(), "--bip".into(), bip];
                 if self.setup.keep_supervisor {
-                    args.extend(["--supervisor".into(), format!("unix://{}", self.supervisor_socket().display())]);
+                    args.extend([
+                        "--supervisor".into(),
+                        format!("unix://{}/../run/supervisor.sock", self.run_root().display()),
+                    ]);
                 }
                 args.extend(self.setup.engine_args.iter().cloned());
                 (&self.engine, self.daemon("berth-engine", &args, variables))

@@ -403,7 +403,11 @@ pub async fn resume(app: &Arc<App>) {
         let state = &record.state;
         if state.phase == Phase::Removing {
             container.live().record.state.phase = Phase::Exited;
-            remove_by_itself(app, &container);
+            // Before anybody asks: for most users it is gone already.
+            let options = remove::Options { force: false, volumes: state.takes_volumes };
+            if let Err(error) = remove::remove(app, &container, options).await {
+                warn!(id = ids::short(&container.id), %error, "interrupted removal not finished");
+            }
         } else if !state.phase.is_live() && record.host.auto_remove && state.started_at.is_set() {
             remove_by_itself(app, &container);
         } else if container.live().ending || state.phase.is_live() || !state.started_at.is_set() {

@@ -118,6 +118,9 @@ pub struct State {
     pub manually_stopped: bool,
     /// Its place in the network while it runs.
     pub endpoint: Option<Endpoint>,
+    /// Its anonymous volumes go with it; said while it is being removed.
+    #[serde(default)]
+    pub takes_volumes: bool,
 }
 
 impl State {
@@ -135,6 +138,7 @@ impl State {
             restart_count: 0,
             manually_stopped: false,
             endpoint: None,
+            takes_volumes: false,
         }
     }
 }

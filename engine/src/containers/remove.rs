@@ -41,6 +41,7 @@ pub async fn remove(app: &Arc<App>, container: &Arc<Container>, options: Options
         decide(operation, live.record.state.phase, &container.id, &live.record.name)?;
         let before = live.record.state.phase;
         live.record.state.phase = Phase::Removing;
+        live.record.state.takes_volumes = options.volumes;
         live.restart_plan += 1;
         (before, live.record.clone())
     };
@@ -49,9 +50,19 @@ pub async fn remove(app: &Arc<App>, container: &Arc<Container>, options: Options
         container.live().record.state.phase = before;
         return Err(ApiError::conflict(format!("container {} was started while it was being removed", container.id)));
     }
+    // On disk before anything goes: an engine that dies in between, or before the record's own end is on disk, is followed by
+    // one that goes on. Of a container that removes itself the record says so already.
+    if !record.host.auto_remove
+        && let Err(error) = app.containers.store.put(&record).await
+    {
+        container.live().record.state.phase = before;
+        return Err(ApiError::unexpected(&error));
+    }
     proto::fault!("engine.remove.begun");
     if let Err(error) = take_apart(app, container, record.registered).await {
-        container.live().record.state.phase = before;
+        let mut live = container.live();
+        live.record.state.phase = before;
+        app.containers.store.put_soon(&live.record);
         return Err(error);
     }
     proto::fault!("engine.remove.taken_apart");

@@ -25,6 +25,8 @@ enum Trace {
     Unstarted,
     /// A shim may have been started, but nobody knows where it listens.
     Starting(Origin),
+    /// The shim has deleted it, and may have left.
+    Deleted(Option<Bootstrap>),
     /// There is, or was, a shim.
     Shim(Origin, Bootstrap),
     /// The shim died and was buried; the exit is recorded.
@@ -64,6 +66,18 @@ impl Tasks {
         match trace {
             // `undo` looks for a shim that may be there.
             Trace::Unstarted | Trace::Starting(_) => self.abandon(task).await,
+            Trace::Deleted(bootstrap) => {
+                if let Some(bootstrap) = bootstrap
+                    && let Ok(Ok(connection)) = tokio::time::timeout(CONNECT_LIMIT, Connection::open(&bootstrap)).await
+                {
+                    super::delete::dismiss(task, &connection, true).await;
+                }
+                task.bundle.remove_dead_socket().await;
+                if let Err(error) = task.bundle.unmount().and_then(|()| task.bundle.remove()) {
+                    warn!(namespace = %task.namespace, id = %task.id, error = %chain(&error), "bundle left behind");
+                }
+                self.forget(task);
+            }
             Trace::Buried(_) => {
                 let exit = task.bundle.exit();
                 task.facts.send_modify(|facts| {
@@ -136,6 +150,9 @@ impl Tasks {
 
 fn trace(task: &Task) -> Trace {
     let bundle = &task.bundle;
+    if bundle.is_deleted() {
+        return Trace::Deleted(bundle.bootstrap());
+    }
     match (bundle.origin(), bundle.bootstrap(), bundle.exit()) {
         (None, _, _) => Trace::Unstarted,
         (Some(origin), Some(bootstrap), _) => Trace::Shim(origin, bootstrap),

@@ -6,6 +6,7 @@
 //!   config.json      the container's spec
 //!   rootfs/          where the shim mounts
 //!   bootstrap.json   where the shim listens; written when it runs
+//!   deleted          empty; the shim has deleted the task, and is about to leave
 //!   init.exit        written by the shim before it tells of an exit; by us when a shim died without
 //!   exec-ID.exit     the same of further processes
 //!   exec-ID.pid      written by the runtime when a further process runs
@@ -141,6 +142,16 @@ impl Bundle {
     /// Notes where the shim listens.
     pub(crate) fn set_bootstrap(&self, bootstrap: &Bootstrap) -> Result<(), BundleError> {
         self.write_json("bootstrap.json", bootstrap)
+    }
+
+    /// Notes that the shim has deleted the task: only the shim itself and this folder are left to go.
+    pub(crate) fn set_deleted(&self) -> Result<(), BundleError> {
+        self.write("deleted", b"")
+    }
+
+    /// Whether the shim has deleted the task.
+    pub(crate) fn is_deleted(&self) -> bool {
+        self.folder.join("deleted").exists()
     }
 
     /// Where the shim listens; `None` if it never said so.

@@ -54,6 +54,11 @@ impl Tasks {
                         exited_at: deleted.exited_at,
                     };
                     proto::fault!("supervisor.delete.shim_deleted");
+                    // The shim may be gone before the bundle is; our successor must not mourn it as one that died.
+                    if let Err(error) = task.bundle.set_deleted() {
+                        warn!(namespace = %task.namespace, id = %task.id, error = %proto::kind::chain(&error), "end not noted");
+                    }
+                    proto::fault!("supervisor.delete.noted");
                     task.set_phase(Phase::Ending);
                     info!(namespace = %task.namespace, id = %task.id, exit_status = answer.exit_status, "task deleted");
                     // The container is gone; that its shim leaves is no concern of the caller's.
