@@ -21,10 +21,10 @@ use crate::{
 };
 use proto::{
     containerd::{
-        services::snapshots::v1::{PrepareSnapshotRequest, RemoveSnapshotRequest},
+        services::snapshots::v1::{MountsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest},
         types::Mount,
     },
-    kind::chain,
+    kind::{ErrorKind, chain},
 };
 use std::{
     collections::{BTreeMap, HashMap},
@@ -358,8 +358,18 @@ async fn prepare_snapshot(app: &App, record: &Record, image: &ResolvedImage) -> 
         }
         answer => answer,
     };
-    match answer {
+    let mounts = match answer {
         Ok(answer) => Ok(answer.mounts),
+        // Ids are never used twice: a supervisor that died made it for us before it could say so.
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            let request = MountsRequest { snapshotter: SNAPSHOTTER.into(), key: record.id.clone() };
+            let call = |client: Client, request| async move { client.snapshots().mounts(request).await };
+            app.supervisor.retry(request, call).await.map(|answer| answer.mounts)
+        }
+        Err(error) => Err(error),
+    };
+    match mounts {
+        Ok(mounts) => Ok(mounts),
         Err(error) => {
             let text = format!("prepare root file system of image {}: {}", record.config.image, chain(&error));
             Err(ApiError::new(crate::http::error::status_of(error.kind()), text))

@@ -106,8 +106,8 @@ pub fn life(_: &Scene, fault: &Fault<'_>) {
         let answer = fault.stack().api().attempt("GET", &format!("/containers/{name}/logs?stdout=1"), None);
         answer.map(|answer| answer.text()).map_err(|error| error.to_string())
     });
-    // A start that a dying daemon cut off may have run and been undone: then it ran once more.
+    // A start that a dying daemon cut off may have run and been undone; the last run may have been killed before it spoke.
     let ups = log.matches("up\n").count();
-    assert!((2..=3).contains(&ups), "{}: {log:?}", fault.point);
+    assert!((1..=3).contains(&ups), "{}: {log:?}", fault.point);
     remove(fault, name);
 }
