@@ -14,7 +14,7 @@ export BERTH_COMMIT := $(shell git log -1 --format=%h -- runtime Cargo.toml Carg
 # The runtime suite runs on another runtime with RUNTIME=runc, or the path of one.
 RUNTIME ?=
 
-.PHONY: help deps deps-test deps-vm build install run stop test unit integration test-runtime soak-runtime soak-supervisor fuzz-runtime test-vm vm-shell lint fmt doc bench bench-runtime bench-density clean
+.PHONY: help deps deps-test deps-vm build install run stop test unit integration test-runtime soak-stack soak-runtime soak-supervisor fuzz-runtime test-vm vm-shell lint fmt doc bench bench-runtime bench-density clean
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -69,6 +69,11 @@ BERTH_RACE_SECONDS ?= 60
 soak-runtime: deps-test ## commands killed before every single system call, and the races of the security suite: minutes, not seconds
 	BERTH_FAULTS=all $(CARGO) test -p runtime --test suite faults -- --show-output
 	BERTH_RACE_SECONDS=$(BERTH_RACE_SECONDS) $(CARGO) test -p runtime --test suite -- security::races security::attacker --nocapture --test-threads 2
+
+# The same choices again with BERTH_SOAK_SEED, which the test prints.
+BERTH_SOAK_SECONDS ?= 120
+soak-stack: deps-test build ## 16 clients on hundreds of containers while daemons and shims are killed at random, for BERTH_SOAK_SECONDS
+	BERTH_SOAK_SECONDS=$(BERTH_SOAK_SECONDS) $(CARGO) test -p integration-tests --test chaos -- --nocapture
 
 # Which boots (init, systemd), and which tests: make test-vm BOOT=systemd FILTER='v2:: --nocapture'
 BOOT ?=

@@ -160,3 +160,38 @@ fn a_kill_for_memory_while_both_are_down_is_reported() {
     assert_eq!(stack.inspect("greedy")["State"]["OOMKilled"], json!(false));
     stack.berth(["kill", "greedy"]).success();
 }
+
+#[test]
+fn ps_is_right_within_a_second_after_both_are_back() {
+    let stack = Stack::with_busybox();
+    let names: Vec<String> = (0..30).map(|number| format!("many{number}")).collect();
+    thread::scope(|scope| {
+        for lot in names.chunks(8) {
+            let stack = &stack;
+            scope.spawn(move || {
+                for name in lot {
+                    stack.berth(["run", "-d", "--name", name, "busybox", "sleep", "1000"]).success();
+                }
+            });
+        }
+    });
+    let listed = || {
+        let list = stack.api().get("/containers/json").expect(200).json();
+        let ids = list.as_array().unwrap().iter().map(|one| one["Id"].as_str().unwrap().to_owned());
+        ids.collect::<std::collections::BTreeSet<_>>()
+    };
+    let before = listed();
+    assert_eq!(before.len(), names.len());
+    stack.kill_engine();
+    stack.kill_supervisor();
+    let victim = stack.shims().into_iter().next().unwrap();
+    integration_tests::run("kill", ["-9", &victim.1.to_string()]).success();
+    let begun = std::time::Instant::now();
+    stack.start_supervisor();
+    stack.start_engine();
+    // One of them ended while nobody was there.
+    eventually("the dead one is not listed", || (!listed().contains(&victim.0)).then_some(()));
+    let took = begun.elapsed();
+    assert_eq!(listed().len(), names.len() - 1);
+    assert!(took < Duration::from_secs(1), "{took:?}");
+}

@@ -31,7 +31,10 @@ use proto::{
     kind::chain,
     oom, typeurl,
 };
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 use tracing::{debug, info, warn};
 
 /// Follows the supervisor's events for as long as the engine lives. Tells `ready` when the state was compared once.
@@ -369,8 +372,15 @@ async fn sweep(app: &Arc<App>) {
             return;
         }
     };
-    while let Ok(Some(answer)) = stream.message().await {
+    let mut found = HashSet::new();
+    let complete = loop {
+        let answer = match stream.message().await {
+            Ok(Some(answer)) => answer,
+            Ok(None) => break true,
+            Err(_) => break false,
+        };
         for info in answer.info {
+            found.insert(info.name.clone());
             let owner = info.labels.get(LABEL).cloned().unwrap_or_default();
             if owner == info.name && app.containers.get(&owner).is_none() {
                 info!(id = ids::short(&owner), "orphaned root file system swept up");
@@ -378,8 +388,28 @@ async fn sweep(app: &Arc<App>) {
                 let _ = app.supervisor.snapshots().remove(request).await;
             }
         }
+    };
+    if complete {
+        undo_half_made(app, &found).await;
     }
     sweep_folders(app);
+}
+
+/// Takes back creates that nobody was told of: their record came to disk before their root file system was made.
+async fn undo_half_made(app: &Arc<App>, snapshots: &HashSet<String>) {
+    for container in app.containers.all() {
+        let half = {
+            let state = &container.live().record.state;
+            state.phase == Phase::Created && !state.started_at.is_set() && !snapshots.contains(&container.id)
+        };
+        if half {
+            info!(id = ids::short(&container.id), "half-made container taken back");
+            let options = remove::Options { force: false, volumes: true };
+            if let Err(error) = remove::remove(app, &container, options).await {
+                warn!(id = ids::short(&container.id), %error, "half-made container stays");
+            }
+        }
+    }
 }
 
 fn sweep_folders(app: &App) {

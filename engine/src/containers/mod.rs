@@ -66,6 +66,8 @@ pub struct Container {
     pub ends: watch::Sender<Ends>,
     /// Clients that joined before the process exists.
     pub waiting: Mutex<Vec<Waiting>>,
+    /// What takes back a start that failed.
+    undoing: Mutex<Option<tokio::task::JoinHandle<()>>>,
 }
 
 /// What is known about a container right now.
@@ -137,12 +139,27 @@ impl Container {
             }),
             ends: watch::Sender::new(ends),
             waiting: Mutex::default(),
+            undoing: Mutex::default(),
         }
     }
 
     /// The state, for a moment: never held across an await.
     pub fn live(&self) -> MutexGuard<'_, Live> {
         lock(&self.live)
+    }
+
+    /// Work that takes back a failed start, until [`Container::undone`].
+    pub fn undo(&self, work: impl Future<Output = ()> + Send + 'static) {
+        *lock(&self.undoing) = Some(tokio::spawn(work));
+    }
+
+    /// Waits until a failed start is taken back: the next change must not meet its remains. The caller has the turn.
+    pub async fn undone(&self) {
+        let undoing = lock(&self.undoing).take();
+        if let Some(undoing) = undoing {
+            // Should it have panicked, there is nothing more to wait for.
+            let _ = undoing.await;
+        }
     }
 
     /// A copy of the record.

@@ -34,6 +34,7 @@ pub async fn remove(app: &Arc<App>, container: &Arc<Container>, options: Options
         end_it(app, container).await?;
     }
     let _turn = container.turn.lock().await;
+    container.undone().await;
     let (before, record) = {
         let mut live = container.live();
         let live = &mut *live;

@@ -52,6 +52,7 @@ pub async fn start(app: &Arc<App>, container: &Arc<Container>) -> ApiResult<()> 
 /// Starts; the caller has the turn.
 pub async fn start_in_turn(app: &Arc<App>, container: &Arc<Container>, cause: Cause) -> ApiResult<()> {
     let begun = Instant::now();
+    container.undone().await;
     proto::fault!("engine.start.turn_taken");
     let record = {
         let mut live = container.live();
@@ -150,7 +151,7 @@ async fn launch(app: &Arc<App>, container: &Arc<Container>, record: Record) -> A
     let (network, registered) =
         tokio::join!(attach_network(app, &record, kind), register(app, container, &record, kind));
     let endpoint = network.as_ref().ok().cloned().flatten();
-    let mut undo = Undo { app: app.clone(), id: record.id.clone(), endpoint, task: false, armed: true };
+    let mut undo = Undo { app: app.clone(), container: container.clone(), endpoint, task: false, armed: true };
     proto::fault!("engine.start.prepared");
     network?;
     let snapshot = registered?;
@@ -167,7 +168,8 @@ async fn launch(app: &Arc<App>, container: &Arc<Container>, record: Record) -> A
     let (created, kept) = tokio::join!(create_task(app, &record, snapshot, stdio), app.containers.store.put(&current));
     proto::fault!("engine.start.task_created");
     let name = &record.name;
-    undo.task = created.is_ok();
+    // A supervisor that died may have made it before it could say so.
+    undo.task = created.as_ref().err().is_none_or(SupervisorError::is_disconnect);
     created.map_err(|error| refused(name, &record, &error))?;
     kept.map_err(|e| ApiError::unexpected(&e))?;
     let created = begun.elapsed();
@@ -198,7 +200,7 @@ fn refused(name: &str, record: &Record, error: &SupervisorError) -> ApiError {
 /// Takes back what a failed start has made.
 struct Undo {
     app: Arc<App>,
-    id: String,
+    container: Arc<Container>,
     endpoint: Option<Endpoint>,
     task: bool,
     armed: bool,
@@ -209,8 +211,9 @@ impl Drop for Undo {
         if !self.armed {
             return;
         }
-        let (app, id, endpoint, task) = (self.app.clone(), self.id.clone(), self.endpoint.take(), self.task);
-        tokio::spawn(async move {
+        let (app, id) = (self.app.clone(), self.container.id.clone());
+        let (endpoint, task) = (self.endpoint.take(), self.task);
+        self.container.undo(async move {
             if task {
                 delete_task(&app, &id).await;
             }
