@@ -73,7 +73,7 @@ fn pss(pid: u32) -> u64 {
 #[test]
 fn an_idle_stack_stays_asleep() {
     let stack = Stack::with_busybox();
-    for name in ["a", "b"] {
+    for name in ["one", "two"] {
         stack.berth(["run", "-d", "--name", name, "busybox", "sleep", "1000"]).success();
     }
     let shims = Command::new("pgrep").args(["-f", &format!("shim.*{}", stack.run_root().display())]).output().unwrap();
