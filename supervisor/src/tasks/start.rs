@@ -82,7 +82,6 @@ impl Tasks {
             task.accept(Request::Update).await?;
             let message = UpdateTaskRequest { id: task.id.to_string(), resources, annotations };
             task.call("Update", message, |mut shim, request| async move { shim.update(request).await }).await?;
-            proto::fault!("supervisor.update.shim_updated");
             info!(namespace = %task.namespace, id = %task.id, "task updated");
             Ok(())
         })
