@@ -190,10 +190,21 @@ impl Chaos<'_> {
             // A process that died with its container has nothing to say.
             if fine {
                 self.execs.fetch_add(1, Ordering::Relaxed);
-            } else if !known.ended && !answer.body.is_empty() && !answer.text().contains("supervisor") {
+            } else if !known.ended
+                && !answer.body.is_empty()
+                && !answer.text().contains("supervisor")
+                && !self.is_shot(name)
+            {
                 self.complain(format!("exec in {name} said {:?}", answer.text()));
             }
         }
+    }
+
+    /// Whether the container's shim was killed, as far as anybody can tell now.
+    fn is_shot(&self, name: &str) -> bool {
+        let container = self.stack.api().attempt("GET", &format!("/containers/{name}/json"), None);
+        let id = container.ok().filter(|answer| answer.status == 200).map(|answer| answer.json()["Id"].clone());
+        id.is_none_or(|id| self.shot.lock().unwrap().contains(id.as_str().unwrap_or_default()))
     }
 
     /// Kills and revives.
