@@ -24,7 +24,7 @@ use proto::{
             containers::v1::{DeleteContainerRequest, ListContainersRequest},
             events::v1::Envelope,
             snapshots::v1::{ListSnapshotsRequest, RemoveSnapshotRequest},
-            tasks::v1::ListTasksRequest,
+            tasks::v1::{GetRequest, ListTasksRequest},
         },
         v1::types::{Process, Status},
     },
@@ -280,6 +280,22 @@ async fn compare_one(app: &Arc<App>, container: &Arc<Container>, task: Option<Pr
         live.record.state.phase
     };
     let id = ids::short(&container.id);
+    let task = match task {
+        // The list may be older than its start: nobody is declared dead on hearsay.
+        None if phase.is_live() => {
+            let request = GetRequest { container_id: container.id.clone(), exec_id: String::new() };
+            match app.supervisor.tasks().get(request).await.map_err(SupervisorError::from) {
+                Ok(answer) => answer.into_inner().process,
+                Err(error) if error.is_not_found() => None,
+                // It will be compared again when the supervisor is back.
+                Err(error) => {
+                    warn!(id, error = %chain(&error), "state not known");
+                    return;
+                }
+            }
+        }
+        task => task,
+    };
     match (phase.is_live(), task) {
         (true, None) => {
             warn!(id, "its process is gone without a trace: the machine was restarted, or its shim killed");
