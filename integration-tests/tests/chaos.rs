@@ -284,7 +284,9 @@ fn nothing_is_lost_while_daemons_and_shims_are_killed_at_random() {
     let seed = env::var("BERTH_SOAK_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(clock);
     println!("BERTH_SOAK_SEED={seed}");
     let total = if seconds.is_some() { 500 } else { 40 };
-    let stack = Stack::start_with(Setup { keep_supervisor: true, ..Setup::default() });
+    // More containers than a /24 has addresses.
+    let prefix = seconds.map(|_| 16);
+    let stack = Stack::start_with(Setup { prefix, keep_supervisor: true, ..Setup::default() });
     stack.load_busybox();
     let chaos = Chaos {
         stack: &stack,
