@@ -53,7 +53,7 @@ fn plain_length(text: &[u8]) -> usize {
     // Without a branch per byte, so that the compiler makes vector instructions of it.
     let is_plain = |block: &&[u8; 16]| {
         block.iter().fold(0, |odd, &byte| {
-            odd | u8::from(byte < 0x20 || byte >= 0x80)
+            odd | u8::from(!(0x20..0x80).contains(&byte))
                 | u8::from(byte == b'"')
                 | u8::from(byte == b'\\')
                 | u8::from(byte == b'<')
