@@ -16,7 +16,7 @@ use tracing::warn;
 use super::endpoint::{Endpoint, EndpointAddress, EndpointRequest, NetworkKind};
 use super::error::NetworkError;
 use super::mac::Mac;
-use super::netlink::{Batch, NetlinkError, address, link, route};
+use super::netlink::{self, Batch, NetlinkError, address, link, route};
 use super::netns::Namespace;
 use super::subnet::Subnet;
 use super::{Networks, locked};
@@ -169,9 +169,12 @@ impl Networks {
         if due.is_empty() {
             return Ok(());
         }
-        let mut batch = Batch::new();
-        due.iter().for_each(|name| link::delete(&mut batch, name));
-        locked(&self.route).run(&mut batch).map(drop)
+        for some in due.chunks(netlink::LINKS_AT_ONCE) {
+            let mut batch = Batch::new();
+            some.iter().for_each(|name| link::delete(&mut batch, name));
+            locked(&self.route).run(&mut batch)?;
+        }
+        Ok(())
     }
 
     pub(super) fn unpin(&self, id: &str) -> Result<(), NetworkError> {

@@ -164,13 +164,13 @@ impl Networks {
     fn put_links_back(&self) -> Result<(), NetworkError> {
         let prefix = self.alias_prefix();
         let mut route = locked(&self.route);
-        let mut batch = netlink::Batch::new();
-        for link in netlink::link::list(&mut route)? {
-            if link.alias.is_some_and(|alias| alias.starts_with(&prefix)) {
-                netlink::link::bring_up(&mut batch, &link.name, Some(self.bridge_index()));
-            }
+        let mut ours = netlink::link::list(&mut route)?;
+        ours.retain(|link| link.alias.as_ref().is_some_and(|alias| alias.starts_with(&prefix)));
+        for some in ours.chunks(netlink::LINKS_AT_ONCE) {
+            let mut batch = netlink::Batch::new();
+            some.iter().for_each(|link| netlink::link::bring_up(&mut batch, &link.name, Some(self.bridge_index())));
+            route.run(&mut batch)?;
         }
-        route.run(&mut batch)?;
         Ok(())
     }
 

@@ -10,6 +10,9 @@ mod message;
 pub(crate) mod route;
 mod socket;
 
+/// So many changes of links go into one batch: their answers have to fit into a socket's receive buffer as it is by default.
+pub(crate) const LINKS_AT_ONCE: usize = 64;
+
 pub(crate) use message::{Attributes, Batch, attribute, ipv4};
 pub use socket::NetlinkError;
 pub(crate) use socket::{Family, Socket};
