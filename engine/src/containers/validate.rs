@@ -329,7 +329,7 @@ mod tests {
             (r#"{"HostConfig":{"CapAdd":["NOPE"]}}"#, 400, "NOPE"),
             (r#"{"HostConfig":{"Sysctls":{"kernel.core_pattern":"|x"}}}"#, 400, "core_pattern"),
             (r#"{"HostConfig":{"NetworkMode":"host","Sysctls":{"net.core.somaxconn":"1"}}}"#, 400, "somaxconn"),
-            (r#"{"HostConfig":{"LogConfig":{"Type":"syslog"}}}"#, 501, "syslog"),
+            (r#"{"HostConfig":{"LogConfig":{"Type":"gelf"}}}"#, 501, "gelf"),
             (r#"{"Healthcheck":{"Test":["CMD","x"]}}"#, 501, "Healthcheck"),
             (r#"{"WorkingDir":"rel"}"#, 400, "rel"),
             (r#"{"StopSignal":"SIGNOPE"}"#, 400, "SIGNOPE"),

@@ -121,7 +121,7 @@ pub(crate) const ROWS: &[Row] = &[
         "(echo part; sleep 3) | ctr content ingest six >/dev/null & soon sh -c \"command ctr -a $S -n $NS content active | grep ^six\"; ctr content active six | awk '/^six/ { print $1, $2 }'; wait",
     ),
     same(
-        "ctr content label $(cat hello) l=m; ctr content ls -q labels.l==m; ctr content label $(cat hello) l=; ctr content ls -q labels.l==m",
+        "ctr content label $(cat hello) l=m | tr , '\\n' | sort; ctr content ls -q labels.l==m; ctr content label $(cat hello) l=; ctr content ls -q labels.l==m",
     ),
     same("echo bye >bye; EDITOR='cp bye' command ctr -a $S -n $NS content edit $(cat hello) | tail -1"),
     says(
