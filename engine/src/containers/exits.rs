@@ -67,8 +67,9 @@ pub async fn follow(app: Arc<App>, ready: tokio::sync::oneshot::Sender<()>) {
 
 fn heard(app: &Arc<App>, envelope: &Envelope) {
     let Some(any) = &envelope.event else { return };
+    let at = envelope.timestamp.map_or_else(Timestamp::now, Timestamp::from);
     if let Some(Ok(exit)) = typeurl::unpack::<TaskExit>(any) {
-        let at = exit.exited_at.map_or_else(Timestamp::now, Timestamp::from);
+        let at = exit.exited_at.map_or(at, Timestamp::from);
         let ended_now = Exit { code: i64::from(exit.exit_status), at, pid: Some(exit.pid).filter(|pid| *pid != 0) };
         if exit.id == exit.container_id {
             if let Some(container) = app.containers.get(&exit.container_id) {
@@ -83,15 +84,20 @@ fn heard(app: &Arc<App>, envelope: &Envelope) {
             app.events.publish("container", "oom", &container.id, container.attributes());
         }
     } else if let Some(Ok(paused)) = typeurl::unpack::<TaskPaused>(any) {
-        set_paused(app, &paused.container_id, true);
+        set_paused(app, &paused.container_id, true, at);
     } else if let Some(Ok(resumed)) = typeurl::unpack::<TaskResumed>(any) {
-        set_paused(app, &resumed.container_id, false);
+        set_paused(app, &resumed.container_id, false, at);
     }
 }
 
-fn set_paused(app: &App, id: &str, paused: bool) {
+fn set_paused(app: &App, id: &str, paused: bool, at: Timestamp) {
     let Some(container) = app.containers.get(id) else { return };
     let mut live = container.live();
+    // Told late: we have frozen or thawed it ourselves since.
+    if at < live.frozen_as_of {
+        return;
+    }
+    live.frozen_as_of = at;
     let state = &mut live.record.state;
     match (state.phase, paused) {
         (Phase::Running, true) => state.phase = Phase::Paused,

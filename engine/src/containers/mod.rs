@@ -83,6 +83,8 @@ pub struct Live {
     pub ending: bool,
     /// The kernel killed for want of memory.
     pub oom: bool,
+    /// As of when it is known whether the processes are frozen; older news of that are no news.
+    pub frozen_as_of: Timestamp,
     /// Last wait of the restart policy.
     pub restart_delay: Option<Duration>,
     /// Changes whenever a planned restart is called off.
@@ -133,6 +135,7 @@ impl Container {
                 early_exits: Vec::new(),
                 ending: false,
                 oom: false,
+                frozen_as_of: Timestamp::default(),
                 restart_delay: None,
                 restart_plan: 0,
                 snapshot: None,

@@ -10,6 +10,7 @@ use crate::{
     app::App,
     http::{ApiError, ApiResult},
     supervisor::SupervisorError,
+    time::Timestamp,
 };
 use nix::sys::signal::Signal;
 use proto::{
@@ -190,6 +191,7 @@ pub async fn unpause(app: &Arc<App>, container: &Arc<Container>) -> ApiResult<()
 
 fn set_phase(app: &App, container: &Container, from: Phase, to: Phase) {
     let mut live = container.live();
+    live.frozen_as_of = Timestamp::now();
     // The supervisor's own event may have come first, or the end of the process.
     if live.record.state.phase == from {
         live.record.state.phase = to;
