@@ -27,7 +27,8 @@ use crate::{
 /// The word on the command line; nobody else's to use, so it isn't among the actions.
 pub(crate) const ACTION: &str = "pack-log";
 
-/// Starts a packer. Its exit comes through the reaper.
+/// Starts a packer. Its exit comes through the reaper. The process is given the open file: by the time that it runs, another one
+/// may have that name.
 pub(super) fn start(source: &Path, target: &Path, reaper: &Reaper) -> Option<oneshot::Receiver<Exit>> {
     let begin = || -> io::Result<u32> {
         let text = |bytes: &[u8]| CString::new(bytes).map_err(io::Error::other);
@@ -37,9 +38,10 @@ pub(super) fn start(source: &Path, target: &Path, reaper: &Reaper) -> Option<one
             text(source.as_os_str().as_bytes())?,
             text(target.as_os_str().as_bytes())?,
         ];
-        let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+        let file = File::open(source)?;
+        let null = OpenOptions::new().write(true).open("/dev/null")?;
         let stderr = io::stderr();
-        let stdio = [null.as_fd(), null.as_fd(), stderr.as_fd()];
+        let stdio = [file.as_fd(), null.as_fd(), stderr.as_fd()];
         let program = sys::spawn::Program {
             path: c"/proc/self/exe",
             args: &args,
@@ -60,7 +62,7 @@ pub(super) fn start(source: &Path, target: &Path, reaper: &Reaper) -> Option<one
     }
 }
 
-/// The process's part: `berth-shim pack-log SOURCE TARGET`.
+/// The process's part: `berth-shim pack-log NAME TARGET`, with the file of that name as standard input.
 pub(crate) fn main(args: &[OsString]) -> ExitCode {
     let [source, target] = args else {
         report(format_args!("{ACTION} is for the shim's own use"));
@@ -68,7 +70,8 @@ pub(crate) fn main(args: &[OsString]) -> ExitCode {
     };
     // Whatever else there is to do is more urgent.
     let _ = sys::process::set_nice(19);
-    match pack(Path::new(source), Path::new(target)) {
+    let packed = io::stdin().as_fd().try_clone_to_owned().and_then(|file| pack(File::from(file), Path::new(target)));
+    match packed {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             report(format_args!("pack {}: {error}", Path::new(source).display()));
@@ -78,8 +81,7 @@ pub(crate) fn main(args: &[OsString]) -> ExitCode {
 }
 
 /// Docker's form: gzip whose header says when the last entry was written, so that a reader that wants newer ones can pass it by.
-fn pack(source: &Path, target: &Path) -> io::Result<()> {
-    let mut source = File::open(source)?;
+fn pack(mut source: File, target: &Path) -> io::Result<()> {
     let last = clock::rfc3339_nano(source.metadata()?.modified()?);
     let target = OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(target)?;
     let extra = format!("{{\"lastTime\":\"{last}\"}}");
@@ -100,7 +102,7 @@ mod tests {
         let (source, target) = (folder.path().join("s"), folder.path().join("t"));
         let text = "some text that comes again and again\n".repeat(10_000);
         std::fs::write(&source, &text).expect("write");
-        pack(&source, &target).expect("pack");
+        pack(File::open(&source).expect("open"), &target).expect("pack");
         let mut reader = flate2::read::GzDecoder::new(File::open(&target).expect("open"));
         let mut unpacked = String::new();
         reader.read_to_string(&mut unpacked).expect("gzip");
