@@ -42,6 +42,23 @@ impl Caller {
         Self { folder, name, client: Vec::new(), variables, daemon: None }
     }
 
+    /// A client of a containerd that is still to be started with its `config.toml`, on a socket of its own.
+    pub fn of_containerd(who: &str) -> Self {
+        let mut ctr = Self::new(who);
+        let socket = ctr.at("containerd.sock");
+        let config = format!(
+            "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
+             [grpc]\naddress = {socket:?}\n[ttrpc]\naddress = {:?}\n",
+            ctr.at("data"),
+            ctr.at("run"),
+            ctr.at("ttrpc.sock")
+        );
+        fs::write(ctr.at("config.toml"), config).unwrap();
+        // The namespace is the parent of its cgroups.
+        ctr.client = ["ctr", "-a", &socket, "-n", &ctr.name].map(str::to_owned).to_vec();
+        ctr
+    }
+
     /// Its folder.
     pub fn path(&self) -> &Path {
         self.folder.path()

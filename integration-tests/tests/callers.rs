@@ -125,21 +125,10 @@ fn containerd_takes_a_container_through_its_life() {
     if !installed(&["containerd", "ctr", "containerd-shim-runc-v2", "script"]) {
         return;
     }
-    let mut ctr = Caller::new("ctr");
-    let socket = ctr.at("containerd.sock");
-    let config = format!(
-        "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
-         [grpc]\naddress = {socket:?}\n[ttrpc]\naddress = {:?}\n",
-        ctr.at("data"),
-        ctr.at("run"),
-        ctr.at("ttrpc.sock")
-    );
-    fs::write(ctr.at("config.toml"), config).unwrap();
+    let mut ctr = Caller::of_containerd("ctr");
     let mut daemon = Command::new("containerd");
     daemon.args(["--config", &ctr.at("config.toml")]);
     ctr.start(&mut daemon);
-    // The namespace is the parent of its cgroups.
-    ctr.client = ["ctr", "-a", &socket, "-n", &ctr.name].map(str::to_owned).to_vec();
     eventually_within(Duration::from_secs(40), "containerd answers", || {
         (ctr.call(&["version"]).code() == 0).then_some(())
     });

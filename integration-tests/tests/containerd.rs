@@ -31,18 +31,7 @@ fn containerd(who: &str) -> Option<Caller> {
     for name in ["containerd", "ctr", "script"] {
         peer_or_skip(name)?;
     }
-    let mut ctr = Caller::new(who);
-    let socket = ctr.at("containerd.sock");
-    let config = format!(
-        "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
-         [grpc]\naddress = {socket:?}\n[ttrpc]\naddress = {:?}\n",
-        ctr.at("data"),
-        ctr.at("run"),
-        ctr.at("ttrpc.sock")
-    );
-    fs::write(ctr.at("config.toml"), config).unwrap();
-    // The namespace is the parent of its cgroups.
-    ctr.client = ["ctr", "-a", &socket, "-n", &ctr.name].map(str::to_owned).to_vec();
+    let mut ctr = Caller::of_containerd(who);
     boot(&mut ctr);
     let archive = images::busybox_archive(ctr.path());
     ctr.ok(&["images", "import", archive.to_str().unwrap()]);

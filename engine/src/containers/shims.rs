@@ -12,6 +12,8 @@ pub struct Choice {
     pub shim: String,
     /// Name or path of the OCI runtime; empty means the shim's own choice.
     pub runtime: String,
+    /// Whether the shim writes logs and serves attachments, below a supervisor that passes them on.
+    pub attaches: bool,
 }
 
 /// Chooses by what the container asks for and what the engine's `--runtime` says: each is the type of a shim
@@ -28,14 +30,7 @@ pub fn choose(asked: &str, configured: &str, attaches: bool) -> Choice {
         (asked, _) if !is_shim(asked) => asked,
         _ => "",
     };
-    Choice { shim: shim.to_owned(), runtime: runtime.to_owned() }
-}
-
-impl Choice {
-    /// Whether the shim writes logs and serves attachments, below a supervisor that passes them on.
-    pub fn attaches(&self, supervisor: bool) -> bool {
-        supervisor && self.shim == BERTH
-    }
+    Choice { shim: shim.to_owned(), runtime: runtime.to_owned(), attaches: attaches && shim == BERTH }
 }
 
 #[cfg(test)]
@@ -56,10 +51,10 @@ mod tests {
             ("youki", RUNC, true, RUNC, "youki"),
             (BERTH, "", false, BERTH, ""),
         ] {
-            let choice = Choice { shim: shim.into(), runtime: runtime.into() };
-            assert_eq!(choose(asked, configured, attaches), choice, "{asked} {configured} {attaches}");
+            let chosen = choose(asked, configured, attaches);
+            assert_eq!((&*chosen.shim, &*chosen.runtime), (shim, runtime), "{asked} {configured} {attaches}");
         }
-        assert!(choose("", "", true).attaches(true));
-        assert!(!choose(BERTH, "", false).attaches(false) && !choose(RUNC, "", true).attaches(true));
+        assert!(choose("", "", true).attaches);
+        assert!(!choose(BERTH, "", false).attaches && !choose(RUNC, "", true).attaches);
     }
 }

@@ -316,8 +316,7 @@ async fn attach_network(app: &Arc<App>, record: &Record, kind: NetworkKind) -> A
 
 /// What a task's stdio fields say: a log that Berth's shim writes and a stdin that attachments feed, or FIFOs of a relay.
 async fn stdio(app: &App, record: &Record) -> ApiResult<relay::Paths> {
-    let attaches = app.supervisor.attaches().await.map_err(|e| ApiError::of(e.kind(), &e))?;
-    if !register::choice(app, record).await?.attaches(attaches) {
+    if !register::choice(app, record).await?.attaches {
         // Said here, as a log that isn't there would be missed too late.
         log_config::parse(&record.host.log_config)?.simple_file()?;
         let made = app.containers.relays.make(&record.id, &relay_plan(app, record));
