@@ -72,7 +72,8 @@ pub(super) fn ingest_folder(content: &Content, namespace: &str, reference: &str)
     content.ingests.join(Digest::of(format!("{namespace}\0{reference}").as_bytes()).hex())
 }
 
-/// The one writer of an ingest; dropped without commit, the bytes stay for a later one.
+/// The one writer of an ingest; dropped without commit, the bytes stay for a later one, unless the disk had no room for more:
+/// half of a blob must not keep a full disk full.
 pub(crate) struct Writer {
     content: Arc<Content>,
     namespace: String,
@@ -85,7 +86,19 @@ pub(crate) struct Writer {
     total: u64,
     expected: Option<Digest>,
     started_at: Time,
+    no_room: bool,
+    // The last to go: until then nobody else takes the folder.
     _claim: Claim,
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if self.no_room
+            && let Err(error) = fs::remove_dir_all(&self.folder)
+        {
+            tracing::warn!(reference = self.reference, %error, "ingest that found no room left to the collector");
+        }
+    }
 }
 
 impl Writer {
@@ -143,6 +156,7 @@ impl Writer {
             total,
             expected,
             started_at,
+            no_room: false,
             _claim: claim,
         })
     }
@@ -193,6 +207,7 @@ impl Writer {
             // A short write may have moved the end; what is hashed and what is there must agree.
             let _ = self.data.set_len(self.offset);
             let _ = self.data.seek(SeekFrom::Start(self.offset));
+            self.no_room = matches!(cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
             ContentError::Io { what: format!("write content of {:?}", self.reference), cause }
         })?;
         self.hasher.update(bytes);

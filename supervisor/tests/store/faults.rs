@@ -241,6 +241,7 @@ async fn a_full_disk_while_pulling_and_while_recording() {
     let (port, _) = Fake::of(&large).serve();
     let error = client.pull(&format!("127.0.0.1:{port}/app:1"), None, &unpacking()).await.0.unwrap_err();
     assert_eq!(error.code(), Code::ResourceExhausted, "{error:?}");
+    assert!(supervisor.names("content/ingest").is_empty(), "half of a layer keeps the disk full");
     // Nothing fits any more: records are refused with the reason, and reading goes on.
     let small = Image::new(&[layer(&[("ok", b"1")])], gzip);
     client.import(small.docker_archive(&["app:1"]), &unpacking()).await.0.unwrap();
