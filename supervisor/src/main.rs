@@ -37,6 +37,8 @@ use crate::{
 fn main() -> ExitCode {
     // Without it, an image import leaves megabytes behind in arenas that nobody uses any more.
     sys::memory::keep_heaps_few(2, 256 << 10);
+    // A shim starts in its bundle.
+    sys::process::spawn_without_fork();
     // First of all, while there is one thread and descriptors are as we were given them.
     let service = match sys::service::take() {
         Ok(service) => service,

@@ -8,6 +8,15 @@ use nix::unistd::Pid;
 
 use crate::raw::{check, own};
 
+/// Lets `std::process::Command` start programs in a folder of their own without copying this process.
+///
+/// std looks for `posix_spawn_file_actions_addchdir_np` by a weak reference, which pulls nothing into a static program; unless
+/// somebody names the function, each `Command` with a `current_dir` is a whole `fork`, which costs the more the larger the
+/// parent is. To be called once, anywhere on a path that is taken.
+pub fn spawn_without_fork() {
+    std::hint::black_box(libc::posix_spawn_file_actions_addchdir_np as *const ());
+}
+
 /// Which side of a fork this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fork {
