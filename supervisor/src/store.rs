@@ -78,6 +78,12 @@ pub(crate) enum StoreError {
         /// The file.
         file: PathBuf,
     },
+    /// The file system under it takes no changes any more.
+    #[error(
+        "data root {0} has become read-only (Read-only file system): look at the kernel's log, repair the file system and mount \
+         it read-write"
+    )]
+    ReadOnly(PathBuf),
     /// It failed, and has not been opened anew yet.
     #[error("metadata database failed a moment ago; try again")]
     Broken,
@@ -102,7 +108,7 @@ impl StoreError {
 impl Failure for StoreError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::InUse(_) => ErrorKind::FailedPrecondition,
+            Self::InUse(_) | Self::ReadOnly(_) => ErrorKind::FailedPrecondition,
             Self::Folder { cause, .. } => ErrorKind::of_io(cause),
             Self::Database(error) => match error.as_ref() {
                 redb::Error::Io(cause) => ErrorKind::of_io(cause),

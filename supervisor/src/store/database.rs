@@ -8,7 +8,7 @@ use std::{
 };
 
 use nix::errno::Errno;
-use redb::ReadableDatabase;
+use redb::{ReadableDatabase, StorageBackend as _};
 
 use super::{
     ReadTx, StoreError, WriteTx,
@@ -26,8 +26,23 @@ struct Shared {
     reserve: PathBuf,
     data_root: PathBuf,
     // `None` after a failed write: redb wants to be opened anew before it goes on.
-    open: RwLock<Option<redb::Database>>,
+    open: RwLock<Option<Opened>>,
     journal: Mutex<Journal>,
+}
+
+enum Opened {
+    /// The file.
+    File(redb::Database),
+    /// A copy of it in memory, while its file system is read-only: what is known can be asked, nothing can be changed.
+    Copy(redb::Database),
+}
+
+impl Opened {
+    fn database(&self) -> &redb::Database {
+        match self {
+            Self::File(database) | Self::Copy(database) => database,
+        }
+    }
 }
 
 // Records are small and the kernel caches the file; redb's default of 1 GiB would break the memory budget.
@@ -69,7 +84,7 @@ impl Database {
             file: file.to_owned(),
             reserve: file.with_extension("reserve"),
             data_root: data_root.to_owned(),
-            open: RwLock::new(Some(database)),
+            open: RwLock::new(Some(Opened::File(database))),
             journal: Mutex::new(Journal::new(journal)),
         };
         let database = Self(Arc::new(shared));
@@ -114,6 +129,7 @@ impl Database {
     pub(crate) fn write<T, E: From<StoreError>>(&self, work: impl FnOnce(&WriteTx) -> Result<T, E>) -> Result<T, E> {
         // Held from beginning to end: frames come into the journal in the order of the transactions.
         let mut journal = self.lock_journal();
+        self.0.leave_copy()?;
         let done = self.0.with(|database| {
             let tx = match database.begin_write() {
                 Ok(tx) => WriteTx(tx, Cell::new(false), RefCell::default()),
@@ -185,16 +201,29 @@ impl Shared {
             let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
             if open.is_none() {
                 match open_file(&self.file, &self.data_root, false) {
-                    Ok(database) => *open = Some(database),
+                    Ok(database) => *open = Some(Opened::File(database)),
+                    Err(StoreError::ReadOnly(_)) => match open_copy(&self.file, &self.data_root) {
+                        Ok(database) => *open = Some(Opened::Copy(database)),
+                        Err(error) => return R::unopened(error),
+                    },
                     Err(error) => return R::unopened(error),
                 }
             }
         }
         match lock().as_ref() {
-            Some(database) => work(database),
+            Some(open) => work(open.database()),
             // Another thread met the next failure in between.
             None => R::unopened(StoreError::Broken),
         }
+    }
+
+    /// Before a change: the file instead of its copy in memory, if it can be written again.
+    fn leave_copy(&self) -> Result<(), StoreError> {
+        if matches!(*self.open.read().unwrap_or_else(PoisonError::into_inner), Some(Opened::Copy(_))) {
+            let database = open_file(&self.file, &self.data_root, false)?;
+            *self.open.write().unwrap_or_else(PoisonError::into_inner) = Some(Opened::File(database));
+        }
+        Ok(())
     }
 }
 
@@ -217,6 +246,20 @@ fn open_file(file: &Path, data_root: &Path, make: bool) -> Result<redb::Database
     }
 }
 
+/// Opens a copy in memory: opening wants to write, if only what an unclean end left to do.
+fn open_copy(file: &Path, data_root: &Path) -> Result<redb::Database, StoreError> {
+    let failed = |cause| StoreError::database(redb::StorageError::Io(cause));
+    let bytes = fs::read(file).map_err(failed)?;
+    let memory = redb::backends::InMemoryBackend::new();
+    memory.set_len(bytes.len() as u64).and_then(|()| memory.write(0, &bytes)).map_err(failed)?;
+    let mut builder = redb::Builder::new();
+    builder.set_cache_size(CACHE_BYTES);
+    match caught(|| builder.create_with_backend(memory)) {
+        Ok(opened) => opened.map_err(|error| opening(error, file, data_root)),
+        Err(why) => Err(StoreError::Corrupt { file: file.to_owned(), why }),
+    }
+}
+
 /// Why it can't be opened, in the words of somebody who has to do something about it.
 fn opening(error: redb::DatabaseError, file: &Path, data_root: &Path) -> StoreError {
     use redb::{DatabaseError, StorageError};
@@ -227,6 +270,7 @@ fn opening(error: redb::DatabaseError, file: &Path, data_root: &Path) -> StoreEr
         DatabaseError::Storage(StorageError::Io(error)) => match error.kind() {
             io::ErrorKind::UnexpectedEof => corrupt("it is cut short".to_owned()),
             io::ErrorKind::InvalidData => corrupt("it is no database at all".to_owned()),
+            io::ErrorKind::ReadOnlyFilesystem => StoreError::ReadOnly(data_root.to_owned()),
             _ => StoreError::database(StorageError::Io(error)),
         },
         error => StoreError::database(error),

@@ -1,7 +1,11 @@
 //! The data root goes bad: damaged databases, blobs and snapshots, a disk that is full or read-only, too little memory.
 //! A clear error or a repair, never a wrong answer.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
 
 use proto::digest::Digest;
 use tonic::Code;
@@ -222,6 +226,96 @@ async fn a_read_only_data_root_is_refused_at_the_start_and_said_clearly_later() 
     assert!(Command::new("umount").arg("-l").arg(&data).status().unwrap().success());
     supervisor.start_again();
     is_there(&supervisor).await;
+}
+
+/// ext4 on a loop device, which turns read-only when it meets an error; unmounted when dropped.
+struct Ext4 {
+    image: PathBuf,
+    at: PathBuf,
+}
+
+impl Ext4 {
+    /// `None`, with the reason on stderr, where there is no such thing.
+    fn new(folder: &Path, at: PathBuf) -> Option<Self> {
+        let disk = Self { image: folder.join("image"), at };
+        fs::create_dir_all(&disk.at).unwrap();
+        let made = fs::File::create(&disk.image).and_then(|file| file.set_len(64 << 20));
+        made.unwrap();
+        let done = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&disk.image).status();
+        if !done.is_ok_and(|status| status.success()) {
+            eprintln!("skipped: no mkfs.ext4 here");
+            return None;
+        }
+        let output = disk.mount();
+        if !output.status.success() {
+            eprintln!("skipped: no loop devices here: {}", String::from_utf8_lossy(&output.stderr).trim());
+            return None;
+        }
+        Some(disk)
+    }
+
+    fn mount(&self) -> Output {
+        let mut command = Command::new("mount");
+        command.args(["-o", "loop,errors=remount-ro"]).arg(&self.image).arg(&self.at).output().unwrap()
+    }
+
+    /// Lets the kernel meet an error.
+    fn fail(&self) {
+        let output = Command::new("findmnt").args(["-n", "-o", "SOURCE"]).arg(&self.at).output().unwrap();
+        let device = String::from_utf8(output.stdout).unwrap();
+        let device = device.trim().trim_start_matches("/dev/");
+        fs::write(format!("/sys/fs/ext4/{device}/trigger_fs_error"), "1").unwrap();
+        assert!(fs::write(self.at.join("probe"), "").is_err(), "it is read-only now");
+    }
+
+    /// What an administrator does then.
+    fn repair(&self) {
+        assert!(Command::new("umount").arg(&self.at).status().unwrap().success());
+        // 1: errors were corrected.
+        let done = Command::new("fsck.ext4").args(["-f", "-y"]).arg(&self.image).output().unwrap();
+        assert!(done.status.code().is_some_and(|code| code <= 1), "{done:?}");
+        assert!(self.mount().status.success());
+    }
+}
+
+impl Drop for Ext4 {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.at).output();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_root_that_turns_read_only_is_read_on_and_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(disk) = Ext4::new(dir.path(), dir.path().join("root/data")) else { return };
+    let mut supervisor = Supervisor::start_in(dir.path().join("root"), None);
+    let client = supervisor.client().await;
+    let image = Image::new(&[layer(&[("a", b"1")]), layer(&[("b", &noise(100_000))])], gzip);
+    client.import(image.docker_archive(&["app:1"]), &unpacking()).await.0.unwrap();
+    disk.fail();
+    // What is known can be asked.
+    is_whole(&client, &image).await;
+    // What would change it is refused, more than once, with the cause.
+    for number in 0..3 {
+        let name = format!("docker.io/library/app:t{number}");
+        let words = supervisor.ctr(&["-n", "berth", "images", "tag", NAME, &name]).unwrap_err();
+        assert!(words.contains("Read-only file system"), "{words}");
+    }
+    let more = Image::new(&[layer(&[("c", b"2")])], gzip);
+    let error = client.import(more.docker_archive(&["more:1"]), &unpacking()).await.0.unwrap_err();
+    assert!(error.message().contains("Read-only file system") || error.message().contains("EROFS"), "{error:?}");
+    is_whole(&client, &image).await;
+    drop(client);
+    supervisor.kill();
+    disk.repair();
+    supervisor.start_again();
+    let client = supervisor.client().await;
+    is_whole(&client, &image).await;
+    client.import(more.docker_archive(&["more:1"]), &unpacking()).await.0.unwrap();
+    drop(client);
+    supervisor.kill();
+    assert_eq!(supervisor.check(&[]).1, "all is well\n");
+    drop(disk);
 }
 
 async fn is_there(supervisor: &Supervisor) {
