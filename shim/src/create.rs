@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use proto::{
-    containerd::{events::TaskOom, runc::v1::Options, task::v3::CreateTaskRequest},
+    containerd::{runc::v1::Options, task::v3::CreateTaskRequest},
     id::ContainerId,
     kind::ErrorKind,
 };
@@ -12,20 +12,18 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     bundle::{Bundle, Key},
-    cgroup::Cgroup,
     desk::Shim,
     error::TaskError,
-    events::Topic,
     io::{Prepared, StdioConfig},
     journal::Journal,
     mounts,
-    oci::{Choice, Oci},
-    oom::OomWatch,
+    oci::{Choice, Images, Oci},
     options,
     process::Process,
     reaper::Exit,
     report::warn_line,
-    task::{Message, Task},
+    rules::State,
+    task::{Message, Restore, Started, Task},
 };
 
 /// The parts of config.json that matter to a shim.
@@ -71,18 +69,30 @@ fn check(request: &CreateTaskRequest) -> Result<(), TaskError> {
             request.bundle, request.id
         )));
     }
-    if !request.checkpoint.is_empty() || !request.parent_checkpoint.is_empty() {
-        return Err(TaskError::Unsupported("restoring a checkpoint"));
+    if !request.parent_checkpoint.is_empty() {
+        return Err(TaskError::Unsupported("restoring a checkpoint that builds on a parent"));
+    }
+    if !request.checkpoint.is_empty() {
+        let wrong = |why: &str| format!("checkpoint {:?} of container {} {why}", request.checkpoint, request.id);
+        if !request.checkpoint.starts_with('/') {
+            return Err(TaskError::Invalid(wrong("is not absolute")));
+        }
+        let found = std::fs::metadata(&request.checkpoint);
+        let found = found.map_err(|cause| TaskError::File { file: request.checkpoint.clone().into(), cause })?;
+        if !found.is_dir() {
+            return Err(TaskError::Invalid(wrong("is no folder of images")));
+        }
     }
     Ok(())
 }
 
-/// Builds the container of `request`; its process waits for Start.
+/// Builds the container of `request`; its process waits for Start. One that is to go on from a checkpoint has no process
+/// before.
 pub(crate) async fn create(
     shim: &Rc<Shim>,
     request: CreateTaskRequest,
     inbox: mpsc::UnboundedSender<Message>,
-) -> Result<(Task, oneshot::Receiver<Exit>), TaskError> {
+) -> Result<(Task, Option<oneshot::Receiver<Exit>>), TaskError> {
     let options = options(&request)?;
     check(&request)?;
     shim.enter_cgroup(&options.shim_cgroup)?;
@@ -92,6 +102,8 @@ pub(crate) async fn create(
     let spec: Spec =
         serde_json::from_slice(&text).map_err(|error| TaskError::Invalid(format!("{}: {error}", config.display())))?;
     drop(text);
+    let images = (!request.checkpoint.is_empty())
+        .then(|| Images { folder: request.checkpoint.into(), work: options.criu_work_path.clone() });
     let choice = Choice {
         program: options.binary_name,
         root: options.root,
@@ -116,13 +128,63 @@ pub(crate) async fn create(
         stdin_waits: true,
     };
     let io_failed = |cause| TaskError::Io { id: format!("container {}", request.id), cause };
-    let mut prepared = Prepared::open(&stdio, &shim.console_path(), &shim.reaper).await.map_err(io_failed)?;
+    let prepared = Prepared::open(&stdio, &shim.console_path(), &shim.reaper).await.map_err(io_failed)?;
     proto::fault!("shim.create.stdio_opened");
     mounts::mount_rootfs(&request.rootfs, &bundle.rootfs())?;
     let mut undo = Undo { bundle: &bundle, mounted: !request.rootfs.is_empty() };
     proto::fault!("shim.create.rootfs_mounted");
+    let journal = Journal::new(&bundle);
+    let mut task = Task {
+        shim: shim.clone(),
+        id: request.id,
+        bundle: bundle.clone(),
+        journal,
+        oci: Rc::new(oci),
+        init: Process::new(Key::Init, stdio, Vec::new()),
+        own_pids: spec.has_own_pids(),
+        cgroup: None,
+        oom: None,
+        inbox,
+        execs: Default::default(),
+        owner,
+        restore: None,
+        init_settled: false,
+        deletes: Vec::new(),
+        busy: None,
+        held: Default::default(),
+        gone: false,
+    };
+    let exit = match images {
+        Some(images) => {
+            task.init.state = State::Unrestored;
+            task.restore = Some(Restore { images, prepared: Some(prepared), tried: false });
+            None
+        }
+        None => {
+            let started = begin(shim, &task.oci, &task.id, prepared, None).await?;
+            Some(task.has_begun(started))
+        }
+    };
+    undo.mounted = false;
+    Ok((task, exit))
+}
+
+/// Has the runtime make the container's first process: of its bundle, or of the images of a checkpoint. Whatever a failed
+/// runtime left is removed.
+pub(crate) async fn begin(
+    shim: &Shim,
+    oci: &Oci,
+    id: &str,
+    mut prepared: Prepared,
+    images: Option<&Images>,
+) -> Result<Started, TaskError> {
     let hold = shim.reaper.hold();
-    let pid = match oci.create(prepared.child(), prepared.console()).await {
+    let child = prepared.child();
+    let made = match images {
+        None => oci.create(child, prepared.console()).await,
+        Some(images) => oci.restore(images, child, prepared.console()).await,
+    };
+    let pid = match made {
         Ok(pid) => pid,
         Err(error) => {
             // Something of that name was there before and isn't ours to remove.
@@ -134,55 +196,26 @@ pub(crate) async fn create(
             return Err(error.into());
         }
     };
-    proto::fault!("shim.create.runtime_done");
+    match images {
+        None => proto::fault!("shim.create.runtime_done"),
+        Some(_) => proto::fault!("shim.restore.runtime_done"),
+    }
     let exit = shim.reaper.claim(pid);
     drop(hold);
     let io = match prepared.begin() {
         Ok(io) => io,
         Err(cause) => {
             if let Err(error) = oci.delete(true).await {
-                warn_line!("remove container {}: {error}", request.id);
+                warn_line!("remove container {id}: {error}");
             }
-            return Err(io_failed(cause));
+            return Err(TaskError::Io { id: format!("container {id}"), cause });
         }
     };
-    proto::fault!("shim.create.streams_begun");
-    undo.mounted = false;
-    let journal = Journal::new(&bundle);
-    let cgroup = Cgroup::of(pid);
-    let oom = cgroup.as_ref().and_then(|cgroup| {
-        let (shim, bundle, journal) = (shim.clone(), bundle.clone(), journal.clone());
-        let container_id = request.id.clone();
-        OomWatch::begin(cgroup, move || {
-            // On record before it is told, and for whoever wasn't there to hear it.
-            if let Err(error) = bundle.record_oom() {
-                warn_line!("record out-of-memory kill of {container_id}: {error}");
-            }
-            shim.events.push(&journal, Topic::Oom, &TaskOom { container_id: container_id.clone() });
-        })
-    });
-    let mut init = Process::new(Key::Init, stdio, Vec::new());
-    (init.pid, init.io) = (pid, Some(io));
-    let task = Task {
-        shim: shim.clone(),
-        id: request.id.clone(),
-        bundle: bundle.clone(),
-        journal,
-        oci: Rc::new(oci),
-        init,
-        own_pids: spec.has_own_pids(),
-        cgroup,
-        oom,
-        inbox,
-        execs: Default::default(),
-        owner,
-        init_settled: false,
-        deletes: Vec::new(),
-        busy: None,
-        held: Default::default(),
-        gone: false,
-    };
-    Ok((task, exit))
+    match images {
+        None => proto::fault!("shim.create.streams_begun"),
+        Some(_) => proto::fault!("shim.restore.streams_begun"),
+    }
+    Ok(Started { pid, exit, io })
 }
 
 /// Takes the root filesystem away again unless the container has come to be.
@@ -233,10 +266,14 @@ mod tests {
         for (request, kind) in [
             (request("a/b", "/b", ""), ErrorKind::InvalidArgument),
             (request("a", "b", ""), ErrorKind::InvalidArgument),
-            (request("a", "/b", "/c"), ErrorKind::Unimplemented),
+            (request("a", "/b", "c"), ErrorKind::InvalidArgument),
+            (request("a", "/b", "/no/such/folder"), ErrorKind::NotFound),
+            (request("a", "/b", "/proc/self/exe"), ErrorKind::InvalidArgument),
+            (CreateTaskRequest { parent_checkpoint: "/p".into(), ..request("a", "/b", "/") }, ErrorKind::Unimplemented),
         ] {
             assert_eq!(check(&request).map_err(|error| error.kind()), Err(kind));
         }
+        check(&request("a", "/b", "/proc")).expect("a folder");
         let mut with_options = request("a", "/b", "");
         with_options.options = Some(prost_types::Any { type_url: "x.Other".into(), value: Vec::new() });
         assert!(options(&with_options).is_err());

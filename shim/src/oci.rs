@@ -141,6 +141,15 @@ pub(crate) struct Choice {
     pub(crate) no_new_keyring: bool,
 }
 
+/// The files of a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Images {
+    /// Where they are.
+    pub(crate) folder: PathBuf,
+    /// Where criu may write; empty for a folder in the bundle.
+    pub(crate) work: String,
+}
+
 /// The runtime of one container.
 #[derive(Debug)]
 pub(crate) struct Oci {
@@ -154,6 +163,10 @@ pub(crate) struct Oci {
     reaper: Rc<Reaper>,
     limit: Duration,
 }
+
+/// How many times longer it may take to write or read the memory of all processes: ten minutes, unless told otherwise, are
+/// what the supervisor gives it too.
+const MEMORY: u32 = 10;
 
 /// How long a runtime that was killed may take to be reaped; only one stuck in the kernel is late.
 const REAPED: Duration = Duration::from_secs(2);
@@ -232,6 +245,43 @@ impl Oci {
         args.push(self.id.as_ref());
         self.run("create", &Key::Init, &args, stdio).await?;
         read_pid(&pid_file).map_err(|cause| OciError::NoPid { verb: "create", file: pid_file, cause })
+    }
+
+    /// Makes the container go on from a checkpoint; its processes run when this is done. Gives the pid.
+    pub(crate) async fn restore(
+        &self,
+        images: &Images,
+        stdio: ChildStdio,
+        console: Option<&Path>,
+    ) -> Result<u32, OciError> {
+        let pid_file = self.bundle.pid_file(&Key::Init);
+        let own_work = self.bundle.scratch("criu-work");
+        let work = if images.work.is_empty() { own_work.as_os_str() } else { OsStr::new(&images.work) };
+        fs::create_dir_all(work).map_err(|cause| OciError::Write { file: work.into(), cause })?;
+        let mut args: Vec<&OsStr> = vec![
+            "restore".as_ref(),
+            "--image-path".as_ref(),
+            images.folder.as_ref(),
+            "--work-path".as_ref(),
+            work,
+            "--detach".as_ref(),
+            "--no-subreaper".as_ref(),
+            "--bundle".as_ref(),
+            self.bundle.path().as_ref(),
+            "--pid-file".as_ref(),
+            pid_file.as_ref(),
+        ];
+        if let Some(socket) = console {
+            args.extend([OsStr::new("--console-socket"), socket.as_ref()]);
+        }
+        if self.no_pivot {
+            args.push("--no-pivot".as_ref());
+        }
+        args.push(self.id.as_ref());
+        self.run("restore", &Key::Init, &args, stdio).await?;
+        // After a failure criu's log stays, until the bundle goes.
+        let _ = fs::remove_dir_all(own_work);
+        read_pid(&pid_file).map_err(|cause| OciError::NoPid { verb: "restore", file: pid_file, cause })
     }
 
     /// Starts a further process; the runtime has ended when this is done. Gives the pid.
@@ -373,10 +423,11 @@ impl Oci {
         let mut exit = self.reaper.claim(child.id());
         // The command holds our copies of the container's stdio.
         drop(command);
-        let Ok(exit) = timeout(self.limit, &mut exit).await else {
+        let limit = self.limit * if matches!(verb, "checkpoint" | "restore") { MEMORY } else { 1 };
+        let Ok(exit) = timeout(limit, &mut exit).await else {
             kill_tree(child.id());
             let _ = timeout(REAPED, exit).await;
-            return Err(OciError::Hung { verb, program: self.program.clone(), limit: self.limit });
+            return Err(OciError::Hung { verb, program: self.program.clone(), limit });
         };
         let Ok(exit) = exit else {
             return Err(OciError::Failed { verb, message: "the shim is ending".to_owned() });

@@ -62,7 +62,7 @@ impl Process {
     pub(crate) fn describe(&self, container: &str, bundle: &str) -> StateResponse {
         use proto::containerd::v1::types::Status;
         let status = match self.state {
-            State::Created | State::Starting => Status::Created,
+            State::Created | State::Unrestored | State::Starting => Status::Created,
             State::Running => Status::Running,
             State::Paused => Status::Paused,
             State::Stopped => Status::Stopped,

@@ -7,6 +7,8 @@ use proto::kind::ErrorKind;
 pub(crate) enum State {
     /// Init: built, waiting at the gate. Exec: known, not started.
     Created,
+    /// Init: everything is there but its processes, which Start restores from a checkpoint.
+    Unrestored,
     /// An exec whose runtime is at work.
     Starting,
     /// Its program runs.
@@ -71,17 +73,24 @@ fn no(reason: &'static str) -> Result<(), Refusal> {
     Err(Refusal { kind: ErrorKind::FailedPrecondition, reason })
 }
 
+/// A client of containerd gets the same words about an exec without a process.
+const UNRESTORED: &str = "process not created: start restores it from its checkpoint";
+
 /// Whether `op` may be done to a process in state `process`, in a container whose init is in state `init`.
 pub(crate) fn judge(op: Op, who: Who, process: State, init: State) -> Result<(), Refusal> {
-    use State::{Created, Paused, Running, Starting, Stopped};
+    use State::{Created, Paused, Running, Starting, Stopped, Unrestored};
     match (op, who, process) {
         (Op::Start, _, Created) if who == Who::Init || matches!(init, Running | Created) => Ok(()),
+        (Op::Start, _, Unrestored) => Ok(()),
         (Op::Start, Who::Exec, Created) if init == Paused => no("the container is paused"),
         (Op::Start, Who::Exec, Created) => no("the container has stopped"),
         (Op::Start, _, Starting | Running | Paused) => no("it has been started already"),
         (Op::Start, _, _) => no("it has stopped"),
 
-        (Op::Delete, _, Created | Stopped) => Ok(()),
+        (Op::Delete, _, Created | Unrestored | Stopped) => Ok(()),
+        (Op::Resize | Op::CloseIo, _, Unrestored) => Ok(()),
+        // As containerd's, but for what would only fail in a runtime that doesn't know the container yet.
+        (_, _, Unrestored) => no(UNRESTORED),
         (Op::Delete, _, Starting) => no("it is being started"),
         (Op::Delete, _, _) => no("it is still running"),
 
@@ -115,25 +124,26 @@ pub(crate) fn judge(op: Op, who: Who, process: State, init: State) -> Result<(),
 mod tests {
     use super::*;
 
-    const STATES: [State; 5] = [State::Created, State::Starting, State::Running, State::Paused, State::Stopped];
+    const STATES: [State; 6] =
+        [State::Created, State::Starting, State::Running, State::Paused, State::Stopped, State::Unrestored];
 
     /// One letter per state of [`STATES`]: `y` yes, `n` failed precondition, `g` gone (not found), `-` can't happen.
     #[test]
     fn table_for_init() {
         for (op, expected) in [
-            (Op::Start, "y-nnn"),
-            (Op::Delete, "y-nny"),
-            (Op::Kill, "y-yyg"),
-            (Op::Pause, "n-ynn"),
-            (Op::Resume, "n-nyn"),
-            (Op::Update, "y-yyn"),
-            (Op::Checkpoint, "n-yyn"),
-            (Op::AddExec, "y-ynn"),
-            (Op::Pids, "y-yyy"),
-            (Op::Stats, "y-yyy"),
-            (Op::Resize, "y-yyy"),
-            (Op::CloseIo, "y-yyy"),
-            (Op::Attach, "y-yyn"),
+            (Op::Start, "y-nnny"),
+            (Op::Delete, "y-nnyy"),
+            (Op::Kill, "y-yygn"),
+            (Op::Pause, "n-ynnn"),
+            (Op::Resume, "n-nynn"),
+            (Op::Update, "y-yynn"),
+            (Op::Checkpoint, "n-yynn"),
+            (Op::AddExec, "y-ynnn"),
+            (Op::Pids, "y-yyyn"),
+            (Op::Stats, "y-yyyn"),
+            (Op::Resize, "y-yyyy"),
+            (Op::CloseIo, "y-yyyy"),
+            (Op::Attach, "y-yynn"),
         ] {
             check(op, Who::Init, expected, |process| process);
         }

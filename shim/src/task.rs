@@ -8,6 +8,8 @@
 //!                         │                Paused ──────exit────────┘  │
 //!                         └───Delete: kill─────────────exit────────────┘
 //!
+//!   restored from a checkpoint: Create ▶ Unrestored ──Start: runtime restores──▶ Running; Delete needs no kill
+//!
 //!   exec:  Exec ▶ Created ──Start▶ Starting ──runtime done▶ Running ──exit▶ Stopped ──Delete▶ (none)
 //!                    └──────────Delete──────────────────────────────────────────────────────▶
 //! ```
@@ -19,6 +21,7 @@ mod busy;
 mod control;
 mod end;
 mod exec;
+mod restore;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -40,6 +43,7 @@ use proto::{
 };
 use tokio::sync::{mpsc, oneshot};
 
+pub(crate) use self::restore::Restore;
 use crate::{
     bundle::{Bundle, Key},
     cgroup::Cgroup,
@@ -94,11 +98,14 @@ pub(crate) enum Call {
     ReopenLog(Key, Reply<()>),
 }
 
-/// An exec that its runtime has started.
+/// A process that its runtime has made.
 pub(crate) struct Started {
-    pid: u32,
-    exit: oneshot::Receiver<Exit>,
-    io: ProcessIo,
+    /// Its pid on the host.
+    pub(crate) pid: u32,
+    /// Its end.
+    pub(crate) exit: oneshot::Receiver<Exit>,
+    /// Its stdio.
+    pub(crate) io: ProcessIo,
 }
 
 /// What queues at a container's task.
@@ -132,6 +139,8 @@ pub(crate) struct Task {
     pub(crate) inbox: mpsc::UnboundedSender<Message>,
     pub(crate) execs: HashMap<String, Process>,
     pub(crate) owner: (u32, u32),
+    /// What Start restores the container from, as long as it hasn't.
+    pub(crate) restore: Option<Restore>,
     /// Init's output is through; its exit waits for those of execs.
     pub(crate) init_settled: bool,
     /// Deletes that came before the end was announced.
@@ -168,7 +177,9 @@ pub(crate) async fn run(
     };
     let mut task = match create::create(&shim, request, inbox).await {
         Ok((task, exit)) => {
-            watch_exit(&task.inbox, Key::Init, exit);
+            if let Some(exit) = exit {
+                watch_exit(&task.inbox, Key::Init, exit);
+            }
             task
         }
         Err(error) => {

@@ -58,7 +58,10 @@ impl Task {
                 | Call::Checkpoint(..) => true,
                 // While it freezes or thaws it is neither frozen nor not.
                 Call::Kill(key, signal, all, _) => {
-                    matches!(busy, Op::Pause | Op::Resume | Op::Checkpoint) || self.kills_by_runtime(key, *signal, *all)
+                    matches!(busy, Op::Pause | Op::Resume | Op::Checkpoint)
+                        || self.kills_by_runtime(key, *signal, *all)
+                        // There will be a process to kill as soon as it is restored.
+                        || (self.init.state == State::Unrestored && *key == Key::Init)
                 }
                 _ => false,
             },

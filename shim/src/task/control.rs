@@ -42,6 +42,9 @@ impl Task {
         if let Err(error) = self.admit(Op::Start, "start", &Key::Init) {
             return drop(reply.send(Err(error)));
         }
+        if self.init.state == State::Unrestored {
+            return self.start_restored(reply);
+        }
         proto::fault!("shim.run.admitted");
         let oci = self.oci.clone();
         self.exclusive(Op::Start, async move { oci.start().await }, move |task, done| {

@@ -114,7 +114,7 @@ impl Task {
     pub(super) fn delete(&mut self, reply: Reply<DeleteResponse>) {
         match self.admit(Op::Delete, "delete", &Key::Init) {
             Err(error) => return drop(reply.send(Err(error))),
-            Ok(init) if init.announced => {}
+            Ok(init) if init.announced || init.state == State::Unrestored => {}
             Ok(init) => {
                 // Created: it ends now, and its end is told before its removal. Stopped: its end is being told.
                 if init.state == State::Created {
@@ -124,12 +124,20 @@ impl Task {
             }
         }
         let (oci, rootfs) = (self.oci.clone(), self.bundle.rootfs());
+        // The runtime has never heard of what it hasn't tried to restore; and of what it has, little may be left.
+        let (known, force) = self.restore.as_ref().map_or((true, false), |restore| (restore.tried, true));
+        if let Some(restore) = &mut self.restore {
+            restore.prepared = None;
+        }
         // Whether or not the rest succeeds: nobody writes any more.
         let closing = self.init.io.take().map(ProcessIo::close);
         let work = async move {
-            let removed = match oci.delete(false).await {
-                Err(OciError::Failed { .. }) => oci.delete(true).await,
-                done => done,
+            let removed = match known {
+                true => match oci.delete(force).await {
+                    Err(OciError::Failed { .. }) if !force => oci.delete(true).await,
+                    done => done,
+                },
+                false => Ok(()),
             };
             proto::fault!("shim.delete.runtime_done");
             let unmounted = mounts::unmount_rootfs(&rootfs);

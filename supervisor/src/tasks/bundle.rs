@@ -98,6 +98,18 @@ pub(crate) struct Origin {
     /// Snapshotter and key of the snapshot that it runs on, as its container's record says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) snapshot: Option<(String, String)>,
+    /// What it is restored from when it starts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) images: Option<Images>,
+}
+
+/// The files of a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Images {
+    /// Where they are, or will be.
+    pub(crate) folder: PathBuf,
+    /// They were unpacked for this task alone, and go when it has started or is removed.
+    pub(crate) own: bool,
 }
 
 /// The folder of one task.
@@ -258,6 +270,19 @@ impl Bundle {
         }
     }
 
+    /// Removes the files that the task was, or was to be, restored from, if nobody else has a right to them.
+    pub(crate) fn remove_images(&self) -> Result<(), BundleError> {
+        let Some(images) = self.origin().and_then(|origin| origin.images).filter(|images| images.own) else {
+            return Ok(());
+        };
+        match fs::remove_dir_all(&images.folder) {
+            Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
+                Err(BundleError { step: "remove", at: images.folder, cause })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Removes everything. The caller has unmounted; a rootfs that is still one is left alone, with an error: what is
     /// mounted there is an image or a volume, and must never be deleted through here.
     pub(crate) fn remove(&self) -> Result<(), BundleError> {
@@ -276,6 +301,8 @@ impl Bundle {
             }
             Err(error) => return Err(failed("remove", &rootfs, error)),
         }
+        // While there is a note of where they are.
+        self.remove_images()?;
         match fs::remove_dir_all(&self.folder) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &self.folder, error)),
             _ => Ok(()),
@@ -379,6 +406,7 @@ mod tests {
             stderr: "/o".into(),
             terminal: false,
             snapshot: None,
+            images: None,
         };
         bundle.make(br#"{"linux":{"cgroupsPath":"/x/web"}}"#, &origin).unwrap();
         assert!(bundle.make(b"{}", &origin).is_err());

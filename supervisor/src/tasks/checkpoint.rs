@@ -14,15 +14,25 @@ use std::{
 use prost::Message;
 use prost_types::Any;
 use proto::{
-    containerd::{runc::v1::CheckpointOptions, task::v3::CheckpointTaskRequest, types::Descriptor},
+    containerd::{
+        runc::v1::{CheckpointOptions, Options},
+        task::v3::CheckpointTaskRequest,
+        types::Descriptor,
+    },
     digest::{Digest, DigestError},
     id::NamespaceName,
-    kind::ErrorKind,
+    kind::{ErrorKind, chain},
     typeurl,
 };
 use tracing::{info, warn};
 
-use super::{Tasks, error::TaskError, rules::Request};
+use super::{
+    Tasks,
+    bundle::{Bundle, Images, scan},
+    error::TaskError,
+    rules::Request,
+    task::Task,
+};
 use crate::{
     content::{Content, ContentError, Writer},
     failure::Failure,
@@ -76,18 +86,17 @@ fn failed(what: &'static str) -> impl FnOnce(io::Error) -> CheckpointError {
 }
 
 /// A folder for the time of one operation.
-pub(super) struct Scratch(PathBuf);
+struct Scratch(PathBuf);
 
 impl Scratch {
     fn make(folder: &Path) -> Result<Self, CheckpointError> {
         let at = folder.join(unique("checkpoint"));
-        let made = fs::DirBuilder::new().mode(0o700).recursive(true).create(&at);
-        made.map_err(failed("make a folder for the checkpoint"))?;
+        make_folder(&at)?;
         Ok(Self(at))
     }
 
     /// Where it is.
-    pub(super) fn path(&self) -> &Path {
+    fn path(&self) -> &Path {
         &self.0
     }
 }
@@ -100,12 +109,26 @@ impl Drop for Scratch {
     }
 }
 
-/// Removes what operations of a dead process left.
-pub(super) fn sweep(folder: &Path) {
-    if let Err(error) = fs::remove_dir_all(folder)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        warn!(%error, folder = %folder.display(), "left-over checkpoints not removed");
+fn make_folder(at: &Path) -> Result<(), CheckpointError> {
+    let made = fs::DirBuilder::new().mode(0o700).recursive(true).create(at);
+    made.map_err(failed("make a folder for the checkpoint"))
+}
+
+/// Removes what operations of a dead process left; not what tasks below `tasks` have yet to be restored from.
+pub(super) fn sweep(folder: &Path, tasks: &Path) {
+    let found = match scan(tasks) {
+        Ok(found) => found,
+        Err(error) => return warn!(%error, "checkpoints not swept: tasks can't be listed"),
+    };
+    let images = |(namespace, id)| Bundle::at(tasks, &namespace, &id).origin()?.images;
+    let wanted: Vec<_> = found.into_iter().filter_map(images).map(|images| images.folder).collect();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let at = entry.path();
+        if !wanted.contains(&at)
+            && let Err(error) = fs::remove_dir_all(&at)
+        {
+            warn!(%error, folder = %at.display(), "left-over checkpoint not removed");
+        }
     }
 }
 
@@ -151,26 +174,54 @@ impl Tasks {
         .await
     }
 
-    /// Lays out the files of a checkpoint for a shim to restore from.
+    /// What a new task is to be restored from: files in a folder that its options name, or those of a checkpoint's blob,
+    /// which then get a folder of their own. As in containerd, the options count first.
+    pub(super) fn images(
+        &self,
+        checkpoint: Option<Descriptor>,
+        options: Option<&Any>,
+    ) -> Result<Option<(Images, Option<Descriptor>)>, CheckpointError> {
+        let told = options.and_then(typeurl::unpack::<Options>).and_then(Result::ok);
+        if let Some(path) = told.map(|options| options.criu_image_path).filter(|path| !path.is_empty()) {
+            return Ok(Some((Images { folder: path.into(), own: false }, None)));
+        }
+        let Some(checkpoint) = checkpoint.filter(|checkpoint| !checkpoint.digest.is_empty()) else { return Ok(None) };
+        if checkpoint.media_type != FILES {
+            return Err(CheckpointError::Media(checkpoint.media_type));
+        }
+        let folder = self.checkpoints.join(unique("restore"));
+        Ok(Some((Images { folder, own: true }, Some(checkpoint))))
+    }
+
+    /// Lays out the files of a checkpoint for a shim to restore from. Whoever asks has noted the folder: it goes with the
+    /// task.
     pub(super) async fn unpack_checkpoint(
         &self,
         namespace: &NamespaceName,
         checkpoint: Descriptor,
-    ) -> Result<Scratch, CheckpointError> {
-        if checkpoint.media_type != FILES {
-            return Err(CheckpointError::Media(checkpoint.media_type));
-        }
+        folder: PathBuf,
+    ) -> Result<(), CheckpointError> {
         let digest: Digest = checkpoint.digest.parse()?;
-        let (content, folder, namespace) = (self.content.clone(), self.checkpoints.clone(), namespace.to_string());
+        let (content, namespace) = (self.content.clone(), namespace.to_string());
         let unpack = move || {
             let (file, _) = content.reader(&namespace, &digest)?;
-            let scratch = Scratch::make(&folder)?;
-            unpack_files(file, scratch.path())?;
-            Ok(scratch)
+            make_folder(&folder)?;
+            unpack_files(file, &folder)
         };
         let done = tokio::task::spawn_blocking(unpack).await;
         done.unwrap_or_else(|_| Err(failed("unpack the checkpoint")(io::ErrorKind::Other.into())))
     }
+}
+
+/// A task has started: what it was restored from has done its work.
+pub(super) fn release_images(task: &Task) {
+    let (bundle, id) = (task.bundle.clone(), task.id.clone());
+    // Memory images are big; nobody has to wait for their end.
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = bundle.remove_images() {
+            warn!(%id, error = %chain(&error), "images of a restored task left until its deletion");
+        }
+    });
 }
 
 fn descriptor(media_type: &str, digest: Digest, size: u64) -> Descriptor {
@@ -252,6 +303,7 @@ fn unpack_files(archive: impl Read, folder: &Path) -> Result<(), CheckpointError
 mod tests {
     use super::*;
     use crate::{snapshots::SnapshotConfig, store::Stores};
+    use proto::id::ContainerId;
 
     #[test]
     fn files_become_a_blob_and_files_again() {
@@ -272,6 +324,28 @@ mod tests {
         let at = scratch.path().to_owned();
         drop(scratch);
         assert!(!at.exists());
+    }
+
+    #[test]
+    fn a_sweep_spares_what_a_task_waits_to_be_restored_from() {
+        let dir = tempfile::tempdir().unwrap();
+        let (checkpoints, tasks) = (dir.path().join("checkpoints"), dir.path().join("tasks"));
+        let namespace = NamespaceName::new("ns").unwrap();
+        let wanted = Images { folder: checkpoints.join("restore-1"), own: true };
+        for folder in [&wanted.folder, &checkpoints.join("restore-2")] {
+            make_folder(folder).unwrap();
+        }
+        let bundle = Bundle::at(&tasks, &namespace, &ContainerId::new("a").unwrap());
+        let origin = serde_json::json!({"shim": "/s", "stdin": "", "stdout": "", "stderr": "", "terminal": false,
+            "images": wanted});
+        bundle.make(b"{}", &serde_json::from_value(origin).unwrap()).unwrap();
+        sweep(&checkpoints, &tasks);
+        let left: Vec<_> = fs::read_dir(&checkpoints).unwrap().flatten().map(|entry| entry.path()).collect();
+        assert_eq!(left, [wanted.folder]);
+        bundle.remove().unwrap();
+        assert_eq!(fs::read_dir(&checkpoints).unwrap().count(), 0, "they go with their task");
+        sweep(&checkpoints, &tasks);
+        sweep(&dir.path().join("none"), &tasks);
     }
 
     #[test]

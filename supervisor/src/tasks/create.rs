@@ -55,6 +55,10 @@ impl Tasks {
         let name = if request.runtime_path.is_empty() { &runtime.name } else { &request.runtime_path };
         let shim = self.runtimes.shim(name).map_err(|cause| TaskError::Runtime { id: id.clone(), cause })?;
         let spec = spec_json(id, container.spec)?;
+        let options = request.options.or(runtime.options);
+        let images = self.images(request.checkpoint, options.as_ref());
+        let images = images.map_err(|cause| TaskError::Checkpoint { id: id.clone(), cause })?;
+        let (images, checkpoint) = images.map_or((None, None), |(images, blob)| (Some(images), blob));
         let origin = Origin {
             shim: shim.clone(),
             stdin: request.stdin.clone(),
@@ -62,8 +66,8 @@ impl Tasks {
             stderr: request.stderr.clone(),
             terminal: request.terminal,
             snapshot: (!container.snapshot_key.is_empty()).then_some((container.snapshotter, container.snapshot_key)),
+            images: images.clone(),
         };
-        let checkpoint = request.checkpoint.filter(|checkpoint| !checkpoint.digest.is_empty());
         let request = v3::CreateTaskRequest {
             id: id.to_string(),
             rootfs: request.rootfs,
@@ -71,7 +75,8 @@ impl Tasks {
             stdin: request.stdin,
             stdout: request.stdout,
             stderr: request.stderr,
-            options: request.options.or(runtime.options),
+            options,
+            checkpoint: images.map(|images| images.folder.display().to_string()).unwrap_or_default(),
             ..Default::default()
         };
         Ok(Plan { program: Program { shim, ..self.program.clone() }, origin, spec, request, checkpoint })
@@ -136,15 +141,11 @@ impl Tasks {
         task.facts.send_modify(|facts| facts.connection = Some(connection.clone()));
         proto::fault!("supervisor.create.connected");
         request.bundle = task.bundle.path().display().to_string();
-        let unpacked = match checkpoint {
-            Some(checkpoint) => {
-                let unpacked = self.unpack_checkpoint(&task.namespace, checkpoint).await;
-                Some(unpacked.map_err(|cause| TaskError::Checkpoint { id: task.id.clone(), cause })?)
-            }
-            None => None,
-        };
-        if let Some(unpacked) = &unpacked {
-            request.checkpoint = unpacked.path().display().to_string();
+        if let Some(checkpoint) = checkpoint {
+            let unpacked =
+                self.unpack_checkpoint(&task.namespace, checkpoint, PathBuf::from(&request.checkpoint)).await;
+            unpacked.map_err(|cause| TaskError::Checkpoint { id: task.id.clone(), cause })?;
+            proto::fault!("supervisor.create.checkpoint_unpacked");
         }
         let began = Instant::now();
         let mut shim = connection.tasks();

@@ -73,11 +73,12 @@ impl Tasks {
         draining: Draining,
     ) -> Arc<Self> {
         let checkpoints = config.data().join("checkpoints");
-        checkpoint::sweep(&checkpoints);
+        let folder = config.run().join("tasks");
+        checkpoint::sweep(&checkpoints, &folder);
         let debug = config.shim_debug || tracing::enabled!(tracing::Level::DEBUG);
         Arc::new(Self {
             tasks: Mutex::default(),
-            folder: config.run().join("tasks"),
+            folder,
             runtimes: Runtimes::new(config.runtimes.clone()),
             containers,
             content,

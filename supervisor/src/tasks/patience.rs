@@ -15,10 +15,11 @@ const SLOW: Duration = Duration::from_secs(5);
 fn limit(call: &str) -> Option<Duration> {
     let seconds = match call {
         "Wait" => return None,
-        // Hooks, a restored memory image, file systems that are slow to mount.
+        // Hooks, file systems that are slow to mount.
         "Create" => 120,
         "Start" | "Delete" => 60,
-        "Checkpoint" => 600,
+        // The memory of all processes is written or read.
+        "Checkpoint" | "Start from a checkpoint" => 600,
         _ => 15,
     };
     Some(Duration::from_secs(seconds))

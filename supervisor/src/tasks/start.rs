@@ -11,6 +11,7 @@ use tracing::info;
 
 use super::{
     Tasks,
+    checkpoint::release_images,
     error::TaskError,
     rules::{Request, State},
 };
@@ -22,18 +23,23 @@ impl Tasks {
             return self.start_exec(namespace, id, ExecId::new(exec)?).await;
         }
         let task = self.find(namespace, id).await?;
-        task.in_turn(async |task| {
+        let restores = task.facts.borrow().origin.as_ref().is_some_and(|origin| origin.images.is_some());
+        task.in_turn(async move |task| {
             task.accept(Request::Start).await?;
             proto::fault!("supervisor.start.accepted");
             let message = StartRequest { id: task.id.to_string(), exec_id: String::new() };
+            let call = if restores { "Start from a checkpoint" } else { "Start" };
             let started =
-                task.call("Start", message, |mut shim, request| async move { shim.start(request).await }).await?;
+                task.call(call, message, |mut shim, request| async move { shim.start(request).await }).await?;
             task.facts.send_modify(|facts| {
                 facts.pid = started.pid;
                 facts.set_state(State::Running);
             });
             proto::fault!("supervisor.start.shim_started");
             info!(namespace = %task.namespace, id = %task.id, pid = started.pid, "task started");
+            if restores {
+                release_images(&task);
+            }
             Ok(started.pid)
         })
         .await

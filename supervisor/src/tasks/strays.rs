@@ -77,6 +77,7 @@ impl Tasks {
             stderr: none,
             terminal: false,
             snapshot: Some(snapshot).filter(|(_, key)| !key.is_empty()),
+            images: None,
         };
         let spec = record.spec.as_ref().map_or(&b"{}"[..], |spec| &spec.value);
         // Not announced before it is recorded; and once it is, nobody tells of it a second time.

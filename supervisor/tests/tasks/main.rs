@@ -13,6 +13,7 @@ mod memory;
 mod oom;
 mod pods;
 mod replay;
+mod restore;
 mod runtime_faults;
 mod spec;
 mod speed;
