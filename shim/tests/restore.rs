@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, process::Command};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
 
 use common::{Shim, Stage, eventually, log_text, runtime};
 use proto::{
@@ -46,7 +46,7 @@ exec RUNTIME --root "$2" start "$id"
 "#;
 
 /// A request whose runtime is the stand-in, for a checkpoint that is a folder.
-fn request(stage: &Stage, id: &str, bundle: &PathBuf) -> CreateTaskRequest {
+fn request(stage: &Stage, id: &str, bundle: &Path) -> CreateTaskRequest {
     let (program, folder) = (stage.path("stand-in"), stage.path("images"));
     let text = STAND_IN.replace("RUNTIME", &runtime()).replace("FOLDER", &stage.path("").display().to_string());
     fs::write(&program, text).expect("stand-in");
@@ -273,12 +273,8 @@ async fn a_counter_counts_on() {
     eventually("it counts", || (count().len() > 5).then_some(())).await;
     let images = stage.path("images").display().to_string();
     let options = CheckpointOptions { exit: true, ..CheckpointOptions::default() };
-    let request = CheckpointTaskRequest {
-        id: "counter".into(),
-        path: images.clone(),
-        options: Some(typeurl::pack(&options)),
-        ..CheckpointTaskRequest::default()
-    };
+    let request =
+        CheckpointTaskRequest { id: "counter".into(), path: images.clone(), options: Some(typeurl::pack(&options)) };
     shim.task.checkpoint(request).await.expect("checkpoint");
     shim.wait("").await;
     shim.delete("").await.expect("delete");

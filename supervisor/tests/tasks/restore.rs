@@ -13,9 +13,12 @@ use proto::{
     containerd::{
         events::{TaskCreate, TaskExit, TaskStart},
         runc::v1::{CheckpointOptions, Options},
-        services::tasks::v1::{
-            CheckpointTaskRequest, CreateTaskRequest, ExecProcessRequest, ListTasksRequest, PauseTaskRequest,
-            StartRequest,
+        services::{
+            leases::v1::{self as leases, leases_client::LeasesClient},
+            tasks::v1::{
+                CheckpointTaskRequest, CreateTaskRequest, ExecProcessRequest, ListTasksRequest, PauseTaskRequest,
+                StartRequest,
+            },
         },
         types::Descriptor,
         v1::types::Status as State,
@@ -84,7 +87,12 @@ async fn checkpointed() -> (Stack, Descriptor) {
 async fn checkpoint(stack: &Stack, options: CheckpointOptions) -> Descriptor {
     let options = Some(typeurl::pack(&options));
     let message = CheckpointTaskRequest { container_id: "a".into(), parent_checkpoint: String::new(), options };
-    let blobs = stack.tasks().checkpoint(request(message)).await.unwrap_or_else(|e| panic!("{e}\n{}", stack.log()));
+    // Nobody makes an image of it, so a lease keeps it.
+    let lease = leases::CreateRequest { id: "checkpoint".into(), ..Default::default() };
+    LeasesClient::new(stack.channel()).create(request(lease)).await.unwrap();
+    let mut message = request(message);
+    message.metadata_mut().insert("containerd-lease", "checkpoint".parse().unwrap());
+    let blobs = stack.tasks().checkpoint(message).await.unwrap_or_else(|e| panic!("{e}\n{}", stack.log()));
     blobs.into_inner().descriptors.swap_remove(0)
 }
 
