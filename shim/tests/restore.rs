@@ -281,6 +281,8 @@ async fn a_counter_counts_on() {
     let so_far = count().len();
 
     create.checkpoint = images;
+    // Clients that restore may give it a stdin, as ctr does, also where it had none.
+    create.stdin = stage.fifo("stdin").display().to_string();
     assert_eq!(shim.create(create).await.expect("create"), 0);
     let second = shim.start("").await.expect("start");
     assert!(second != 0 && second != first);

@@ -36,12 +36,12 @@ impl Row {
 }
 
 /// It succeeds, and both say the same.
-const fn same(line: &'static str) -> Row {
+pub(crate) const fn same(line: &'static str) -> Row {
     Row { line, code: 0, says: &[], same: true }
 }
 
 /// It succeeds, and these words are in the output.
-const fn says(line: &'static str, says: &'static [&'static str]) -> Row {
+pub(crate) const fn says(line: &'static str, says: &'static [&'static str]) -> Row {
     Row { line, code: 0, says, same: false }
 }
 

@@ -138,8 +138,8 @@ impl<'a> Restorer<'a> {
                 opts.text(field, text);
             }
         }
-        let files = outside::restore_namespaces(&mut opts, plan)?;
-        outside::restore_stdio(&mut opts, &stdio);
+        let mut files = outside::restore_namespaces(&mut opts, plan)?;
+        files.extend(outside::restore_stdio(&mut opts, &stdio));
         if !detach && !self.parsed.is_on("no-subreaper") {
             sys::process::set_child_subreaper(true).map_err(system("become subreaper"))?;
         }

@@ -201,13 +201,33 @@ pub(crate) fn dump_stdio(opts: &mut Message, names: &[String]) {
 }
 
 /// Adds stdio to the options of a restore: ours takes the place of what it was. One name may stand for several.
-pub(crate) fn restore_stdio(opts: &mut Message, names: &[String]) {
+///
+/// Only a pipe can take the place of a pipe's end, and a file that of a file, whose position criu sets. A stdin that was the null
+/// device therefore stays it when ours is a pipe. What is opened for that must be open when criu starts.
+pub(crate) fn restore_stdio(opts: &mut Message, names: &[String]) -> Vec<OwnedFd> {
+    let mut opened = Vec::new();
     for (at, name) in names.iter().enumerate().take(3) {
         let told = names[..at].contains(name);
-        if !told && (name.starts_with("file[") || name.contains("pipe:")) {
-            inherit(opts, name, at as i32);
+        if told || !(name.starts_with("file[") || name.contains("pipe:")) {
+            continue;
         }
+        let null = (at == 0 && is_pipe(0)).then(|| null_if(name)).flatten();
+        inherit(opts, name, null.as_ref().map_or(at as i32, AsRawFd::as_raw_fd));
+        opened.extend(null);
     }
+    opened
+}
+
+fn is_pipe(number: i32) -> bool {
+    let found = nix::sys::stat::stat(format!("/proc/self/fd/{number}").as_str());
+    found.is_ok_and(|found| SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFIFO)
+}
+
+/// The host's null device, if that is what has this name.
+fn null_if(name: &str) -> Option<OwnedFd> {
+    let null = nix::fcntl::open(NULL, OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
+    let inode = fstat(&null).ok()?.st_ino;
+    (name.starts_with("file[") && name.ends_with(&format!(":{inode:x}]"))).then_some(null)
 }
 
 /// The cgroups of a process as criu's roots: what was in the container's cgroup then goes into this one.
@@ -261,6 +281,15 @@ mod tests {
         inherit(&mut expected, "pipe:[1]", 0);
         inherit(&mut expected, "file[1:2]", 1);
         assert_eq!(message, expected);
+    }
+
+    #[test]
+    fn the_null_device_is_known_by_its_inode() {
+        let inode = nix::sys::stat::stat(NULL).expect("null device").st_ino;
+        assert!(null_if(&format!("file[1a:{inode:x}]")).is_some());
+        for other in [format!("file[1a:1{inode:x}]"), format!("pipe:[{inode}]"), NULL.to_owned()] {
+            assert!(null_if(&other).is_none(), "{other}");
+        }
     }
 
     #[test]
