@@ -295,3 +295,42 @@ async fn a_counter_counts_on() {
     assert_eq!(shim.finish().await.exit_status, 137);
     stage.leaves_nothing().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_goes_on_too() {
+    if !criu() {
+        return;
+    }
+    let stage = Stage::new().await;
+    let script = "i=0; while :; do i=$((i+1)); echo $i $(stty size); sleep 0.02; done";
+    let bundle = stage.bundle("screen", &["sh", "-c", script], |spec| spec["process"]["terminal"] = true.into());
+    let mut shim = stage.shim("screen", bundle.clone()).await;
+    let log = stage.path("log");
+    let mut create = stage.create("screen", &bundle);
+    (create.terminal, create.stdout) = (true, format!("file://{}", log.display()));
+    shim.create(create.clone()).await.expect("create");
+    let size = |width, height| ResizePtyRequest { id: "screen".into(), exec_id: String::new(), width, height };
+    shim.task.resize_pty(size(80, 25)).await.expect("a size");
+    shim.start("").await.expect("start");
+    let lines = || fs::read_to_string(&log).unwrap_or_default().lines().count();
+    eventually("it counts", || (lines() > 5).then_some(())).await;
+    let images = stage.path("images").display().to_string();
+    let options = Some(typeurl::pack(&CheckpointOptions { exit: true, ..CheckpointOptions::default() }));
+    let request = CheckpointTaskRequest { id: "screen".into(), path: images.clone(), options };
+    shim.task.checkpoint(request).await.expect("checkpoint");
+    shim.wait("").await;
+    shim.delete("").await.expect("delete");
+    let so_far = lines();
+
+    create.checkpoint = images;
+    shim.create(create).await.expect("create");
+    shim.task.resize_pty(size(99, 33)).await.expect("a size for later");
+    shim.start("").await.expect("start");
+    eventually("it counts on", || (lines() > so_far + 5).then_some(())).await;
+    let text = fs::read_to_string(&log).expect("log");
+    assert!(text.contains(&format!("\n{} ", so_far + 3)), "{text}");
+    eventually("the size asked for", || fs::read_to_string(&log).is_ok_and(|t| t.contains(" 33 99")).then_some(()))
+        .await;
+    shim.finish().await;
+    stage.leaves_nothing().await;
+}
