@@ -258,6 +258,21 @@ fn published_port_is_reachable() {
 }
 
 #[test]
+fn a_start_that_fails_leaves_the_last_end_known() {
+    let stack = Stack::with_busybox();
+    let port = 21_000 + u16::from(stack.gateway().split('.').nth(2).unwrap().parse::<u8>().unwrap());
+    let publish = format!("{port}:80");
+    stack.berth(["run", "--name", "seven", "-p", &publish, "busybox", "sh", "-c", "exit 7"]).expect_code(7);
+    let before = stack.inspect("seven")["State"].clone();
+    stack.berth(["run", "-d", "--name", "holder", "-p", &publish, "busybox", "sleep", "1000"]).success();
+    stack.berth(["start", "seven"]).expect_code(1).expect_error("port is already allocated");
+    let after = stack.inspect("seven")["State"].clone();
+    assert_eq!((&after["ExitCode"], &after["Status"]), (&7.into(), &"exited".into()), "{after}");
+    assert_eq!(after["FinishedAt"], before["FinishedAt"]);
+    assert!(after["Error"].as_str().unwrap().contains("port is already allocated"), "{after}");
+}
+
+#[test]
 fn restart_policy_brings_a_container_back() {
     let stack = Stack::with_busybox();
     stack

@@ -102,6 +102,8 @@ pub async fn start_in_turn(app: &Arc<App>, container: &Arc<Container>, cause: Ca
 }
 
 /// Notes a failed start: exit code and text for inspect, and no container is left where one would remove itself.
+///
+/// How and when the process before it ended stays known, as with Docker, unless the program itself is at fault.
 fn failed(app: &Arc<App>, container: &Arc<Container>, failure: &ApiError) {
     let auto_remove = {
         let mut live = container.live();
@@ -109,13 +111,13 @@ fn failed(app: &Arc<App>, container: &Arc<Container>, failure: &ApiError) {
         let auto_remove = live.record.host.auto_remove;
         let state = &mut live.record.state;
         state.phase = if state.started_at.is_set() { Phase::Exited } else { Phase::Created };
-        state.exit_code = exit_code(&failure.message);
+        state.exit_code = match exit_code(&failure.message) {
+            128 if state.exit_code != 0 => state.exit_code,
+            code => code,
+        };
         state.error.clone_from(&failure.message);
         state.endpoint = None;
         state.pid = 0;
-        if state.phase == Phase::Exited {
-            state.finished_at = Timestamp::now();
-        }
         app.containers.store.put_soon(&live.record);
         auto_remove
     };
