@@ -287,8 +287,11 @@ fn restart_policy_brings_a_container_back() {
 fn attach_signals_and_events() {
     let stack = Stack::with_busybox();
     for client in clients() {
-        let events =
-            stack.client(&client).args(["events", "--format", "{{.Action}}"]).stdout(Stdio::piped()).spawn().unwrap();
+        // From now on, also what happens before the client has asked.
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+        let mut events = stack.client(&client);
+        events.args(["events", "--since", &format!("{now:.9}"), "--format", "{{.Action}}"]);
+        let events = events.stdout(Stdio::piped()).spawn().unwrap();
         let trap = "trap 'echo got; exit 9' USR1; echo up; while :; do sleep 0.1; done";
         cli(&stack, &client, &["run", "-d", "--name", "trap", "busybox", "sh", "-c", trap]).success();
         eventually("the trap is set", || (cli(&stack, &client, &["logs", "trap"]).stdout() == "up").then_some(()));

@@ -316,7 +316,7 @@ fn what_cannot_be_checkpointed_says_why() {
         (&["--page-server", "here"], "--page-server: \"here\" is not ADDRESS:PORT"),
         (&["--parent-path", "/x"], "--parent-path: \"/x\" is not relative"),
         (&["--parent-path", "x"], "--parent-path: \"x\" is not a folder"),
-        (&["--status-fd", "77"], "--status-fd: \"77\" is not an open descriptor"),
+        (&["--status-fd", "987654"], "--status-fd: \"987654\" is not an open descriptor"),
     ] {
         let error = bundle.fails(&[&["checkpoint", "--image-path", &images], flags, &[&bundle.id]].concat());
         assert!(error.contains(words), "{flags:?}: {error}");

@@ -73,8 +73,8 @@ impl Tasks {
                     super::delete::dismiss(task, &connection, true).await;
                 }
                 task.bundle.remove_dead_socket().await;
-                if let Err(error) = task.bundle.unmount().and_then(|()| task.bundle.remove()) {
-                    warn!(namespace = %task.namespace, id = %task.id, error = %chain(&error), "bundle left behind");
+                if !self.clear(task) {
+                    self.undo_later(task.namespace.clone(), task.id.clone());
                 }
                 self.forget(task);
             }
@@ -139,7 +139,7 @@ impl Tasks {
         }
     }
 
-    async fn abandon(&self, task: &Task) {
+    async fn abandon(self: &Arc<Self>, task: &Task) {
         info!(namespace = %task.namespace, id = %task.id, "unfinished task undone");
         proto::fault!("supervisor.adopt.undo_begun");
         self.undo(task).await;

@@ -11,8 +11,9 @@ use proto::{
         types::Descriptor,
     },
     id::{ContainerId, NamespaceName},
+    kind::ErrorKind,
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use super::{
     Tasks,
@@ -125,7 +126,13 @@ impl Tasks {
         let Plan { program, origin, spec, mut request, checkpoint } = plan;
         let bundle_failed = |cause| TaskError::Bundle { id: task.id.clone(), cause };
         let shim_failed = |cause| TaskError::Shim { id: task.id.clone(), cause };
-        task.bundle.make(&spec, &origin).map_err(bundle_failed)?;
+        if let Err(cause) = task.bundle.make(&spec, &origin) {
+            // What an earlier attempt left lies in the way: nobody's, since the place in the list is ours.
+            if cause.kind() != ErrorKind::AlreadyExists || !self.try_undo(task).await {
+                return Err(bundle_failed(cause));
+            }
+            task.bundle.make(&spec, &origin).map_err(bundle_failed)?;
+        }
         proto::fault!("supervisor.create.bundle_made");
         task.hear_shim(&origin);
         task.facts.send_modify(|facts| facts.origin = Some(origin));
@@ -168,40 +175,12 @@ impl Tasks {
         proto::fault!("supervisor.create.watched");
         Ok(created.pid)
     }
-
-    /// Takes back whatever was made for a task that doesn't come to be. Failures are logged: the error that brought us
-    /// here is the one to report.
-    pub(super) async fn undo(&self, task: &Task) {
-        let (id, namespace) = (&task.id, &task.namespace);
-        let mut connection = task.facts.borrow().connection.clone();
-        if connection.is_none()
-            && let Some(program) = task.program(&self.program)
-            && let Ok(bootstrap) = program.start(namespace, id, task.bundle.path()).await
-        {
-            // The contract's way to find a shim that may be there: a second start prints the address of the first.
-            connection = Connection::open(&bootstrap).await.ok();
-        }
-        if let Some(connection) = connection {
-            super::delete::dismiss(task, &connection, true).await;
-        }
-        if let Some(program) = task.program(&self.program)
-            && let Err(error) = program.delete(namespace, id, task.bundle.path()).await
-        {
-            warn!(%namespace, %id, error = %proto::kind::chain(&error), "clean-up by the shim's program failed");
-        }
-        self.end_story(task);
-        task.bundle.remove_dead_socket().await;
-        let cleared = task.bundle.unmount().and_then(|()| task.bundle.remove());
-        if let Err(error) = cleared {
-            warn!(%namespace, %id, kind = ?error.kind(), error = %proto::kind::chain(&error), "bundle left behind");
-        }
-    }
 }
 
 impl Tasks {
     /// Tells the end of a task whose creation was told, but which nobody will ever start: whoever follows the events would
     /// wait for it.
-    fn end_story(&self, task: &Task) {
+    pub(super) fn end_story(&self, task: &Task) {
         self.tell_undelivered(task);
         let (created, deleted) = task.facts.borrow().told_life;
         if !created || deleted {

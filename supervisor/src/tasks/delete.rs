@@ -81,8 +81,8 @@ impl Tasks {
         task.bundle.remove_dead_socket().await;
         proto::fault!("supervisor.delete.shim_dismissed");
         // Only now: were we killed before, the next supervisor would find the bundle and with it the shim.
-        if let Err(error) = task.bundle.unmount().and_then(|()| task.bundle.remove()) {
-            warn!(namespace = %task.namespace, id = %task.id, error = %proto::kind::chain(&error), "bundle left behind");
+        if !self.clear(&task) {
+            self.undo_later(task.namespace.clone(), task.id.clone());
         }
         proto::fault!("supervisor.delete.bundle_removed");
         self.forget(&task);

@@ -28,6 +28,7 @@ mod signal;
 mod start;
 mod strays;
 mod task;
+mod undo;
 mod wait;
 
 use std::{
