@@ -33,7 +33,7 @@ use std::{
 use sys::service::{Notifier, Service};
 use tokio::{
     net::{UnixListener, UnixStream},
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot, watch},
 };
 use tracing::{info, warn};
@@ -120,6 +120,9 @@ pub async fn run(config: Config, service: Service) -> Result<(), AppError> {
     ] {
         make_folder(&path, mode)?;
     }
+    // Before anybody can know of us: who is told that we are ready may tell us to stop at once.
+    let term = signal(SignalKind::terminate()).map_err(AppError::Signals)?;
+    let int = signal(SignalKind::interrupt()).map_err(AppError::Signals)?;
     let _data_lock = lock_root(&config.engine_data())?;
     let _run_lock = lock_root(&config.engine_run())?;
     launch::ensure_supervisor(&config).await?;
@@ -144,7 +147,7 @@ pub async fn run(config: Config, service: Service) -> Result<(), AppError> {
         listeners.into_iter().map(|l| tokio::spawn(accept(l, router.clone(), stopped.clone()))).collect();
     info!(version = env!("CARGO_PKG_VERSION"), listen = ?app.config.listen, "engine serves");
     tell(&service.notifier, "READY=1");
-    until_told_to_stop(&service.notifier, service.watchdog).await?;
+    until_told_to_stop(term, int, &service.notifier, service.watchdog).await;
     info!("engine stops; containers run on");
     tell(&service.notifier, "STOPPING=1");
     let _ = stop.send(true);
@@ -225,9 +228,7 @@ fn is_cgroup2() -> bool {
 }
 
 /// Waits for SIGTERM or SIGINT; meanwhile shows the service manager, if it asks for that, that we are not stuck.
-async fn until_told_to_stop(notifier: &Notifier, watchdog: Option<Duration>) -> Result<(), AppError> {
-    let mut term = signal(SignalKind::terminate()).map_err(AppError::Signals)?;
-    let mut int = signal(SignalKind::interrupt()).map_err(AppError::Signals)?;
+async fn until_told_to_stop(mut term: Signal, mut int: Signal, notifier: &Notifier, watchdog: Option<Duration>) {
     let watchdog = watchdog.filter(|_| notifier.is_wanted());
     let show_life = async {
         let Some(limit) = watchdog else { return std::future::pending().await };
@@ -242,7 +243,6 @@ async fn until_told_to_stop(notifier: &Notifier, watchdog: Option<Duration>) -> 
         _ = int.recv() => {}
         () = show_life => {}
     }
-    Ok(())
 }
 
 fn tell(notifier: &Notifier, state: &str) {

@@ -7,14 +7,19 @@ use std::{
         fd::AsRawFd,
         unix::net::{UnixDatagram, UnixListener},
     },
+    path::Path,
     process::Command,
     thread::sleep,
     time::{Duration, Instant},
 };
 
-fn notified(socket: &UnixDatagram) -> String {
+/// The next notification; fails with what `log` says if there is none.
+fn notified(socket: &UnixDatagram, log: &Path) -> String {
     let mut buffer = [0; 256];
-    let length = socket.recv(&mut buffer).expect("a notification");
+    let length = socket.recv(&mut buffer);
+    let length = length.unwrap_or_else(|error| {
+        panic!("no notification: {error}\n{}", fs::read_to_string(log).unwrap_or_default());
+    });
     String::from_utf8_lossy(&buffer[..length]).into_owned()
 }
 
@@ -29,6 +34,7 @@ fn the_engine_serves_a_passed_socket_and_tells_when_it_is_ready() {
     let inherited = sys::fd::duplicate_above(&listener, 40).unwrap();
     sys::fd::set_cloexec(inherited.as_raw_fd(), false).unwrap();
     let number = inherited.as_raw_fd();
+    let log = stack.path().join("engine-2.log");
     let script =
         format!("exec 3<&{number} {number}<&-; LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=engine exec \"$0\" \"$@\"");
     let mut engine = Command::new("bash")
@@ -41,15 +47,15 @@ fn the_engine_serves_a_passed_socket_and_tells_when_it_is_ready() {
         .arg(stack.run_root())
         .args(["--bridge", &stack.bridge(), "--bip", &format!("{}/24", stack.gateway())])
         .env("NOTIFY_SOCKET", stack.path().join("notify"))
-        .stderr(fs::File::create(stack.path().join("engine-2.log")).unwrap())
+        .stderr(fs::File::create(&log).unwrap())
         .spawn()
         .unwrap();
-    assert_eq!(notified(&told), "READY=1");
+    assert_eq!(notified(&told, &log), "READY=1");
     let pinged = integration_tests::http::Api::new(path.clone()).get("/_ping");
     assert_eq!(pinged.status, 200);
     let pid = nix::unistd::Pid::from_raw(engine.id().cast_signed());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
-    assert_eq!(notified(&told), "STOPPING=1");
+    assert_eq!(notified(&told, &log), "STOPPING=1");
     assert!(engine.wait().unwrap().success());
     assert!(path.exists(), "the socket is the service manager's");
 }

@@ -2,7 +2,7 @@
 
 use super::log::LogFile;
 use crate::containers::frames::Stream;
-use std::io;
+use std::{io, os::fd::AsFd as _};
 use tokio::{
     io::AsyncWriteExt,
     net::unix::pipe,
@@ -79,7 +79,7 @@ pub async fn run(
         };
         let mut any = false;
         for stream in stream.map_or(vec![Stream::Stdout, Stream::Stderr], |stream| vec![stream]) {
-            let count = read_piece(&mut sources, stream, &mut buffer);
+            let count = read_piece(&mut sources, stream, over, &mut buffer);
             if count == 0 {
                 continue;
             }
@@ -112,14 +112,19 @@ async fn readable(receiver: Option<&pipe::Receiver>) -> io::Result<()> {
     }
 }
 
-// Zero if there is nothing now; a stream that has ended is taken out.
-fn read_piece(sources: &mut Sources, stream: Stream, buffer: &mut [u8]) -> usize {
+// Zero if there is nothing now; a stream that has ended is taken out. The `last` time the pipe itself is asked: tokio answers
+// "nothing" as long as it hasn't heard that there is something, and what was written a moment ago would be lost.
+fn read_piece(sources: &mut Sources, stream: Stream, last: bool, buffer: &mut [u8]) -> usize {
     let end = match stream {
         Stream::Stdout => &mut sources.stdout,
         Stream::Stderr => &mut sources.stderr,
     };
     let Some(receiver) = end else { return 0 };
-    match receiver.try_read(buffer) {
+    let read = match last {
+        true => nix::unistd::read(receiver.as_fd(), buffer).map_err(io::Error::from),
+        false => receiver.try_read(buffer),
+    };
+    match read {
         Ok(0) => *end = None,
         Ok(count) => return count,
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
