@@ -72,7 +72,7 @@ impl Tasks {
                 {
                     super::delete::dismiss(task, &connection, true).await;
                 }
-                task.bundle.remove_dead_socket().await;
+                task.bundle.remove_dead_socket(false).await;
                 if !self.clear(task) {
                     self.undo_later(task.namespace.clone(), task.id.clone());
                 }

@@ -37,8 +37,11 @@ use tokio::{io::AsyncReadExt as _, net::UnixStream, time::timeout};
 use super::shims::Bootstrap;
 use crate::failure::Failure;
 
-/// How long the last descriptor of a process that is being killed may stay open.
+/// How long the last descriptor of a process that is being killed may stay open: the kernel closes one after the other, and lets
+/// others run in between.
 const CLOSES: Duration = Duration::from_millis(200);
+/// The same of one that is known to be dying, where nobody waits in vain for a shim that lives.
+const CLOSES_AT_LAST: Duration = Duration::from_secs(3);
 
 /// A step on a bundle failed.
 #[derive(Debug, thiserror::Error)]
@@ -172,12 +175,12 @@ impl Bundle {
     }
 
     /// Removes the socket of a shim that was killed before it could, and those it had for consoles beside it. One that is
-    /// listened on stays: a pod's shim serves others.
-    pub(crate) async fn remove_dead_socket(&self) {
+    /// listened on stays: a pod's shim serves others. A shim that is `dying`, as its connections show, may take its time.
+    pub(crate) async fn remove_dead_socket(&self, dying: bool) {
         let Some(Bootstrap { address, .. }) = self.bootstrap() else { return };
         let socket = Path::new(&address);
         let (Some(folder), Some(name)) = (socket.parent(), socket.file_name()) else { return };
-        if !is_dead(socket).await {
+        if !is_dead(socket, if dying { CLOSES_AT_LAST } else { CLOSES }).await {
             return;
         }
         let consoles = format!("{}.pty", name.to_string_lossy());
@@ -344,13 +347,13 @@ impl Bundle {
 }
 
 /// Whether a socket's file has outlived its listener.
-async fn is_dead(socket: &Path) -> bool {
+async fn is_dead(socket: &Path, patience: Duration) -> bool {
     loop {
         match UnixStream::connect(socket).await {
             Err(error) => return error.kind() == io::ErrorKind::ConnectionRefused,
             // A process that is being killed closes one descriptor after the other: our connection may have got in before the
             // listener went, and ends with it. One that lives keeps it, or says something.
-            Ok(mut stream) => match timeout(CLOSES, stream.read_u8()).await {
+            Ok(mut stream) => match timeout(patience, stream.read_u8()).await {
                 Ok(Err(_)) => {}
                 Ok(Ok(_)) | Err(_) => return false,
             },

@@ -98,7 +98,7 @@ impl Tasks {
         self.announce(task, exit.clone());
         proto::fault!("supervisor.bury.announced");
         record(true);
-        bundle.remove_dead_socket().await;
+        bundle.remove_dead_socket(true).await;
         for file in ["bootstrap.json", "config.json"] {
             if let Err(error) = fs::remove_file(bundle.path().join(file))
                 && error.kind() != std::io::ErrorKind::NotFound

@@ -78,7 +78,7 @@ impl Tasks {
             // A pod's shim that lives on tells it itself.
             self.tell_undelivered(&task);
         }
-        task.bundle.remove_dead_socket().await;
+        task.bundle.remove_dead_socket(connection.is_lost()).await;
         proto::fault!("supervisor.delete.shim_dismissed");
         // Only now: were we killed before, the next supervisor would find the bundle and with it the shim.
         if !self.clear(&task) {

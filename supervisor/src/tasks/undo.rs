@@ -63,7 +63,7 @@ impl Tasks {
         if short {
             return false;
         }
-        task.bundle.remove_dead_socket().await;
+        task.bundle.remove_dead_socket(false).await;
         self.clear(task)
     }
 

@@ -188,6 +188,7 @@ async fn a_shim_killed_at_any_point_leaves_nothing_and_loses_nothing() {
     let mut stack = Stack::new().await;
     stack.record("any", SCRIPT).await;
     for (point, pass) in points() {
+        eprintln!("{point}:{pass}");
         arm(&mut stack, &point, pass).await;
         let mut events = stack.events(&["topic~=|^/tasks/|"]).await;
         life(&stack, &point).await;
@@ -210,6 +211,7 @@ async fn shim_and_supervisor_killed_at_any_point_leave_nothing() {
     let mut stack = Stack::new().await;
     stack.record("any", SCRIPT).await;
     for (point, pass) in points() {
+        eprintln!("{point}:{pass}");
         arm(&mut stack, &point, pass).await;
         let mark = mark_in(&stack);
         {

@@ -295,7 +295,8 @@ impl Stack {
         let entries = |at: &Path| fs::read_dir(at).map(|all| all.flatten().count()).unwrap_or(0);
         eventually(&format!("no shim left\n{}", self.log()), || self.shims().is_empty()).await;
         eventually("no bundle left", || entries(&tasks) == 0).await;
-        eventually("no shim socket left", || entries(&self.run().join("s")) == 0).await;
+        let sockets = || -> Vec<_> { fs::read_dir(self.run().join("s")).into_iter().flatten().flatten().collect() };
+        eventually(&format!("no shim socket left of {:?}", sockets()), || sockets().is_empty()).await;
         let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
         let ours = self.folder().display().to_string();
         let left: Vec<_> = mounts.lines().filter(|line| line.contains(&ours)).collect();
