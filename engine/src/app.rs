@@ -12,7 +12,7 @@ use crate::{
     images::Images,
     launch::{self, LaunchError},
     networks::{BridgeConfig, NetworkError, NetworkIds, Networks, Subnet},
-    supervisor::Client,
+    supervisor::{Client, DriverError},
     time::Timestamp,
     volumes::Volumes,
 };
@@ -108,6 +108,12 @@ pub enum AppError {
     Identity(#[from] IdentityError),
     #[error("the supervisor at {0} does not answer")]
     NoAnswer(PathBuf),
+    #[error("supervisor at {at}")]
+    Driver {
+        at: PathBuf,
+        #[source]
+        cause: DriverError,
+    },
 }
 
 /// Serves until SIGTERM or SIGINT. Containers run on.
@@ -126,7 +132,8 @@ pub async fn run(config: Config, service: Service) -> Result<(), AppError> {
     let _data_lock = lock_root(&config.engine_data())?;
     let _run_lock = lock_root(&config.engine_run())?;
     launch::ensure_supervisor(&config).await?;
-    let app = open(config)?;
+    let supervisor = connect(&config).await?;
+    let app = open(config, supervisor)?;
     let (ready, compared) = oneshot::channel();
     tokio::spawn(exits::follow(app.clone(), ready));
     tokio::time::timeout(COMPARE, compared)
@@ -175,8 +182,16 @@ fn remove_cgroup_parent() {
     }
 }
 
+/// A client that knows which snapshotter to use.
+async fn connect(config: &Config) -> Result<Client, AppError> {
+    let at = &config.supervisor;
+    let chosen = Client::new(at).with_storage_driver(config.storage_driver.as_deref());
+    let chosen = tokio::time::timeout(COMPARE, chosen).await.map_err(|_| AppError::NoAnswer(at.clone()))?;
+    chosen.map_err(|cause| AppError::Driver { at: at.clone(), cause })
+}
+
 /// Reads what is kept, takes up the networks of containers that may live.
-fn open(config: Config) -> Result<Arc<App>, AppError> {
+fn open(config: Config, supervisor: Client) -> Result<Arc<App>, AppError> {
     let (data, run) = (config.engine_data(), config.engine_run());
     let (containers, streams) = (data.join("containers"), run.join("streams"));
     make_folder(&containers, 0o711)?;
@@ -207,7 +222,6 @@ fn open(config: Config) -> Result<Arc<App>, AppError> {
             volumes.hold(volume, &record.id);
         }
     }
-    let supervisor = Client::new(&config.supervisor);
     Ok(Arc::new(App {
         images: Images::new(supervisor.clone()),
         containers: Containers::new(store, records, containers, streams),

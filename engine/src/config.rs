@@ -24,6 +24,9 @@ pub struct Args {
     /// OCI runtime of containers that name none [default: berth-runtime]
     #[arg(long, value_name = "NAME|PATH")]
     pub runtime: Option<String>,
+    /// Snapshotter of the supervisor for new containers and images, say overlayfs or native [default: the supervisor's]
+    #[arg(long, value_name = "NAME")]
+    pub storage_driver: Option<String>,
     /// Name of the default bridge [default: berth0]
     #[arg(long, value_name = "NAME")]
     pub bridge: Option<String>,
@@ -45,6 +48,7 @@ struct File {
     listen: Vec<String>,
     supervisor: Option<String>,
     runtime: Option<String>,
+    storage_driver: Option<String>,
     bridge: Option<String>,
     bip: Option<String>,
 }
@@ -64,6 +68,8 @@ pub struct Config {
     pub owns_supervisor: bool,
     /// OCI runtime name or path; empty means the shim's own choice (berth-runtime).
     pub runtime: String,
+    /// Snapshotter for what is made from now on, if one was chosen.
+    pub storage_driver: Option<String>,
     /// Name of the default bridge.
     pub bridge: String,
     /// Address of the default bridge with prefix length, if one was chosen.
@@ -116,6 +122,7 @@ impl Config {
             owns_supervisor: supervisor == default_supervisor,
             supervisor,
             runtime: args.runtime.or(file.runtime).unwrap_or_default(),
+            storage_driver: args.storage_driver.or(file.storage_driver).filter(|name| !name.is_empty()),
             bridge: args.bridge.or(file.bridge).unwrap_or_else(|| "berth0".to_owned()),
             bip: args.bip.or(file.bip),
             log_filter: std::env::var("BERTH_LOG").ok().filter(|l| !l.is_empty()).unwrap_or_else(|| "info".into()),
@@ -160,11 +167,12 @@ mod tests {
 
     #[test]
     fn flags_win_over_the_file_and_the_file_over_defaults() {
-        let file = file("data-root = '/d'\nrun-root = '/r'\nbridge = 'b1'\n");
+        let file = file("data-root = '/d'\nrun-root = '/r'\nbridge = 'b1'\nstorage-driver = 'native'\n");
         let args = Args { config: Some(file.path().into()), bridge: Some("b2".into()), ..Args::default() };
         let config = Config::load(args).unwrap();
         assert_eq!(config.data_root, Path::new("/d"));
         assert_eq!(config.bridge, "b2");
+        assert_eq!(config.storage_driver.as_deref(), Some("native"));
         assert_eq!(config.listen, [PathBuf::from("/r/engine.sock")]);
         assert_eq!(config.supervisor, Path::new("/r/supervisor.sock"));
         assert!(config.owns_supervisor);

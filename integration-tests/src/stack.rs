@@ -58,6 +58,8 @@ pub struct Stack {
     engine: Mutex<Option<Child>>,
     supervisor: Mutex<Option<Child>>,
     programs: Mutex<PathBuf>,
+    engine_args: Mutex<Vec<String>>,
+    supervisor_args: Mutex<Vec<String>>,
 }
 
 // A number that no other test process uses: it names the bridge and the subnet.
@@ -111,7 +113,9 @@ impl Stack {
         let folder = tempfile::Builder::new().prefix("berth-test-").tempdir().unwrap();
         let programs = Mutex::new(setup.bin_dir.clone().unwrap_or_else(bin_dir));
         let (engine, supervisor) = (Mutex::new(None), Mutex::new(None));
-        let stack = Self { folder, number: Number::claim(), setup, engine, supervisor, programs };
+        let (engine_args, supervisor_args) = (Mutex::new(setup.engine_args.clone()), Mutex::default());
+        let number = Number::claim();
+        let stack = Self { folder, number, setup, engine, supervisor, programs, engine_args, supervisor_args };
         stack.start_supervisor();
         stack.start_engine();
         stack
@@ -175,11 +179,23 @@ impl Stack {
         *self.programs.lock().unwrap() = folder.to_owned();
     }
 
+    /// Daemons of a kind that are started from now on get these further arguments, an engine instead of the setup's.
+    pub fn use_args<S: Into<String>>(&self, daemon: Daemon, args: impl IntoIterator<Item = S>) {
+        let slot = match daemon {
+            Daemon::Supervisor => &self.supervisor_args,
+            Daemon::Engine => &self.engine_args,
+        };
+        *slot.lock().unwrap() = args.into_iter().map(Into::into).collect();
+    }
+
     /// Starts a daemon with further variables in its environment, and doesn't wait for it.
     pub fn launch(&self, daemon: Daemon, variables: &[(&str, &OsStr)]) {
         let (slot, child) = match daemon {
             Daemon::Supervisor if self.setup.containerd => (&self.supervisor, self.containerd()),
-            Daemon::Supervisor => (&self.supervisor, self.daemon("berth-supervisor", &[], variables)),
+            Daemon::Supervisor => {
+                let args = self.supervisor_args.lock().unwrap().clone();
+                (&self.supervisor, self.daemon("berth-supervisor", &args, variables))
+            }
             Daemon::Engine => {
                 let bip = format!("{}/{}", self.gateway(), self.setup.prefix.unwrap_or(24));
                 let mut args = vec!["--bridge".into(), self.bridge(), "--bip".into(), bip];
@@ -189,7 +205,7 @@ impl Stack {
                         format!("unix://{}/../run/supervisor.sock", self.run_root().display()),
                     ]);
                 }
-                args.extend(self.setup.engine_args.iter().cloned());
+                args.extend(self.engine_args.lock().unwrap().iter().cloned());
                 (&self.engine, self.daemon("berth-engine", &args, variables))
             }
         };

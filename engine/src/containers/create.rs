@@ -15,7 +15,7 @@ use crate::{
     ids,
     images::{ResolvedImage, unpack},
     networks::NetworkKind,
-    supervisor::{Client, client::SNAPSHOTTER},
+    supervisor::Client,
     time::Timestamp,
     volumes::copy_tree,
 };
@@ -110,6 +110,7 @@ pub async fn create(
         image_id: image.id.to_string(),
         image_digest: image.target.digest.clone(),
         chain_id: image.content.chain_id().map(|chain| chain.to_string()).unwrap_or_default(),
+        snapshotter: app.supervisor.snapshotter().to_owned(),
         config,
         host: host_config,
         mac: mac.map(|mac| mac.to_string()),
@@ -171,7 +172,7 @@ impl Drop for Undo {
         if self.snapshot {
             let (app, id) = (self.app.clone(), self.id.clone());
             tokio::spawn(async move {
-                let request = RemoveSnapshotRequest { snapshotter: SNAPSHOTTER.into(), key: id };
+                let request = RemoveSnapshotRequest { snapshotter: app.supervisor.snapshotter().into(), key: id };
                 match app
                     .supervisor
                     .retry(request.clone(), |client, request| async move { client.snapshots().remove(request).await })
@@ -346,7 +347,7 @@ async fn prepare_snapshot(app: &App, record: &Record, image: &ResolvedImage) -> 
         (LABEL.to_owned(), record.id.clone()),
     ]);
     let request = PrepareSnapshotRequest {
-        snapshotter: SNAPSHOTTER.into(),
+        snapshotter: record.snapshotter.clone(),
         key: record.id.clone(),
         parent: record.chain_id.clone(),
         labels,
@@ -367,7 +368,7 @@ async fn prepare_snapshot(app: &App, record: &Record, image: &ResolvedImage) -> 
         Ok(answer) => Ok(answer.mounts),
         // Ids are never used twice: a supervisor that died made it for us before it could say so.
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            let request = MountsRequest { snapshotter: SNAPSHOTTER.into(), key: record.id.clone() };
+            let request = MountsRequest { snapshotter: record.snapshotter.clone(), key: record.id.clone() };
             let call = |client: Client, request| async move { client.snapshots().mounts(request).await };
             app.supervisor.retry(request, call).await.map(|answer| answer.mounts)
         }

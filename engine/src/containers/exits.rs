@@ -5,25 +5,23 @@
 
 use super::{
     Container, Exit,
-    create::LABEL,
     record::{Phase, Record},
     remove,
     restart::{self, Ending},
     start::{self, Cause},
+    sweep,
 };
 use crate::{
     app::App,
     ids,
-    supervisor::{Notice, Subscription, SupervisorError, client::SNAPSHOTTER},
+    supervisor::{Notice, Subscription, SupervisorError},
     time::Timestamp,
 };
 use proto::{
     containerd::{
         events::{TaskExit, TaskOom, TaskPaused, TaskResumed},
         services::{
-            containers::v1::{DeleteContainerRequest, ListContainersRequest},
             events::v1::Envelope,
-            snapshots::v1::{ListSnapshotsRequest, RemoveSnapshotRequest},
             tasks::v1::{GetRequest, ListTasksRequest},
         },
         v1::types::{Process, Status},
@@ -31,10 +29,7 @@ use proto::{
     kind::chain,
     oom, typeurl,
 };
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 use tracing::{debug, info, warn};
 
 /// Follows the supervisor's events for as long as the engine lives. Tells `ready` when the state was compared once.
@@ -267,7 +262,7 @@ async fn compare(app: &Arc<App>, first: bool) -> Result<(), SupervisorError> {
         compare_one(app, &container, task, first).await;
     }
     if first {
-        sweep(app).await;
+        sweep::sweep(app).await;
     }
     Ok(())
 }
@@ -361,90 +356,6 @@ async fn forget_endpoint(app: &Arc<App>, container: &Container) {
     if let Some(endpoint) = endpoint {
         start::detach_network(app, &container.id, endpoint).await;
         app.containers.keep_soon(container);
-    }
-}
-
-/// What the engine made in the supervisor and has no record of: half-made or half-removed containers.
-async fn sweep(app: &Arc<App>) {
-    let ours = format!("labels.\"{LABEL}\"");
-    let filters = vec![ours.clone()];
-    let list = ListContainersRequest { filters };
-    match app
-        .supervisor
-        .retry(list.clone(), |client, request| async move { client.containers().list(request).await })
-        .await
-    {
-        Ok(answer) => {
-            for found in answer.containers {
-                if found.labels.contains_key(LABEL) && app.containers.get(&found.id).is_none() {
-                    info!(id = ids::short(&found.id), "half-removed container swept up");
-                    start::delete_task(app, &found.id).await;
-                    let delete = DeleteContainerRequest { id: found.id.clone() };
-                    let _ = app.supervisor.containers().delete(delete).await;
-                }
-            }
-        }
-        Err(error) => warn!(error = %chain(&error), "list containers of the supervisor"),
-    }
-    let request = ListSnapshotsRequest { snapshotter: SNAPSHOTTER.into(), filters: vec![ours] };
-    let mut stream = match app.supervisor.snapshots().list(request).await {
-        Ok(answer) => answer.into_inner(),
-        Err(status) => {
-            warn!(error = status.message(), "list snapshots of the supervisor");
-            return;
-        }
-    };
-    let mut found = HashSet::new();
-    let complete = loop {
-        let answer = match stream.message().await {
-            Ok(Some(answer)) => answer,
-            Ok(None) => break true,
-            Err(_) => break false,
-        };
-        for info in answer.info {
-            found.insert(info.name.clone());
-            let owner = info.labels.get(LABEL).cloned().unwrap_or_default();
-            if owner == info.name && app.containers.get(&owner).is_none() {
-                info!(id = ids::short(&owner), "orphaned root file system swept up");
-                let request = RemoveSnapshotRequest { snapshotter: SNAPSHOTTER.into(), key: info.name };
-                let _ = app.supervisor.snapshots().remove(request).await;
-            }
-        }
-    };
-    if complete {
-        undo_half_made(app, &found).await;
-    }
-    sweep_folders(app);
-}
-
-/// Takes back creates that nobody was told of: their record came to disk before their root file system was made.
-async fn undo_half_made(app: &Arc<App>, snapshots: &HashSet<String>) {
-    for container in app.containers.all() {
-        let half = {
-            let state = &container.live().record.state;
-            state.phase == Phase::Created && !state.started_at.is_set() && !snapshots.contains(&container.id)
-        };
-        if half {
-            info!(id = ids::short(&container.id), "half-made container taken back");
-            let options = remove::Options { force: false, volumes: true };
-            if let Err(error) = remove::remove(app, &container, options).await {
-                warn!(id = ids::short(&container.id), %error, "half-made container stays");
-            }
-        }
-    }
-}
-
-fn sweep_folders(app: &App) {
-    for entry in std::fs::read_dir(&app.containers.folder).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        if name.to_str().is_some_and(|id| id.len() == 64 && app.containers.get(id).is_none()) {
-            let _ = std::fs::remove_dir_all(entry.path());
-        }
-    }
-    app.containers.relays.sweep();
-    // FIFOs whose engine died before the shim had opened them.
-    for entry in std::fs::read_dir(&app.containers.streams).into_iter().flatten().flatten() {
-        let _ = std::fs::remove_dir_all(entry.path());
     }
 }
 

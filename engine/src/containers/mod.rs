@@ -37,6 +37,7 @@ pub mod stats;
 pub mod stop;
 pub mod store;
 pub mod streams;
+pub mod sweep;
 pub mod users;
 pub mod validate;
 

@@ -23,6 +23,9 @@ pub struct Record {
     /// Name of the image's topmost snapshot; empty for an image without layers.
     #[serde(default)]
     pub chain_id: String,
+    /// The snapshotter that holds its root file system: for good, whichever the engine uses for others later.
+    #[serde(default = "first_snapshotter")]
+    pub snapshotter: String,
     /// The command and its environment, merged with the image's.
     pub config: Config,
     /// How it is tied to the host.
@@ -44,6 +47,11 @@ pub struct Record {
     pub registered: bool,
     /// Last known state.
     pub state: State,
+}
+
+// The only one that engines used before records had the field.
+fn first_snapshotter() -> String {
+    "overlayfs".into()
 }
 
 /// Where a container is in its life.

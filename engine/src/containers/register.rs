@@ -13,7 +13,6 @@ use crate::{
     app::App,
     http::{ApiError, ApiResult},
     networks::NetworkKind,
-    supervisor::client::SNAPSHOTTER,
 };
 use proto::{
     containerd::{
@@ -42,7 +41,7 @@ pub async fn register(
     let snapshot = match known {
         Some(mounts) => mounts,
         None => {
-            let request = MountsRequest { snapshotter: SNAPSHOTTER.into(), key: record.id.clone() };
+            let request = MountsRequest { snapshotter: record.snapshotter.clone(), key: record.id.clone() };
             let answer = app
                 .supervisor
                 .retry(request.clone(), |client, request| async move { client.snapshots().mounts(request).await })
@@ -81,7 +80,7 @@ pub async fn register(
         image: record.config.image.clone(),
         runtime: Some(Runtime { name: choice.shim.clone(), options: Some(typeurl::pack(&options)) }),
         spec: Some(typeurl::pack_json(typeurl::SPEC, spec)),
-        snapshotter: SNAPSHOTTER.into(),
+        snapshotter: record.snapshotter.clone(),
         snapshot_key: record.id.clone(),
         ..SupervisorContainer::default()
     };

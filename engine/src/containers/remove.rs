@@ -2,14 +2,13 @@
 
 use super::{
     Container,
-    record::Phase,
+    record::{Phase, Record},
     rules::{Operation, decide},
     stop,
 };
 use crate::{
     app::App,
     http::{ApiError, ApiResult, Filters},
-    supervisor::client::SNAPSHOTTER,
     time::Timestamp,
 };
 use proto::{
@@ -60,7 +59,7 @@ pub async fn remove(app: &Arc<App>, container: &Arc<Container>, options: Options
         return Err(ApiError::unexpected(&error));
     }
     proto::fault!("engine.remove.begun");
-    if let Err(error) = take_apart(app, container, record.registered).await {
+    if let Err(error) = take_apart(app, &record).await {
         let mut live = container.live();
         live.record.state.phase = before;
         app.containers.store.put_soon(&live.record);
@@ -91,14 +90,14 @@ async fn end_it(app: &Arc<App>, container: &Arc<Container>) -> ApiResult<()> {
     Ok(())
 }
 
-async fn take_apart(app: &Arc<App>, container: &Container, registered: bool) -> ApiResult<()> {
-    let id = &container.id;
-    let snapshot = RemoveSnapshotRequest { snapshotter: SNAPSHOTTER.into(), key: id.clone() };
+async fn take_apart(app: &Arc<App>, record: &Record) -> ApiResult<()> {
+    let id = &record.id;
+    let snapshot = RemoveSnapshotRequest { snapshotter: record.snapshotter.clone(), key: id.clone() };
     let entry = DeleteContainerRequest { id: id.clone() };
     let folder = app.containers.folder_of(id);
     let (unregistered, removed, emptied) = tokio::join!(
         async {
-            if registered {
+            if record.registered {
                 app.supervisor
                     .retry(entry.clone(), |client, request| async move { client.containers().delete(request).await })
                     .await
@@ -128,7 +127,7 @@ async fn take_apart(app: &Arc<App>, container: &Container, registered: bool) -> 
     Ok(())
 }
 
-async fn remove_anonymous_volumes(app: &Arc<App>, record: &super::record::Record) {
+async fn remove_anonymous_volumes(app: &Arc<App>, record: &Record) {
     let names: Vec<String> = record.mounts.iter().filter(|m| m.anonymous).filter_map(|m| m.volume.clone()).collect();
     if names.is_empty() {
         return;

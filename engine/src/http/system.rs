@@ -70,7 +70,7 @@ pub async fn info(State(app): State<Arc<App>>) -> ApiResult {
         "ContainersPaused": paused,
         "ContainersStopped": stopped,
         "Images": images,
-        "Driver": "overlayfs",
+        "Driver": app.supervisor.snapshotter(),
         "DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]],
         "Plugins": {"Volume": ["local"], "Network": ["bridge", "host", "null"], "Authorization": null, "Log": ["journald", "json-file", "local", "none", "syslog"]},
         "MemoryLimit": true, "SwapLimit": true, "CpuCfsPeriod": true, "CpuCfsQuota": true, "CPUShares": true,

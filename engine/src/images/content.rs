@@ -1,7 +1,7 @@
 //! What an image consists of, read from the content store: index, manifest, config.
 
 use super::{ImageError, config::ImageConfig, platform::Platform};
-use crate::supervisor::{Client, SupervisorError, client::SNAPSHOTTER, content};
+use crate::supervisor::{Client, SupervisorError, content};
 use proto::{
     containerd::{services::snapshots::v1::UsageRequest, types},
     digest::{Digest, chain_id},
@@ -97,7 +97,7 @@ impl ImageContent {
             let mut sizes = Vec::with_capacity(diff_ids.len());
             for count in 1..=diff_ids.len() {
                 let key = chain_id(&diff_ids[..count]).map(|id| id.to_string()).unwrap_or_default();
-                let request = UsageRequest { snapshotter: SNAPSHOTTER.into(), key };
+                let request = UsageRequest { snapshotter: client.snapshotter().into(), key };
                 let usage = client
                     .retry(request, |client, request| async move { client.snapshots().usage(request).await })
                     .await?;

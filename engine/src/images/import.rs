@@ -13,7 +13,7 @@ use super::{
 use crate::{
     api::Config,
     ids::random_id,
-    supervisor::{Client, SupervisorError, client::SNAPSHOTTER, content, lease::Lease, transfer::Archive},
+    supervisor::{Client, SupervisorError, content, lease::Lease, transfer::Archive},
     time::Timestamp,
 };
 use bytes::Bytes;
@@ -130,7 +130,7 @@ impl Images {
         let config = encode(&config)?;
         let config_size = config.len();
         // The collector follows these: record, manifest, config and layer, config to snapshot.
-        let keeps_snapshot = [(format!("containerd.io/gc.ref.snapshot.{SNAPSHOTTER}"), diff_id.to_string())];
+        let keeps_snapshot = [(unpack::gc_label(client), diff_id.to_string())];
         let id = content::write(client, config, keeps_snapshot.into()).await.map_err(failed)?;
         let manifest = encode(&json!({
             "schemaVersion": 2,

@@ -1,7 +1,7 @@
 //! `docker image inspect`.
 
 use super::{ImageError, ImageGroup, Images};
-use crate::{api::Config, http::ApiVersion, supervisor::client::SNAPSHOTTER, time::Timestamp};
+use crate::{api::Config, http::ApiVersion, time::Timestamp};
 use proto::containerd::types;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -49,12 +49,12 @@ impl Images {
     pub async fn inspect(&self, text: &str, version: ApiVersion) -> Result<Inspect, ImageError> {
         let group = self.resolve_group(text).await?;
         let size = group.content.size(&self.client).await;
-        Ok(Inspect::new(&group, size, version))
+        Ok(Inspect::new(&group, size, self.client.snapshotter(), version))
     }
 }
 
 impl Inspect {
-    fn new(group: &ImageGroup, size: i64, version: ApiVersion) -> Self {
+    fn new(group: &ImageGroup, size: i64, driver: &str, version: ApiVersion) -> Self {
         let config = group.content.config.clone();
         let old = !version.at_least(45);
         let tagged = group.records.iter().filter(|r| r.kind.reference().is_some()).map(|r| r.updated_at).max();
@@ -77,7 +77,7 @@ impl Inspect {
             os: config.os,
             size,
             virtual_size: (!version.at_least(44)).then_some(size),
-            graph_driver: json!({"Data": null, "Name": SNAPSHOTTER}),
+            graph_driver: json!({"Data": null, "Name": driver}),
             root_fs: json!({"Type": "layers", "Layers": config.rootfs.diff_ids}),
             metadata: json!({"LastTagTime": tagged.unwrap_or(Timestamp::NEVER)}),
             descriptor: target.filter(|_| version.at_least(48)).map(descriptor),
@@ -94,7 +94,7 @@ mod tests {
     fn shapes_of_versions() {
         let group = group(&["docker.io/library/a:1"]);
         let keys = |minor| {
-            let value = serde_json::to_value(Inspect::new(&group, 7, ApiVersion::v1(minor))).unwrap();
+            let value = serde_json::to_value(Inspect::new(&group, 7, "native", ApiVersion::v1(minor))).unwrap();
             let has = |key: &str| value.get(key).is_some();
             (has("VirtualSize"), has("ContainerConfig"), has("Descriptor"))
         };
@@ -102,9 +102,10 @@ mod tests {
         assert_eq!(keys(44), (false, true, false));
         assert_eq!(keys(47), (false, false, false));
         assert_eq!(keys(51), (false, false, true));
-        let value = serde_json::to_value(Inspect::new(&group, 7, ApiVersion::v1(51))).unwrap();
+        let value = serde_json::to_value(Inspect::new(&group, 7, "native", ApiVersion::v1(51))).unwrap();
         assert_eq!(value["RepoTags"], json!(["a:1"]));
         assert_eq!((&value["Size"], &value["RootFS"]["Type"]), (&json!(7), &json!("layers")));
+        assert_eq!(value["GraphDriver"]["Name"], "native");
         assert_eq!(value["RootFS"]["Layers"].as_array().map(Vec::len), Some(2));
     }
 }

@@ -5,7 +5,7 @@ use super::{
     names::RecordName,
     progress::{Gone, Line, Lines},
 };
-use crate::supervisor::{Step, SupervisorError, Transfer, client::SNAPSHOTTER, transfer::Archive};
+use crate::supervisor::{Step, SupervisorError, Transfer, transfer::Archive};
 use proto::{
     containerd::types::transfer::{ImageImportStream, ImageStore, Progress, UnpackConfiguration},
     digest::Digest,
@@ -50,7 +50,10 @@ impl Images {
         let before = self.records().await?;
         let platform = super::platform::Platform::host().to_proto();
         let store = ImageStore {
-            unpacks: vec![UnpackConfiguration { platform: Some(platform), snapshotter: SNAPSHOTTER.into() }],
+            unpacks: vec![UnpackConfiguration {
+                platform: Some(platform),
+                snapshotter: self.client.snapshotter().into(),
+            }],
             ..ImageStore::default()
         };
         let source = |stream| typeurl::pack(&ImageImportStream { stream, ..ImageImportStream::default() });

@@ -6,7 +6,7 @@ use super::{
     platform::Platform,
     progress::{Gone, Line, Lines},
 };
-use crate::supervisor::{Credentials, Step, SupervisorError, Transfer, auth::Form, client::SNAPSHOTTER, content};
+use crate::supervisor::{Credentials, Step, SupervisorError, Transfer, auth::Form, content};
 use base64::{
     Engine as _, alphabet,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
@@ -124,7 +124,10 @@ impl Images {
         let store = ImageStore {
             name: name.clone(),
             platforms: vec![wanted.clone()],
-            unpacks: vec![UnpackConfiguration { platform: Some(wanted), snapshotter: SNAPSHOTTER.into() }],
+            unpacks: vec![UnpackConfiguration {
+                platform: Some(wanted),
+                snapshotter: self.client.snapshotter().into(),
+            }],
             ..ImageStore::default()
         };
         let source = |auth_stream| {

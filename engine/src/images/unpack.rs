@@ -4,7 +4,7 @@
 use super::{ImageContent, ImageError};
 use crate::{
     ids,
-    supervisor::{Client, Lease, SupervisorError, client::SNAPSHOTTER, content},
+    supervisor::{Client, Lease, SupervisorError, content},
 };
 use proto::{
     containerd::{
@@ -21,7 +21,7 @@ use proto::{
 };
 use tracing::{info, warn};
 
-/// Unpacks the layers of an image that have no snapshot yet; `name` is for errors.
+/// Unpacks the layers of an image that have no snapshot yet in the snapshotter in use; `name` is for errors.
 pub async fn missing_layers(client: &Client, name: &str, image: &ImageContent) -> Result<(), ImageError> {
     let failed = |error| ImageError::supervisor("unpack image", name, error);
     let operation = format!("unpack-{}", ids::random_id().map_err(|e| ImageError::Invalid(e.to_string()))?);
@@ -36,7 +36,7 @@ async fn missing_under(client: &Client, operation: &str, name: &str, image: &Ima
     let diff_ids = &image.config.rootfs.diff_ids;
     for (at, layer) in image.layers.iter().enumerate() {
         let key = chain_id(&diff_ids[..=at]).map(|id| id.to_string()).unwrap_or_default();
-        let request = StatSnapshotRequest { snapshotter: SNAPSHOTTER.into(), key };
+        let request = StatSnapshotRequest { snapshotter: client.snapshotter().into(), key };
         let known =
             client.retry(request, |client, request| async move { client.snapshots().stat(request).await }).await;
         match known {
@@ -62,8 +62,13 @@ async fn missing_under(client: &Client, operation: &str, name: &str, image: &Ima
     }
     // As long as the image is there, its snapshots are kept.
     let Some(chain) = image.chain_id() else { return Ok(()) };
-    let label = format!("containerd.io/gc.ref.snapshot.{SNAPSHOTTER}");
+    let label = gc_label(client);
     content::label(client, &image.id().to_string(), &label, &chain.to_string()).await.map_err(failed)
+}
+
+/// The label by which an image's config keeps its snapshots.
+pub fn gc_label(client: &Client) -> String {
+    format!("containerd.io/gc.ref.snapshot.{}", client.snapshotter())
 }
 
 /// Applies a layer to a new snapshot above those of `below`, and commits it under its chain id. Gives its diff id.
@@ -73,7 +78,7 @@ pub async fn apply(
     below: &[Digest],
     layer: &types::Descriptor,
 ) -> Result<Digest, SupervisorError> {
-    let snapshotter = SNAPSHOTTER.to_owned();
+    let snapshotter = client.snapshotter().to_owned();
     let prepare = PrepareSnapshotRequest {
         snapshotter: snapshotter.clone(),
         key: key.to_owned(),

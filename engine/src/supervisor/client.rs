@@ -1,15 +1,15 @@
 //! The connection and the typed clients of the services on it.
 
-use super::{SupervisorError, connect::Connector};
+use super::{DriverError, Snapshotters, SupervisorError, connect::Connector};
 use proto::{
     berth::streams::v1::{AttachRequest, streams_client::StreamsClient},
     containerd::services::{
         containers::v1::containers_client::ContainersClient, content::v1::content_client::ContentClient,
         diff::v1::diff_client::DiffClient, events::v1::events_client::EventsClient,
-        images::v1::images_client::ImagesClient, leases::v1::leases_client::LeasesClient,
-        snapshots::v1::snapshots_client::SnapshotsClient, streaming::v1::streaming_client::StreamingClient,
-        tasks::v1::tasks_client::TasksClient, transfer::v1::transfer_client::TransferClient,
-        version::v1::version_client::VersionClient,
+        images::v1::images_client::ImagesClient, introspection::v1::introspection_client::IntrospectionClient,
+        leases::v1::leases_client::LeasesClient, snapshots::v1::snapshots_client::SnapshotsClient,
+        streaming::v1::streaming_client::StreamingClient, tasks::v1::tasks_client::TasksClient,
+        transfer::v1::transfer_client::TransferClient, version::v1::version_client::VersionClient,
     },
     kind::ErrorKind,
 };
@@ -27,8 +27,6 @@ use tonic::{
 
 /// The namespace of the supervisor that holds everything of the engine.
 pub const NAMESPACE: &str = "berth";
-/// The snapshotter that the engine uses.
-pub const SNAPSHOTTER: &str = "overlayfs";
 /// Largest message either way; containerd's own limit.
 const MESSAGE_LIMIT: usize = 16 << 20;
 /// How long [`Client::retry`] goes on.
@@ -60,6 +58,7 @@ pub struct Client {
     channel: Channel,
     headers: Headers,
     attaches: Arc<OnceCell<bool>>,
+    snapshotters: Arc<Snapshotters>,
 }
 
 macro_rules! accessors {
@@ -87,7 +86,7 @@ impl Client {
             .initial_stream_window_size(1 << 20)
             .initial_connection_window_size(4 << 20)
             .connect_with_connector_lazy(connector);
-        Self { channel, headers: Headers { lease: None }, attaches: Arc::default() }
+        Self { channel, headers: Headers { lease: None }, attaches: Arc::default(), snapshotters: Arc::default() }
     }
 
     /// The same connection, with every call made under the lease `id`: what it creates is kept while the lease exists.
@@ -97,6 +96,22 @@ impl Client {
             message: format!("lease id {id:?} cannot be sent"),
         })?;
         Ok(Self { headers: Headers { lease: Some(lease) }, ..self.clone() })
+    }
+
+    /// The same connection, with the snapshotter for what is made from here on: `wanted`, else the supervisor's default.
+    pub async fn with_storage_driver(self, wanted: Option<&str>) -> Result<Self, DriverError> {
+        let snapshotters = Arc::new(Snapshotters::choose(&self, wanted).await?);
+        Ok(Self { snapshotters, ..self })
+    }
+
+    /// The snapshotter for what is made now; containers and layers of earlier engines may be in others.
+    pub fn snapshotter(&self) -> &str {
+        &self.snapshotters.chosen
+    }
+
+    /// All snapshotters that work.
+    pub fn snapshotters(&self) -> &[String] {
+        &self.snapshotters.loaded
     }
 
     /// Waits until the supervisor answers, and gives its version and revision.
@@ -167,6 +182,8 @@ impl Client {
         streaming: StreamingClient;
         /// Applies layers, and makes them from differences.
         diffs: DiffClient;
+        /// What the supervisor is made of.
+        introspection: IntrospectionClient;
         /// Attachments to the stdio of running processes; Berth's own.
         streams: StreamsClient;
         /// The version, as a raw service; see [`Client::version`].

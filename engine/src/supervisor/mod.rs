@@ -14,6 +14,7 @@ pub mod content;
 pub mod error;
 pub mod events;
 pub mod lease;
+pub mod snapshotters;
 pub mod streams;
 #[cfg(test)]
 mod tests;
@@ -24,4 +25,5 @@ pub use client::Client;
 pub use error::SupervisorError;
 pub use events::{Notice, Subscription};
 pub use lease::Lease;
+pub use snapshotters::{DriverError, Snapshotters};
 pub use transfer::{Step, Transfer};

@@ -14,6 +14,7 @@ fn record(host: &str) -> Record {
         image_id: String::new(),
         image_digest: String::new(),
         chain_id: String::new(),
+        snapshotter: "overlayfs".into(),
         config: Config { env: vec!["A=b".into()], working_dir: "/srv".into(), ..Config::default() },
         host: serde_json::from_str(host).unwrap(),
         mac: None,
