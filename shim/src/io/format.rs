@@ -26,7 +26,7 @@ pub(super) struct Stamp {
     nanos: i64,
     text: String,
     /// What follows the text in a JSON entry, by stream.
-    tails: [String; 2],
+    tails: Option<[jsonlog::Tail; 2]>,
 }
 
 impl Stamp {
@@ -35,12 +35,18 @@ impl Stamp {
         let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
         let text = if matches!(format, Format::Local) { String::new() } else { clock::rfc3339_nano(at) };
         let tails = match format {
-            Format::Json(attributes) => {
-                [Stream::Stdout, Stream::Stderr].map(|stream| jsonlog::tail(stream.name(), attributes, &text))
-            }
-            _ => Default::default(),
+            Format::Json(attributes) => Some(
+                [Stream::Stdout, Stream::Stderr].map(|stream| jsonlog::Tail::new(stream.name(), attributes, &text)),
+            ),
+            Format::Local | Format::Cri => None,
         };
         Self { nanos: i64::try_from(since.as_nanos()).unwrap_or(i64::MAX), text, tails }
+    }
+
+    /// What follows the text of a JSON entry.
+    #[inline]
+    pub(super) fn json_tail(&self, stream: Stream) -> Option<&jsonlog::Tail> {
+        self.tails.as_ref().map(|tails| &tails[usize::from(stream == Stream::Stderr)])
     }
 }
 
@@ -55,8 +61,10 @@ impl Format {
     pub(super) fn encode(&self, out: &mut Vec<u8>, entry: &Entry<'_>, stamp: &Stamp) {
         match self {
             Self::Json(_) => {
-                let tail = &stamp.tails[usize::from(entry.stream == Stream::Stderr)];
-                jsonlog::encode(out, entry.text, entry.ends_line(), tail);
+                // Every stamp of this format has them.
+                if let Some(tail) = stamp.json_tail(entry.stream) {
+                    jsonlog::encode(out, entry.text, entry.ends_line(), tail);
+                }
             }
             Self::Local => locallog::encode(out, entry, stamp.nanos),
             Self::Cri => {

@@ -69,31 +69,46 @@ impl Lines {
         Self { stream, pending: Vec::new(), partial: None }
     }
 
+    /// The output.
+    pub(super) fn stream(&self) -> Stream {
+        self.stream
+    }
+
+    /// Whether what comes next begins a line.
+    pub(super) fn at_begin(&self) -> bool {
+        self.pending.is_empty() && self.partial.is_none()
+    }
+
     /// Gives all entries that are complete to `take`, and keeps the rest.
     pub(super) fn cut(&mut self, data: &[u8], mut take: impl FnMut(Entry<'_>)) {
         let mut rest = data;
         while !rest.is_empty() {
-            let room = LINE_LIMIT - self.pending.len();
-            let window = &rest[..rest.len().min(room)];
-            let Some(end) = memchr::memchr(b'\n', window) else {
-                self.pending.extend_from_slice(window);
-                rest = &rest[window.len()..];
-                if self.pending.len() == LINE_LIMIT {
-                    self.cut_off(&mut take);
-                }
-                continue;
-            };
-            rest = &rest[end + 1..];
-            if self.pending.is_empty() && self.partial.is_none() {
-                take(Entry { stream: self.stream, text: &window[..end], partial: None });
-                continue;
+            rest = self.step(rest, &mut take);
+        }
+    }
+
+    /// Gives the first entry of `data` to `take`, or keeps the beginning of one; returns what comes after it.
+    #[inline]
+    pub(super) fn step<'a>(&mut self, data: &'a [u8], mut take: impl FnMut(Entry<'_>)) -> &'a [u8] {
+        let room = LINE_LIMIT - self.pending.len();
+        let window = &data[..data.len().min(room)];
+        let Some(end) = memchr::memchr(b'\n', window) else {
+            self.pending.extend_from_slice(window);
+            if self.pending.len() == LINE_LIMIT {
+                self.cut_off(&mut take);
             }
+            return &data[window.len()..];
+        };
+        if self.at_begin() {
+            take(Entry { stream: self.stream, text: &window[..end], partial: None });
+        } else {
             self.pending.extend_from_slice(&window[..end]);
             let partial = self.partial.take().map(|partial| Partial { last: true, ..partial });
             take(Entry { stream: self.stream, text: &self.pending, partial });
             // Lines in pieces are the exception; memory is counted.
             self.pending = Vec::new();
         }
+        &data[end + 1..]
     }
 
     /// The stream has ended: what is left of its last line is an entry.

@@ -12,14 +12,17 @@ use std::{
 use proto::stdio::LogFile as Place;
 
 use super::{
+    discard::{self, Discard},
     format::{Format, Stamp},
+    jsonlog,
     lines::{Entry, LINE_LIMIT, Lines, Stream},
     queue::Record,
 };
 use crate::report::warn_line;
 
-/// Encoded entries are written when there are that many bytes of them, and at the end of every read.
-const BATCH: usize = 128 << 10;
+/// Encoded entries are written when there are that many bytes of them, and at the end of every read. What a file system
+/// spends on a byte falls with the length of the call, since it takes memory in pieces as large as that.
+const BATCH: usize = 512 << 10;
 
 /// Room for the entry that makes a batch full; one that is escaped heavily takes more.
 const LARGEST: usize = 2 * LINE_LIMIT;
@@ -44,6 +47,7 @@ pub(super) struct LogFile {
     pack_due: bool,
     /// The number of the file that is being packed; it grows when files turn meanwhile.
     packing: Option<u32>,
+    discard: Discard,
 }
 
 fn open(path: &Path) -> io::Result<File> {
@@ -81,6 +85,7 @@ impl LogFile {
             lost: 0,
             pack_due: false,
             packing: None,
+            discard: Discard::default(),
         };
         if log.place.compress {
             // Left by a shim that ended while it packed.
@@ -98,8 +103,37 @@ impl LogFile {
     /// Writes what `lines` makes of `data`.
     pub(super) fn write(&mut self, lines: &mut Lines, data: &[u8]) {
         let stamp = Stamp::new(SystemTime::now(), &self.format);
-        lines.cut(data, |entry| self.add(&entry, &stamp));
+        let mut scratch = jsonlog::SCRATCH;
+        let mut rest = data;
+        while !rest.is_empty() {
+            if lines.at_begin()
+                && let Some(tail) = stamp.json_tail(lines.stream())
+            {
+                rest = self.add_lines(rest, tail, &mut scratch);
+            }
+            rest = lines.step(rest, |entry| self.add(&entry, &stamp));
+        }
         self.flush();
+    }
+
+    /// Adds lines as long as they are easy ones; what is left begins with one that isn't.
+    fn add_lines<'a>(&mut self, data: &'a [u8], tail: &jsonlog::Tail, scratch: &mut jsonlog::Scratch) -> &'a [u8] {
+        let mut rest = data;
+        loop {
+            // An entry turns the file if it is full before, as when they are added one by one.
+            let full = self.place.max_size.map_or(u64::MAX, |limit| limit.saturating_sub(self.size));
+            let room = full.min(BATCH as u64).saturating_sub(self.batch.len() as u64);
+            let lines = jsonlog::encode_lines(scratch, rest, tail, usize::try_from(room).unwrap_or(usize::MAX));
+            if lines.read == 0 {
+                return rest;
+            }
+            rest = &rest[lines.read..];
+            self.reserve();
+            self.batch.extend_from_slice(&scratch[..lines.written]);
+            if self.batch.len() >= BATCH {
+                self.flush();
+            }
+        }
     }
 
     /// Writes what is left in `lines`.
@@ -141,13 +175,18 @@ impl LogFile {
                 self.rotate();
             }
         }
-        if self.batch.capacity() == 0 {
-            // At once, rather than by doubling; what isn't used costs nothing.
-            self.batch.reserve_exact(BATCH + LARGEST);
-        }
+        self.reserve();
         self.format.encode(&mut self.batch, entry, stamp);
         if self.batch.len() >= BATCH {
             self.flush();
+        }
+    }
+
+    #[inline]
+    fn reserve(&mut self) {
+        if self.batch.capacity() == 0 {
+            // At once, rather than by doubling; what isn't used costs nothing.
+            self.batch.reserve_exact(BATCH + LARGEST);
         }
     }
 
@@ -256,8 +295,10 @@ impl LogFile {
         }
         // Only those that exist are moved up: max-file may be a great number.
         let exists = |number: &u32| self.numbered(*number).exists() || self.packed_name(*number).exists();
-        let present = (1..most - 1).take_while(exists).count();
-        for number in (1..=u32::try_from(present).unwrap_or(u32::MAX)).rev() {
+        let present = u32::try_from((1..most - 1).take_while(exists).count()).unwrap_or(u32::MAX);
+        // The next file takes its name.
+        let oldest = discard::hold(&self.numbered(present + 1));
+        for number in (1..=present).rev() {
             for (from, to, other) in [
                 (self.packed_name(number), self.packed_name(number + 1), self.numbered(number + 1)),
                 (self.numbered(number), self.numbered(number + 1), self.packed_name(number + 1)),
@@ -280,6 +321,7 @@ impl LogFile {
         }
         self.packing = self.packing.map(|number| number + 1);
         self.pack_due = self.place.compress;
+        self.discard.free(oldest);
         self.reopen()
     }
 

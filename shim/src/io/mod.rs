@@ -9,6 +9,7 @@
 
 mod binary;
 mod console;
+mod discard;
 mod fd;
 mod format;
 mod journald;
