@@ -219,26 +219,11 @@ impl Oci {
 
     /// Builds the container; its process waits for `start`. Gives the pid.
     pub(crate) async fn create(&self, stdio: ChildStdio, console: Option<&Path>) -> Result<u32, OciError> {
-        let pid_file = self.bundle.pid_file(&Key::Init);
-        let mut args: Vec<&OsStr> = vec![
-            "create".as_ref(),
-            "--bundle".as_ref(),
-            self.bundle.path().as_ref(),
-            "--pid-file".as_ref(),
-            pid_file.as_ref(),
-        ];
-        if let Some(socket) = console {
-            args.extend([OsStr::new("--console-socket"), socket.as_ref()]);
-        }
-        if self.no_pivot {
-            args.push("--no-pivot".as_ref());
-        }
+        let mut args = self.rootfs_args();
         if self.no_new_keyring {
             args.push("--no-new-keyring".as_ref());
         }
-        args.push(self.id.as_ref());
-        self.run("create", &Key::Init, &args, stdio).await?;
-        read_pid(&pid_file).map_err(|cause| OciError::NoPid { verb: "create", file: pid_file, cause })
+        self.process("create", &Key::Init, args, stdio, console).await
     }
 
     /// Starts a further process; the runtime has ended when this is done. Gives the pid.
@@ -249,22 +234,39 @@ impl Oci {
         stdio: ChildStdio,
         console: Option<&Path>,
     ) -> Result<u32, OciError> {
-        let (pid_file, spec_file) = (self.bundle.pid_file(key), self.bundle.spec_file(key));
+        let spec_file = self.bundle.spec_file(key);
         fs::write(&spec_file, spec).map_err(|cause| OciError::Write { file: spec_file.clone(), cause })?;
-        let mut args: Vec<&OsStr> = vec![
-            "exec".as_ref(),
-            "--process".as_ref(),
-            spec_file.as_ref(),
-            "--detach".as_ref(),
-            "--pid-file".as_ref(),
-            pid_file.as_ref(),
-        ];
+        let args = vec![OsStr::new("--process"), spec_file.as_ref(), "--detach".as_ref()];
+        self.process("exec", key, args, stdio, console).await
+    }
+
+    /// What operations that build a container say of where it is.
+    fn rootfs_args(&self) -> Vec<&OsStr> {
+        let mut args = vec![OsStr::new("--bundle"), self.bundle.path().as_ref()];
+        if self.no_pivot {
+            args.push("--no-pivot".as_ref());
+        }
+        args
+    }
+
+    /// An operation that makes a process: `args` are those of its own. Gives the pid.
+    async fn process(
+        &self,
+        verb: &'static str,
+        key: &Key,
+        mut args: Vec<&OsStr>,
+        stdio: ChildStdio,
+        console: Option<&Path>,
+    ) -> Result<u32, OciError> {
+        let pid_file = self.bundle.pid_file(key);
+        args.insert(0, verb.as_ref());
+        args.extend([OsStr::new("--pid-file"), pid_file.as_ref()]);
         if let Some(socket) = console {
             args.extend([OsStr::new("--console-socket"), socket.as_ref()]);
         }
         args.push(self.id.as_ref());
-        self.run("exec", key, &args, stdio).await?;
-        read_pid(&pid_file).map_err(|cause| OciError::NoPid { verb: "exec", file: pid_file, cause })
+        self.run(verb, key, &args, stdio).await?;
+        read_pid(&pid_file).map_err(|cause| OciError::NoPid { verb, file: pid_file, cause })
     }
 
     /// Lets the created process go.

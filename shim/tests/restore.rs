@@ -2,8 +2,10 @@
 //! notes how it was asked to restore, and then makes a new process; the last test has criu, where it works.
 
 mod common;
+#[path = "../../runtime/tests/suite/criu.rs"]
+mod criu;
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use common::{Shim, Stage, eventually, log_text, runtime};
 use proto::{
@@ -239,22 +241,9 @@ async fn a_terminal_is_taken_from_the_runtime_that_restores() {
     stage.leaves_nothing().await;
 }
 
-/// Whether there is a criu that works on this kernel.
-fn criu() -> bool {
-    let Ok(output) = Command::new("criu").arg("check").output() else {
-        println!("skipped: criu is not installed");
-        return false;
-    };
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        println!("skipped: criu check: {}", said.lines().next().unwrap_or_default());
-    }
-    output.status.success()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_counter_counts_on() {
-    if !criu() {
+    if !criu::works() {
         return;
     }
     let stage = Stage::new().await;
@@ -298,7 +287,7 @@ async fn a_counter_counts_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_terminal_goes_on_too() {
-    if !criu() {
+    if !criu::works() {
         return;
     }
     let stage = Stage::new().await;

@@ -8,23 +8,11 @@ use std::process::{Command, Stdio};
 use serde_json::json;
 
 use super::bundle::{Bundle, eventually, is_ours, texts};
-
-/// Whether criu is there and works on this kernel; Debian 12's does on Debian 12's.
-fn criu() -> bool {
-    let Ok(output) = Command::new("criu").arg("check").stdin(Stdio::null()).output() else {
-        println!("skipped: criu is not installed");
-        return false;
-    };
-    if !output.status.success() {
-        let (_, stderr) = texts(&output);
-        println!("skipped: criu check: {}", stderr.lines().next().unwrap_or_default());
-    }
-    output.status.success()
-}
+use super::criu;
 
 /// A bundle, if criu can checkpoint what it runs.
 fn checkpointable() -> Option<Bundle> {
-    Bundle::new().filter(|_| criu())
+    Bundle::new().filter(|_| criu::works())
 }
 
 /// Counts into a file, for ever. No number is ever taken back: whenever it is stopped, the last one is there.
@@ -364,7 +352,7 @@ fn a_failed_restore_leaves_nothing() {
 #[test]
 fn the_network_is_set_up_again() {
     let Some(bundle) = Bundle::new() else { return };
-    if !criu() {
+    if !criu::works() {
         return;
     }
     let bundle = bundle

@@ -11,6 +11,7 @@ mod checkpoint;
 mod claims;
 mod cli;
 mod confine;
+mod criu;
 mod elf;
 mod errors;
 mod events;

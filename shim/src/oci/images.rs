@@ -9,7 +9,7 @@ use std::{
 use proto::containerd::runc::v1::CheckpointOptions;
 
 use super::{ChildStdio, Oci, OciError};
-use crate::bundle::{Key, read_pid};
+use crate::bundle::Key;
 
 /// The files of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,33 +63,17 @@ impl Oci {
         stdio: ChildStdio,
         console: Option<&Path>,
     ) -> Result<u32, OciError> {
-        let pid_file = self.bundle.pid_file(&Key::Init);
         let own_work = self.bundle.scratch("criu-work");
         let work = if images.work.is_empty() { own_work.as_os_str() } else { OsStr::new(&images.work) };
         fs::create_dir_all(work).map_err(|cause| OciError::Write { file: work.into(), cause })?;
-        let mut args: Vec<&OsStr> = vec![
-            "restore".as_ref(),
-            "--image-path".as_ref(),
-            images.folder.as_ref(),
-            "--work-path".as_ref(),
-            work,
-            "--detach".as_ref(),
-            "--no-subreaper".as_ref(),
-            "--bundle".as_ref(),
-            self.bundle.path().as_ref(),
-            "--pid-file".as_ref(),
-            pid_file.as_ref(),
-        ];
-        if let Some(socket) = console {
-            args.extend([OsStr::new("--console-socket"), socket.as_ref()]);
-        }
-        if self.no_pivot {
-            args.push("--no-pivot".as_ref());
-        }
-        args.push(self.id.as_ref());
-        self.run("restore", &Key::Init, &args, stdio).await?;
+        let mut args: Vec<&OsStr> = vec!["--image-path".as_ref(), images.folder.as_ref(), "--work-path".as_ref(), work];
+        args.extend(["--detach", "--no-subreaper"].map(OsStr::new));
+        args.extend(self.rootfs_args());
+        let restored = self.process("restore", &Key::Init, args, stdio, console).await;
         // After a failure criu's log stays, until the bundle goes.
-        let _ = fs::remove_dir_all(own_work);
-        read_pid(&pid_file).map_err(|cause| OciError::NoPid { verb: "restore", file: pid_file, cause })
+        if restored.is_ok() {
+            let _ = fs::remove_dir_all(own_work);
+        }
+        restored
     }
 }

@@ -73,9 +73,7 @@ impl Tasks {
                     super::delete::dismiss(task, &connection, true).await;
                 }
                 task.bundle.remove_dead_socket(false).await;
-                if !self.clear(task) {
-                    self.undo_later(task.namespace.clone(), task.id.clone());
-                }
+                self.clear_or_later(task);
                 self.forget(task);
             }
             Trace::Buried(_) => {

@@ -81,9 +81,7 @@ impl Tasks {
         task.bundle.remove_dead_socket(connection.is_lost()).await;
         proto::fault!("supervisor.delete.shim_dismissed");
         // Only now: were we killed before, the next supervisor would find the bundle and with it the shim.
-        if !self.clear(&task) {
-            self.undo_later(task.namespace.clone(), task.id.clone());
-        }
+        self.clear_or_later(&task);
         proto::fault!("supervisor.delete.bundle_removed");
         self.forget(&task);
         drop(turn);

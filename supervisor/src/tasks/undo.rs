@@ -68,7 +68,7 @@ impl Tasks {
     }
 
     /// Unmounts and removes a bundle; whether it is gone.
-    pub(super) fn clear(&self, task: &Task) -> bool {
+    fn clear(&self, task: &Task) -> bool {
         let cleared = task.bundle.unmount().and_then(|()| task.bundle.remove());
         if let Err(error) = &cleared {
             let (namespace, id) = (&task.namespace, &task.id);
@@ -77,8 +77,15 @@ impl Tasks {
         cleared.is_ok()
     }
 
+    /// Clears the place of a task that is over, now or, if that can't be done, later.
+    pub(super) fn clear_or_later(self: &Arc<Self>, task: &Task) {
+        if !self.clear(task) {
+            self.undo_later(task.namespace.clone(), task.id.clone());
+        }
+    }
+
     /// Tries again in a while, unless somebody has made a task of that name meanwhile, who has then cleared its place.
-    pub(super) fn undo_later(self: &Arc<Self>, namespace: NamespaceName, id: ContainerId) {
+    fn undo_later(self: &Arc<Self>, namespace: NamespaceName, id: ContainerId) {
         let tasks = self.clone();
         tokio::spawn(async move {
             for attempt in 0..ATTEMPTS {

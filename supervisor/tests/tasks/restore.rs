@@ -2,6 +2,9 @@
 //! kernel, so an OCI runtime stands in for it that notes what it was asked, and then makes a new process; the last test has
 //! criu, where it works.
 
+#[path = "../../../runtime/tests/suite/criu.rs"]
+mod criu;
+
 use std::{
     fs,
     os::unix::fs::PermissionsExt,
@@ -115,6 +118,25 @@ async fn is_up(stack: &Stack) {
     eventually("the script is up", || stack.output("a").contains("up")).await;
 }
 
+/// Starts the supervisor again, so that it or its shims are killed at a point, once. Gives the file that is there from then on.
+async fn arm(stack: &mut Stack, point: &str) -> PathBuf {
+    let mark = stack.folder().join("mark");
+    let _ = fs::remove_file(&mark);
+    let once = mark.display().to_string();
+    stack.restart_with(&[("BERTH_FAULT", point), ("BERTH_FAULT_ONCE", &once)]).await;
+    mark
+}
+
+/// The task is told to have been killed, and leaves nothing once it is deleted.
+async fn ends_as_killed(stack: &Stack, case: &str) {
+    assert_eq!(stack.wait("a").await.exit_status, 137, "{case}");
+    let process = stack.get("a").await.unwrap();
+    assert_eq!((process.status(), process.exit_status), (State::Stopped, 137), "{case}");
+    assert_eq!(stack.delete("a").await.unwrap_or_else(|e| panic!("{case}: {e}\n{}", stack.log())), 137);
+    stack.nothing_left().await;
+    assert!(unpacked(stack).is_empty(), "{case}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_task_from_a_checkpoint_runs_at_start_also_with_another_supervisor() {
     let (mut stack, blob) = checkpointed().await;
@@ -209,16 +231,10 @@ async fn what_can_not_be_restored_can_be_deleted() {
     for shim in stack.shims() {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim as i32), nix::sys::signal::Signal::SIGKILL).unwrap();
     }
-    assert_eq!(stack.wait("a").await.exit_status, 137);
-    assert_eq!(stack.delete("a").await.unwrap(), 137);
-    stack.nothing_left().await;
-    assert!(unpacked(&stack).is_empty());
+    ends_as_killed(&stack, "its shim is killed").await;
 
     // A supervisor that dies before its shim has heard of it.
-    let mark = stack.folder().join("mark");
-    let once = mark.display().to_string();
-    let fault = ("BERTH_FAULT", "supervisor.create.checkpoint_unpacked");
-    stack.restart_with(&[fault, ("BERTH_FAULT_ONCE", &once)]).await;
+    let mark = arm(&mut stack, "supervisor.create.checkpoint_unpacked").await;
     stack.tasks().create(request(from(&stack, &blob))).await.unwrap_err();
     assert!(mark.exists());
     stack.kill();
@@ -236,10 +252,7 @@ async fn a_shim_killed_while_it_restores_leaves_nothing_and_loses_nothing() {
     points.retain(|name| name.starts_with("shim.restore."));
     assert!(points.len() >= 4, "{points:?}");
     for (point, with_supervisor) in points.iter().flat_map(|point| [(point, false), (point, true)]) {
-        let mark = stack.folder().join("mark");
-        let _ = fs::remove_file(&mark);
-        let once = mark.display().to_string();
-        stack.restart_with(&[("BERTH_FAULT", point), ("BERTH_FAULT_ONCE", &once)]).await;
+        let mark = arm(&mut stack, point).await;
         let mut events = stack.events(&["topic~=|^/tasks/|"]).await;
         create(&stack, from(&stack, &blob)).await;
         let start = request(StartRequest { container_id: "a".into(), exec_id: String::new() });
@@ -249,12 +262,7 @@ async fn a_shim_killed_while_it_restores_leaves_nothing_and_loses_nothing() {
             stack.kill();
             stack.start().await;
         }
-        assert_eq!(stack.wait("a").await.exit_status, 137, "{point}");
-        let process = stack.get("a").await.unwrap();
-        assert_eq!((process.status(), process.exit_status), (State::Stopped, 137), "{point}");
-        assert_eq!(stack.delete("a").await.unwrap_or_else(|e| panic!("{point}: {e}\n{}", stack.log())), 137);
-        stack.nothing_left().await;
-        assert!(unpacked(&stack).is_empty(), "{point}");
+        ends_as_killed(&stack, point).await;
         if !with_supervisor {
             let mut told = Vec::new();
             while told.last().is_none_or(|topic| topic != "/tasks/delete") {
@@ -273,22 +281,9 @@ async fn a_shim_killed_while_it_restores_leaves_nothing_and_loses_nothing() {
     }
 }
 
-/// Whether there is a criu that works on this kernel.
-fn criu() -> bool {
-    let Ok(output) = std::process::Command::new("criu").arg("check").output() else {
-        println!("skipped: criu is not installed");
-        return false;
-    };
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        println!("skipped: criu check: {}", said.lines().next().unwrap_or_default());
-    }
-    output.status.success()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_counter_counts_on() {
-    if !criu() {
+    if !criu::works() {
         return;
     }
     let mut stack = Stack::new().await;
