@@ -7,6 +7,7 @@
 pub mod attach;
 pub mod caps;
 pub mod create;
+mod discard;
 pub mod exec;
 pub mod exits;
 pub mod files;

@@ -1,7 +1,7 @@
 //! Taking a container apart: its root file system, the supervisor's record, its folder, its anonymous volumes, its name.
 
 use super::{
-    Container,
+    Container, discard,
     record::{Phase, Record},
     rules::{Operation, decide},
     stop,
@@ -107,7 +107,7 @@ async fn take_apart(app: &Arc<App>, record: &Record) -> ApiResult<()> {
         },
         app.supervisor
             .retry(snapshot.clone(), |client, request| async move { client.snapshots().remove(request).await }),
-        tokio::task::spawn_blocking(move || std::fs::remove_dir_all(&folder)),
+        tokio::task::spawn_blocking(move || discard::remove_folder(&folder)),
     );
     proto::fault!("engine.remove.parts_removed");
     for (what, result) in [("record", unregistered), ("root file system", removed.map(drop))] {
@@ -118,6 +118,11 @@ async fn take_apart(app: &Arc<App>, record: &Record) -> ApiResult<()> {
             _ => {}
         }
     }
+    // Nobody waits for that: it neither fails nor is it undone by our end.
+    let emptied = emptied.map(|(result, large)| {
+        drop(tokio::task::spawn_blocking(move || drop(large)));
+        result
+    });
     match emptied {
         Ok(Err(error)) if error.kind() != std::io::ErrorKind::NotFound => {
             warn!(id = crate::ids::short(id), %error, "folder left behind");

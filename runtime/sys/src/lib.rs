@@ -21,6 +21,7 @@ pub mod netns;
 pub mod notify;
 pub mod ns;
 pub mod path;
+pub mod pipe;
 pub mod process;
 pub mod pty;
 mod raw;

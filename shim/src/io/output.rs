@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    os::fd::OwnedFd,
+    os::fd::{BorrowedFd, OwnedFd},
     rc::Rc,
     time::Duration,
 };
@@ -19,6 +19,9 @@ use crate::report::warn_line;
 
 /// Read at once. Only held while there is something to read.
 const CHUNK: usize = 128 << 10;
+/// When so much is read at once, what comes next goes to a reader by reference. Not less: each piece takes a place in the
+/// reader's pipe, which is to hold a megabyte and not some hundred short lines.
+const BULK: usize = 32 << 10;
 /// How long buffers are kept while there is nothing to read.
 const KEEP: Duration = Duration::from_millis(20);
 /// What a process last wrote to a terminal passes through a work queue of the kernel; that long is waited for its end.
@@ -97,6 +100,22 @@ impl Output {
         self.on_settled.notify_one();
     }
 
+    /// Gives what waits in `source` to the only reader; returns how much.
+    fn share(&self, source: BorrowedFd<'_>) -> usize {
+        match &self.attachments.borrow()[..] {
+            [tap] => tap.share(source, CHUNK),
+            // A pipe each, that may have room for more or less of it.
+            _ => 0,
+        }
+    }
+
+    /// What was given to the only reader has been read; others have joined behind it.
+    fn shared(&self, data: &[u8]) {
+        if let Some(tap) = self.attachments.borrow().first() {
+            tap.shared(data);
+        }
+    }
+
     async fn pass_on(&self, data: &[u8]) {
         if self.attachments.borrow().is_empty() {
             return;
@@ -121,7 +140,9 @@ impl Output {
 
 /// Copies until nobody can write any more.
 pub(super) async fn pump(mut source: Source, mut sink: Sink, output: Rc<Output>) {
-    let (mut enlarged, mut idle) = (false, false);
+    let (mut enlarged, mut idle, mut bulk) = (false, false, false);
+    // So much of what is read next has gone to the only reader already.
+    let mut shared = 0;
     let mut buffer = Vec::new();
     let mut ended_at = None;
     loop {
@@ -137,16 +158,26 @@ pub(super) async fn pump(mut source: Source, mut sink: Sink, output: Rc<Output>)
             // Now the terminal may end.
             peer.take();
         }
+        if bulk && shared == 0 && matches!(source, Source::Pipe(_)) {
+            shared = output.share(source.pipe().fd());
+        }
+        let window = if shared > 0 { &mut buffer[..shared] } else { &mut buffer[..] };
         let read = if process_ended && !output.settled.get() {
-            source.pipe().read_now(&mut buffer)
+            source.pipe().read_now(window)
         } else {
-            source.pipe().try_read(&mut buffer)
+            source.pipe().try_read(window)
         };
         match read {
             Ok(Some(0)) => break,
             Ok(Some(count)) => {
+                bulk = count >= BULK;
                 sink.write(&buffer[..count]).await;
-                output.pass_on(&buffer[..count]).await;
+                if shared > 0 {
+                    output.shared(&buffer[..count]);
+                    shared -= count;
+                } else {
+                    output.pass_on(&buffer[..count]).await;
+                }
                 // A pipe that was full: let its writer run further ahead.
                 if count >= 64 << 10 && !enlarged && matches!(source, Source::Pipe(_)) {
                     enlarged = true;
@@ -196,4 +227,67 @@ pub(super) async fn pump(mut source: Source, mut sink: Sink, output: Rc<Output>)
     drop(sink);
     output.source_ended.set(true);
     output.settle();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::tap::Patience;
+    use std::{
+        fs::File,
+        io::{Read as _, Write as _},
+        thread,
+    };
+
+    fn pipe() -> (OwnedFd, OwnedFd) {
+        nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).expect("pipe")
+    }
+
+    /// Everything that a client reads of output written in pieces; it is slow at times.
+    fn copied(pieces: Vec<Vec<u8>>, readers: usize) -> Vec<Vec<u8>> {
+        let (source, writer) = pipe();
+        let output = Rc::new(Output::default());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        let _entered = runtime.enter();
+        let clients: Vec<_> = (0..readers)
+            .map(|number| {
+                let (client, end) = pipe();
+                fd::enlarge(&end);
+                output.join(Tap::new(Pipe::writer(end).expect("writer"), Patience::Endless, false));
+                thread::spawn(move || {
+                    let (mut client, mut all, mut buffer) = (File::from(client), Vec::new(), vec![0; 50_000 + number]);
+                    loop {
+                        let count = client.read(&mut buffer).expect("read");
+                        all.extend_from_slice(&buffer[..count]);
+                        match count {
+                            0 => return all,
+                            _ if all.len() % 7 == 0 => thread::sleep(Duration::from_millis(1)),
+                            _ => {}
+                        }
+                    }
+                })
+            })
+            .collect();
+        let writing = thread::spawn(move || {
+            let mut writer = File::from(writer);
+            pieces.iter().for_each(|piece| writer.write_all(piece).expect("write"));
+        });
+        let source = Source::Pipe(Pipe::reader(source).expect("reader"));
+        tokio::task::LocalSet::new().block_on(&runtime, pump(source, Sink::Null, output));
+        writing.join().expect("writer");
+        clients.into_iter().map(|client| client.join().expect("client")).collect()
+    }
+
+    #[test]
+    fn much_output_arrives_whole_by_copy_and_by_reference() {
+        let number = |n: u32| format!("{n:010}\n").into_bytes();
+        let large = (0..40).map(|part| (0..6_000).flat_map(|n| number(part * 6_000 + n)).collect());
+        let pieces: Vec<Vec<u8>> = large.chain((240_000..241_000).map(number)).collect();
+        let expected = pieces.concat();
+        for readers in [1, 2] {
+            for all in copied(pieces.clone(), readers) {
+                assert!(all == expected, "{readers} readers: {} bytes of {}", all.len(), expected.len());
+            }
+        }
+    }
 }

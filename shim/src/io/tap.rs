@@ -7,6 +7,7 @@
 use std::{
     cell::Cell,
     io,
+    os::fd::BorrowedFd,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -57,6 +58,17 @@ impl Tap {
             skipping: Cell::new(false),
             skipped: Cell::new(0),
         })
+    }
+
+    /// Gives the reader what waits in `source`, by reference; it is still to be read from there, and [`Tap::shared`] to be told.
+    /// Returns how much it is. Nothing, if the reader has no room or has gone: then [`Tap::write`] is the way.
+    pub(super) fn share(&self, source: BorrowedFd<'_>, most: usize) -> usize {
+        if self.skipping.get() { 0 } else { sys::pipe::tee(source, self.pipe.fd(), most).unwrap_or(0) }
+    }
+
+    /// The reader has this already.
+    pub(super) fn shared(&self, data: &[u8]) {
+        self.mid_line.set(data.last() != Some(&b'\n'));
     }
 
     /// Passes output on, or leaves it out. An error means that the reader has gone.
