@@ -215,7 +215,12 @@ fn open(config: Config, supervisor: Client) -> Result<Arc<App>, AppError> {
     // All endpoints, also of containers that ended meanwhile: their ends are worked off in the usual way.
     let endpoints = records.iter().filter_map(|r| r.state.endpoint.as_ref().map(|e| (r.id.as_str(), e)));
     for damage in networks.restore(endpoints)? {
-        warn!(id = crate::ids::short(&damage.id), error = %proto::kind::chain(&damage.error), "network of a container");
+        let (id, error) = (crate::ids::short(&damage.id), proto::kind::chain(&damage.error));
+        match damage.error {
+            // Most likely it ended while no engine was there, which is about to be heard of.
+            NetworkError::LinkGone(_) => info!(id, error, "network of a container"),
+            _ => warn!(id, error, "network of a container"),
+        }
     }
     for record in &records {
         for volume in record.mounts.iter().filter_map(|mount| mount.volume.as_ref()) {

@@ -93,10 +93,12 @@ impl Stack {
         compare("shim", &self.shims().into_keys().collect(), &live, true);
         compare("bundle", &names(&self.run_root().join("supervisor/tasks/berth")), &live, true);
         compare("state of the runtime", &names(&self.run_root().join("runtime/berth")), &live, true);
-        compare("network namespace", &names(&self.run_root().join("engine/netns")), &live, true);
+        // Pinned only until the container's process is in it.
+        compare("network namespace", &names(&self.run_root().join("engine/netns")), &live, false);
         compare("link", &self.links(), &live, true);
         compare("cgroup", &cgroups().into_iter().filter(ours).collect(), &live, false);
-        compare("mount", &self.mounts(), &live, true);
+        // Only those of runtimes that take their root by path.
+        compare("mount", &self.mounts(), &live, false);
         compare("folder", &names(&self.data_root().join("engine/containers")), &known, true);
         compare("FIFO", &names(&self.run_root().join("engine/streams")), &BTreeSet::new(), false);
         let sockets = names(&self.run_root().join("s")).len();

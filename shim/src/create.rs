@@ -16,7 +16,7 @@ use crate::{
     error::TaskError,
     io::{Prepared, StdioConfig},
     journal::Journal,
-    mounts,
+    mounts::{self, Rootfs},
     oci::{Choice, Images, Oci},
     options,
     process::Process,
@@ -31,6 +31,8 @@ use crate::{
 struct Spec {
     #[serde(default)]
     linux: Linux,
+    #[serde(default)]
+    hooks: Option<serde::de::IgnoredAny>,
 }
 
 #[derive(Default, Deserialize)]
@@ -51,6 +53,11 @@ impl Spec {
     /// Whether all processes of the container die with its init: it has a pid namespace that nobody else is in.
     fn has_own_pids(&self) -> bool {
         self.linux.namespaces.iter().any(|namespace| namespace.kind == "pid" && namespace.path.is_empty())
+    }
+
+    /// Whether programs on the host may look for the root in the bundle.
+    fn has_hooks(&self) -> bool {
+        self.hooks.is_some()
     }
 }
 
@@ -130,8 +137,10 @@ pub(crate) async fn create(
     let io_failed = |cause| TaskError::Io { id: format!("container {}", request.id), cause };
     let prepared = Prepared::open(&stdio, &shim.console_path(), &shim.reaper).await.map_err(io_failed)?;
     proto::fault!("shim.create.stdio_opened");
-    mounts::mount_rootfs(&request.rootfs, &bundle.rootfs())?;
-    let mut undo = Undo { bundle: &bundle, mounted: !request.rootfs.is_empty() };
+    // Only Berth's own runtime takes a root by descriptor, and criu looks for it in the bundle.
+    let may_detach = choice.program.is_empty() && images.is_none() && !spec.has_hooks();
+    let rootfs = mounts::make_rootfs(&request.rootfs, &bundle.rootfs(), may_detach)?;
+    let mut undo = Undo { bundle: &bundle, mounted: matches!(rootfs, Rootfs::Mounted) };
     proto::fault!("shim.create.rootfs_mounted");
     let journal = Journal::new(&bundle);
     let mut task = Task {
@@ -161,7 +170,7 @@ pub(crate) async fn create(
             None
         }
         None => {
-            let started = begin(shim, &task.oci, &task.id, prepared, None).await?;
+            let started = begin(shim, &task.oci, &task.id, prepared, Make::New(rootfs)).await?;
             Some(task.has_begun(started))
         }
     };
@@ -169,20 +178,28 @@ pub(crate) async fn create(
     Ok((task, exit))
 }
 
-/// Has the runtime make the container's first process: of its bundle, or of the images of a checkpoint. Whatever a failed
-/// runtime left is removed.
+/// What a container's first process is made of.
+pub(crate) enum Make<'a> {
+    /// Its bundle, and this root.
+    New(Rootfs),
+    /// The images of a checkpoint.
+    Restored(&'a Images),
+}
+
+/// Has the runtime make the container's first process. Whatever a failed runtime left is removed.
 pub(crate) async fn begin(
     shim: &Shim,
     oci: &Oci,
     id: &str,
     mut prepared: Prepared,
-    images: Option<&Images>,
+    make: Make<'_>,
 ) -> Result<Started, TaskError> {
     let hold = shim.reaper.hold();
+    let restored = matches!(make, Make::Restored(_));
     let child = prepared.child();
-    let made = match images {
-        None => oci.create(child, prepared.console()).await,
-        Some(images) => oci.restore(images, child, prepared.console()).await,
+    let made = match make {
+        Make::New(rootfs) => oci.create(rootfs, child, prepared.console()).await,
+        Make::Restored(images) => oci.restore(images, child, prepared.console()).await,
     };
     let pid = match made {
         Ok(pid) => pid,
@@ -196,9 +213,9 @@ pub(crate) async fn begin(
             return Err(error.into());
         }
     };
-    match images {
-        None => proto::fault!("shim.create.runtime_done"),
-        Some(_) => proto::fault!("shim.restore.runtime_done"),
+    match restored {
+        false => proto::fault!("shim.create.runtime_done"),
+        true => proto::fault!("shim.restore.runtime_done"),
     }
     let exit = shim.reaper.claim(pid);
     drop(hold);
@@ -211,9 +228,9 @@ pub(crate) async fn begin(
             return Err(TaskError::Io { id: format!("container {id}"), cause });
         }
     };
-    match images {
-        None => proto::fault!("shim.create.streams_begun"),
-        Some(_) => proto::fault!("shim.restore.streams_begun"),
+    match restored {
+        false => proto::fault!("shim.create.streams_begun"),
+        true => proto::fault!("shim.restore.streams_begun"),
     }
     Ok(Started { pid, exit, io })
 }

@@ -1,8 +1,11 @@
 //! Mounts the root filesystem that a caller describes, and takes it away again.
 
+mod detached;
+
 use std::{
     collections::BTreeSet,
     fs, io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
@@ -130,6 +133,15 @@ fn shorten_lowerdirs(data: &str) -> Option<(PathBuf, String)> {
 /// Most that mount(2) takes as data, less the closing NUL.
 const DATA_LIMIT: usize = 4095;
 
+/// Does something with `folder` as the working directory. The shim has one thread, so nobody else sees it.
+fn within<T>(folder: Option<&Path>, work: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+    let Some(folder) = folder else { return work() };
+    nix::unistd::chdir(folder)?;
+    let done = work();
+    nix::unistd::chdir("/")?;
+    done
+}
+
 fn mount_one(mount_spec: &Mount, at: &Path) -> Result<(), MountError> {
     if !matches!(mount_spec.target.as_str(), "" | "/") {
         return Err(MountError::Unsupported(format!("target {:?}", mount_spec.target)));
@@ -150,16 +162,9 @@ fn mount_one(mount_spec: &Mount, at: &Path) -> Result<(), MountError> {
     {
         (folder, data) = (Some(common), short);
     }
-    if let Some(folder) = &folder {
-        // The shim has one thread and nothing runs in between, so nobody else sees this working directory.
-        nix::unistd::chdir(folder).map_err(failed)?;
-    }
     let data = (!data.is_empty()).then_some(data.as_str());
-    let done = mount(Some(mount_spec.source.as_str()), at, Some(kind), flags, data);
-    if folder.is_some() {
-        nix::unistd::chdir("/").map_err(failed)?;
-    }
-    done.map_err(failed)?;
+    within(folder.as_deref(), || mount(Some(mount_spec.source.as_str()), at, Some(kind), flags, data))
+        .map_err(failed)?;
     // A bind mount takes its other flags only from a second call (mount(2), MS_REMOUNT and MS_BIND).
     if bind && !(flags - MsFlags::MS_BIND - MsFlags::MS_REC).is_empty() {
         let none: Option<&str> = None;
@@ -172,10 +177,21 @@ fn mount_one(mount_spec: &Mount, at: &Path) -> Result<(), MountError> {
     Ok(())
 }
 
-/// Mounts all of `mounts` on one folder, each over the one before. After a failure none is left.
-pub(crate) fn mount_rootfs(mounts: &[Mount], at: &Path) -> Result<(), MountError> {
+/// Where the root filesystem is.
+#[derive(Debug)]
+pub(crate) enum Rootfs {
+    /// In the bundle, made by somebody else.
+    There,
+    /// Mounted in the bundle.
+    Mounted,
+    /// Mounted nowhere yet.
+    Detached(OwnedFd),
+}
+
+/// Makes the root filesystem: detached where that is allowed and possible, else mounted at `at`. After a failure nothing is left.
+pub(crate) fn make_rootfs(mounts: &[Mount], at: &Path, may_detach: bool) -> Result<Rootfs, MountError> {
     if mounts.is_empty() {
-        return Ok(());
+        return Ok(Rootfs::There);
     }
     match fs::create_dir(at) {
         Err(cause) if cause.kind() != io::ErrorKind::AlreadyExists => {
@@ -183,6 +199,14 @@ pub(crate) fn mount_rootfs(mounts: &[Mount], at: &Path) -> Result<(), MountError
         }
         _ => {}
     }
+    if may_detach && let Some(root) = detached::detached(mounts) {
+        return Ok(Rootfs::Detached(root));
+    }
+    mount_rootfs(mounts, at).map(|()| Rootfs::Mounted)
+}
+
+/// Mounts all of `mounts` on one folder, each over the one before. After a failure none is left.
+fn mount_rootfs(mounts: &[Mount], at: &Path) -> Result<(), MountError> {
     for mount in mounts {
         if let Err(error) = mount_one(mount, at) {
             // The first failure is the one to tell.

@@ -5,6 +5,7 @@ mod images;
 use std::{
     ffi::{OsStr, OsString},
     fs, io,
+    os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     rc::Rc,
@@ -19,6 +20,7 @@ pub(crate) use self::images::Images;
 use crate::{
     args,
     bundle::{Bundle, Key, Settings, read_pid},
+    mounts::Rootfs,
     reaper::{Reaper, kill_tree},
 };
 
@@ -120,12 +122,14 @@ pub(crate) struct ChildStdio {
     pub(crate) stdout: Stdio,
     /// Its stderr.
     pub(crate) stderr: Stdio,
+    /// One more descriptor, by the number that it has here.
+    pub(crate) further: Option<OwnedFd>,
 }
 
 impl ChildStdio {
     /// All three are /dev/null.
     pub(crate) fn null() -> Self {
-        Self { stdin: Stdio::null(), stdout: Stdio::null(), stderr: Stdio::null() }
+        Self { stdin: Stdio::null(), stdout: Stdio::null(), stderr: Stdio::null(), further: None }
     }
 }
 
@@ -218,10 +222,21 @@ impl Oci {
     }
 
     /// Builds the container; its process waits for `start`. Gives the pid.
-    pub(crate) async fn create(&self, stdio: ChildStdio, console: Option<&Path>) -> Result<u32, OciError> {
+    pub(crate) async fn create(
+        &self,
+        rootfs: Rootfs,
+        mut stdio: ChildStdio,
+        console: Option<&Path>,
+    ) -> Result<u32, OciError> {
         let mut args = self.rootfs_args();
         if self.no_new_keyring {
             args.push("--no-new-keyring".as_ref());
+        }
+        let number;
+        if let Rootfs::Detached(root) = rootfs {
+            number = root.as_raw_fd().to_string();
+            args.extend([OsStr::new("--rootfs-fd"), number.as_ref()]);
+            stdio.further = Some(root);
         }
         self.process("create", &Key::Init, args, stdio, console).await
     }
@@ -342,7 +357,11 @@ impl Oci {
         let _ = fs::remove_file(&log);
         let mut command = command(&self.settings(), Some(&log), args);
         command.stdin(stdio.stdin).stdout(stdio.stdout).stderr(stdio.stderr);
-        let child = command.spawn().map_err(|cause| OciError::Spawn { program: self.program.clone(), cause })?;
+        // Nothing else is started in between.
+        let inherited = stdio.further.as_ref().map_or(Ok(()), |fd| sys::fd::set_cloexec(fd.as_raw_fd(), false));
+        let spawned = inherited.map_err(io::Error::from).and_then(|()| command.spawn());
+        drop(stdio.further);
+        let child = spawned.map_err(|cause| OciError::Spawn { program: self.program.clone(), cause })?;
         // Nothing is awaited in between, so the reaper can't have seen it yet.
         let mut exit = self.reaper.claim(child.id());
         // The command holds our copies of the container's stdio.

@@ -107,7 +107,8 @@ fn network_settings(app: &App, record: &Record) -> Value {
             other => *other = json!([binding]),
         }
     }
-    let sandbox = endpoint.map_or(String::new(), |e| e.netns.display().to_string());
+    let pid = record.state.pid;
+    let sandbox = endpoint.filter(|_| pid != 0).map_or(String::new(), |_| format!("/proc/{pid}/ns/net"));
     let id = if sandbox.is_empty() { String::new() } else { record.id.clone() };
     json!({
         "Bridge": "",

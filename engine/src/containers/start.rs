@@ -181,7 +181,9 @@ async fn launch(app: &Arc<App>, container: &Arc<Container>, record: Record) -> A
     attach::connect_waiting(app, container).await;
     proto::fault!("engine.start.attached");
     let request = StartRequest { container_id: record.id.clone(), exec_id: String::new() };
-    let answer = app.supervisor.tasks().start(request).await.map_err(SupervisorError::from);
+    let mut tasks = app.supervisor.tasks();
+    let (answer, ()) = tokio::join!(tasks.start(request), unpin(app, &record.id));
+    let answer = answer.map_err(SupervisorError::from);
     let pid = answer.map_err(|error| refused(name, &record, &error))?.into_inner().pid;
     proto::fault!("engine.start.task_started");
     undo.armed = false;
@@ -265,6 +267,15 @@ pub async fn detach_network(app: &Arc<App>, id: &str, endpoint: Endpoint) {
         Ok(Ok(())) => {}
         Ok(Err(error)) => warn!(id = ids::short(id), error = %chain(&error), "network left behind"),
         Err(error) => warn!(id = ids::short(id), %error, "network left behind"),
+    }
+}
+
+/// Removes the pin of a namespace that a process is in. One that stays is removed when the container ends.
+async fn unpin(app: &Arc<App>, id: &str) {
+    let (owner, key) = (app.clone(), id.to_owned());
+    let done = tokio::task::spawn_blocking(move || owner.networks.unpin(&key)).await;
+    if let Ok(Err(error)) = done {
+        warn!(id = ids::short(id), error = %chain(&error), "network namespace stays pinned");
     }
 }
 

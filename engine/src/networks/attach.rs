@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::net::Ipv4Addr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ use super::mac::Mac;
 use super::netlink::{self, Batch, NetlinkError, address, link, route};
 use super::netns::Namespace;
 use super::subnet::Subnet;
-use super::{Networks, locked};
+use super::{HELD, Networks, locked};
 
 /// The time that the kernel gets to delete the link of a container that is gone.
 const DEPARTURE: Duration = Duration::from_secs(2);
@@ -72,13 +72,19 @@ impl Networks {
             .publish(ip, &attaching.endpoint.ports)
             .map_err(|cause| NetworkError::Publish { endpoint: endpoint_name.to_owned(), cause })?;
         proto::fault!("engine.attach.published");
-        Ok(attaching.finish())
+        Ok(attaching.finish(namespace.fd))
     }
 
     /// Gives a container a namespace with lo and nothing else.
     pub fn attach_none(&self, id: &str) -> Result<Endpoint, NetworkError> {
-        let (attaching, _) = Attaching::begin(self, id, NetworkKind::None)?;
-        Ok(attaching.finish())
+        let (attaching, namespace) = Attaching::begin(self, id, NetworkKind::None)?;
+        Ok(attaching.finish(namespace.fd))
+    }
+
+    /// Removes the pin by which a container's first process was to find its namespace: it is in there now. A pin is a mount, and
+    /// whoever makes a mount namespace copies all that the host has.
+    pub fn unpin(&self, id: &str) -> Result<(), NetworkError> {
+        Ok(sys::netns::delete(&self.pins.path(id)?)?)
     }
 
     /// Takes a container off its network: ports, link, namespace, address. Done already, or half, is fine. All steps
@@ -107,6 +113,7 @@ impl Networks {
             failures.extend([unpublished, disconnected].into_iter().filter_map(Result::err));
         }
         failures.extend(self.unpin(id).err());
+        drop(locked(&self.held).remove(id));
         proto::fault!("engine.detach.unpinned");
         let mut failures = failures.into_iter();
         let Some(first) = failures.next() else { return Ok(()) };
@@ -177,10 +184,6 @@ impl Networks {
         Ok(())
     }
 
-    pub(super) fn unpin(&self, id: &str) -> Result<(), NetworkError> {
-        Ok(sys::netns::delete(&self.pins.path(id)?)?)
-    }
-
     /// The note on links of ours: found even when the bridge is gone.
     pub(super) fn alias(&self, id: &str) -> String {
         format!("{}{id}", self.alias_prefix())
@@ -227,8 +230,13 @@ impl<'a> Attaching<'a> {
         Ok((Self { networks, id, endpoint, finished: false }, namespace))
     }
 
-    fn finish(mut self) -> Endpoint {
+    fn finish(mut self, namespace: OwnedFd) -> Endpoint {
         self.finished = true;
+        let mut held = locked(&self.networks.held);
+        if held.len() < HELD {
+            held.insert(self.id.to_owned(), namespace);
+        }
+        drop(held);
         self.endpoint.clone()
     }
 }

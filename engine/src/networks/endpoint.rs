@@ -63,7 +63,7 @@ pub struct Endpoint {
     pub network_id: String,
     /// The endpoint's own id: 64 hex digits.
     pub endpoint_id: String,
-    /// Where the namespace is pinned.
+    /// Where the namespace is pinned until the container's first process is in it.
     pub netns: PathBuf,
     /// The address; none on network `none`.
     pub address: Option<EndpointAddress>,

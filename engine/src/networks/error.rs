@@ -74,9 +74,9 @@ pub enum NetworkError {
     /// A namespace couldn't be made or removed.
     #[error(transparent)]
     Namespace(#[from] sys::netns::NetnsError),
-    /// The namespace of a container isn't there any more.
-    #[error("network namespace {} is gone", .0.display())]
-    NamespaceGone(PathBuf),
+    /// The link of a container isn't there any more.
+    #[error("link {0} is gone, as it is when all processes of a container have ended")]
+    LinkGone(String),
     /// The container's id can't be the name of a file.
     #[error("{0:?} can't be the id of a container")]
     Id(String),
@@ -153,7 +153,7 @@ impl NetworkError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::BridgeName(_) | Self::BridgeAddress(_) | Self::Id(_) => ErrorKind::InvalidArgument,
-            Self::NotABridge { .. } | Self::Overlap { .. } | Self::NamespaceGone(_) => ErrorKind::FailedPrecondition,
+            Self::NotABridge { .. } | Self::Overlap { .. } | Self::LinkGone(_) => ErrorKind::FailedPrecondition,
             Self::NoSubnet { .. } | Self::Address(IpamError::Exhausted { .. }) => ErrorKind::ResourceExhausted,
             Self::Address(IpamError::OutOfRange { .. }) => ErrorKind::InvalidArgument,
             Self::Address(IpamError::InUse { .. }) => ErrorKind::AlreadyExists,

@@ -59,6 +59,8 @@ mod restore;
 mod subnet;
 mod sysctl;
 
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -78,6 +80,9 @@ use self::netns::Pins;
 use self::nft::Firewall;
 use self::ports::Ports;
 
+/// Most namespaces that are held, for descriptors are few in a shell's usual limits.
+const HELD: usize = 256;
+
 /// The predefined networks of one engine. All methods block for a millisecond or a few: call them off the async
 /// threads. Several threads may call them at once.
 #[derive(Debug)]
@@ -94,6 +99,9 @@ pub struct Networks {
     route: Mutex<Socket>,
     /// Links that were cut off, and when.
     departing: Mutex<Vec<(Instant, String)>>,
+    /// The namespaces of containers that this engine has attached: the kernel takes a long time to take one down, and holds the lock
+    /// of all links meanwhile, so that is left for when the container is detached. At most [`HELD`].
+    held: Mutex<HashMap<String, OwnedFd>>,
 }
 
 /// What containers have of things that are counted.
@@ -122,6 +130,7 @@ impl Networks {
             firewall: Mutex::new(firewall),
             route: Mutex::new(route),
             departing: Mutex::new(Vec::new()),
+            held: Mutex::new(HashMap::new()),
             config,
         };
         locked(&networks.firewall).assert_rules().map_err(|cause| networks.firewall_error(cause))?;

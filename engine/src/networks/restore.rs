@@ -20,8 +20,8 @@ pub struct Damage {
 
 impl Networks {
     /// Takes up the endpoints of containers that are alive: their addresses and host ports are reserved again, their links
-    /// are put back on the bridge if somebody took them off, and the firewall publishes exactly their ports. Namespaces and
-    /// links of this stack that belong to no record are removed. To be called once, before anything is attached.
+    /// are put back on the bridge if somebody took them off, and the firewall publishes exactly their ports. Pins and links of this
+    /// stack that belong to no record are removed. To be called once, before anything is attached.
     ///
     /// What is wrong with single containers is returned and stops nothing.
     pub fn restore<'a>(
@@ -31,23 +31,25 @@ impl Networks {
         let mut damages = Vec::new();
         let mut known_ids = HashSet::new();
         let mut known_links = HashSet::new();
+        let links = link::list(&mut locked(&self.route))?;
+        let is_there = |name: &str| links.iter().any(|link| link.name == name);
         for (id, endpoint) in records {
             if endpoint.network == NetworkKind::Host {
                 continue;
             }
             let mut damage = |error| damages.push(Damage { id: id.to_owned(), error });
-            if !sys::netns::is_pinned(&endpoint.netns) {
-                damage(NetworkError::NamespaceGone(endpoint.netns.clone()));
-                continue;
-            }
             known_ids.insert(id);
             if let Some(address) = &endpoint.address {
+                if !is_there(&address.host_link) {
+                    damage(NetworkError::LinkGone(address.host_link.clone()));
+                    continue;
+                }
                 known_links.insert(address.host_link.as_str());
                 self.restore_endpoint(id, endpoint).into_iter().for_each(&mut damage);
             }
         }
         locked(&self.firewall).assert_all().map_err(|cause| self.firewall_error(cause))?;
-        self.sweep(&known_ids, &known_links)?;
+        self.sweep(links, &known_ids, &known_links)?;
         Ok(damages)
     }
 
@@ -75,12 +77,16 @@ impl Networks {
     }
 
     /// Removes what an engine left behind that died between two steps.
-    fn sweep(&self, known_ids: &HashSet<&str>, known_links: &HashSet<&str>) -> Result<(), NetworkError> {
+    fn sweep(
+        &self,
+        links: Vec<link::Link>,
+        known_ids: &HashSet<&str>,
+        known_links: &HashSet<&str>,
+    ) -> Result<(), NetworkError> {
         let prefix = self.alias_prefix();
-        let mut route = locked(&self.route);
         let bridge = self.bridge_index();
         let mut batch = Batch::new();
-        for link in link::list(&mut route)? {
+        for link in links {
             let labelled = link.alias.as_ref().is_some_and(|alias| alias.starts_with(&prefix));
             // Killed between creating and labelling: on our bridge, and named as we name links.
             let unlabelled = link.alias.is_none() && link.master == Some(bridge) && is_host_link_name(&link.name);
@@ -90,8 +96,7 @@ impl Networks {
                 link::delete(&mut batch, &link.name);
             }
         }
-        route.run(&mut batch)?;
-        drop(route);
+        locked(&self.route).run(&mut batch)?;
         for id in self.pins.list()? {
             if !known_ids.contains(id.as_str()) {
                 info!(id, "left-over network namespace is removed");

@@ -30,6 +30,7 @@ pub(super) const FLAGS: &[Flag] = &[
     switch(&["no-pivot"], "do not use pivot_root"),
     switch(&["no-new-keyring"], "keep the caller's session keyring"),
     value(&["preserve-fds"], "descriptors after stdio to pass on"),
+    value(&["rootfs-fd"], "descriptor of a detached mount that is the root; root.path is only where hooks see it"),
 ];
 
 /// The same, parsed.
@@ -41,6 +42,7 @@ pub(super) struct BuildArgs {
     pidfd_socket: Option<PathBuf>,
     options: Options,
     preserve_fds: u16,
+    rootfs_fd: Option<u16>,
 }
 
 impl BuildArgs {
@@ -59,6 +61,7 @@ impl BuildArgs {
             },
             pidfd_socket: parsed.path("pidfd-socket"),
             preserve_fds: parsed.number("preserve-fds")?.unwrap_or(0),
+            rootfs_fd: parsed.number("rootfs-fd")?,
         })
     }
 }
@@ -180,6 +183,7 @@ pub(super) fn build(
     detached: bool,
 ) -> Result<Built, CommandError> {
     let listen_env = inherit::descriptors(context, args.preserve_fds)?;
+    let root = args.rootfs_fd.map(|number| inherit::take(context, number)).transpose()?;
     let (mut spec, config) = Spec::load(&args.bundle)?;
     if let Some(process) = &mut spec.process {
         process.env.extend(listen_env);
@@ -238,7 +242,7 @@ pub(super) fn build(
         Starter::Us => Wait::Parent,
         Starter::Gate => Wait::Gate(gate::build(&entry.gate()).map_err(system("make the start socket"))?),
     };
-    let prepared = Prepared::new(&plan, &args.bundle, args.console_socket.as_deref(), wait)?;
+    let prepared = Prepared::new(&plan, &args.bundle, root, args.console_socket.as_deref(), wait)?;
     let cgroup = NewCgroup::new(cgroup, state.rdt.clone(), None);
     if let (Some(group), Some(rdt)) = (&state.rdt, &plan.rdt) {
         group.make(rdt)?;

@@ -1,5 +1,7 @@
 //! Descriptors that the container's process inherits: stdio, then those of socket activation, then those of `--preserve-fds`.
 
+use std::os::fd::OwnedFd;
+
 use super::{CommandError, Context};
 
 /// Sees to it that exactly those are inherited, and gives what has to be in the process' environment for it.
@@ -15,6 +17,17 @@ pub(super) fn descriptors(context: &Context, preserve: u16) -> Result<Vec<String
     }
     sys::fd::cloexec_from(3 + count).map_err(|errno| CommandError::System("close inherited descriptors", errno))?;
     Ok(env)
+}
+
+/// Takes a descriptor for ourselves that is none of those which are passed on.
+pub(super) fn take(context: &Context, number: u16) -> Result<OwnedFd, CommandError> {
+    let number = i32::from(number);
+    // What is passed on, and has to stay where it is, isn't close-on-exec any more.
+    let passed_on = !sys::fd::is_cloexec(number).map_err(|_| CommandError::NoDescriptor(number))?;
+    if passed_on || context.log.descriptor() == Some(number) {
+        return Err(CommandError::NoDescriptor(number));
+    }
+    sys::fd::take_inherited(number).map_err(|_| CommandError::NoDescriptor(number))
 }
 
 /// Socket activation as sd_listen_fds(3) has it: how many descriptors, and what tells the container's process of them, which is

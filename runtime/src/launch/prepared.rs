@@ -37,6 +37,8 @@ pub(crate) struct Prepared {
     /// What is taken from the host's file system; `None` if the child has to do it, because this user may not.
     pub(super) sources: Option<Sources>,
     pub(super) bundle: PathBuf,
+    /// The root, if the caller made it.
+    root: Option<OwnedFd>,
     /// In the order of the plan's.
     pub(super) joins: Vec<OwnedFd>,
     pub(super) console: Option<OwnedFd>,
@@ -44,8 +46,15 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
-    /// Opens everything. Nothing on the host changes.
-    pub(crate) fn new(plan: &Plan, bundle: &Path, console: Option<&Path>, wait: Wait) -> Result<Self, LaunchError> {
+    /// Opens everything. Nothing on the host changes. `root` is a detached mount that takes the place of what lies at the plan's
+    /// path.
+    pub(crate) fn new(
+        plan: &Plan,
+        bundle: &Path,
+        root: Option<OwnedFd>,
+        console: Option<&Path>,
+        wait: Wait,
+    ) -> Result<Self, LaunchError> {
         let proc = limits::open_proc().map_err(step("open /proc"))?;
         if !plan.mount_label.is_empty() && !Path::new("/sys/fs/selinux/enforce").exists() {
             return Err(LaunchError::NoSelinux);
@@ -64,7 +73,7 @@ impl Prepared {
         };
         let joins = plan.namespaces.join.iter().map(join).collect::<Result<Vec<_>, _>>()?;
         let console = console.map(connect_console).transpose()?;
-        let mut prepared = Self { proc, sources: None, bundle: bundle.to_owned(), joins, console, wait };
+        let mut prepared = Self { proc, sources: None, bundle: bundle.to_owned(), root, joins, console, wait };
         prepared.sources = prepared.take_sources(plan)?;
         if prepared.sources.is_none() && !plan.namespaces.in_user_namespace() {
             return Err(LaunchError::NotAllowed(Errno::EPERM));
@@ -76,7 +85,7 @@ impl Prepared {
     pub(super) fn take_sources(&self, plan: &Plan) -> Result<Option<Sources>, RootfsError> {
         let mut joins = plan.namespaces.join.iter().zip(&self.joins);
         let joined = joins.find(|(join, _)| join.flag == NEWUSER).map(|(_, file)| file);
-        Sources::take(plan, &self.bundle, &self.proc, joined)
+        Sources::take(plan, &self.bundle, self.root.as_ref(), &self.proc, joined)
     }
 }
 

@@ -36,7 +36,7 @@ pub(crate) enum Taken {
 /// Everything taken.
 #[derive(Debug)]
 pub(crate) struct Sources {
-    /// A detached copy of the root's mounts.
+    /// The root's mounts, detached: a copy, unless the caller made them for this container.
     pub(crate) rootfs: OwnedFd,
     /// In the order of the mounts.
     pub(crate) mounts: Vec<Taken>,
@@ -49,13 +49,19 @@ impl Sources {
     pub(crate) fn take(
         plan: &Plan,
         bundle: &Path,
+        root: Option<&OwnedFd>,
         proc: &OwnedFd,
         joined: Option<&OwnedFd>,
     ) -> Result<Option<Self>, RootfsError> {
         let failed = |cause| RootfsError::Root { action: "open", path: plan.rootfs.clone(), cause };
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let directory = nix::fcntl::open(&plan.rootfs, flags, Mode::empty()).map_err(failed)?;
-        let rootfs = match clone_tree(&directory, "", Reach::Tree) {
+        let taken = match root {
+            // Taken itself, for a copy would cost one mount more, and leave this one to whoever closes it last.
+            Some(root) => nix::fcntl::openat(root, ".", flags, Mode::empty()),
+            None => nix::fcntl::open(&plan.rootfs, flags, Mode::empty())
+                .and_then(|directory| clone_tree(&directory, "", Reach::Tree)),
+        };
+        let rootfs = match taken {
             Err(Errno::EPERM) => return Ok(None),
             other => other.map_err(failed)?,
         };

@@ -102,6 +102,13 @@ pub fn set_cloexec(number: RawFd, on: bool) -> Result<(), Errno> {
     check(libc::c_long::from(unsafe { libc::fcntl(number, libc::F_SETFD, flags) })).map(drop)
 }
 
+/// Whether a descriptor given by number is close-on-exec. `EBADF` if there is none.
+pub fn is_cloexec(number: RawFd) -> Result<bool, Errno> {
+    // SAFETY: F_GETFD takes nothing.
+    let flags = check(libc::c_long::from(unsafe { libc::fcntl(number, libc::F_GETFD) }))?;
+    Ok(flags & libc::c_long::from(libc::FD_CLOEXEC) != 0)
+}
+
 /// Marks every descriptor from `first` on close-on-exec (close_range(2) with CLOSE_RANGE_CLOEXEC, Linux 5.11).
 pub fn cloexec_from(first: RawFd) -> Result<(), Errno> {
     const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;

@@ -1,5 +1,6 @@
 //! Mounts: id maps, links, attributes, propagation, what stands in where a namespace may not mount.
 
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
@@ -488,4 +489,42 @@ fn owners_of_a_file_system_are_the_containers() {
     let pts = json!({"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["gid=5000"]});
     let error = bundle.set("/mounts/-", pts).run_fails();
     assert!(!is_ours() || error.contains("\"gid=5000\" is not in linux.gidMappings"), "{error}");
+}
+
+/// What a caller that makes the root itself passes on: nothing of it is ever in the host's table of mounts.
+#[test]
+fn the_root_can_be_a_detached_mount() {
+    let Some(bundle) = Bundle::new() else { return };
+    if !is_ours() {
+        return;
+    }
+    let bundle = bundle.shell("echo of the image; touch /written; grep -c rootfs /proc/self/mountinfo");
+    bundle.write_config();
+    let (rootfs, image) = (bundle.path("bundle/rootfs"), bundle.path("image"));
+    std::fs::rename(&rootfs, &image).expect("rename");
+    std::fs::create_dir(&rootfs).expect("folder");
+    let by_descriptor = |number: i32| {
+        let (folder, number) = (bundle.path("bundle"), number.to_string());
+        let arguments = ["run", "--rootfs-fd", &number, "--bundle", folder.to_str().expect("text"), &bundle.id];
+        texts(&bundle.command(&arguments).output().expect("runs"))
+    };
+    let root = sys::mount::clone_tree(nix::fcntl::AT_FDCWD, &image, sys::mount::Reach::One).expect("a detached copy");
+    let number = root.as_raw_fd();
+    sys::fd::set_cloexec(number, false).expect("inherited");
+    let (said, error) = by_descriptor(number);
+    assert_eq!(said.lines().next(), Some("of the image"), "{said} {error}");
+    assert!(image.join("written").exists() && !rootfs.join("written").exists());
+    // It was moved, and went with the container: there is nothing left to move.
+    assert!(by_descriptor(number).1.contains("rootfs"), "a root that is used up is refused");
+    drop(root);
+    for (number, refusal) in [(0, "descriptor 0"), (1000, "descriptor 1000"), (70_000, "not a number in range")] {
+        let error = by_descriptor(number).1;
+        assert!(error.contains(refusal), "{number}: {error}");
+    }
+    // A descriptor of something else.
+    let file = std::fs::File::open("/etc/hostname").expect("a file");
+    sys::fd::set_cloexec(file.as_raw_fd(), false).expect("inherited");
+    let error = by_descriptor(file.as_raw_fd()).1;
+    assert!(error.contains("rootfs") && error.contains("Not a directory"), "{error}");
+    bundle.assert_nothing_left();
 }

@@ -243,7 +243,8 @@ impl Prepared {
         };
         let (out_reader, out_writer) = pipe(config.owner)?;
         let (err_reader, err_writer) = pipe(config.owner)?;
-        let child = ChildStdio { stdin: child_stdin, stdout: out_writer.into(), stderr: err_writer.into() };
+        let child =
+            ChildStdio { stdin: child_stdin, stdout: out_writer.into(), stderr: err_writer.into(), further: None };
         let outputs = [Some(out_reader), Some(err_reader)];
         Ok(Self { child: Some(child), console: None, stdin_pipe, outputs, sinks, keepers, stdin_feed })
     }

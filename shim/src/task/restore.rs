@@ -10,7 +10,7 @@ use super::{Started, Task, watch_exit};
 use crate::{
     bundle::Key,
     cgroup::Cgroup,
-    create,
+    create::{self, Make},
     error::TaskError,
     events::Topic,
     io::Prepared,
@@ -48,7 +48,7 @@ impl Task {
                     .await
                     .map_err(|cause| TaskError::Io { id: format!("container {id}"), cause })?,
             };
-            create::begin(&shim, &oci, &id, prepared, Some(&images)).await
+            create::begin(&shim, &oci, &id, prepared, Make::Restored(&images)).await
         };
         self.exclusive(Op::Start, work, move |task, done| {
             let started = match done {

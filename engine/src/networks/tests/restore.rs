@@ -76,13 +76,13 @@ fn what_belongs_to_no_record_is_removed() {
         assert_eq!(published(BRIDGE), ["tcp . 8080 : 10.231.1.2 . 80"]);
         assert!(ask().is_some());
 
-        // A record whose namespace is gone is reported and reserves nothing.
+        // A record whose link is gone, with the namespace it led to, is reported and reserves nothing.
         records.push(("dead".to_owned(), dead.clone()));
         let third = host.open();
         drop(second);
         let damages =
             eventually("only one is damaged", || Some(restore(&third, &records)).filter(|damages| damages.len() == 1));
-        assert!(matches!((damages[0].id.as_str(), &damages[0].error), ("dead", NetworkError::NamespaceGone(_))));
+        assert!(matches!((damages[0].id.as_str(), &damages[0].error), ("dead", NetworkError::LinkGone(_))));
         third.detach("dead", &dead).expect("detaching it is fine");
     });
 }

@@ -1,0 +1,89 @@
+//! The root filesystem as a mount that is in nobody's mount table, handed to the runtime as a descriptor.
+//!
+//! Whoever makes a mount namespace copies the table of the one it is in, and some look-ups walk all that is mounted below a mount.
+//! With each container's root in the host's table, every start would cost more than the one before; so would a host with many mounts
+//! of its own, about which nothing can be done. What nobody holds open any more is gone by itself, however the shim ends.
+
+use std::os::fd::OwnedFd;
+
+use nix::mount::MsFlags;
+use proto::containerd::types::Mount;
+use sys::mount::{Filesystem, Reach, attr};
+
+use super::{Options, parse_options, shorten_lowerdirs};
+
+/// Most bytes that fsconfig(2) takes as a value.
+const VALUE_LIMIT: usize = 255;
+
+/// The root that `mounts` describe, if it is one that can be made detached: an overlay or a bind mount alone. `None` also if that
+/// fails: mounting it the long way then works, as on kernels before 5.2, or tells why not.
+pub(crate) fn detached(mounts: &[Mount]) -> Option<OwnedFd> {
+    let [mount] = mounts else { return None };
+    let options = parse_options(&mount.options);
+    if !matches!(mount.target.as_str(), "" | "/") || !options.propagation.is_empty() {
+        return None;
+    }
+    match mount.r#type.as_str() {
+        "overlay" => overlay(&mount.source, &options),
+        "bind" | "rbind" => bind(&mount.source, &options),
+        _ => None,
+    }
+}
+
+fn overlay(source: &str, options: &Options) -> Option<OwnedFd> {
+    let attributes = attributes(options.flags)?;
+    let too_long = |data: &str| data.split(',').any(|option| value(option).len() > VALUE_LIMIT);
+    let (folder, data) = match too_long(&options.data) {
+        false => (None, options.data.clone()),
+        true => shorten_lowerdirs(&options.data).map(|(folder, data)| (Some(folder), data))?,
+    };
+    if too_long(&data) {
+        return None;
+    }
+    let make = || {
+        let filesystem = Filesystem::open("overlay")?;
+        filesystem.string("source", source)?;
+        for option in data.split(',').filter(|option| !option.is_empty()) {
+            match option.split_once('=') {
+                Some((key, value)) => filesystem.string(key, value)?,
+                None => filesystem.flag(option)?,
+            }
+        }
+        if options.flags.contains(MsFlags::MS_RDONLY) {
+            filesystem.flag("ro")?;
+        }
+        filesystem.mount(attributes)
+    };
+    super::within(folder.as_deref(), make).ok()
+}
+
+fn value(option: &str) -> &str {
+    option.split_once('=').map_or("", |(_, value)| value)
+}
+
+fn bind(source: &str, options: &Options) -> Option<OwnedFd> {
+    let kind = MsFlags::MS_BIND | MsFlags::MS_REC;
+    let attributes = attributes(options.flags - kind)?;
+    if !options.data.is_empty() {
+        return None;
+    }
+    let reach = if options.flags.contains(MsFlags::MS_REC) { Reach::Tree } else { Reach::One };
+    let copy = sys::mount::clone_tree(nix::fcntl::AT_FDCWD, source, reach).ok()?;
+    if attributes != 0 {
+        sys::mount::set_attributes(&copy, Reach::One, attributes, 0, None).ok()?;
+    }
+    Some(copy)
+}
+
+/// What mount(2) calls flags, as attributes of a mount; `None` if there is one that isn't.
+fn attributes(flags: MsFlags) -> Option<u64> {
+    let known = [
+        (MsFlags::MS_RDONLY, attr::RDONLY),
+        (MsFlags::MS_NOSUID, attr::NOSUID),
+        (MsFlags::MS_NODEV, attr::NODEV),
+        (MsFlags::MS_NOEXEC, attr::NOEXEC),
+        (MsFlags::MS_NODIRATIME, attr::NODIRATIME),
+    ];
+    let all = known.iter().fold(MsFlags::empty(), |all, (flag, _)| all | *flag);
+    (flags - all).is_empty().then(|| known.iter().filter(|(flag, _)| flags.contains(*flag)).map(|(_, bit)| bit).sum())
+}
