@@ -266,7 +266,7 @@ mod tests {
         assert_eq!(shorten_lowerdirs("upperdir=/x"), None);
     }
 
-    fn overlay(layers: &Path, count: usize) -> Mount {
+    pub(super) fn overlay(layers: &Path, count: usize) -> Mount {
         let make = |name: String| {
             let path = layers.join(name);
             fs::create_dir_all(&path).expect("layer");
@@ -300,15 +300,15 @@ mod tests {
             options: vec!["ro".into()],
             ..Mount::default()
         };
-        let result = mount_rootfs(&[mount, on_top], &at);
+        let result = make_rootfs(&[mount, on_top], &at, true);
         let mark = fs::read_to_string(at.join("mark"));
         let written = fs::write(at.join("new"), "x");
         let bad = Mount { r#type: "nofs".into(), ..Mount::default() };
-        let failure = mount_rootfs(&[tmpfs.clone(), bad], &at).map_err(|error| error.kind());
+        let failure = make_rootfs(&[tmpfs.clone(), bad], &at, true).map_err(|error| error.kind());
         let table = fs::read_to_string("/proc/self/mounts").expect("mounts");
         let unmounted = unmount_rootfs(&at);
         unmount_rootfs(&layers).expect("unmount layers");
-        result.expect("mounted");
+        assert!(matches!(result.expect("mounted"), Rootfs::Mounted), "two mounts have to be mounted");
         assert_eq!(mark.expect("read"), "here");
         assert_eq!(written.map_err(|e| e.kind()), Err(io::ErrorKind::ReadOnlyFilesystem));
         assert!(failure.is_err());

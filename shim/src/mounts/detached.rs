@@ -87,3 +87,79 @@ fn attributes(flags: MsFlags) -> Option<u64> {
     let all = known.iter().fold(MsFlags::empty(), |all, (flag, _)| all | *flag);
     (flags - all).is_empty().then(|| known.iter().filter(|(flag, _)| flags.contains(*flag)).map(|(_, bit)| bit).sum())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::fd::AsRawFd, path::Path};
+
+    use proto::kind::ErrorKind;
+
+    use super::super::{Rootfs, make_rootfs, mount_one, tests::overlay, unmount_rootfs};
+    use super::*;
+
+    fn kind(made: &Rootfs) -> &'static str {
+        match made {
+            Rootfs::There => "there",
+            Rootfs::Mounted => "mounted",
+            Rootfs::Detached(_) => "detached",
+        }
+    }
+
+    fn bind(source: &Path, options: &[&str]) -> Mount {
+        let options = options.iter().map(|&option| option.into()).collect();
+        Mount { r#type: "bind".into(), source: source.display().to_string(), options, ..Mount::default() }
+    }
+
+    #[test]
+    fn one_overlay_or_bind_is_in_no_table() {
+        let folder = tempfile::tempdir().expect("folder");
+        let (at, layers) = (folder.path().join("rootfs"), folder.path().join("layers"));
+        fs::create_dir(&layers).expect("folder");
+        let tmpfs = Mount { r#type: "tmpfs".into(), source: "tmpfs".into(), ..Mount::default() };
+        mount_one(&tmpfs, &layers).expect("tmpfs");
+        let mut read_only = overlay(&layers, 1);
+        read_only.options.push("ro".into());
+        let mut found = Vec::new();
+        for mount in [
+            overlay(&layers, 2),
+            // Too long for one value unless named from their common folder, and with them too long even then.
+            overlay(&layers, 4),
+            overlay(&layers, 60),
+            read_only,
+            bind(&layers.join("upper"), &["rbind", "ro"]),
+            bind(&layers.join("upper"), &["rbind", "rshared"]),
+        ] {
+            let made = make_rootfs(&[mount], &at, true).expect("made");
+            let inside = match &made {
+                Rootfs::Detached(root) => format!("/proc/self/fd/{}", root.as_raw_fd()).into(),
+                _ => at.clone(),
+            };
+            let writable = fs::write(inside.join("new"), "x").is_ok();
+            let in_table = fs::read_to_string("/proc/self/mounts").expect("mounts").contains(&*at.to_string_lossy());
+            found.push((kind(&made), writable, in_table));
+            unmount_rootfs(&at).expect("unmount");
+        }
+        unmount_rootfs(&layers).expect("unmount layers");
+        let (detached, mounted) = ("detached", "mounted");
+        let expected = [
+            (detached, true, false),
+            (detached, true, false),
+            (mounted, true, true),
+            (detached, false, false),
+            (detached, false, false),
+            (mounted, true, true),
+        ];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn what_cannot_be_made_is_told_by_the_long_way() {
+        let folder = tempfile::tempdir().expect("folder");
+        let at = folder.path().join("rootfs");
+        let missing = bind(Path::new("/no/such/folder"), &["rbind"]);
+        let error = make_rootfs(&[missing], &at, true).expect_err("no source");
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        assert!(error.to_string().contains("/no/such/folder"), "{error}");
+        assert_eq!(kind(&make_rootfs(&[], &at, true).expect("nothing to do")), "there");
+    }
+}
