@@ -48,6 +48,28 @@ fn files_turn_at_the_size_and_the_oldest_goes() {
 }
 
 #[test]
+fn large_files_turn_at_the_size_and_nothing_between_is_missing() {
+    const LIMIT: u64 = (1 << 20) + 4321;
+    let folder = tempfile::tempdir().expect("folder");
+    let mut log = writer(folder.path(), Some(LIMIT), 3);
+    let lines: Vec<String> = (0..80_000).map(|n| format!("{n:0width$}\n", width = 1 + n % 40)).collect();
+    // Reads end within lines.
+    for piece in lines.concat().as_bytes().chunks(64 << 10) {
+        log.write(piece);
+    }
+    assert_eq!(names(folder.path()), ["c-json.log", "c-json.log.1", "c-json.log.2"]);
+    let mut all = Vec::new();
+    for name in ["c-json.log.2", "c-json.log.1", "c-json.log"] {
+        let path = folder.path().join(name);
+        let size = fs::metadata(&path).expect("size").len();
+        // The entry that makes it full is the last one.
+        assert!(size < LIMIT + 200 && (size >= LIMIT || name == "c-json.log"), "{name}: {size}");
+        all.extend(entries(&path));
+    }
+    assert!(all.len() > 10_000 && lines.ends_with(&all), "{} lines", all.len());
+}
+
+#[test]
 fn a_single_file_begins_anew() {
     let folder = tempfile::tempdir().expect("folder");
     let mut log = writer(folder.path(), Some(100), 1);
