@@ -163,10 +163,12 @@ impl Task {
         let _ = self.facts.subscribe().wait_for(|facts| wanted(facts.phase)).await;
     }
 
-    /// Waits until the shim can be asked (again), or is known to be gone.
-    pub(super) async fn connected_or_not_live(&self) {
+    /// Waits until the shim can be asked (again), or is known to be gone; or until `enough` is known without it.
+    pub(super) async fn connected_or_not_live(&self, enough: impl Fn(&Facts) -> bool) {
         let usable = |connection: &Connection| !connection.is_lost();
-        let settled = |facts: &Facts| facts.phase != Phase::Live || facts.connection.as_ref().is_some_and(usable);
+        let settled = |facts: &Facts| {
+            facts.phase != Phase::Live || facts.connection.as_ref().is_some_and(usable) || enough(facts)
+        };
         let _ = self.facts.subscribe().wait_for(settled).await;
     }
 

@@ -39,8 +39,10 @@ async fn wait(task: &Task, exec: Option<ExecId>) -> Result<Exit, TaskError> {
             ));
         }
         match ask(task, exec.as_ref()).await {
-            // Either the connection is made again, and we ask again, or the task is cleaned up, and the exit is known.
-            Err(TaskError::ShimGone { .. }) => task.connected_or_not_live().await,
+            // Either the connection is made again, and we ask again, or the task is being cleaned up, and the exit is known.
+            Err(TaskError::ShimGone { .. }) => {
+                task.connected_or_not_live(|facts| exec.is_none() && facts.exit.is_some()).await;
+            }
             answer => return answer,
         }
     }

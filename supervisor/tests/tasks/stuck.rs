@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::stack::{Stack, assert_state, request};
+use crate::stack::{Stack, assert_state, eventually, request};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -103,7 +103,8 @@ async fn who_is_stuck_can_be_seen_and_ended() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     };
     assert!(seen.contains("its shim has not answered Pids for 5 s"), "{seen}");
-    assert!(stack.log().contains("shim takes long to answer"));
+    // Logged beside it, by another thread.
+    eventually("the log says so too", || stack.log().contains("shim takes long to answer")).await;
     // The way out that the errors name.
     send(shim, Signal::SIGKILL);
     let told = waits.await.unwrap().unwrap_err();
