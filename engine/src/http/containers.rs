@@ -198,8 +198,11 @@ pub async fn wait(State(app): State<Arc<App>>, Path(id): Path<String>, RawQuery(
     let container = app.containers.find(&id)?;
     let mut ends = container.ends.subscribe();
     let seen = *ends.borrow_and_update();
-    let phase = container.live().record.state.phase;
-    let up = crate::containers::is_up(phase);
+    // Both at once, for an end is on the record a moment before it is told.
+    let (up, exit_code) = {
+        let state = &container.live().record.state;
+        (crate::containers::is_up(state.phase), state.exit_code)
+    };
     let condition = query.get("condition").unwrap_or("not-running");
     if !matches!(condition, "not-running" | "next-exit" | "removed") {
         return Err(ApiError::invalid(format!("invalid condition: \"{condition}\"")));
@@ -210,7 +213,7 @@ pub async fn wait(State(app): State<Arc<App>>, Path(id): Path<String>, RawQuery(
     // The body is a stream, so that the header goes out before there is a result.
     tokio::spawn(async move {
         let code = if at_once {
-            seen.code
+            exit_code
         } else {
             let over = |now: &crate::containers::Ends| now.removed || (!removal && now.count != seen.count);
             tokio::select! {
