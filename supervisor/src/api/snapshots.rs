@@ -124,10 +124,19 @@ impl snapshots_server::Snapshots for SnapshotsService {
         &self,
         request: Request<api::StatSnapshotRequest>,
     ) -> Result<Response<api::StatSnapshotResponse>, Status> {
-        let namespace = namespace(&request)?;
+        let (namespace, lease) = (namespace(&request)?, lease(&request));
         let request = request.into_inner();
-        let record = driver(&self.0, &request.snapshotter)?.stat(namespace.as_str(), &request.key).map_err(status)?;
-        Ok(Response::new(api::StatSnapshotResponse { info: Some(to_info(request.key, record)) }))
+        let driver = driver(&self.0, &request.snapshotter)?;
+        let answer = |key, record| Response::new(api::StatSnapshotResponse { info: Some(to_info(key, record)) });
+        let Some(lease) = lease else {
+            let record = driver.stat(namespace.as_str(), &request.key).map_err(status)?;
+            return Ok(answer(request.key, record));
+        };
+        blocking(move || {
+            let record = driver.stat_under(namespace.as_str(), &request.key, &lease).map_err(status)?;
+            Ok(answer(request.key, record))
+        })
+        .await
     }
 
     async fn update(

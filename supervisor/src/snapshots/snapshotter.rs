@@ -26,7 +26,7 @@ use crate::{
     layers::apply::Target,
     leases::{self, Leases},
     namespaces,
-    store::{Database, Labels, Time, WriteTx, update_labels},
+    store::{Database, Labels, StoreError, Time, WriteTx, update_labels},
 };
 
 /// One snapshotter: a driver and its records.
@@ -283,6 +283,21 @@ impl Snapshotter {
     /// What is recorded about a snapshot.
     pub(crate) fn stat(&self, namespace: &str, key: &str) -> Result<Record, SnapshotError> {
         self.db.read(|tx| get(tx, self.name(), namespace, key))
+    }
+
+    /// The same, for somebody who works under a lease: what they find they build on, so the lease keeps it from now on.
+    pub(crate) fn stat_under(&self, namespace: &str, key: &str, lease: &str) -> Result<Record, SnapshotError> {
+        let record = self.stat(namespace, key)?;
+        let kept = self.db.write(|tx| {
+            let record = get(tx, self.name(), namespace, key)?;
+            leases::add_in(tx, namespace, lease, &self.resource, key)?;
+            Ok(record)
+        });
+        match kept {
+            // Where nothing can be written, nothing is collected.
+            Err(SnapshotError::Store(StoreError::ReadOnly(_))) => Ok(record),
+            kept => kept,
+        }
     }
 
     /// Changes labels as the field mask asks; an empty mask replaces all.

@@ -2,13 +2,16 @@
 
 use std::{process::Command, sync::Arc, thread};
 
-use proto::containerd::services::leases::v1::{
-    AddResourceRequest, CreateRequest, DeleteRequest, ListRequest, Resource, leases_client::LeasesClient,
+use proto::containerd::services::{
+    leases::v1::{
+        AddResourceRequest, CreateRequest, DeleteRequest, ListRequest, Resource, leases_client::LeasesClient,
+    },
+    snapshots::v1::{StatSnapshotRequest, snapshots_client::SnapshotsClient},
 };
 
 use crate::{
     archives::{Image, gzip, layer, noise},
-    harness::{Supervisor, eventually, request},
+    harness::{Supervisor, eventually, request, unpacking},
     registries::DockerRegistry,
 };
 
@@ -88,4 +91,27 @@ async fn a_lease_keeps_until_it_expires_and_nobody_has_to_ask() {
     assert!(left.is_empty(), "{left:?}");
     let gone = leases.delete(request(DeleteRequest { id: "brief".into(), sync: false })).await.unwrap_err();
     assert_eq!(gone.code(), tonic::Code::NotFound);
+}
+
+/// A client that unpacks looks whether a layer is there, and builds on it: what it found under its lease must stay.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_looked_for_under_a_lease_stays() {
+    let supervisor = Supervisor::start();
+    let client = supervisor.client().await;
+    let image = Image::new(&[layer(&[("a", b"1")])], gzip);
+    client.import(image.docker_archive(&["web:1"]), &unpacking()).await.0.unwrap();
+    let [found] = &client.snapshots().await[..] else { panic!("one layer") };
+    let mut leases = LeasesClient::new(client.channel.clone());
+    leases.create(request(CreateRequest { id: "build".into(), ..CreateRequest::default() })).await.unwrap();
+    let mut snapshots = SnapshotsClient::new(client.channel.clone());
+    for (key, code) in [(found.name.clone(), None), ("sha256:none".to_owned(), Some(tonic::Code::NotFound))] {
+        let mut stat = request(StatSnapshotRequest { snapshotter: "overlayfs".into(), key });
+        stat.metadata_mut().insert("containerd-lease", "build".parse().unwrap());
+        assert_eq!(snapshots.stat(stat).await.err().map(|status| status.code()), code);
+    }
+    client.remove_image("docker.io/library/web:1").await.unwrap();
+    eventually("all else is collected", async || client.blobs().await.is_empty()).await;
+    assert_eq!(client.snapshots().await.len(), 1);
+    leases.delete(request(DeleteRequest { id: "build".into(), sync: true })).await.unwrap();
+    eventually("it goes with the lease", async || client.snapshots().await.is_empty()).await;
 }
