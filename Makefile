@@ -14,7 +14,7 @@ export BERTH_COMMIT := $(shell git log -1 --format=%h -- runtime Cargo.toml Carg
 # The runtime suite runs on another runtime with RUNTIME=runc, or the path of one.
 RUNTIME ?=
 
-.PHONY: help deps deps-test deps-vm build install run stop test unit integration test-runtime soak-stack soak-runtime soak-supervisor fuzz-runtime test-vm vm-shell lint fmt doc bench bench-runtime bench-density clean
+.PHONY: help deps deps-test deps-vm build install run stop test unit integration test-runtime soak-stack soak-engine soak-runtime soak-supervisor fuzz-runtime fuzz-engine test-vm vm-shell lint fmt doc bench bench-runtime bench-density bench-images clean
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -75,10 +75,15 @@ BERTH_SOAK_SECONDS ?= 120
 soak-stack: deps-test build ## 16 clients on hundreds of containers while daemons and shims are killed at random, for BERTH_SOAK_SECONDS
 	BERTH_SOAK_SECONDS=$(BERTH_SOAK_SECONDS) $(CARGO) test -p integration-tests --test chaos -- --nocapture
 
-# Which boots (init, systemd), and which tests: make test-vm BOOT=systemd FILTER='v2:: --nocapture'
+# As long as that, too; and the same choices again with BERTH_SOAK_SEED.
+soak-engine: deps-test build ## the engine killed at random while clients do everything, and during the conformance cases, for BERTH_SOAK_SECONDS
+	BERTH_SOAK_SECONDS=$(BERTH_SOAK_SECONDS) $(CARGO) test -p integration-tests --test conformance killed -- --nocapture --test-threads 1
+
+# Which boots (init, systemd), suites (runtime, stack) and tests: make test-vm BOOT=systemd SUITE=runtime FILTER='v2:: --nocapture'
 BOOT ?=
-export FILTER
-test-vm: deps-vm ## the runtime suite in VMs with Debian's kernel and cgroup v2: a bare init; systemd and AppArmor (.ci/vm/run)
+SUITE ?=
+export FILTER SUITE
+test-vm: deps-vm ## the runtime suite and a small one of the stack in VMs with Debian's kernel and cgroup v2: a bare init; systemd and AppArmor (.ci/vm/run)
 	@.ci/vm/run $(BOOT)
 
 vm-shell: deps-vm ## a shell in the test VM (BOOT=init or systemd)
@@ -93,6 +98,9 @@ soak-supervisor: deps-test ## the supervisor's memory over many lives of contain
 BERTH_FUZZ_SECONDS ?= 600
 fuzz-runtime: deps ## configurations that nobody would write, for BERTH_FUZZ_SECONDS; BERTH_FUZZ_SEED tries one again
 	BERTH_FUZZ_SECONDS=$(BERTH_FUZZ_SECONDS) $(CARGO) test -p runtime --bin berth-runtime plan::fuzz -- --nocapture
+
+fuzz-engine: deps-test build ## bent requests and thousands of clients that misbehave, for BERTH_FUZZ_SECONDS (300); BERTH_FUZZ_SEED tries one again
+	BERTH_FUZZ_SECONDS=$${BERTH_FUZZ_SECONDS:-300} BERTH_ABUSE=$${BERTH_ABUSE:-3000} $(CARGO) test -p engine --test system -- --nocapture fuzz abuse
 
 lint: deps ## rustfmt, clippy, rustdoc: no warning allowed
 	$(CARGO) fmt --all --check
@@ -116,6 +124,10 @@ bench-runtime: deps-test build ## the runtime's part of it: beside runc, crun an
 bench-density: deps-test build ## 1,000 sleeping containers: time, memory, CPU at rest; memory of containerd's beside
 	$(CARGO) build --release -p integration-tests
 	$(TARGET)/$(HOST)/release/bench density
+
+bench-images: deps-test build ## pull, push, save, load and commit beside dockerd, podman and containerd, from a registry on loopback
+	$(CARGO) build --release -p integration-tests
+	$(TARGET)/$(HOST)/release/bench images
 
 clean: ## remove what was built
 	$(CARGO) clean

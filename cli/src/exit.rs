@@ -2,6 +2,7 @@
 
 use crate::client::{ClientError, demux::DemuxError};
 use crate::config::ConfigError;
+use crate::credentials::CredentialsError;
 use crate::options::{OptionError, Plain};
 use crate::output::{template::TemplateError, time::TimeError};
 use std::io;
@@ -13,14 +14,29 @@ pub enum Failure {
     #[error(transparent)]
     Client(#[from] ClientError),
     /// The surroundings.
-    #[error("berth: {0}")]
+    #[error(transparent)]
     Config(#[from] ConfigError),
+    /// A context.
+    #[error(transparent)]
+    Context(#[from] crate::context::ContextError),
+    /// An archive of a context.
+    #[error(transparent)]
+    Archive(#[from] crate::context::archive::ArchiveError),
+    /// Credentials that are to be kept or forgotten.
+    #[error("Error saving credentials: {0}")]
+    Credentials(#[from] CredentialsError),
     /// Values of flags.
     #[error(transparent)]
     Option(#[from] OptionError),
     /// A template.
     #[error("template parsing error: {0}")]
     Template(#[from] TemplateError),
+    /// A template of a list.
+    #[error("template parsing error: {0}")]
+    Listing(TemplateError),
+    /// The engine lacks what was asked for: said before anything was done.
+    #[error("{0}")]
+    Gate(String),
     /// A time.
     #[error(transparent)]
     Time(#[from] TimeError),
@@ -52,6 +68,14 @@ pub enum Failure {
         /// 125, 126 or 127.
         code: u8,
     },
+    /// A failure in better words.
+    #[error("{text}")]
+    Said {
+        /// The words.
+        text: String,
+        /// Its code.
+        code: u8,
+    },
     /// Everything has been said: only the code is left.
     #[error("exit code {0}")]
     Exit(u8),
@@ -64,7 +88,9 @@ impl Failure {
     /// The exit code.
     pub fn code(&self) -> u8 {
         match self {
-            Self::Run { code, .. } | Self::Exit(code) => *code,
+            Self::Run { code, .. } | Self::Said { code, .. } | Self::Exit(code) => *code,
+            // docker's own: what can't even be read is another code than what can't be carried out.
+            Self::Template(TemplateError::Parse { .. }) => 64,
             _ => 1,
         }
     }
@@ -84,7 +110,7 @@ impl Failure {
         let text = self.to_string();
         let code = code_of_start_error(&text);
         match self {
-            Self::Exit(_) | Self::Run { .. } => self,
+            Self::Exit(_) | Self::Run { .. } | Self::Gate(_) => self,
             cause => Self::Run { cause: Box::new(cause), code },
         }
     }

@@ -47,6 +47,31 @@ impl Drop for RawMode {
     }
 }
 
+/// Standard input without echo, for passwords. Undone on drop.
+#[derive(Debug)]
+pub struct NoEcho {
+    before: Termios,
+}
+
+impl NoEcho {
+    /// Turns the echo off.
+    pub fn enter() -> io::Result<Self> {
+        let stdin = io::stdin();
+        let before = termios::tcgetattr(stdin.as_fd())?;
+        let mut silent = before.clone();
+        silent.local_flags.remove(termios::LocalFlags::ECHO);
+        termios::tcsetattr(stdin.as_fd(), SetArg::TCSANOW, &silent)?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for NoEcho {
+    fn drop(&mut self) {
+        // The terminal may be gone; there is nobody left to tell.
+        let _ = termios::tcsetattr(io::stdin().as_fd(), SetArg::TCSANOW, &self.before);
+    }
+}
+
 /// Keys that were not understood.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("invalid detach keys ({keys}): unknown key {key:?}")]

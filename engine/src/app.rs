@@ -1,45 +1,42 @@
 //! Config -> App -> serve -> drain.
 
 use crate::{
-    config::Config,
+    access::{AccessError, Gate},
+    config::{Config, Live},
     containers::{
-        Containers, exits,
+        Containers,
+        apparmor::AppArmor,
+        exits, networking,
         store::{Store, StoreError},
     },
     events::Events,
-    http::routes,
+    http::{self, routes},
     identity::{Identity, IdentityError},
-    images::Images,
+    images::{Images, Outside},
     launch::{self, LaunchError},
+    listen::{self, Certificates, Door, ListenError, Listeners},
+    metrics::{self, Metrics},
     networks::{BridgeConfig, NetworkError, NetworkIds, Networks, Subnet},
     supervisor::{Client, DriverError},
     time::Timestamp,
     volumes::Volumes,
 };
-use axum::body::Body;
-use hyper_util::rt::TokioIo;
 use nix::fcntl::{Flock, FlockArg};
 use std::{
-    fs::{DirBuilder, File, OpenOptions, Permissions},
+    collections::BTreeMap,
+    fs::{DirBuilder, File, OpenOptions},
     io,
-    os::{
-        fd::OwnedFd,
-        unix::fs::{DirBuilderExt, PermissionsExt},
-    },
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 use sys::service::{Notifier, Service};
 use tokio::{
-    net::{UnixListener, UnixStream},
     signal::unix::{Signal, SignalKind, signal},
-    sync::{mpsc, oneshot, watch},
+    sync::{oneshot, watch},
 };
 use tracing::{info, warn};
-
-/// How long requests in flight may take after SIGTERM.
-const DRAIN: Duration = Duration::from_secs(5);
 
 /// How long the first comparison with the supervisor may take.
 const COMPARE: Duration = Duration::from_secs(30);
@@ -49,6 +46,10 @@ const COMPARE: Duration = Duration::from_secs(30);
 pub struct App {
     /// What we were told from outside.
     pub config: Config,
+    /// The part of it that a reload replaces.
+    live: RwLock<Arc<Live>>,
+    /// Counters.
+    pub metrics: Metrics,
     /// What happened.
     pub events: Events,
     /// The supervisor.
@@ -61,12 +62,21 @@ pub struct App {
     pub volumes: Volumes,
     /// Containers.
     pub containers: Containers,
+    /// What this machine has of AppArmor.
+    pub apparmor: AppArmor,
     /// Who this engine is.
     pub identity: Identity,
     /// When it started.
     pub started: Timestamp,
     /// Whether /sys/fs/cgroup is cgroup2.
     pub unified_cgroups: bool,
+}
+
+impl App {
+    /// The part of the configuration that a reload replaces, as it is now.
+    pub fn live(&self) -> Arc<Live> {
+        self.live.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// Why the engine does not serve.
@@ -86,14 +96,17 @@ pub enum AppError {
         #[source]
         cause: io::Error,
     },
-    #[error("listen on {path}")]
-    Listen {
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error("write {what} {path}")]
+    Process {
+        what: &'static str,
         path: PathBuf,
         #[source]
         cause: io::Error,
     },
-    #[error("listen on {0}: somebody else serves there")]
-    Served(PathBuf),
+    #[error("process with PID {pid} is still running, as {path} says")]
+    Running { pid: i32, path: PathBuf },
     #[error("watch for signals")]
     Signals(#[source] io::Error),
     #[error(transparent)]
@@ -106,6 +119,8 @@ pub enum AppError {
     Subnet(String),
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Access(#[from] AccessError),
     #[error("the supervisor at {0} does not answer")]
     NoAnswer(PathBuf),
     #[error("supervisor at {at}")]
@@ -116,8 +131,8 @@ pub enum AppError {
     },
 }
 
-/// Serves until SIGTERM or SIGINT. Containers run on.
-pub async fn run(config: Config, service: Service) -> Result<(), AppError> {
+/// Serves until SIGTERM or SIGINT. Containers run on. `set_filter` changes what is logged.
+pub async fn run(config: Config, service: Service, set_filter: SetFilter) -> Result<(), AppError> {
     for (path, mode) in [
         (config.data_root.clone(), 0o711),
         (config.run_root.clone(), 0o711),
@@ -127,10 +142,23 @@ pub async fn run(config: Config, service: Service) -> Result<(), AppError> {
         make_folder(&path, mode)?;
     }
     // Before anybody can know of us: who is told that we are ready may tell us to stop at once.
-    let term = signal(SignalKind::terminate()).map_err(AppError::Signals)?;
-    let int = signal(SignalKind::interrupt()).map_err(AppError::Signals)?;
+    let failed = AppError::Signals;
+    let signals = Signals {
+        term: signal(SignalKind::terminate()).map_err(failed)?,
+        int: signal(SignalKind::interrupt()).map_err(failed)?,
+        hup: signal(SignalKind::hangup()).map_err(failed)?,
+    };
     let _data_lock = lock_root(&config.engine_data())?;
     let _run_lock = lock_root(&config.engine_run())?;
+    let _pidfile = config.pidfile.as_deref().map(PidFile::write).transpose()?;
+    if let Some(score) = config.oom_score_adjust {
+        let path = PathBuf::from("/proc/self/oom_score_adj");
+        std::fs::write(&path, score.to_string()).map_err(|cause| AppError::Process {
+            what: "oom-score-adjust",
+            path,
+            cause,
+        })?;
+    }
     launch::ensure_supervisor(&config).await?;
     let supervisor = connect(&config).await?;
     let app = open(config, supervisor)?;
@@ -141,27 +169,30 @@ pub async fn run(config: Config, service: Service) -> Result<(), AppError> {
         .ok()
         .and_then(Result::ok)
         .ok_or_else(|| AppError::NoAnswer(app.config.supervisor.clone()))?;
+    networking::resume(&app).await;
+    tokio::spawn(networking::follow_resolver(app.clone()));
     exits::resume(&app).await;
-    let mut listeners = passed(service.sockets)?;
-    // The service manager's sockets are served instead of ours, and are not ours to remove.
-    let ours = if listeners.is_empty() { app.config.listen.as_slice() } else { &[] };
-    for path in ours {
-        listeners.push(listen(path).await?);
+    // The service manager's sockets are not ours to remove.
+    let Listeners { sockets, files, certificates } = Listeners::open(&app.config, service.sockets).await?;
+    if let Some(address) = &app.config.metrics {
+        tokio::spawn(metrics::serve(metrics::bind(address).await?, app.clone()));
     }
-    let router = routes::router(app.clone());
+    tokio::spawn(crate::budget::keep(app.clone()));
     let (stop, stopped) = watch::channel(false);
-    let servers: Vec<_> =
-        listeners.into_iter().map(|l| tokio::spawn(accept(l, router.clone(), stopped.clone()))).collect();
-    info!(version = env!("CARGO_PKG_VERSION"), listen = ?app.config.listen, "engine serves");
+    let door = Door { router: routes::router(app.clone()), gate: Gate::new(app.clone())?, app: app.clone(), stopped };
+    let servers: Vec<_> = sockets.into_iter().map(|socket| tokio::spawn(listen::serve(socket, door.clone()))).collect();
+    drop(door);
+    info!(version = env!("CARGO_PKG_VERSION"), listen = ?files, "engine serves");
     tell(&service.notifier, "READY=1");
-    until_told_to_stop(term, int, &service.notifier, service.watchdog).await;
+    let reload = || reload(&app, certificates.as_deref(), &set_filter, &service.notifier);
+    until_told_to_stop(signals, reload, &service.notifier, service.watchdog).await;
     info!("engine stops; containers run on");
     tell(&service.notifier, "STOPPING=1");
     let _ = stop.send(true);
     for server in servers {
         let _ = server.await;
     }
-    for path in ours {
+    for path in files {
         let _ = std::fs::remove_file(path);
     }
     match tokio::task::spawn_blocking(move || app.networks.remove_if_unused()).await {
@@ -171,6 +202,75 @@ pub async fn run(config: Config, service: Service) -> Result<(), AppError> {
     }
     remove_cgroup_parent();
     Ok(())
+}
+
+/// Changes the filter of log messages.
+pub type SetFilter = Box<dyn Fn(&str) + Send + Sync>;
+
+struct Signals {
+    term: Signal,
+    int: Signal,
+    hup: Signal,
+}
+
+/// SIGHUP: reads the configuration again. A bad one changes nothing.
+fn reload(app: &App, certificates: Option<&Certificates>, set_filter: &SetFilter, notifier: &Notifier) {
+    let micros = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+        .map_or(0, |now| now.tv_sec() * 1_000_000 + now.tv_nsec() / 1000);
+    tell(notifier, &format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
+    match app.config.reload() {
+        Ok(config) => {
+            let live = config.live;
+            set_filter(&live.log_filter);
+            app.images.set_outside(outside(&live));
+            let mut attributes: BTreeMap<String, String> = live.attributes().into_iter().collect();
+            attributes.insert("name".into(), http::system::host_name());
+            *app.live.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(live);
+            if let (Some(certificates), true) = (certificates, config.tls.on)
+                && let Err(error) = certificates.reload(&config.tls)
+            {
+                warn!(error = %proto::kind::chain(&error), "certificates stay as they were");
+            }
+            info!("configuration read again");
+            app.events.publish("daemon", "reload", app.identity.id.clone(), attributes);
+        }
+        Err(error) => warn!(error = %proto::kind::chain(&error), "configuration stays as it was"),
+    }
+    tell(notifier, "READY=1");
+}
+
+/// What transfers need to know.
+fn outside(live: &Live) -> Outside {
+    Outside { registries: live.registries.clone(), downloads: live.downloads, uploads: live.uploads }
+}
+
+/// Our number in a file, for as long as we live.
+struct PidFile(PathBuf);
+
+impl PidFile {
+    fn write(path: &Path) -> Result<Self, AppError> {
+        let old = std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<i32>().ok());
+        // A number that came to somebody else meanwhile is no engine.
+        let ours = std::fs::read_link("/proc/self/exe").ok();
+        if let Some(pid) = old.filter(|pid| *pid != std::process::id().cast_signed())
+            && ours.is_some()
+            && std::fs::read_link(format!("/proc/{pid}/exe")).ok() == ours
+        {
+            return Err(AppError::Running { pid, path: path.to_owned() });
+        }
+        if let Some(parent) = path.parent() {
+            make_folder(parent, 0o755)?;
+        }
+        let failed = |cause| AppError::Process { what: "pidfile", path: path.to_owned(), cause };
+        std::fs::write(path, std::process::id().to_string()).map_err(failed)?;
+        Ok(Self(path.to_owned()))
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 /// Removes the cgroup that containers are put in, unless one is still there (rmdir refuses then).
@@ -197,7 +297,7 @@ fn open(config: Config, supervisor: Client) -> Result<Arc<App>, AppError> {
     make_folder(&containers, 0o711)?;
     make_folder(&streams, 0o700)?;
     let identity = Identity::load_or_make(&data.join("identity.json"))?;
-    let (store, records) = Store::open(&data.join("engine.redb"))?;
+    let (store, records, definitions) = Store::open(&data.join("engine.redb"))?;
     let volumes_folder = data.join("volumes");
     let volumes =
         Volumes::open(volumes_folder.clone()).map_err(|cause| AppError::Folder { path: volumes_folder, cause })?;
@@ -208,10 +308,10 @@ fn open(config: Config, supervisor: Client) -> Result<Arc<App>, AppError> {
             .as_deref()
             .map(|text| text.parse::<Subnet>().map_err(|e| AppError::Subnet(e.to_string())))
             .transpose()?,
-        mtu: 1500,
+        mtu: config.mtu,
         ids: NetworkIds { bridge: identity.bridge.clone(), host: identity.host.clone(), none: identity.none.clone() },
     };
-    let networks = Networks::open(bridge, &config.run_root)?;
+    let networks = Networks::open(bridge, &config.run_root, definitions)?;
     // All endpoints, also of containers that ended meanwhile: their ends are worked off in the usual way.
     let endpoints = records.iter().filter_map(|r| r.state.endpoint.as_ref().map(|e| (r.id.as_str(), e)));
     for damage in networks.restore(endpoints)? {
@@ -225,12 +325,18 @@ fn open(config: Config, supervisor: Client) -> Result<Arc<App>, AppError> {
     for record in &records {
         for volume in record.mounts.iter().filter_map(|mount| mount.volume.as_ref()) {
             volumes.hold(volume, &record.id);
+            if record.state.phase.is_live() {
+                volumes.remember_mounted(volume, &record.id);
+            }
         }
     }
     Ok(Arc::new(App {
-        images: Images::new(supervisor.clone()),
+        images: Images::new(supervisor.clone(), outside(&config.live), run.join("registries")),
+        live: RwLock::new(Arc::new(config.live.clone())),
+        metrics: Metrics::default(),
+        apparmor: AppArmor::here(crate::config::in_container()),
         containers: Containers::new(store, records, containers, streams),
-        events: Events::default(),
+        events: Events::open(&data.join("events.log")),
         unified_cgroups: is_cgroup2(),
         started: Timestamp::now(),
         config,
@@ -241,13 +347,15 @@ fn open(config: Config, supervisor: Client) -> Result<Arc<App>, AppError> {
     }))
 }
 
-fn is_cgroup2() -> bool {
+/// Whether /sys/fs/cgroup is cgroup2.
+pub fn is_cgroup2() -> bool {
     let magic = nix::sys::statfs::statfs("/sys/fs/cgroup").map(|s| s.filesystem_type().0);
     magic == Ok(sys::path::CGROUP2_MAGIC)
 }
 
-/// Waits for SIGTERM or SIGINT; meanwhile shows the service manager, if it asks for that, that we are not stuck.
-async fn until_told_to_stop(mut term: Signal, mut int: Signal, notifier: &Notifier, watchdog: Option<Duration>) {
+/// Waits for SIGTERM or SIGINT; meanwhile reads the configuration again at SIGHUP, and shows the service manager, if it asks for
+/// that, that we are not stuck.
+async fn until_told_to_stop(mut signals: Signals, reload: impl Fn(), notifier: &Notifier, watchdog: Option<Duration>) {
     let watchdog = watchdog.filter(|_| notifier.is_wanted());
     let show_life = async {
         let Some(limit) = watchdog else { return std::future::pending().await };
@@ -257,79 +365,20 @@ async fn until_told_to_stop(mut term: Signal, mut int: Signal, notifier: &Notifi
             tell(notifier, "WATCHDOG=1");
         }
     };
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
-        () = show_life => {}
+    let mut show_life = std::pin::pin!(show_life);
+    loop {
+        tokio::select! {
+            _ = signals.term.recv() => return,
+            _ = signals.int.recv() => return,
+            _ = signals.hup.recv() => reload(),
+            () = show_life.as_mut() => {}
+        }
     }
 }
 
 fn tell(notifier: &Notifier, state: &str) {
     if let Err(error) = notifier.send(state) {
         warn!(%error, state, "service manager not told");
-    }
-}
-
-/// The sockets that a service manager listens on for us already.
-fn passed(sockets: Vec<(String, OwnedFd)>) -> Result<Vec<UnixListener>, AppError> {
-    let listener = |socket| {
-        let listener = std::os::unix::net::UnixListener::from(socket);
-        // Neither a file nor a stream socket has this answer.
-        listener.local_addr()?;
-        listener.set_nonblocking(true)?;
-        UnixListener::from_std(listener)
-    };
-    let each = sockets.into_iter().map(|(name, socket)| {
-        listener(socket).map_err(|cause| AppError::Listen { path: format!("passed socket {name:?}").into(), cause })
-    });
-    each.collect()
-}
-
-async fn accept(listener: UnixListener, router: axum::Router, mut stopped: watch::Receiver<bool>) {
-    // Every connection holds a clone of `alive`; when the last one is dropped, all have ended.
-    let (alive, mut all_ended) = mpsc::channel::<()>(1);
-    loop {
-        let stream = tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    // Out of descriptors, mostly: waiting is the only cure.
-                    warn!(%error, "accept connection");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    continue;
-                }
-            },
-            _ = stopped.changed() => break,
-        };
-        tokio::spawn(connection(stream, router.clone(), stopped.clone(), alive.clone()));
-    }
-    drop(alive);
-    if tokio::time::timeout(DRAIN, all_ended.recv()).await.is_err() {
-        info!("long requests cut off");
-    }
-}
-
-async fn connection(
-    stream: UnixStream,
-    router: axum::Router,
-    mut stopped: watch::Receiver<bool>,
-    _alive: mpsc::Sender<()>,
-) {
-    let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-        routes::serve(router.clone(), request.map(Body::new))
-    });
-    let connection =
-        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades();
-    let mut connection = std::pin::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        _ = stopped.changed() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "connection ended");
     }
 }
 
@@ -350,37 +399,4 @@ fn lock_root(folder: &Path) -> Result<Flock<File>, AppError> {
         nix::errno::Errno::EWOULDBLOCK => AppError::Taken(folder.to_owned()),
         other => lock(other.into()),
     })
-}
-
-/// A socket for its owner and group `berth` (if there is such a group); what a dead engine left there goes.
-async fn listen(path: &Path) -> Result<UnixListener, AppError> {
-    let failed = |cause| AppError::Listen { path: path.to_owned(), cause };
-    if let Some(parent) = path.parent() {
-        make_folder(parent, 0o711)?;
-    }
-    if launch::listens(path).await {
-        return Err(AppError::Served(path.to_owned()));
-    }
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
-    }
-    // Nobody may connect between bind and chmod: born under another umask-proof name it would still be reachable, so
-    // it is bound in a state that only root can use.
-    let before = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
-    let bound = UnixListener::bind(path);
-    nix::sys::stat::umask(before);
-    let listener = bound.map_err(failed)?;
-    if let Some(gid) = group_id("berth") {
-        std::os::unix::fs::chown(path, None, Some(gid)).map_err(failed)?;
-        std::fs::set_permissions(path, Permissions::from_mode(0o660)).map_err(failed)?;
-    }
-    Ok(listener)
-}
-
-/// Looked up in the file itself: a static program has no name service switch.
-fn group_id(name: &str) -> Option<u32> {
-    let text = std::fs::read_to_string("/etc/group").ok()?;
-    let line = text.lines().find(|line| line.split(':').next() == Some(name))?;
-    line.split(':').nth(2)?.parse().ok()
 }

@@ -66,6 +66,14 @@ pub async fn ensure_supervisor(config: &Config) -> Result<(), LaunchError> {
         .stdout(out)
         .stderr(err)
         .current_dir("/");
+    let proxies = &config.proxies;
+    for (variable, value) in
+        [("HTTP_PROXY", &proxies.http_proxy), ("HTTPS_PROXY", &proxies.https_proxy), ("NO_PROXY", &proxies.no_proxy)]
+    {
+        if !value.is_empty() {
+            command.env(variable, value);
+        }
+    }
     let mut child = sys::session::in_new_session(&mut command)
         .spawn()
         .map_err(|cause| LaunchError::Start { program: program.clone(), cause })?;

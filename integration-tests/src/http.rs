@@ -99,21 +99,33 @@ impl Api {
 
     /// Sends a request and reads the header of the answer; `extra` are further header lines, each with its CRLF.
     pub fn open(&self, method: &str, path: &str, body: Option<&Value>, extra: &str) -> std::io::Result<Stream> {
-        let stream = UnixStream::connect(&self.socket)?;
-        stream.set_read_timeout(Some(Duration::from_secs(120)))?;
         let body = body.map(Value::to_string).unwrap_or_default();
         let kind = if body.is_empty() { "" } else { "Content-Type: application/json\r\n" };
-        let head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: berth\r\n{kind}{extra}Content-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
+        self.open_bytes(method, path, body.as_bytes(), &format!("{kind}{extra}"))
+    }
+
+    /// The same with a body of any kind; `extra` has to say which.
+    pub fn open_bytes(&self, method: &str, path: &str, body: &[u8], extra: &str) -> std::io::Result<Stream> {
+        let stream = UnixStream::connect(&self.socket)?;
+        stream.set_read_timeout(Some(Duration::from_secs(120)))?;
+        let head = format!("{method} {path} HTTP/1.1\r\nHost: berth\r\n{extra}Content-Length: {}\r\n\r\n", body.len());
         (&stream).write_all(head.as_bytes())?;
-        Stream::read_header(stream)
+        // An engine may answer before it has read all of the body, and close: its answer counts.
+        (&stream).write_all(body).ok();
+        Stream::read_header(stream, method == "HEAD")
+    }
+
+    /// Opens a connection and writes `text` as it is; the answer is the caller's to read.
+    pub fn raw(&self, text: &[u8]) -> std::io::Result<UnixStream> {
+        let stream = UnixStream::connect(&self.socket)?;
+        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        (&stream).write_all(text)?;
+        Ok(stream)
     }
 }
 
 impl Stream {
-    fn read_header(stream: UnixStream) -> std::io::Result<Self> {
+    fn read_header(stream: UnixStream, bodiless: bool) -> std::io::Result<Self> {
         let mut reader = BufReader::with_capacity(256 << 10, stream);
         let mut line = String::new();
         reader.read_line(&mut line)?;
@@ -128,7 +140,7 @@ impl Stream {
         }
         let find = |name: &str| headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
         let chunked = find("transfer-encoding").is_some_and(|v| v.eq_ignore_ascii_case("chunked"));
-        let length = find("content-length").and_then(|v| v.parse().ok());
+        let length = if bodiless { Some(0) } else { find("content-length").and_then(|v| v.parse().ok()) };
         Ok(Self { status, headers, reader, chunked, length })
     }
 

@@ -110,7 +110,11 @@ pub fn of_stack(folder: &Path, bridge: &str) -> Vec<String> {
         found.extend(
             names("/sys/class/net")
                 .into_iter()
-                .filter(|l| l.ends_with(&format!("/{bridge}")))
+                .filter(|l| {
+                    // Bridges of users' networks, and ends of links on the host, say whose they are.
+                    let alias = fs::read_to_string(Path::new(l).join("ifalias")).unwrap_or_default();
+                    l.ends_with(&format!("/{bridge}")) || alias.starts_with(&format!("berth {bridge} "))
+                })
                 .map(|l| format!("link {l}")),
         );
         found.extend(

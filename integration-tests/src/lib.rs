@@ -6,6 +6,8 @@
 pub mod audit;
 pub mod caller;
 pub mod command;
+pub mod dice;
+pub mod dockerd;
 pub mod eventually;
 pub mod faults;
 pub mod http;
@@ -16,5 +18,6 @@ pub mod registry;
 pub mod stack;
 
 pub use command::{Outcome, run, run_with};
+pub use dice::Dice;
 pub use eventually::{eventually, eventually_within};
 pub use stack::{Daemon, Stack};

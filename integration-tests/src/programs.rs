@@ -35,6 +35,20 @@ pub fn peer_or_skip(name: &str) -> Option<PathBuf> {
     found
 }
 
+/// The docker client, if it is of version `major` or later; else says on standard error why the test is skipped.
+pub fn docker_or_skip(major: u32) -> Option<PathBuf> {
+    let docker = peer_or_skip("docker")?;
+    let said = Command::new(&docker).arg("--version").output().expect("run docker --version").stdout;
+    let said = String::from_utf8_lossy(&said);
+    // Docker version 28.2.2, build e6534b4
+    let version = said.split_whitespace().nth(2).and_then(|text| text.split('.').next()?.parse::<u32>().ok());
+    if version.is_none_or(|version| version < major) {
+        eprintln!("skipped: needs a docker client of version {major}; here is {}", said.trim());
+        return None;
+    }
+    Some(docker)
+}
+
 /// The folder of the workspace.
 pub fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("workspace").to_owned()

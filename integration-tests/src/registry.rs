@@ -15,14 +15,28 @@ pub struct Registry {
     port: u16,
 }
 
+/// User "u", password "p"; at the least cost, since the registry pays it with every request.
+const HTPASSWD: &str = "u:$2b$04$cRlf9m/PKviKyXFP.xfGxumGg88vNpMDti89eDXKX2PTF7TfS.eK6\n";
+
 impl Registry {
     /// Starts a registry that keeps its blobs below `folder`.
     pub fn start(folder: &Path) -> Self {
+        Self::start_with(folder, "")
+    }
+
+    /// The same for user "u" with password "p" only.
+    pub fn with_password(folder: &Path) -> Self {
+        let file = folder.join("htpasswd");
+        fs::write(&file, HTPASSWD).unwrap();
+        Self::start_with(folder, &format!("auth: {{ htpasswd: {{ realm: test, path: {} }} }}\n", file.display()))
+    }
+
+    fn start_with(folder: &Path, auth: &str) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let config = folder.join("registry.yml");
         let root = folder.join("registry");
         let text = format!(
-            "version: 0.1\nlog: {{ level: error }}\nstorage:\n  filesystem: {{ rootdirectory: {} }}\n  delete: {{ enabled: true }}\nhttp: {{ addr: '127.0.0.1:{port}' }}\n",
+            "version: 0.1\nlog: {{ level: error }}\nstorage:\n  filesystem: {{ rootdirectory: {} }}\n  delete: {{ enabled: true }}\nhttp: {{ addr: '127.0.0.1:{port}' }}\n{auth}",
             root.display()
         );
         fs::write(&config, text).unwrap();

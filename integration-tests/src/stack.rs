@@ -2,7 +2,9 @@
 
 use crate::{
     command::{Outcome, run_with},
-    eventually, eventually_within,
+    eventually,
+    eventually::patience,
+    eventually_within,
     http::Api,
     images, leftovers,
     programs::{bin_dir, peer},
@@ -22,6 +24,9 @@ use std::{
     thread,
     time::Duration,
 };
+
+/// How long a client's command may take.
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// How a stack is started.
 #[derive(Debug, Clone, Default)]
@@ -169,6 +174,17 @@ impl Stack {
         format!("10.233.{}.1", self.number.value)
     }
 
+    /// Where networks of this stack get their subnets from: sixteen small ones that no other stack has.
+    pub fn pool(&self) -> String {
+        format!("base=10.234.{}.0/24,size=28", self.number.value)
+    }
+
+    // Engines of older releases, which some tests start, have no user networks.
+    fn knows_pools(&self) -> bool {
+        let help = Command::new(self.bin_dir().join("berth-engine")).arg("--help").output();
+        help.is_ok_and(|help| String::from_utf8_lossy(&help.stdout).contains("--default-address-pool"))
+    }
+
     /// The Engine API of this stack.
     pub fn api(&self) -> Api {
         Api::new(self.engine_socket())
@@ -199,6 +215,9 @@ impl Stack {
             Daemon::Engine => {
                 let bip = format!("{}/{}", self.gateway(), self.setup.prefix.unwrap_or(24));
                 let mut args = vec!["--bridge".into(), self.bridge(), "--bip".into(), bip];
+                if self.knows_pools() {
+                    args.extend(["--default-address-pool".into(), self.pool()]);
+                }
                 if self.setup.keep_supervisor {
                     args.extend([
                         "--supervisor".into(),
@@ -353,19 +372,19 @@ impl Stack {
 
     /// Runs Berth's own client.
     pub fn berth<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Outcome {
-        run_with(self.client(self.bin_dir().join("berth")).args(args), b"", Duration::from_secs(120))
+        run_with(self.client(self.bin_dir().join("berth")).args(args), b"", LIMIT * patience())
     }
 
     /// Runs the real docker client.
     pub fn docker<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Outcome {
-        run_with(self.client("docker").args(args), b"", Duration::from_secs(120))
+        run_with(self.client("docker").args(args), b"", LIMIT * patience())
     }
 
     /// Runs containerd's `ctr` on the supervisor's socket.
     pub fn ctr<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Outcome {
         let mut command = Command::new("ctr");
         command.arg("-a").arg(self.supervisor_socket()).args(args);
-        run_with(&mut command, b"", Duration::from_secs(120))
+        run_with(&mut command, b"", LIMIT * patience())
     }
 
     /// What `inspect` says of a container.

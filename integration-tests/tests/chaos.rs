@@ -6,7 +6,7 @@
 //! | `BERTH_SOAK_SECONDS=N` | the full form (`make soak-stack`): 500 containers, 16 clients, N seconds; else a short one |
 //! | `BERTH_SOAK_SEED=N` | the same choices again; the seed is printed |
 
-use integration_tests::{Daemon, Stack, eventually_within, stack::Setup};
+use integration_tests::{Daemon, Dice, Stack, eventually_within, stack::Setup};
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,22 +20,6 @@ use std::{
 };
 
 const CLIENTS: usize = 16;
-
-/// xorshift64*: good enough to choose, and the same everywhere.
-struct Dice(u64);
-
-impl Dice {
-    fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    fn roll(&mut self, sides: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        usize::try_from(self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33).unwrap_or(0) % sides
-    }
-}
 
 /// What a client knows of a container of its own.
 #[derive(Debug, Clone, Default)]

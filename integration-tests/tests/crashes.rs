@@ -1,8 +1,8 @@
 //! Engine and supervisor killed with SIGKILL while containers run on.
 
-use integration_tests::{Stack, eventually};
+use integration_tests::{Daemon, Stack, eventually, programs::program, stack::Setup};
 use serde_json::{Value, json};
-use std::{thread, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt, thread, time::Duration};
 
 fn numbers(text: &str) -> Vec<u32> {
     text.lines().map(|line| line.parse().unwrap_or_else(|_| panic!("not a number: {line:?}"))).collect()
@@ -194,4 +194,62 @@ fn ps_is_right_within_a_second_after_both_are_back() {
     let took = begun.elapsed();
     assert_eq!(listed().len(), names.len() - 1);
     assert!(took < Duration::from_secs(1), "{took:?}");
+}
+
+/// The runtime takes its time over `create`; the engine dies meanwhile, and the next one is ready before the task is made.
+#[test]
+fn a_task_made_for_an_engine_that_died_does_not_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let (slow, hold, reached) = (folder.path().join("slow"), folder.path().join("hold"), folder.path().join("reached"));
+    let script = format!(
+        "#!/bin/sh\ncase \" $* \" in *\" create \"*) > {}; while [ -e {} ]; do sleep 0.01; done;; esac\nexec {} \"$@\"\n",
+        reached.display(),
+        hold.display(),
+        program("berth-runtime").display()
+    );
+    fs::write(&slow, script).unwrap();
+    fs::set_permissions(&slow, fs::Permissions::from_mode(0o755)).unwrap();
+    let engine_args = vec!["--add-runtime".into(), format!("slow={}", slow.display())];
+    let stack = Stack::start_with(Setup { engine_args, keep_supervisor: true, ..Setup::default() });
+    stack.load_busybox();
+    for name in ["left", "removed", "started"] {
+        stack
+            .berth(["create", "--name", name, "--runtime", "slow", "--network", "host", "busybox", "sleep", "9"])
+            .success();
+        fs::write(&hold, "").unwrap();
+        fs::remove_file(&reached).ok();
+        let made_before = stack.logs().matches("task created").count();
+        thread::scope(|scope| {
+            scope.spawn(|| stack.api().attempt("POST", &format!("/containers/{name}/start"), None));
+            eventually("the runtime creates", || reached.exists().then_some(()));
+            stack.kill_engine();
+        });
+        stack.launch(Daemon::Engine, &[]);
+        stack.await_ready(Daemon::Engine);
+        assert_eq!(stack.inspect(name)["State"]["Status"], "created", "{name}");
+        let path = format!("/containers/{name}");
+        thread::scope(|scope| {
+            let asked = scope.spawn(|| match name {
+                "started" => stack.api().attempt("POST", &format!("{path}/start"), None).map(|answer| answer.status),
+                "removed" => stack.api().attempt("DELETE", &path, None).map(|answer| answer.status),
+                _ => Ok(204),
+            });
+            fs::remove_file(&hold).unwrap();
+            assert_eq!(asked.join().unwrap().unwrap(), 204, "{name}");
+        });
+        // Of a container that is removed meanwhile the task may be refused.
+        if name != "removed" {
+            let made = || stack.logs().matches("task created").count();
+            eventually("the late task is made", || (made() > made_before).then_some(()));
+        }
+        let wanted = usize::from(name == "started");
+        eventually("only what runs has a task", || {
+            let tasks = stack.ctr(["-n", "berth", "tasks", "ls", "-q"]).success().stdout();
+            (tasks.lines().count() == wanted).then_some(())
+        });
+        if name == "started" {
+            assert_eq!(stack.inspect(name)["State"]["Status"], "running");
+        }
+        stack.remove_all();
+    }
 }

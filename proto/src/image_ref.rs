@@ -33,6 +33,16 @@ pub enum ImageRefError {
     Digest(#[from] DigestError),
 }
 
+/// Whether a registry's host, with or without a port, is this machine: such a one speaks plain HTTP unless told otherwise, as
+/// docker takes for granted for `localhost`, 127.0.0.0/8 and `::1`.
+pub fn is_local(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
 impl ImageRef {
     /// Registry host with its port, `docker.io` if none was written.
     pub fn domain(&self) -> &str {
@@ -221,6 +231,16 @@ impl fmt::Display for ImageRef {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn plain_http_is_for_this_machine_only() {
+        for local in ["localhost", "localhost:5000", "127.0.0.1:5000", "127.3.2.1", "[::1]:5000"] {
+            assert!(is_local(local), "{local}");
+        }
+        for remote in ["localhost.example.com", "127.0.0.1.example.com", "10.0.0.1:5000", "[::2]:5000", "example.com"] {
+            assert!(!is_local(remote), "{remote}");
+        }
+    }
     use proptest::prelude::*;
 
     const D: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";

@@ -8,6 +8,8 @@ pub mod journal;
 pub mod kind;
 pub mod oom;
 pub mod stdio;
+#[cfg(feature = "tls")]
+pub mod tls;
 #[cfg(any(feature = "ttrpc", test))]
 pub mod ttrpc;
 pub mod typeurl;

@@ -23,6 +23,7 @@ mod events;
 mod forward;
 mod group;
 mod info;
+mod init;
 mod io;
 mod journal;
 mod local;
@@ -47,7 +48,12 @@ use prost::Message as _;
 use proto::kind::chain;
 
 fn main() -> ExitCode {
-    let words: Vec<_> = std::env::args_os().skip(1).collect();
+    let mut words = std::env::args_os();
+    let name = words.next().unwrap_or_default();
+    let words: Vec<_> = words.collect();
+    if std::path::Path::new(&name).file_name().is_some_and(|name| name == init::NAME) {
+        return init::main(words);
+    }
     if let Some((action, rest)) = words.split_first()
         && action == io::pack::ACTION
     {

@@ -10,7 +10,10 @@ mod roots;
 use std::{io, sync::Arc, time::Duration};
 
 use proto::{
-    berth::streams::v1::streams_server::StreamsServer,
+    berth::{
+        content::v1::store_server::StoreServer, registry::v1::registry_server::RegistryServer,
+        streams::v1::streams_server::StreamsServer,
+    },
     containerd::services::{
         containers::v1::containers_server::ContainersServer, content::v1::content_server::ContentServer,
         diff::v1::diff_server::DiffServer, events::v1::events_server::EventsServer,
@@ -51,7 +54,9 @@ use crate::{
         leases::LeasesService,
         limited,
         namespaces::NamespacesService,
+        registry::RegistryService,
         snapshots::SnapshotsService,
+        store::StoreService,
         streaming::StreamingService,
         streams::StreamsService,
         tasks::TasksService,
@@ -62,6 +67,7 @@ use crate::{
     containers::{ContainerRoots, Containers},
     events::EventBus,
     metrics::{self, CallsLayer, MetricsError, Sources},
+    registry::Registries,
     snapshots::SnapshotError,
     store::Stores,
     tasks::{TaskError, TaskRoots, Tasks, shims::ttrpc_socket},
@@ -147,12 +153,14 @@ impl App {
             &config.snapshots,
             Arc::new(move |namespace: &str, topic: &str, event| sink.publish_any(namespace, topic, event)),
         )?;
+        stores.keep_layers(config.keep_layers);
         let introspection = IntrospectionService::open(&config.data(), stores.clone())?;
         stores.gc.add_roots(ContainerRoots);
         if let Err(error) = stores.gc.repair() {
             // What could not be put right is left over, not broken: we serve all the same.
             warn!(error = %proto::kind::chain(&error), "leftovers of an earlier run not removed");
         }
+        stores.unpack_again();
         let containers = Arc::new(Containers::new(stores.db.clone(), events.clone()));
         // Shims that waited for us find the socket before we look for them: their events come in meanwhile.
         let door = Door::open(&config.socket, service.sockets)?;
@@ -166,10 +174,13 @@ impl App {
         let tasks = Tasks::new(&config, containers.clone(), stores.content.clone(), events.clone(), draining.clone());
         tasks.end_strays().await;
         tasks.adopt()?;
+        tasks.sweep_sockets();
         stores.gc.add_roots(TaskRoots(tasks.clone()));
         stores.gc.start(config.gc, draining.clone());
         let introspection = introspection.about(tasks.clone());
-        let services = Services { events, introspection, containers, tasks, stores, draining: draining.clone() };
+        let registries = Arc::new(config.registries.clone());
+        let begun = draining.clone();
+        let services = Services { events, introspection, containers, tasks, stores, registries, draining: begun };
         let (notifier, watchdog) = (service.notifier, service.watchdog);
         Ok(Self { config, services, begin_drain, draining, door, ttrpc, metrics, notifier, watchdog, _roots: roots })
     }
@@ -252,6 +263,7 @@ struct Services {
     containers: Arc<Containers>,
     tasks: Arc<Tasks>,
     stores: Arc<Stores>,
+    registries: Arc<Registries>,
     draining: Draining,
 }
 
@@ -263,7 +275,7 @@ impl Services {
 
     /// Every service on one server; what isn't here answers UNIMPLEMENTED.
     fn router(self) -> Router<Stack<CallsLayer, Identity>> {
-        let Self { events, introspection, containers, tasks, stores, draining } = self;
+        let Self { events, introspection, containers, tasks, stores, registries, draining } = self;
         // What a client opens with the Streaming service, a transfer takes by its name.
         let transfer_streams = Arc::<crate::transfer::Streams>::default();
         let mut routes = Routes::default()
@@ -275,13 +287,15 @@ impl Services {
             .add_service(limited!(TasksServer::new(TasksService::new(tasks.clone()))))
             .add_service(limited!(StreamsServer::new(StreamsService::new(tasks))))
             .add_service(limited!(ContentServer::new(ContentService::new(stores.clone()))))
+            .add_service(limited!(StoreServer::new(StoreService::new(stores.clone()))))
             .add_service(limited!(ImagesServer::new(ImagesService::new(stores.clone()))))
             .add_service(limited!(SnapshotsServer::new(SnapshotsService::new(stores.clone()))))
             .add_service(limited!(DiffServer::new(DiffService::new(stores.clone()))))
             .add_service(limited!(LeasesServer::new(LeasesService::new(stores.clone()))))
             .add_service(limited!(NamespacesServer::new(NamespacesService::new(stores.clone()))))
             .add_service(limited!(StreamingServer::new(StreamingService::new(transfer_streams.clone()))))
-            .add_service(limited!(TransferServer::new(TransferService::new(stores, transfer_streams))));
+            .add_service(limited!(RegistryServer::new(RegistryService::new(registries.clone()))))
+            .add_service(limited!(TransferServer::new(TransferService::new(stores, transfer_streams, registries))));
         let routes = std::mem::take(routes.axum_router_mut()).fallback(unknown);
         Server::builder().layer(CallsLayer).add_routes(routes.into())
     }

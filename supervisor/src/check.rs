@@ -4,10 +4,12 @@
 //! The order is that of trust: the database (or what its journal holds), then blobs against their digests, then snapshots
 //! against their folders, then names against blobs.
 
+mod blob;
 mod content;
 mod database;
 mod records;
 mod snapshots;
+pub(crate) mod verify;
 
 use std::{
     fmt, fs, io,

@@ -16,7 +16,11 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use file::{DEFAULT, Problem, Reading, Settings};
 
-use crate::{gc::GcConfig, snapshots::SnapshotConfig};
+use crate::{
+    gc::GcConfig,
+    registry::{Proxies, Registries},
+    snapshots::SnapshotConfig,
+};
 
 /// Lifecycle daemon for containers on containerd's API: content, images, snapshots, containers, tasks.
 #[derive(Debug, Default, Parser)]
@@ -130,8 +134,12 @@ pub(crate) struct Config {
     pub(crate) gc: GcConfig,
     /// Runtime names and the shim binaries that serve them, over the rule that makes a binary's name from the runtime's.
     pub(crate) runtimes: BTreeMap<String, PathBuf>,
+    /// Whether blobs of layers stay once they are unpacked.
+    pub(crate) keep_layers: bool,
     /// Snapshotters.
     pub(crate) snapshots: SnapshotConfig,
+    /// How registries are reached.
+    pub(crate) registries: Registries,
 }
 
 /// What is wrong with the configuration.
@@ -311,6 +319,10 @@ impl Config {
         for (key, path) in settings.snapshots.roots() {
             absolute(key, path)?;
         }
+        for path in &settings.registry.config_path {
+            absolute("registry.config-path", path)?;
+        }
+        let proxies = Proxies::read(|name| std::env::var(name).ok());
         Ok(Self {
             data_root: absolute("data-root", &settings.data_root)?,
             socket: socket("listen", listen)?,
@@ -325,7 +337,13 @@ impl Config {
             shim_debug: settings.shim.debug,
             gc: settings.gc.into(),
             runtimes: settings.runtimes.clone(),
+            keep_layers: settings.content.keep_layers,
             snapshots: settings.snapshots.clone(),
+            registries: Registries::new(
+                settings.registry.config_path.clone(),
+                proxies,
+                settings.registry.silence.0.max(Duration::from_millis(1)),
+            ),
         })
     }
 

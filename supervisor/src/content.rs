@@ -3,6 +3,8 @@
 //! `blobs/sha256/HEX` is shared by all namespaces; who may see a blob is a record per namespace. A blob's file is synced
 //! before its record is, and removed after it: a record never points nowhere, and a file without record is swept.
 
+mod arriving;
+mod commit;
 mod writer;
 
 use std::{
@@ -18,6 +20,7 @@ use std::{
 use proto::{digest::Digest, kind::ErrorKind};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use arriving::Arriving;
 pub(crate) use writer::{IngestStatus, Writer};
 
 use crate::{
@@ -25,7 +28,7 @@ use crate::{
     filters::{FilterError, Filters},
     leases::{self, Leases},
     namespaces,
-    store::{Database, Labels, Reader, StoreError, Table, Time, WriteTx, make_folder, update_labels},
+    store::{Database, Labels, Reader, StoreError, Table, Time, make_folder, update_labels},
 };
 
 /// Records of blobs: namespace and digest.
@@ -153,6 +156,7 @@ pub(crate) struct Content {
     leases: Leases,
     // Ingests that have a writer at the moment.
     busy: Mutex<HashSet<String>>,
+    commits: commit::Commits,
 }
 
 impl Content {
@@ -162,10 +166,11 @@ impl Content {
         make_folder(root, 0o700)?;
         make_folder(&blobs, 0o700)?;
         make_folder(&ingests, 0o700)?;
-        Ok(Self { blobs, ingests, db, leases, busy: Mutex::default() })
+        Ok(Self { blobs, ingests, db, leases, busy: Mutex::default(), commits: commit::Commits::default() })
     }
 
-    fn file_of(&self, digest: &Digest) -> PathBuf {
+    /// Where the bytes of a blob are, if any namespace has it.
+    pub(crate) fn file_of(&self, digest: &Digest) -> PathBuf {
         self.blobs.join(digest.hex())
     }
 
@@ -237,6 +242,33 @@ impl Content {
         }
         let paths: Vec<String> = labels.keys().map(|name| format!("labels.{name}")).collect();
         self.update(namespace, digest, labels, &paths).map(drop)
+    }
+
+    /// Adds labels to several blobs at once; layers that are not kept are passed over.
+    pub(crate) fn label_all(&self, namespace: &str, all: &[(Digest, Labels)]) -> Result<(), ContentError> {
+        let missing =
+            |labels: &Labels, info: &Info| labels.iter().any(|(name, value)| info.labels.get(name) != Some(value));
+        let mut todo = Vec::new();
+        for (digest, labels) in all {
+            match self.info(namespace, digest) {
+                Ok(info) if missing(labels, &info) => todo.push((digest, labels)),
+                Ok(_) | Err(ContentError::NotFound(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if todo.is_empty() {
+            return Ok(());
+        }
+        self.db.write(|tx| {
+            for (digest, labels) in todo {
+                let key = digest.to_string();
+                let Some(mut info) = CONTENT.get(tx, namespace, &key)? else { continue };
+                info.labels.extend(labels.iter().map(|(name, value)| (name.clone(), value.clone())));
+                info.updated_at = Time::now();
+                CONTENT.put(tx, namespace, &key, &info)?;
+            }
+            Ok(())
+        })
     }
 
     /// Removes a blob from the namespace, and its file if no other namespace has it.
@@ -498,23 +530,4 @@ fn used_anywhere(tx: &impl Reader, digest: &Digest) -> Result<bool, StoreError> 
         }
     }
     Ok(false)
-}
-
-/// Writes the record of a blob whose file is in place.
-fn record(
-    tx: &WriteTx,
-    namespace: &str,
-    digest: &Digest,
-    size: u64,
-    labels: &Labels,
-    lease: Option<&str>,
-) -> Result<(), StoreError> {
-    let (key, now) = (digest.to_string(), Time::now());
-    let info = Info { size, created_at: now, updated_at: now, labels: labels.clone() };
-    CONTENT.put(tx, namespace, &key, &info)?;
-    namespaces::touch_in(tx, namespace)?;
-    match lease {
-        Some(lease) => leases::add_in(tx, namespace, lease, "content", &key),
-        None => Ok(()),
-    }
 }

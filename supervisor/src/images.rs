@@ -166,13 +166,18 @@ impl Images {
         target: &Descriptor,
         labels: &Labels,
     ) -> Result<bool, ImageError> {
-        match self.create(namespace, name, target.clone(), labels.clone()) {
-            Ok(_) => return Ok(true),
-            Err(ImageError::Exists(_)) => {}
-            Err(error) => return Err(error),
-        }
-        self.update(namespace, name, Some(target.clone()), labels, &[])?;
-        Ok(false)
+        check_name(name)?;
+        // In one transaction: the name may go, or come, at any moment.
+        let new = self.db.write(|tx| {
+            let (known, now) = (IMAGES.get(tx, namespace, name)?, Time::now());
+            let created_at = known.as_ref().map_or(now, |known| known.created_at);
+            let record = Record { target: target.clone(), labels: labels.clone(), created_at, updated_at: now };
+            IMAGES.put(tx, namespace, name, &record)?;
+            namespaces::touch_in(tx, namespace)?;
+            Ok::<_, ImageError>(known.is_none())
+        })?;
+        proto::fault!("supervisor.image_record.put");
+        Ok(new)
     }
 
     /// Removes a name, only while it points to `target` if that is given; what it pointed to goes with the next collection.

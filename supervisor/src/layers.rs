@@ -37,7 +37,7 @@ pub(crate) enum LayerError {
     #[error("layer is corrupt")]
     Tar(#[from] tar::TarError),
     /// Compressed in a way that we don't know.
-    #[error("compression {0} is not supported, only gzip and zstd")]
+    #[error("compression {0} is not supported, only gzip, zstd, xz and bzip2")]
     Compression(&'static str),
     /// An entry can't be made.
     #[error("{what} {path:?}")]
@@ -66,6 +66,9 @@ pub(crate) enum LayerError {
         /// What was promised.
         expected: Digest,
     },
+    /// It links to files of layers below, which were not known while it was unpacked.
+    #[error("layer links to files of the layers below it")]
+    NeedsBelow,
     /// A thread could not be started, or died.
     #[error("unpacking was cut off: {0}")]
     Thread(&'static str),
@@ -79,7 +82,7 @@ impl Failure for LayerError {
             Self::Compression(_) => ErrorKind::Unimplemented,
             Self::Entry { cause: Errno::ENOSPC | Errno::EDQUOT, .. } => ErrorKind::ResourceExhausted,
             Self::Entry { cause: Errno::EPERM | Errno::EACCES, .. } => ErrorKind::PermissionDenied,
-            Self::Entry { .. } | Self::Thread(_) => ErrorKind::Internal,
+            Self::Entry { .. } | Self::Thread(_) | Self::NeedsBelow => ErrorKind::Internal,
             Self::Refused { .. } => ErrorKind::InvalidArgument,
         }
     }

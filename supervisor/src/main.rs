@@ -18,6 +18,7 @@ mod leases;
 mod logging;
 mod metrics;
 mod namespaces;
+mod recipes;
 mod registry;
 mod snapshots;
 mod store;

@@ -7,7 +7,7 @@
 
 //!
 //! `driver` is how layers are kept (`overlay`, `native`, `btrfs`), `snapshotter` what all of them have in common: records,
-//! names, who stands on whom. `set` is the snapshotters of this supervisor.
+//! names, who stands on whom; `stack` is the layers of an image at once. `set` is the snapshotters of this supervisor.
 
 mod btrfs;
 mod driver;
@@ -17,6 +17,7 @@ mod overlay;
 mod records;
 mod set;
 mod snapshotter;
+mod stack;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use records::{SNAPSHOTS, remove_in, split};
 pub(crate) use set::{DRIVERS, SnapshotConfig, Snapshotters, State};
 pub(crate) use snapshotter::Snapshotter;
+pub(crate) use stack::{Apart, LAYER, Layered};
 
 use crate::{
     failure::Failure,

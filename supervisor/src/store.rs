@@ -140,6 +140,7 @@ pub(crate) struct Stores {
     pub(crate) gc: Arc<Collector>,
     /// Where events go.
     pub(crate) events: EventSink,
+    drops_layers: std::sync::atomic::AtomicBool,
 }
 
 impl Stores {
@@ -166,7 +167,43 @@ impl Stores {
         let images = Images::new(db.clone());
         let namespaces = Namespaces::new(db.clone());
         let gc = Collector::new(db.clone(), content.clone(), snapshots.clone(), events.clone());
-        Ok(Arc::new(Self { db, content, images, snapshots, leases, namespaces, gc, events }))
+        let drops_layers = std::sync::atomic::AtomicBool::new(false);
+        Ok(Arc::new(Self { db, content, images, snapshots, leases, namespaces, gc, events, drops_layers }))
+    }
+
+    /// Decides whether blobs of layers are kept once they are unpacked.
+    pub(crate) fn keep_layers(&self, keep: bool) {
+        self.drops_layers.store(!keep, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Whether they are.
+    pub(crate) fn keeps_layers(&self) -> bool {
+        !self.drops_layers.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Unpacks again what a power cut may have taken from snapshots; what only waits for the disk is synced behind.
+    pub(crate) fn unpack_again(self: &Arc<Self>) {
+        for snapshotter in self.snapshots.loaded() {
+            let blob = |namespace: &str, layer: &_| self.content.reader(namespace, layer).ok().map(|(blob, _)| blob);
+            if let Err(error) = snapshotter.unpack_again(blob) {
+                let name = snapshotter.name();
+                tracing::error!(snapshotter = name, error = %proto::kind::chain(&error), "snapshots not put right after a power cut");
+            }
+        }
+        self.sync_snapshots_behind();
+    }
+
+    /// Writes what snapshots still have in memory only to the disk, on a thread of its own.
+    pub(crate) fn sync_snapshots_behind(self: &Arc<Self>) {
+        let stores = self.clone();
+        tokio::task::spawn_blocking(move || {
+            for snapshotter in stores.snapshots.loaded() {
+                if let Err(error) = snapshotter.sync_behind() {
+                    let name = snapshotter.name();
+                    tracing::warn!(snapshotter = name, error = %proto::kind::chain(&error), "snapshots not synced");
+                }
+            }
+        });
     }
 
     /// Sends an event about an object of `namespace`.

@@ -1,14 +1,19 @@
 //! Transfers: images move between registry, image store and archive streams, inside the supervisor.
 //!
-//! `pull` and `import` fill the content store, `unpack` makes snapshots of layers, `export` writes archives; `streams`
+//! `pull` and `import` fill the content store, `unpack` makes snapshots of layers, `export` writes archives, `push` fills a
+//! registry; `streams`
 //! are the side channels to the client, `progress` says on one of them how far it is.
 
 mod archive;
+mod auth;
+mod compress;
 mod export;
 mod fetch;
 mod import;
 mod progress;
 mod pull;
+mod push;
+mod restore;
 mod streams;
 mod unpack;
 
@@ -25,7 +30,9 @@ use proto::{
     kind::ErrorKind,
     typeurl,
 };
+use tokio::sync::{Semaphore, oneshot};
 
+pub(crate) use compress::gzip;
 pub(crate) use streams::{StreamError, Streams, pair};
 
 use crate::{
@@ -39,11 +46,14 @@ use crate::{
     layers::LayerError,
     leases::{LeaseError, Resource},
     metrics::METRICS,
-    registry::RegistryError,
+    registry::{Registries, RegistryError},
     snapshots::SnapshotError,
     store::{Labels, Stores},
 };
 use progress::Progress;
+
+/// How many transfers may wait for clients and registries at once, each with a thread.
+const PATIENT: usize = 256;
 
 /// Why a transfer failed.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +81,9 @@ pub(crate) enum TransferError {
     /// A layer.
     #[error(transparent)]
     Layer(#[from] LayerError),
+    /// A layer that was dropped.
+    #[error(transparent)]
+    Recipe(#[from] crate::recipes::RecipeError),
     /// The archive that is imported.
     #[error("import archive: {0}")]
     Archive(String),
@@ -95,6 +108,25 @@ pub(crate) enum TransferError {
     /// Writing an archive to the client.
     #[error("export archive")]
     Export(#[source] std::io::Error),
+    /// What is to be pushed isn't here.
+    #[error("push {image}: {what} is not here: {cure}")]
+    Missing {
+        /// The image.
+        image: String,
+        /// Which of its parts.
+        what: String,
+        /// What to do.
+        cure: &'static str,
+    },
+    /// A layer could not be compressed for the push.
+    #[error("compress layer {layer}")]
+    Compress {
+        /// The layer.
+        layer: Digest,
+        /// Why.
+        #[source]
+        cause: std::io::Error,
+    },
     /// A bug, or the end of the process.
     #[error("{0}")]
     Cut(&'static str),
@@ -110,11 +142,14 @@ impl Failure for TransferError {
             Self::Registry(error) => error.kind(),
             Self::Manifest(error) => error.kind(),
             Self::Layer(error) => error.kind(),
+            Self::Recipe(error) => error.kind(),
             Self::Stream(error) => error.kind(),
             Self::Content(error) => error.kind(),
             Self::Image(error) => error.kind(),
             Self::Snapshot(error) => error.kind(),
             Self::Lease(error) => error.kind(),
+            Self::Missing { .. } => ErrorKind::NotFound,
+            Self::Compress { cause, .. } => ErrorKind::of_io(cause),
             Self::Cut(_) => ErrorKind::Internal,
         }
     }
@@ -125,6 +160,7 @@ impl Failure for TransferError {
 pub(crate) struct Context {
     stores: Arc<Stores>,
     streams: Arc<Streams>,
+    registries: Arc<Registries>,
     namespace: String,
     progress: Progress,
 }
@@ -134,6 +170,7 @@ impl Context {
     pub(crate) async fn run(
         stores: Arc<Stores>,
         streams: Arc<Streams>,
+        registries: Arc<Registries>,
         namespace: &str,
         source: &Any,
         destination: &Any,
@@ -143,15 +180,24 @@ impl Context {
             "" => Progress::silent(),
             id => Progress::to(streams.take(namespace, id).await?),
         };
-        let context = Self { stores, streams, namespace: namespace.to_owned(), progress };
+        let context = Self { stores, streams, registries, namespace: namespace.to_owned(), progress };
+        // A transfer is a big state machine: not on the stack.
+        let done = Box::pin(context.clone().carry_out(source, destination)).await;
+        // Also after one that brought layers back, and failed.
+        context.drop_layers_soon();
+        done
+    }
+
+    async fn carry_out(self, source: &Any, destination: &Any) -> Result<(), TransferError> {
+        let context = self;
         let (from, to) = (unpack_any::<OciRegistry>(source)?, unpack_any::<ImageStore>(destination)?);
         if let (Some(from), Some(to)) = (from, to.as_ref()) {
-            let pulled = context.pull(from, to).await;
+            let pulled = Box::pin(context.pull(from, to)).await;
             METRICS.pulled(pulled.is_ok());
             return pulled;
         }
         if let (Some(from), Some(to)) = (unpack_any::<ImageImportStream>(source)?, to.as_ref()) {
-            return context.import(from, to).await;
+            return Box::pin(context.import(from, to)).await;
         }
         if let Some(from) = unpack_any::<ImageStore>(source)? {
             if let Some(to) = to {
@@ -159,6 +205,9 @@ impl Context {
             }
             if let Some(to) = unpack_any::<ImageExportStream>(destination)? {
                 return context.export(from, to).await;
+            }
+            if let Some(to) = unpack_any::<OciRegistry>(destination)? {
+                return Box::pin(context.push(from, to)).await;
             }
         }
         let name = |any: &Any| any.type_url.rsplit('/').next().unwrap_or_default().to_owned();
@@ -206,6 +255,28 @@ impl Context {
         done.await.unwrap_or(Err(TransferError::Cut("the transfer met a bug and was abandoned")))
     }
 
+    /// The same for work that waits for a client or a registry, too: on a thread of its own. The runtime's are few, and containers
+    /// need them: whoever stalls in the middle of a load must not keep one of those.
+    async fn patiently<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> Result<T, TransferError> + Send + 'static,
+    ) -> Result<T, TransferError> {
+        static TURNS: Semaphore = Semaphore::const_new(PATIENT);
+        let turn = TURNS.acquire().await.map_err(|_| TransferError::Cut("the supervisor is stopping"))?;
+        let context = self.clone();
+        let runtime = tokio::runtime::Handle::current();
+        let (sender, done) = oneshot::channel();
+        let spawned = std::thread::Builder::new().name("transfer".into()).spawn(move || {
+            let _entered = runtime.enter(); // the collector is scheduled from here
+            let outcome = work(&context);
+            drop((context, turn));
+            let _ = sender.send(outcome);
+        });
+        spawned.map_err(|_| TransferError::Cut("no thread for the transfer"))?;
+        done.await.unwrap_or(Err(TransferError::Cut("the transfer met a bug and was abandoned")))
+    }
+
+    /// A lease that keeps what the transfer makes.
     fn lease(&self) -> Result<Operation, TransferError> {
         let labels = [(OPERATION.to_owned(), "transfer".to_owned())].into();
         let (id, _) = self.stores.leases.create(&self.namespace, "", labels)?;
@@ -222,6 +293,12 @@ pub(crate) struct Operation {
 }
 
 impl Operation {
+    /// Keeps a blob that was there already.
+    fn keep_content(&self, digest: &Digest) -> Result<(), TransferError> {
+        let resource = Resource { kind: "content".to_owned(), id: digest.to_string() };
+        Ok(self.stores.leases.add(&self.namespace, &self.id, &resource)?)
+    }
+
     /// Keeps a snapshot that was there already.
     fn keep_snapshot(&self, kind: &str, chain: &Digest) -> Result<(), TransferError> {
         let resource = Resource { kind: kind.to_owned(), id: chain.to_string() };

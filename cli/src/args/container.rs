@@ -80,10 +80,10 @@ pub struct StartArgs {
     /// Attach to the output and pass signals on
     #[arg(short, long)]
     pub attach: bool,
-    /// Start from this checkpoint (experimental in docker, not supported)
+    /// Start from this checkpoint (where the engine has checkpoints)
     #[arg(long, value_name = "string", hide = true)]
     pub checkpoint: Option<String>,
-    /// Folder of checkpoints (experimental in docker, not supported)
+    /// Folder of checkpoints (where the engine has checkpoints)
     #[arg(long, value_name = "string", hide = true)]
     pub checkpoint_dir: Option<String>,
     /// Other keys for leaving the container
@@ -213,6 +213,107 @@ pub struct InspectArgs {
     /// Sizes of the files, too
     #[arg(short, long)]
     pub size: bool,
+    /// Names or ids
+    #[arg(value_name = "CONTAINER", required = true)]
+    pub containers: Vec<String>,
+}
+
+/// `cp`
+#[derive(Debug, Args)]
+pub struct CpArgs {
+    /// Keep user and group ids
+    #[arg(short, long)]
+    pub archive: bool,
+    /// Follow a symbolic link that the source is
+    #[arg(short = 'L', long)]
+    pub follow_link: bool,
+    /// No progress (the default without a terminal)
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// CONTAINER:PATH, a path of the client, or "-" for an archive on standard input
+    #[arg(value_name = "CONTAINER:SRC_PATH|SRC_PATH|-", required = true)]
+    pub source: String,
+    /// CONTAINER:PATH, a path of the client, or "-" for an archive on standard output
+    #[arg(value_name = "CONTAINER:DEST_PATH|DEST_PATH|-", required = true)]
+    pub destination: String,
+}
+
+/// `top`
+#[derive(Debug, Args)]
+pub struct TopArgs {
+    /// Container, and options for ps
+    #[arg(value_name = "CONTAINER [ps OPTIONS]", required = true, num_args = 1.., trailing_var_arg = true)]
+    pub words: Vec<String>,
+}
+
+/// `stats`
+#[derive(Debug, Args)]
+pub struct StatsArgs {
+    /// All containers, not only those that run
+    #[arg(short, long)]
+    pub all: bool,
+    /// Output as 'table', 'table TEMPLATE', 'json' or a Go template
+    #[arg(long, value_name = "string")]
+    pub format: Option<String>,
+    /// Print once and end
+    #[arg(long)]
+    pub no_stream: bool,
+    /// Don't shorten the output
+    #[arg(long)]
+    pub no_trunc: bool,
+    /// Names or ids
+    #[arg(value_name = "CONTAINER")]
+    pub containers: Vec<String>,
+}
+
+/// `update`
+#[derive(Debug, Default, Args)]
+pub struct UpdateArgs {
+    /// Weight of block IO, 10 to 1000; 0: default
+    #[arg(long, value_name = "uint16", value_parser = super::values::uint16)]
+    pub blkio_weight: Option<u16>,
+    /// Period of the CPU quota, microseconds
+    #[arg(long, value_name = "int", value_parser = super::values::int)]
+    pub cpu_period: Option<i64>,
+    /// CPU quota, microseconds
+    #[arg(long, value_name = "int", value_parser = super::values::int)]
+    pub cpu_quota: Option<i64>,
+    /// Realtime period, microseconds
+    #[arg(long, value_name = "int", value_parser = super::values::int)]
+    pub cpu_rt_period: Option<i64>,
+    /// Realtime runtime, microseconds
+    #[arg(long, value_name = "int", value_parser = super::values::int)]
+    pub cpu_rt_runtime: Option<i64>,
+    /// Weight of the CPU shares
+    #[arg(short = 'c', long, value_name = "int", value_parser = super::values::int)]
+    pub cpu_shares: Option<i64>,
+    /// Number of CPUs
+    #[arg(long, value_name = "decimal", value_parser = super::values::cpus)]
+    pub cpus: Option<i64>,
+    /// CPUs to use: 0-3, 0,1
+    #[arg(long, value_name = "string")]
+    pub cpuset_cpus: Option<String>,
+    /// Memory nodes to use: 0-3, 0,1
+    #[arg(long, value_name = "string")]
+    pub cpuset_mems: Option<String>,
+    /// Without effect: kernels since 5.4 have no such limit
+    #[arg(long, value_name = "bytes", value_parser = super::values::bytes, hide = true)]
+    pub kernel_memory: Option<super::values::ByteSize>,
+    /// Memory limit
+    #[arg(short, long, value_name = "bytes", value_parser = super::values::bytes)]
+    pub memory: Option<super::values::ByteSize>,
+    /// Soft memory limit
+    #[arg(long, value_name = "bytes", value_parser = super::values::bytes)]
+    pub memory_reservation: Option<super::values::ByteSize>,
+    /// Memory and swap together; -1: no limit on swap
+    #[arg(long, value_name = "bytes", value_parser = super::values::bytes_or_unlimited)]
+    pub memory_swap: Option<super::values::ByteSize>,
+    /// Number of processes; -1: no limit
+    #[arg(long, value_name = "int", value_parser = super::values::int)]
+    pub pids_limit: Option<i64>,
+    /// What to do when the container exits: no, always, unless-stopped, on-failure[:max]
+    #[arg(long, value_name = "string")]
+    pub restart: Option<String>,
     /// Names or ids
     #[arg(value_name = "CONTAINER", required = true)]
     pub containers: Vec<String>,

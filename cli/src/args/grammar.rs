@@ -3,15 +3,30 @@
 //!
 //! The words are checked here against the clap definition, in docker's words, and handed to clap in one canonical form.
 
-use super::{Cli, NOT_YET, help, values};
+use super::{Cli, Globals, NOT_YET, help, values};
+use crate::output::similar;
 use clap::{ArgAction, CommandFactory, FromArgMatches, builder::ValueRange, error::ContextKind, error::ContextValue};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
+
+/// A command as it was written: for gates, hooks and messages.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Line {
+    /// "container run"
+    pub command: String,
+    /// Its flags, by their long names.
+    pub flags: BTreeMap<String, String>,
+    /// Its other words.
+    pub words: Vec<String>,
+}
 
 /// What the command line asks for.
 #[derive(Debug)]
 pub enum Parsed {
     /// A command.
-    Command(Box<Cli>),
+    Command(Box<Cli>, Line),
+    /// What there is: the help of berth itself.
+    Overview,
     /// This text on standard output.
     Help(String),
     /// A group without a command: its help, on standard error as docker has it.
@@ -46,19 +61,34 @@ pub enum UsageError {
         hint: &'static str,
     },
     /// Nobody knows this command.
-    #[error("berth: unknown command: {path} {word}\n\nRun '{path} --help' for more information")]
+    #[error("berth: unknown command: {path} {word}{}{}\n\nRun '{path} --help' for more information", did_you_mean(.near), usage_of(.path))]
     Unknown {
         /// The command group.
         path: String,
         /// The word after it.
         word: String,
+        /// A command with a similar name.
+        near: Option<String>,
     },
+    /// No help on this.
+    #[error("unknown help topic: {0}")]
+    Topic(String),
     /// docker has it, berth not yet.
     #[error("berth: '{0}' is not implemented yet")]
     NotYet(String),
     /// Not UTF-8.
     #[error("berth: argument {0:?} is not valid UTF-8")]
     NotUtf8(OsString),
+}
+
+/// The line under an unknown word.
+pub fn did_you_mean(near: &Option<String>) -> String {
+    near.as_ref().map(|near| format!("\n\nDid you mean '{near}'?")).unwrap_or_default()
+}
+
+/// The usage of a group; of berth itself, it would say nothing.
+fn usage_of(path: &str) -> String {
+    if path.contains(' ') { format!("\n\nUsage:  {path}") } else { String::new() }
 }
 
 impl UsageError {
@@ -77,13 +107,15 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Parsed, UsageEr
     let mut command = &root;
     let mut path = vec!["berth".to_owned()];
     let mut canonical = vec!["berth".to_owned()];
+    let mut names: Vec<String> = Vec::new();
     let mut rest = words.as_slice();
     loop {
         let level = Level { command, path: path.join(" ") };
         let group = command.has_subcommands();
         let flags = level.read(rest, group || has_tail(command))?;
         if flags.help {
-            return Ok(Parsed::Help(help::render(command, &level.path)));
+            let text = || Parsed::Help(help::render(command, &level.path));
+            return Ok(if path.len() == 1 { Parsed::Overview } else { text() });
         }
         if flags.version {
             return Ok(Parsed::Version);
@@ -92,41 +124,66 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Parsed, UsageEr
         if !group {
             level.check_arity(flags.words.len())?;
             canonical.push("--".to_owned());
-            canonical.extend(flags.words);
-            return level.finish(&root, canonical);
+            canonical.extend(flags.words.iter().cloned());
+            let line = Line { command: names.join(" "), flags: flags.given, words: flags.words };
+            return level.finish(&root, canonical, line);
         }
         let mut after = flags.words.into_iter();
         let Some(word) = after.next() else {
-            let text = help::render(command, &level.path);
-            return Ok(if path.len() == 1 { Parsed::Help(text) } else { Parsed::Group(text) });
+            return Ok(if path.len() == 1 {
+                Parsed::Overview
+            } else {
+                Parsed::Group(help::render(command, &level.path))
+            });
         };
         if path.len() == 1 && word == "help" {
             return help_on(&root, after);
         }
         let Some(found) = command.find_subcommand(&word) else {
             let name = [&path[1..], std::slice::from_ref(&word)].concat().join(" ");
-            return Err(if NOT_YET.contains(&name.as_str()) {
-                UsageError::NotYet(name)
-            } else {
-                UsageError::Unknown { path: level.path, word }
-            });
+            return Err(if NOT_YET.contains(&name.as_str()) { UsageError::NotYet(name) } else { level.unknown(word) });
         };
         rest = &rest[rest.len() - after.len()..];
         canonical.push(found.get_name().to_owned());
+        names.push(found.get_name().to_owned());
         path.push(word);
         command = found;
     }
 }
 
+/// Reads the flags before the command only: for commands that are somebody else's.
+pub fn globals(args: &[OsString]) -> Result<Globals, UsageError> {
+    let words: Vec<String> =
+        args.iter().map(|a| a.clone().into_string().map_err(UsageError::NotUtf8)).collect::<Result<_, _>>()?;
+    let mut root = Cli::command();
+    root.build();
+    let level = Level { command: &root, path: "berth".to_owned() };
+    let flags = level.read(&words, true)?;
+    let mut canonical = vec!["berth".to_owned()];
+    canonical.extend(flags.canonical);
+    // Any command will do: its arguments are not looked at.
+    canonical.extend(["context".to_owned(), "show".to_owned()]);
+    let matches = root.clone().try_get_matches_from(canonical).map_err(|error| level.value_error(&error))?;
+    Ok(Cli::from_arg_matches(&matches).map_err(|error| level.value_error(&error))?.globals)
+}
+
+/// Where the command begins, behind the global flags; nothing if there is none, or the flags are wrong.
+pub fn command_at(args: &[OsString]) -> Option<usize> {
+    let words: Vec<String> = args.iter().map(|word| word.to_str().map(str::to_owned)).collect::<Option<_>>()?;
+    let mut root = Cli::command();
+    root.build();
+    let flags = Level { command: &root, path: "berth".to_owned() }.read(&words, true).ok()?;
+    (!flags.words.is_empty()).then(|| words.len() - flags.words.len())
+}
+
 fn help_on(root: &clap::Command, words: impl Iterator<Item = String>) -> Result<Parsed, UsageError> {
     let (mut command, mut path) = (root, "berth".to_owned());
-    for word in words {
-        command = command
-            .find_subcommand(&word)
-            .ok_or_else(|| UsageError::Unknown { path: path.clone(), word: word.clone() })?;
+    let words: Vec<String> = words.collect();
+    for word in &words {
+        command = command.find_subcommand(word).ok_or_else(|| UsageError::Topic(words.join(" ")))?;
         path = format!("{path} {word}");
     }
-    Ok(Parsed::Help(help::render(command, &path)))
+    Ok(if words.is_empty() { Parsed::Overview } else { Parsed::Help(help::render(command, &path)) })
 }
 
 /// One command or group and the words that lead to it.
@@ -140,11 +197,19 @@ struct Level<'a> {
 struct Flags {
     canonical: Vec<String>,
     words: Vec<String>,
+    /// By their long names.
+    given: BTreeMap<String, String>,
     help: bool,
     version: bool,
 }
 
 impl Level<'_> {
+    fn unknown(&self, word: String) -> UsageError {
+        let commands = self.command.get_subcommands().filter(|c| !c.is_hide_set()).map(clap::Command::get_name);
+        let near = similar::nearest(&word, commands).map(str::to_owned);
+        UsageError::Unknown { path: self.path.clone(), word, near }
+    }
+
     fn bad(&self, what: String) -> UsageError {
         UsageError::Flag { what, usage: help::usage(self.command, &self.path), path: self.path.clone() }
     }
@@ -193,6 +258,8 @@ impl Level<'_> {
                 flags.words.push(word.clone());
             }
         }
+        let long = |arg: &clap::Arg| arg.get_long().unwrap_or_default().to_owned();
+        flags.given = given.iter().map(|(arg, value)| (long(arg), value.clone())).collect();
         flags.canonical = self.canonical(given)?;
         Ok(flags)
     }
@@ -289,10 +356,10 @@ impl Level<'_> {
         Err(UsageError::Arity { what, usage: help::usage(self.command, &self.path), path: self.path.clone(), hint })
     }
 
-    fn finish(&self, root: &clap::Command, canonical: Vec<String>) -> Result<Parsed, UsageError> {
+    fn finish(&self, root: &clap::Command, canonical: Vec<String>, line: Line) -> Result<Parsed, UsageError> {
         let matches = root.clone().try_get_matches_from(canonical).map_err(|error| self.value_error(&error))?;
         let cli = Cli::from_arg_matches(&matches).map_err(|error| self.value_error(&error))?;
-        Ok(Parsed::Command(Box::new(cli)))
+        Ok(Parsed::Command(Box::new(cli), line))
     }
 
     /// What clap says about a value, in docker's words.
@@ -324,8 +391,9 @@ fn title(arg: &clap::Arg) -> String {
 }
 
 /// A flag that needs no value. One that is on by default is the only switch that clap is given a value for.
-pub(super) fn is_switch(arg: &clap::Arg) -> bool {
+pub fn is_switch(arg: &clap::Arg) -> bool {
     matches!(arg.get_action(), ArgAction::SetTrue)
+        || arg.get_num_args().is_some_and(|range| range.min_values() == 0)
         || matches!(arg.get_action(), ArgAction::Set) && arg.get_default_values().iter().any(|v| v == "true")
 }
 
@@ -344,7 +412,7 @@ mod tests {
 
     fn command(line: &str) -> Command {
         match words(line) {
-            Ok(Parsed::Command(cli)) => cli.command,
+            Ok(Parsed::Command(cli, _)) => cli.command,
             other => panic!("{line}: {other:?}"),
         }
     }
@@ -408,8 +476,7 @@ mod tests {
             ("exec a", "berth: 'berth exec' requires at least 2 arguments", 1),
             ("foo", "berth: unknown command: berth foo", 1),
             ("container foo", "berth: unknown command: berth container foo", 1),
-            ("build .", "berth: 'build' is not implemented yet", 1),
-            ("container cp a b", "berth: 'container cp' is not implemented yet", 1),
+            ("trust ls", "berth: 'trust' is not implemented yet", 1),
         ] {
             let error = words(line).map(|_| line).unwrap_err();
             assert_eq!((error.to_string().lines().next(), error.code()), (Some(first), code), "{line}");
@@ -417,8 +484,40 @@ mod tests {
     }
 
     #[test]
+    fn similar_commands_are_named() {
+        let said = |line: &str| words(line).unwrap_err().to_string();
+        assert_eq!(
+            said("pss"),
+            "berth: unknown command: berth pss\n\nDid you mean 'ps'?\n\nRun 'berth --help' for more information"
+        );
+        assert!(said("container strat").contains("Did you mean 'start'?"));
+        assert!(!said("xyzzy").contains("mean"));
+    }
+
+    #[test]
+    fn the_line_is_kept_for_others() {
+        let Ok(Parsed::Command(_, line)) = words("-D container run -d --name x --pull=always img a -b") else {
+            panic!()
+        };
+        let flags: Vec<_> = line.flags.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        assert_eq!(line.command, "container run");
+        assert_eq!(
+            (flags.join(" ").as_str(), line.words.join(" ").as_str()),
+            ("detach=true name=x pull=always", "img a -b")
+        );
+        let globals = |line: &str| globals(&line.split_whitespace().map(OsString::from).collect::<Vec<_>>());
+        let read = globals("--tls=false --tlsverify -c ctx --config /x compose up --nope").unwrap();
+        assert_eq!((read.tls, read.tlsverify, read.context.as_deref()), (Some(false), Some(true), Some("ctx")));
+        assert_eq!(globals("--bad compose").unwrap_err().code(), 125);
+    }
+
+    #[test]
     fn help_in_every_place() {
-        for line in ["--help", "help", "run --help", "help run", "container ls --help", "ps -h", ""] {
+        for line in ["--help", "help", "", "-D"] {
+            assert!(matches!(words(line), Ok(Parsed::Overview)), "{line}");
+        }
+        assert_eq!(words("help foo bar").unwrap_err(), UsageError::Topic("foo bar".into()));
+        for line in ["run --help", "help run", "container ls --help", "ps -h"] {
             assert!(matches!(words(line), Ok(Parsed::Help(_))), "{line}");
         }
         assert!(matches!(words("container"), Ok(Parsed::Group(_))));

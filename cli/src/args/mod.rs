@@ -4,13 +4,22 @@
 // Doc comments in here are help texts: brackets mean what they mean in usage lines, not links.
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags, rustdoc::bare_urls)]
 
+pub mod build;
 pub mod container;
+pub mod context;
+#[cfg(test)]
+mod coverage;
+pub mod gates;
 pub mod grammar;
 pub mod help;
 pub mod image;
+pub mod network;
+pub mod rare;
+pub mod registry;
 pub mod run;
 pub mod system;
 pub mod values;
+pub mod volume;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -32,38 +41,38 @@ pub struct Cli {
 }
 
 /// Flags that stand before the command.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct Globals {
-    /// Folder of the client's config.json (default: DOCKER_CONFIG, then ~/.docker)
+    /// Location of client config files (default: DOCKER_CONFIG, then ~/.docker)
     #[arg(long, value_name = "string")]
     pub config: Option<String>,
-    /// Name of a docker context (not supported yet: use --host)
+    /// Name of the context to use to connect to the daemon (overrides DOCKER_HOST env var and default context set with "berth context use")
     #[arg(short, long, value_name = "string")]
     pub context: Option<String>,
-    /// Accepted for docker's sake, changes nothing
+    /// Enable debug mode
     #[arg(short = 'D', long)]
     pub debug: bool,
-    /// Engine to connect to: unix:///PATH or tcp://HOST:PORT (default: BERTH_HOST, then DOCKER_HOST)
+    /// Daemon socket to connect to (default: BERTH_HOST, then DOCKER_HOST)
     #[arg(short = 'H', long, value_name = "list")]
     pub host: Vec<String>,
-    /// Accepted for docker's sake, changes nothing
+    /// Set the logging level ("debug", "info", "warn", "error", "fatal") (default "info")
     #[arg(short, long, value_name = "string")]
     pub log_level: Option<String>,
-    /// Use TLS (not supported yet)
-    #[arg(long)]
-    pub tls: bool,
-    /// Trust certificates signed by this CA only (not supported yet)
+    /// Use TLS; implied by --tlsverify
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub tls: Option<bool>,
+    /// Trust certs signed only by this CA (default: ca.pem in DOCKER_CERT_PATH, then in the config folder)
     #[arg(long, value_name = "string")]
     pub tlscacert: Option<String>,
-    /// TLS certificate file (not supported yet)
+    /// Path to TLS certificate file (default: cert.pem beside it)
     #[arg(long, value_name = "string")]
     pub tlscert: Option<String>,
-    /// TLS key file (not supported yet)
+    /// Path to TLS key file (default: key.pem beside it)
     #[arg(long, value_name = "string")]
     pub tlskey: Option<String>,
-    /// Use TLS and verify the engine (not supported yet)
-    #[arg(long)]
-    pub tlsverify: bool,
+    /// Use TLS and verify the remote
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub tlsverify: Option<bool>,
 }
 
 /// The commands at the top level.
@@ -85,6 +94,18 @@ pub enum Command {
     Start(container::StartArgs),
     /// Connect the terminal's standard streams to a running container
     Attach(container::AttachArgs),
+    /// Build an image from a Dockerfile
+    Build(Box<build::BuildArgs>),
+    /// Build images by a file that describes several of them
+    Bake(system::WordsArgs),
+    /// Copy files between a container and this machine
+    Cp(container::CpArgs),
+    /// Print the processes of a container
+    Top(container::TopArgs),
+    /// Print how much containers use of processors, memory, networks and disks
+    Stats(container::StatsArgs),
+    /// Change limits and restart policies of containers
+    Update(container::UpdateArgs),
     /// Stop one or more running containers
     Stop(container::StopArgs),
     /// Restart one or more containers
@@ -111,10 +132,28 @@ pub enum Command {
     Load(image::LoadArgs),
     /// Make an image from a tarball of a root filesystem
     Import(image::ImportArgs),
+    /// Write images into a tar archive or to standard output
+    Save(image::SaveArgs),
+    /// Upload an image to a registry
+    Push(image::PushArgs),
+    /// Print the layers of an image and how they came about
+    History(image::HistoryArgs),
+    /// Make an image from what a container has changed
+    Commit(image::CommitArgs),
+    /// Write the files of a container as a tar archive
+    Export(image::ExportArgs),
+    /// Print what a container has changed in its files
+    Diff(image::DiffArgs),
     /// Give an image another name
     Tag(image::TagArgs),
     /// Remove one or more images
     Rmi(image::RmiArgs),
+    /// Look for images in a registry's index
+    Search(registry::SearchArgs),
+    /// Try credentials at a registry, and keep them
+    Login(registry::LoginArgs),
+    /// Forget the credentials of a registry
+    Logout(registry::LogoutArgs),
     /// Print what happens in the engine, as it happens
     Events(system::EventsArgs),
     /// Print facts about the engine
@@ -123,18 +162,54 @@ pub enum Command {
     Version(system::FormatArgs),
     /// Run a small container that is built into berth
     Demo(system::DemoArgs),
+    /// Manage builds
+    #[command(subcommand)]
+    Builder(BuilderCommand),
+    /// Manage checkpoints
+    #[command(subcommand)]
+    Checkpoint(rare::Checkpoint),
+    /// Manage configs of a swarm
+    #[command(subcommand)]
+    Config(rare::Config),
     /// Manage containers
     #[command(subcommand)]
     Container(ContainerCommand),
+    /// Manage contexts
+    #[command(subcommand)]
+    Context(context::ContextCommand),
     /// Manage images
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Manage manifests and lists of manifests
+    #[command(subcommand)]
+    Manifest(ManifestCommand),
     /// Manage networks
     #[command(subcommand)]
     Network(NetworkCommand),
+    /// Manage nodes of a swarm
+    #[command(subcommand)]
+    Node(rare::Node),
+    /// Manage plugins of the engine
+    #[command(subcommand)]
+    Plugin(rare::Plugin),
+    /// Manage secrets of a swarm
+    #[command(subcommand)]
+    Secret(rare::Secret),
+    /// Manage services of a swarm
+    #[command(subcommand)]
+    Service(rare::Service),
+    /// Manage stacks of a swarm
+    #[command(subcommand)]
+    Stack(rare::Stack),
+    /// Manage swarms
+    #[command(subcommand)]
+    Swarm(rare::Swarm),
     /// Manage the engine
     #[command(subcommand)]
     System(SystemCommand),
+    /// Manage volumes
+    #[command(subcommand)]
+    Volume(VolumeCommand),
     /// Print a completion script for a shell
     Completion(system::CompletionArgs),
     /// Write man pages into a folder
@@ -150,10 +225,18 @@ pub enum Command {
 pub enum ContainerCommand {
     /// Connect the terminal's standard streams to a running container
     Attach(container::AttachArgs),
+    /// Make an image from what a container has changed
+    Commit(image::CommitArgs),
+    /// Copy files between a container and this machine
+    Cp(container::CpArgs),
     /// Create a new container
     Create(Box<run::CreateArgs>),
+    /// Print what a container has changed in its files
+    Diff(image::DiffArgs),
     /// Run a command in a running container
     Exec(container::ExecArgs),
+    /// Write the files of a container as a tar archive
+    Export(image::ExportArgs),
     /// Print everything the engine knows about containers
     Inspect(container::InspectArgs),
     /// Kill one or more running containers
@@ -167,6 +250,8 @@ pub enum ContainerCommand {
     Pause(container::Names),
     /// List the port mappings of a container, or one of them
     Port(container::PortArgs),
+    /// Remove all containers that don't run
+    Prune(build::PruneArgs),
     /// Give a container another name
     Rename(container::RenameArgs),
     /// Restart one or more containers
@@ -178,17 +263,55 @@ pub enum ContainerCommand {
     Run(Box<run::RunArgs>),
     /// Start one or more stopped containers
     Start(container::StartArgs),
+    /// Print how much containers use of processors, memory, networks and disks
+    Stats(container::StatsArgs),
     /// Stop one or more running containers
     Stop(container::StopArgs),
+    /// Print the processes of a container
+    Top(container::TopArgs),
     /// Resume all processes within one or more containers
     Unpause(container::Names),
+    /// Change limits and restart policies of containers
+    Update(container::UpdateArgs),
     /// Wait until containers stop, then print their exit codes
     Wait(container::Names),
+}
+
+/// `berth builder ...`
+#[derive(Debug, Subcommand)]
+pub enum BuilderCommand {
+    /// Build an image from a Dockerfile
+    Build(Box<build::BuildArgs>),
+    /// Remove what earlier builds have left for later ones
+    Prune(build::BuilderPruneArgs),
+}
+
+/// `berth volume ...`
+#[derive(Debug, Subcommand)]
+pub enum VolumeCommand {
+    /// Make a volume
+    Create(Box<volume::CreateArgs>),
+    /// Print everything the engine knows about volumes
+    Inspect(volume::InspectArgs),
+    /// List volumes
+    #[command(visible_alias = "list")]
+    Ls(volume::LsArgs),
+    /// Remove volumes that nothing uses
+    Prune(volume::PruneArgs),
+    /// Remove one or more volumes
+    #[command(visible_alias = "remove")]
+    Rm(volume::RmArgs),
+    /// Change a cluster volume
+    Update(volume::UpdateArgs),
 }
 
 /// `berth image ...`
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
+    /// Build an image from a Dockerfile
+    Build(Box<build::BuildArgs>),
+    /// Print the layers of an image and how they came about
+    History(image::HistoryArgs),
     /// Make an image from a tarball of a root filesystem
     Import(image::ImportArgs),
     /// Print everything the engine knows about images
@@ -198,85 +321,74 @@ pub enum ImageCommand {
     /// List images
     #[command(visible_alias = "list")]
     Ls(image::ImagesArgs),
+    /// Remove images that nothing uses
+    Prune(image::PruneArgs),
     /// Download an image from a registry
     Pull(image::PullArgs),
+    /// Upload an image to a registry
+    Push(image::PushArgs),
     /// Remove one or more images
     #[command(visible_alias = "remove")]
     Rm(image::RmiArgs),
+    /// Write images into a tar archive or to standard output
+    Save(image::SaveArgs),
     /// Give an image another name
     Tag(image::TagArgs),
+    /// Read everything that is stored of all images, and tell what is damaged
+    Verify(image::VerifyArgs),
+}
+
+/// `berth manifest ...`
+#[derive(Debug, Subcommand)]
+pub enum ManifestCommand {
+    /// Change what a local manifest list says about a manifest
+    Annotate(registry::ManifestAnnotateArgs),
+    /// Make a local manifest list
+    Create(registry::ManifestCreateArgs),
+    /// Print a manifest, or a list of manifests, from a registry
+    Inspect(registry::ManifestInspectArgs),
+    /// Upload a manifest list to a registry
+    Push(registry::ManifestPushArgs),
+    /// Remove local manifest lists
+    Rm(registry::ManifestRmArgs),
 }
 
 /// `berth network ...`
 #[derive(Debug, Subcommand)]
 pub enum NetworkCommand {
+    /// Connect a container to a network
+    Connect(network::ConnectArgs),
+    /// Make a network
+    Create(network::CreateArgs),
+    /// Disconnect a container from a network
+    Disconnect(network::DisconnectArgs),
     /// Print everything the engine knows about networks
     Inspect(system::NetworkInspectArgs),
     /// List networks
     #[command(visible_alias = "list")]
     Ls(system::NetworkLsArgs),
+    /// Remove networks that nothing uses
+    Prune(build::PruneArgs),
+    /// Remove one or more networks
+    #[command(visible_alias = "remove")]
+    Rm(network::RmArgs),
 }
 
 /// `berth system ...`
 #[derive(Debug, Subcommand)]
 pub enum SystemCommand {
+    /// Print how much of the disk is used, and for what
+    Df(system::DfArgs),
+    /// Connect standard input and output with the engine
+    #[command(hide = true)]
+    DialStdio,
     /// Print what happens in the engine, as it happens
     Events(system::EventsArgs),
     /// Print facts about the engine
     Info(system::FormatArgs),
+    /// Remove everything that nothing uses
+    Prune(build::SystemPruneArgs),
 }
 
 /// Commands docker has and berth has not yet, so that the answer to them is clear.
-pub const NOT_YET: &[&str] = &[
-    "bake",
-    "build",
-    "builder",
-    "buildx",
-    "checkpoint",
-    "commit",
-    "compose",
-    "config",
-    "context",
-    "cp",
-    "diff",
-    "export",
-    "history",
-    "login",
-    "logout",
-    "manifest",
-    "node",
-    "plugin",
-    "push",
-    "save",
-    "search",
-    "secret",
-    "service",
-    "stack",
-    "stats",
-    "swarm",
-    "top",
-    "trust",
-    "update",
-    "volume",
-    "container commit",
-    "container cp",
-    "container diff",
-    "container export",
-    "container prune",
-    "container stats",
-    "container top",
-    "container update",
-    "image build",
-    "image history",
-    "image prune",
-    "image push",
-    "image save",
-    "network connect",
-    "network create",
-    "network disconnect",
-    "network prune",
-    "network rm",
-    "system df",
-    "system dial-stdio",
-    "system prune",
-];
+pub const NOT_YET: &[&str] = &["trust"];

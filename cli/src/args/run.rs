@@ -38,8 +38,8 @@ pub struct CreateArgs {
     /// Accepted for docker's sake, changes nothing
     #[arg(long, hide = true)]
     pub disable_content_trust: bool,
-    /// Hand the engine's socket to the container (not supported yet)
-    #[arg(long, hide = true)]
+    /// Give the container the engine's socket, and the credentials for registries
+    #[arg(long)]
     pub use_api_socket: bool,
     /// Process and files.
     #[command(flatten)]

@@ -10,6 +10,17 @@ pub struct FormatArgs {
     pub format: Option<String>,
 }
 
+/// `system df`
+#[derive(Debug, Args)]
+pub struct DfArgs {
+    /// Output as 'table', 'table TEMPLATE', 'json' or a Go template
+    #[arg(long, value_name = "string")]
+    pub format: Option<String>,
+    /// One line per object
+    #[arg(short, long)]
+    pub verbose: bool,
+}
+
 /// `inspect`
 #[derive(Debug, Args)]
 pub struct InspectArgs {
@@ -19,7 +30,7 @@ pub struct InspectArgs {
     /// Sizes of the files of a container, too
     #[arg(short, long)]
     pub size: bool,
-    /// Look only among objects of this type: container, image, network
+    /// Look only among objects of this type: container, image, network, volume, ...
     #[arg(long, value_name = "string")]
     pub r#type: Option<String>,
     /// Names or ids
@@ -120,4 +131,12 @@ pub struct ManArgs {
     /// Folder for the pages
     #[arg(value_name = "DIR", required = true)]
     pub dir: std::path::PathBuf,
+}
+
+/// Words for a plugin, which knows what they mean.
+#[derive(Debug, Args)]
+pub struct WordsArgs {
+    /// The words
+    #[arg(value_name = "[OPTIONS] [TARGET...]", trailing_var_arg = true, allow_hyphen_values = true, num_args = 0..)]
+    pub words: Vec<String>,
 }

@@ -229,6 +229,11 @@ pub fn sysctl(text: &str) -> Result<(String, String), ValueError> {
     }
 }
 
+/// A name for an image.
+pub fn image_name(text: &str) -> Result<String, proto::image_ref::ImageRefError> {
+    text.parse::<proto::image_ref::ImageRef>().map(|_| text.to_owned())
+}
+
 /// name:address or name=address, address may be host-gateway.
 pub fn extra_host(text: &str) -> Result<String, ValueError> {
     let bad = || ValueError::ExtraHost(text.to_owned());

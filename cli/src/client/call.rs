@@ -1,6 +1,6 @@
 //! One request and its answer.
 
-use super::{ApiVersion, ClientError, Host};
+use super::{ApiVersion, ClientError, Endpoint, Host};
 use crate::output::value::Value;
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full, combinators::BoxBody};
@@ -41,6 +41,11 @@ impl Call {
     /// POST
     pub fn post(path: impl Into<String>) -> Self {
         Self::new(Method::POST, path)
+    }
+
+    /// PUT
+    pub fn put(path: impl Into<String>) -> Self {
+        Self::new(Method::PUT, path)
     }
 
     /// DELETE
@@ -120,27 +125,39 @@ impl Call {
         self
     }
 
-    pub(super) fn take_request(&mut self, host: &Host, version: ApiVersion) -> Result<Request<Body>, ClientError> {
+    pub(super) fn take_request(
+        &mut self,
+        endpoint: &Endpoint,
+        version: ApiVersion,
+    ) -> Result<Request<Body>, ClientError> {
         let body = self.body.take();
-        let request = self.to_request(host, version)?;
+        let request = self.to_request(endpoint, version)?;
         Ok(match body {
             Some(body) => request.map(|_| body),
             None => request,
         })
     }
 
-    pub(super) fn to_request(&self, host: &Host, version: ApiVersion) -> Result<Request<Body>, ClientError> {
+    pub(super) fn to_request(&self, endpoint: &Endpoint, version: ApiVersion) -> Result<Request<Body>, ClientError> {
         let prefix = if self.versioned { format!("/v{version}") } else { String::new() };
         let mark = if self.query.is_empty() { "" } else { "?" };
-        let name = match host {
-            Host::Unix(_) => "api.berth.localhost",
+        let name = match &endpoint.host {
+            Host::Unix(_) | Host::Ssh(_) => "api.berth.localhost",
             Host::Tcp(address) => address,
         };
         let mut builder = Request::builder()
             .method(self.method.clone())
             .uri(format!("{prefix}{}{mark}{}", self.path, self.query))
             .header("host", name)
-            .header("user-agent", concat!("berth/", env!("CARGO_PKG_VERSION"), " (linux)"));
+            .header("user-agent", user_agent(endpoint));
+        for (name, value) in &endpoint.headers {
+            // berth's own headers are what the engine goes by.
+            if !name.eq_ignore_ascii_case("user-agent")
+                && !self.headers.iter().any(|(own, _)| name.eq_ignore_ascii_case(own))
+            {
+                builder = builder.header(name, value);
+            }
+        }
         for (name, value) in &self.headers {
             builder = builder.header(*name, value);
         }
@@ -151,6 +168,18 @@ impl Call {
 
     pub(super) fn broken(&self, cause: hyper::Error) -> ClientError {
         ClientError::Http { method: self.method.to_string(), path: self.path.clone(), cause }
+    }
+}
+
+/// The user's own name for this client (DOCKER_CUSTOM_HEADERS), or ours.
+fn user_agent(endpoint: &Endpoint) -> &str {
+    let own = endpoint.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("user-agent"));
+    own.map_or(concat!("berth/", env!("CARGO_PKG_VERSION"), " (linux)"), |(_, value)| value)
+}
+
+impl std::fmt::Display for Call {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.method, self.path)
     }
 }
 
@@ -207,6 +236,11 @@ impl Reply {
     /// The path asked for.
     pub fn path(&self) -> &str {
         &self.call.path
+    }
+
+    /// A header of the answer.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.response.headers().get(name).and_then(|value| value.to_str().ok())
     }
 
     /// The next piece of the body.
@@ -292,7 +326,7 @@ mod tests {
         let call = Call::get(format!("/images/{}/json", escape("a/b:c d", true)))
             .query("a", "x&y=1")
             .filters(&[("label".into(), "a=b".into()), ("label".into(), "c".into())]);
-        let request = call.to_request(&Host::default(), super::super::NEWEST).unwrap();
+        let request = call.to_request(&Endpoint::default(), super::super::NEWEST).unwrap();
         assert_eq!(
             request.uri().to_string(),
             "/v1.51/images/a/b:c%20d/json?a=x%26y%3D1&filters=%7B%22label%22:%7B%22a%3Db%22:true%2C%22c%22:true%7D%7D"

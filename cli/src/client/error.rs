@@ -7,7 +7,7 @@ use std::io;
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody listens.
-    #[error("Cannot connect to the Berth engine at {host}. Is berth-engine running?")]
+    #[error("Cannot connect to the Berth engine at {host}. Is berth-engine running?{}", cure(host))]
     NotRunning {
         /// Where.
         host: Host,
@@ -27,6 +27,16 @@ pub enum ClientError {
         host: Host,
         /// Why.
         cause: io::Error,
+    },
+    /// TLS could not be agreed on.
+    #[error("error during connect: {call} at {host}: {cause}")]
+    Tls {
+        /// The request.
+        call: String,
+        /// Where.
+        host: Host,
+        /// Why.
+        cause: String,
     },
     /// The engine answered with an error.
     #[error("Error response from daemon: {message}")]
@@ -75,7 +85,30 @@ pub enum ClientError {
     TooOld(String),
 }
 
+/// What to do where nobody listens.
+fn cure(host: &Host) -> String {
+    const DOCKER: &str = "/var/run/docker.sock";
+    match host {
+        Host::Unix(path) if *host == Host::default() => {
+            let start = " Start it with `systemctl start berth-engine`, or with `berth-engine`";
+            let other = if std::path::Path::new(DOCKER).exists() && path.as_path() != std::path::Path::new(DOCKER) {
+                "; docker's engine is reached by `-H unix:///var/run/docker.sock`"
+            } else {
+                ""
+            };
+            format!("{start}{other}.")
+        }
+        Host::Unix(path) if !path.exists() => " There is no such socket.".to_owned(),
+        _ => String::new(),
+    }
+}
+
 impl ClientError {
+    /// The engine says that this is none of its business: no swarm, no plugins, not built.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Api { status: 400 | 403 | 405 | 406 | 501 | 503, .. })
+    }
+
     /// The engine says that there is no such thing.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Api { status: 404, .. })

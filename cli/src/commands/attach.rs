@@ -25,7 +25,7 @@ pub async fn run(app: &App, args: &AttachArgs) -> Outcome {
     let config = |field: &str| container.at(&["Config", field]).and_then(|v| v.as_bool()).unwrap_or(false);
     let (tty, stdin) = (config("Tty"), !args.no_stdin && config("OpenStdin"));
     if tty && stdin && !terminal::stdin_is_terminal() {
-        let text = "cannot attach stdin to a TTY-enabled container because stdin is not a terminal";
+        let text = "the input device is not a TTY";
         return Err(Failure::Refused(text.to_owned()));
     }
     let id = container.text(&["Id"]);

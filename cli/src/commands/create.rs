@@ -2,14 +2,16 @@
 
 use super::{App, pull, require};
 use crate::args::run::CreateArgs;
-use crate::client::{Call, Client};
+use crate::client::{Call, Client, Host};
 use crate::config::own_variable;
 use crate::exit::{Failure, Outcome};
 use crate::options::create::{Request, Surroundings, request};
 use crate::output;
 use crate::terminal;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use proto::image_ref::ImageRef;
 use serde::Deserialize;
+use serde_json::json;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 
@@ -45,7 +47,10 @@ pub fn prepare(app: &App, client: &Client, args: &CreateArgs, detached: bool) ->
         version: client.version(),
         console: if args.process.tty { terminal::size() } else { (0, 0) },
     };
-    let wanted = request(args, detached, &around).map_err(|error| Failure::from(error).in_run_flags())?;
+    let mut wanted = request(args, detached, &around).map_err(|error| Failure::from(error).in_run_flags())?;
+    if args.use_api_socket {
+        mount_socket(&app.config.endpoint()?.host, &mut wanted.body)?;
+    }
     wanted.warnings.iter().for_each(|warning| output::note(warning));
     Ok(wanted)
 }
@@ -82,10 +87,69 @@ pub async fn create(app: &App, client: &Client, args: &CreateArgs, wanted: &Requ
     for warning in created.warnings.iter().flatten() {
         output::note(&format!("WARNING: {warning}"));
     }
+    if args.use_api_socket {
+        copy_credentials(app, client, &created.id).await?;
+    }
     if let Some(file) = cidfile {
         file.write(&created.id)?;
     }
     Ok(created.id)
+}
+
+/// Where a container finds the client's credentials.
+const CREDENTIALS: &str = "/run/secrets/docker";
+
+/// The engine's socket where clients look for it, and where the credentials will be.
+fn mount_socket(host: &Host, body: &mut serde_json::Value) -> Outcome {
+    let Host::Unix(socket) = host else {
+        let text =
+            format!("flag --use-api-socket can only be used with unix sockets: docker endpoint {host} incompatible");
+        return Err(Failure::Refused(text).in_run_flags());
+    };
+    let mount = json!({ "Type": "bind", "Source": socket, "Target": "/var/run/docker.sock", "BindOptions": {} });
+    for (list, item) in
+        [("/HostConfig", ("Mounts", mount)), ("", ("Env", json!(format!("DOCKER_CONFIG={CREDENTIALS}"))))]
+    {
+        let Some(object) = body.pointer_mut(list) else { continue };
+        match &mut object[item.0] {
+            serde_json::Value::Array(items) => items.push(item.1),
+            empty => *empty = json!([item.1]),
+        }
+    }
+    Ok(())
+}
+
+/// Puts a config.json with nothing but credentials into the container.
+async fn copy_credentials(app: &App, client: &Client, id: &str) -> Outcome {
+    let auths: serde_json::Map<String, serde_json::Value> = app
+        .config
+        .credentials
+        .all()
+        .into_iter()
+        .map(|(key, auth)| {
+            let pair = STANDARD.encode(format!("{}:{}", auth.username, auth.password));
+            let entry = match auth.identity_token.as_str() {
+                "" => json!({ "auth": pair }),
+                token => json!({ "auth": pair, "identitytoken": token }),
+            };
+            (key, entry)
+        })
+        .collect();
+    let fault = |cause| Failure::io("pack the credentials for the container", cause);
+    let mut archive = tar::Builder::new(Vec::new());
+    let text = json!({ "auths": auths }).to_string();
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(0o600);
+    header.set_size(text.len() as u64);
+    let path = CREDENTIALS.trim_start_matches('/').to_owned() + "/config.json";
+    archive.append_data(&mut header, path, text.as_bytes()).map_err(fault)?;
+    let archive = archive.into_inner().map_err(fault)?;
+    let call = Call::put(format!("/containers/{id}/archive"))
+        .query("path", "/")
+        .header("content-type", "application/x-tar")
+        .body(super::load::streamed(std::io::Cursor::new(archive)));
+    client.send(call).await?;
+    Ok(())
 }
 
 fn is_missing_image(error: &crate::client::ClientError) -> bool {
@@ -114,7 +178,7 @@ impl<'a> CidFile<'a> {
             std::io::ErrorKind::AlreadyExists => Failure::Refused(format!(
                 "container ID file found, make sure the other container isn't running or delete {path}"
             )),
-            _ => Failure::io(format!("failed to create the container ID file {path}"), cause),
+            _ => Failure::io(format!("failed to create the container ID file: open {path}"), cause),
         })?;
         Ok(Self { path, file, written: false })
     }

@@ -23,6 +23,7 @@ pub async fn run(app: &App, args: &DemoArgs) -> Outcome {
         remove: true,
         proxy: true,
         keys: None,
+        checkpoint: (None, None),
     };
     attached.start(&client, &id, run.detach).await
 }
@@ -63,7 +64,7 @@ fn run_args(args: &DemoArgs) -> Outcome<RunArgs> {
     words.push(image::NAME.to_owned());
     words.extend(args.words.iter().cloned());
     match grammar::parse(words.into_iter().map(OsString::from)) {
-        Ok(grammar::Parsed::Command(cli)) => match cli.command {
+        Ok(grammar::Parsed::Command(cli, _)) => match cli.command {
             Command::Run(run) => Ok(*run),
             _ => Err(Failure::Refused("demo: not a run".to_owned())),
         },

@@ -25,7 +25,7 @@ pub async fn run(app: &App, args: &ExecArgs) -> Outcome {
     let env = envs::environment(&args.env_file, &args.env, own_variable)?;
     let attach_stdin = args.interactive && !args.detach;
     if attach_stdin && args.tty && !terminal::stdin_is_terminal() {
-        let text = "cannot attach stdin to a TTY-enabled container because stdin is not a terminal";
+        let text = "the input device is not a TTY";
         return Err(Failure::Refused(text.to_owned()));
     }
     let client = app.client().await?;

@@ -3,7 +3,7 @@
 use super::App;
 use crate::args::image::ImagesArgs;
 use crate::client::Call;
-use crate::exit::{Failure, Outcome};
+use crate::exit::Outcome;
 use crate::output::listing::{self, Layout};
 use crate::output::template::Context;
 use crate::output::value::Value;
@@ -11,9 +11,10 @@ use crate::output::{self, time, units};
 use proto::image_ref::ImageRef;
 use serde::Deserialize;
 
+/// An image, as lists have it.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Summary {
+pub struct Summary {
     #[serde(rename = "Id")]
     id: String,
     #[serde(rename = "RepoTags")]
@@ -22,15 +23,19 @@ struct Summary {
     digests: Option<Vec<String>>,
     #[serde(rename = "Created")]
     created: i64,
+    /// Bytes of all its layers.
     #[serde(rename = "Size")]
-    size: i64,
+    pub size: i64,
+    /// Bytes of layers that others have, too; -1: unknown.
     #[serde(rename = "SharedSize")]
-    shared: i64,
+    pub shared: i64,
+    /// Containers that use it; -1: unknown.
     #[serde(rename = "Containers")]
-    containers: i64,
+    pub containers: i64,
 }
 
-const TITLES: &[(&str, &str)] = &[
+/// Titles of its fields.
+pub const TITLES: &[(&str, &str)] = &[
     ("ID", "IMAGE ID"),
     ("Repository", "REPOSITORY"),
     ("Tag", "TAG"),
@@ -48,13 +53,14 @@ const NONE: &str = "<none>";
 
 /// Runs `images`.
 pub async fn run(app: &App, args: &ImagesArgs) -> Outcome {
-    if args.tree {
-        return Err(Failure::Refused("--tree is not supported yet".to_owned()));
-    }
     let mut filters = args.filter.clone();
     filters.extend(args.reference.iter().map(|reference| ("reference".to_owned(), reference.clone())));
     let call = Call::get("/images/json").switch("all", args.all).filters(&filters);
-    let images: Vec<Summary> = app.client().await?.send(call).await?.json().await?;
+    let client = app.client().await?;
+    if args.tree {
+        return super::images_tree::print(&client, args, &filters).await;
+    }
+    let images: Vec<Summary> = client.send(call).await?.json().await?;
     let format = args.format.as_deref().or(if args.quiet { None } else { app.config.images_format() });
     let digests = args.digests || format.is_some_and(|f| f.contains(".Digest"));
     let columns = match args.digests {
@@ -94,8 +100,15 @@ fn rows(image: &Summary, digests: bool, short: bool, now: i64) -> Vec<Context> {
     rows.into_iter().map(|(repository, tag, digest)| row(image, repository, tag, digest, short, now)).collect()
 }
 
+/// The one row that `system df` has for an image: its first name.
+pub fn first_row(image: &Summary, short: bool, now: i64) -> Context {
+    let none = || (NONE.to_owned(), NONE.to_owned());
+    let (repository, tag) = image.tags.iter().flatten().find_map(|text| tag_of(text)).unwrap_or_else(none);
+    row(image, repository, tag, "", short, now)
+}
+
 fn row(image: &Summary, repository: String, tag: String, digest: &str, short: bool, now: i64) -> Context {
-    let size_or = |n: i64| if n < 0 { "N/A".to_owned() } else { units::size(n, 3) };
+    let size_or = |n: i64| if n < 0 { "N/A".to_owned() } else { units::size(n, 4) };
     let unique = if image.shared < 0 { -1 } else { image.size - image.shared };
     let count = if image.containers < 0 { "N/A".to_owned() } else { image.containers.to_string() };
     let id = if short { units::short_id(&image.id) } else { &image.id };

@@ -1,13 +1,11 @@
 //! `import`
 
-use super::{App, load, pull::width};
+use super::{App, load};
 use crate::args::image::ImportArgs;
 use crate::client::Call;
 use crate::exit::Outcome;
 use crate::output::progress;
-use crate::terminal;
 use proto::image_ref::ImageRef;
-use std::io;
 
 /// Runs `import`.
 pub async fn run(app: &App, args: &ImportArgs) -> Outcome {
@@ -32,5 +30,5 @@ pub async fn run(app: &App, args: &ImportArgs) -> Outcome {
         call = call.body(body);
     }
     let reply = app.client().await?.send(call).await?;
-    progress::show(reply, &mut io::stdout(), width(terminal::stdout_is_terminal())).await
+    progress::show(reply, progress::Sink::Stdout).await
 }

@@ -5,6 +5,7 @@ use crate::args::system::FormatArgs;
 use crate::client::{Call, ClientError};
 use crate::exit::{Failure, Outcome};
 use crate::output::{self, units, value::Value};
+use crate::plugins::{Plugin, Plugins};
 use std::fmt::Write as _;
 
 /// Runs `info`. The client's half is printed even when no engine answers.
@@ -15,9 +16,10 @@ pub async fn run(app: &App, args: &FormatArgs) -> Outcome {
     };
     if let Some(format) = args.format.as_deref().filter(|f| !f.is_empty()) {
         let client = Value::object([
-            ("Debug", false.into()),
+            ("Debug", output::log::debug_is_on().into()),
             ("Version", env!("CARGO_PKG_VERSION").into()),
-            ("Context", "default".into()),
+            ("Context", app.config.context_name().into()),
+            ("Plugins", Value::Array(plugins(app).iter().map(described).collect())),
         ]);
         let mut info = if info == Value::Null { Value::Object(Vec::new()) } else { info };
         info.add_missing("ClientInfo", client);
@@ -25,7 +27,13 @@ pub async fn run(app: &App, args: &FormatArgs) -> Outcome {
         return error.map_or(Ok(()), Err);
     }
     let version = env!("CARGO_PKG_VERSION");
-    let mut out = format!("Client:\n Version:    {version}\n Context:    default\n Debug Mode: false\n\nServer:\n");
+    let mut out = format!(
+        "Client:\n Version:    {version}\n Context:    {}\n Debug Mode: {}\n",
+        app.config.context_name(),
+        output::log::debug_is_on()
+    );
+    list_plugins(&mut out, &plugins(app));
+    out.push_str("\nServer:\n");
     if error.is_none() {
         server(&mut out, &info);
         out.push('\n');
@@ -35,6 +43,46 @@ pub async fn run(app: &App, args: &FormatArgs) -> Outcome {
         output::note(warning.as_str().unwrap_or_default());
     }
     error.map_or(Ok(()), Err)
+}
+
+fn plugins(app: &App) -> Vec<Plugin> {
+    Plugins::find(&app.config).all()
+}
+
+fn described(plugin: &Plugin) -> Value {
+    let path = ("Path", Value::from(plugin.path.display().to_string()));
+    let name = ("Name", plugin.name.as_str().into());
+    match &plugin.metadata {
+        Ok(metadata) => Value::object([
+            ("SchemaVersion", metadata.schema_version.as_str().into()),
+            ("Vendor", metadata.vendor.as_str().into()),
+            ("Version", metadata.version.as_str().into()),
+            ("ShortDescription", metadata.short_description.as_str().into()),
+            ("URL", metadata.url.as_str().into()),
+            name,
+            path,
+        ]),
+        Err(fault) => Value::object([name, path, ("Err", fault.as_str().into())]),
+    }
+}
+
+fn list_plugins(out: &mut String, plugins: &[Plugin]) {
+    let known = || plugins.iter().filter_map(|plugin| Some((plugin, plugin.metadata.as_ref().ok()?)));
+    if known().next().is_some() {
+        out.push_str(" Plugins:\n");
+    }
+    for (plugin, metadata) in known() {
+        let _ = writeln!(out, "  {}: {} ({})", plugin.name, metadata.short_description, metadata.vendor);
+        if !metadata.version.is_empty() {
+            let _ = writeln!(out, "    Version:  {}", metadata.version);
+        }
+        let _ = writeln!(out, "    Path:     {}", plugin.path.display());
+    }
+    for plugin in plugins {
+        if let Err(fault) = &plugin.metadata {
+            output::note(&format!("WARNING: Plugin {:?} is not valid: {fault}", plugin.path.display().to_string()));
+        }
+    }
 }
 
 async fn ask(app: &App) -> Result<Value, Failure> {

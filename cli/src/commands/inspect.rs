@@ -1,7 +1,7 @@
-//! `inspect`, for containers, images and networks.
+//! `inspect`, for everything that has a name.
 
 use super::{App, load::platform_json, require};
-use crate::args::{container, image, system};
+use crate::args::{container, image, system, volume};
 use crate::client::{Call, Client, ClientError, call::escape};
 use crate::exit::{Failure, Outcome};
 use crate::output::template::{Context, Template};
@@ -13,36 +13,52 @@ enum Kind {
     Container { size: bool },
     Image,
     Network { verbose: bool },
+    Volume,
+    Service,
+    Task,
+    Node,
+    Plugin,
+    Secret,
+    Config,
 }
 
 /// Runs `inspect`: whatever has that name.
 pub async fn any(app: &App, args: &system::InspectArgs) -> Outcome {
-    let all = [Kind::Container { size: args.size }, Kind::Image, Kind::Network { verbose: false }];
-    let kinds = match args.r#type.as_deref() {
-        None | Some("") => &all[..],
-        Some("container") => &all[..1],
-        Some("image") => &all[1..2],
-        Some("network") => &all[2..],
-        Some(known @ ("volume" | "service" | "task" | "node" | "plugin" | "secret" | "config")) => {
-            return Err(Failure::Refused(format!("inspect --type {known} is not implemented yet")));
-        }
-        Some(other) => {
-            return Err(Failure::Refused(format!(
-                "unknown type: {other:?}: must be one of \"container\", \"image\", \"network\""
-            )));
-        }
-    };
+    let container = Kind::Container { size: args.size };
+    let network = Kind::Network { verbose: false };
+    let all = [
+        ("container", container),
+        ("image", Kind::Image),
+        ("network", network),
+        ("volume", Kind::Volume),
+        ("service", Kind::Service),
+        ("task", Kind::Task),
+        ("node", Kind::Node),
+        ("plugin", Kind::Plugin),
+        ("secret", Kind::Secret),
+        ("config", Kind::Config),
+    ];
+    let wanted = args.r#type.as_deref().unwrap_or_default();
+    let kinds: Vec<Kind> =
+        all.iter().filter(|(name, _)| wanted.is_empty() || *name == wanted).map(|(_, kind)| *kind).collect();
+    if kinds.is_empty() {
+        let mut names: Vec<String> = all.iter().map(|(name, _)| format!("{name:?}")).collect();
+        names.sort();
+        let text = format!("unknown type: {wanted:?}: must be one of {}", names.join(", "));
+        return Err(Failure::Refused(text));
+    }
     let client = app.client().await?;
     let mut found = Found::new(args.format.as_deref())?;
     for name in &args.names {
         let mut result = Err(None);
-        for kind in kinds {
+        for kind in &kinds {
             match get(&client, *kind, name).await {
                 Ok(value) => {
                     result = Ok(value);
                     break;
                 }
-                Err(error) if error.is_not_found() && kinds.len() > 1 => {}
+                // An engine without swarms or plugins has no such object either.
+                Err(error) if kinds.len() > 1 && (error.is_not_found() || kind.is_rare() && error.is_refusal()) => {}
                 Err(error) => {
                     result = Err(Some(error));
                     break;
@@ -78,6 +94,19 @@ pub async fn networks(app: &App, args: &system::NetworkInspectArgs) -> Outcome {
     each(&client, Kind::Network { verbose: args.verbose }, &args.networks, args.format.as_deref(), None).await
 }
 
+/// Runs `volume inspect`.
+pub async fn volumes(app: &App, args: &volume::InspectArgs) -> Outcome {
+    let client = app.client().await?;
+    each(&client, Kind::Volume, &args.volumes, args.format.as_deref(), None).await
+}
+
+impl Kind {
+    /// Not every engine knows these.
+    fn is_rare(self) -> bool {
+        !matches!(self, Self::Container { .. } | Self::Image | Self::Network { .. } | Self::Volume)
+    }
+}
+
 async fn each(
     client: &Client,
     kind: Kind,
@@ -104,6 +133,13 @@ async fn fetch(client: &Client, kind: Kind, name: &str, platform: Option<&str>) 
         Kind::Container { size } => Call::get(format!("/containers/{}/json", escape(name, false))).switch("size", size),
         Kind::Image => Call::get(format!("/images/{}/json", escape(name, true))).maybe("platform", platform),
         Kind::Network { verbose } => Call::get(format!("/networks/{}", escape(name, false))).switch("verbose", verbose),
+        Kind::Volume => Call::get(format!("/volumes/{}", escape(name, false))),
+        Kind::Service => Call::get(format!("/services/{}", escape(name, false))),
+        Kind::Task => Call::get(format!("/tasks/{}", escape(name, false))),
+        Kind::Node => Call::get(format!("/nodes/{}", escape(name, false))),
+        Kind::Plugin => Call::get(format!("/plugins/{}/json", escape(name, true))),
+        Kind::Secret => Call::get(format!("/secrets/{}", escape(name, false))),
+        Kind::Config => Call::get(format!("/configs/{}", escape(name, false))),
     };
     client.send(call).await?.value().await
 }

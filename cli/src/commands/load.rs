@@ -1,6 +1,6 @@
 //! `load`
 
-use super::{App, pull::width, require};
+use super::{App, require};
 use crate::args::image::LoadArgs;
 use crate::client::{Call, call::Body};
 use crate::exit::{Failure, Outcome};
@@ -34,14 +34,18 @@ pub async fn run(app: &App, args: &LoadArgs) -> Outcome {
         call = call.query("platform", platform_json(platform).to_string());
     }
     let reply = client.send(call.header("content-type", "application/x-tar").body(body)).await?;
-    progress::show(reply, &mut io::stdout(), width(terminal::stdout_is_terminal())).await
+    progress::show(reply, progress::Sink::Stdout).await
 }
 
 /// A file as the body of a request.
 pub async fn file(path: &str) -> Outcome<Body> {
-    let file = tokio::fs::File::open(path).await.map_err(|cause| {
+    let fault = |cause| {
         Failure::from(crate::options::OptionError::File { path: path.to_owned(), cause: crate::options::Plain(cause) })
-    })?;
+    };
+    let file = tokio::fs::File::open(path).await.map_err(fault)?;
+    if file.metadata().await.map_err(fault)?.is_dir() {
+        return Err(fault(io::ErrorKind::IsADirectory.into()));
+    }
     Ok(streamed(file))
 }
 

@@ -14,8 +14,10 @@ pub async fn run(app: &App, args: &PortArgs) -> Outcome {
     let mut lines: Vec<(u16, String)> = Vec::new();
     if let Some(wanted) = &args.port {
         let (number, protocol) = wanted.rsplit_once('/').unwrap_or((wanted, "tcp"));
-        if number.parse::<u16>().is_err() {
-            return Err(Failure::Refused(format!("Error: invalid port ({wanted}): not a port number")));
+        if let Some(cause) = fault(number) {
+            return Err(Failure::Refused(format!(
+                "Error: invalid port ({wanted}): strconv.ParseUint: parsing {number:?}: {cause}"
+            )));
         }
         let key = format!("{number}/{protocol}");
         let bindings = ports.iter().find(|(port, _)| *port == key).map(|(_, bindings)| bindings.items());
@@ -36,4 +38,14 @@ pub async fn run(app: &App, args: &PortArgs) -> Outcome {
 fn address(binding: &Value) -> String {
     let (ip, port) = (binding.text(&["HostIp"]), binding.text(&["HostPort"]));
     if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") }
+}
+
+/// What docker says of a number that is no port.
+fn fault(number: &str) -> Option<&'static str> {
+    let all_digits = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    match number.parse::<u16>() {
+        Ok(_) => None,
+        Err(_) if all_digits => Some("value out of range"),
+        Err(_) => Some("invalid syntax"),
+    }
 }

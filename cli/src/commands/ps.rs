@@ -11,9 +11,10 @@ use crate::output::{self, json, time, units};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
+/// A container, as lists have it.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Summary {
+pub struct Summary {
     #[serde(rename = "Id")]
     id: String,
     #[serde(rename = "Names")]
@@ -28,14 +29,17 @@ struct Summary {
     created: i64,
     #[serde(rename = "Ports")]
     ports: Option<Vec<Port>>,
+    /// Bytes it has written.
     #[serde(rename = "SizeRw")]
-    size_rw: i64,
+    pub size_rw: i64,
+    /// The same and its image.
     #[serde(rename = "SizeRootFs")]
-    size_root_fs: i64,
+    pub size_root_fs: i64,
     #[serde(rename = "Labels")]
     labels: Option<BTreeMap<String, String>>,
+    /// "running" and others.
     #[serde(rename = "State")]
-    state: String,
+    pub state: String,
     #[serde(rename = "Status")]
     status: String,
     #[serde(rename = "NetworkSettings")]
@@ -77,7 +81,8 @@ struct Port {
 
 const COLUMNS: &str = "{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Names}}";
 
-const TITLES: &[(&str, &str)] = &[
+/// Titles of its fields.
+pub const TITLES: &[(&str, &str)] = &[
     ("ID", "CONTAINER ID"),
     ("Names", "NAMES"),
     ("Image", "IMAGE"),
@@ -114,7 +119,8 @@ pub async fn run(app: &App, args: &PsArgs) -> Outcome {
     output::print(&listing::render(&layout, format, args.quiet, &rows)?)
 }
 
-fn row(container: &Summary, short: bool, size: bool, now: i64) -> Context {
+/// Its fields.
+pub fn row(container: &Summary, short: bool, size: bool, now: i64) -> Context {
     let id = if short { units::short_id(&container.id) } else { &container.id };
     let command = if short { units::ellipsis(&container.command, 20) } else { container.command.clone() };
     let networks = container.network_settings.as_ref().and_then(|s| s.networks.as_ref());

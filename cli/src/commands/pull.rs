@@ -5,13 +5,12 @@ use crate::args::image::PullArgs;
 use crate::client::{Call, Client};
 use crate::exit::{Failure, Outcome};
 use crate::output::{self, progress};
-use crate::terminal;
 use proto::image_ref::ImageRef;
-use std::io;
 
 /// Runs `pull`.
 pub async fn run(app: &App, args: &PullArgs) -> Outcome {
     let mut reference: ImageRef = args.reference.parse()?;
+    trust(args.disable_content_trust)?;
     if args.all_tags && (reference.tag().is_some() || reference.digest().is_some()) {
         return Err(Failure::Refused("tag can't be used with --all-tags/-a".to_owned()));
     }
@@ -27,7 +26,7 @@ pub async fn run(app: &App, args: &PullArgs) -> Outcome {
     if args.quiet {
         progress::drain(reply).await?;
     } else {
-        progress::show(reply, &mut io::stdout(), width(terminal::stdout_is_terminal())).await?;
+        progress::show(reply, progress::Sink::Stdout).await?;
     }
     output::print_line(&reference.to_string())
 }
@@ -44,16 +43,16 @@ pub async fn implicit(
     if quiet {
         return progress::drain(reply).await;
     }
-    let terminal = std::io::IsTerminal::is_terminal(&io::stderr());
-    progress::show(reply, &mut io::stderr(), width(terminal)).await
+    progress::show(reply, progress::Sink::Stderr).await
 }
 
-/// Width for progress bars, where lines can be redrawn.
-pub fn width(terminal: bool) -> Option<u16> {
-    terminal.then(|| match terminal::size() {
-        (_, 0) => 200,
-        (_, columns) => columns,
-    })
+/// Refuses what nobody would notice to be missing: signatures.
+pub fn trust(disabled: bool) -> Outcome {
+    if disabled {
+        return Ok(());
+    }
+    let text = "--disable-content-trust=false is not supported: berth neither makes nor checks notary signatures";
+    Err(Failure::Refused(text.to_owned()))
 }
 
 fn call(app: &App, reference: &ImageRef, platform: Option<&str>) -> Outcome<Call> {
@@ -62,5 +61,5 @@ fn call(app: &App, reference: &ImageRef, platform: Option<&str>) -> Outcome<Call
         .query("fromImage", reference.repository())
         .maybe("platform", platform.filter(|p| !p.is_empty()))
         .maybe("tag", digest.as_deref().or(reference.tag()))
-        .header("x-registry-auth", app.config.registry_auth(reference.domain())?))
+        .header("x-registry-auth", app.config.credentials.header(reference.domain())))
 }

@@ -2,7 +2,7 @@
 
 use super::{App, create};
 use crate::args::run::RunArgs;
-use crate::client::{Call, Client, Reply};
+use crate::client::{Call, Client, Reply, call::escape};
 use crate::exit::{Failure, Outcome};
 use crate::output;
 use crate::streams::{self, Connect, Ended};
@@ -19,7 +19,7 @@ pub async fn run(app: &App, args: RunArgs) -> Outcome {
     let client = app.client().await.map_err(Failure::in_run)?;
     let wanted = create::prepare(app, &client, flags, args.detach)?;
     if flags.process.tty && wanted.stdin && !terminal::stdin_is_terminal() {
-        let text = "cannot attach stdin to a TTY-enabled container because stdin is not a terminal";
+        let text = "the input device is not a TTY";
         return Err(Failure::Refused(text.to_owned()));
     }
     let id = create::create(app, &client, flags, &wanted).await.map_err(Failure::in_run)?;
@@ -32,6 +32,7 @@ pub async fn run(app: &App, args: RunArgs) -> Outcome {
         remove: flags.process.rm,
         proxy: args.sig_proxy,
         keys,
+        checkpoint: (None, None),
     };
     attached.start(&client, &id, args.detach).await
 }
@@ -53,12 +54,15 @@ pub struct Attached {
     pub proxy: bool,
     /// Keys that leave it.
     pub keys: Option<String>,
+    /// Checkpoint it is started from, and the folder of that.
+    pub checkpoint: (Option<String>, Option<String>),
 }
 
 impl Attached {
     /// Attaches, then starts, so that not even the first byte is lost; the end of the container is the result.
     pub async fn start(self, client: &Client, id: &str, detached: bool) -> Outcome {
-        let start = || Call::post(format!("/containers/{id}/start"));
+        let (checkpoint, dir) = &self.checkpoint;
+        let start = || start_call(id, checkpoint.as_deref(), dir.as_deref());
         if detached {
             client.send(start()).await.map_err(|error| Failure::from(error).in_run())?;
             return output::print_line(id);
@@ -102,6 +106,13 @@ impl Attached {
             .query("stream", "1")
             .header("content-type", "text/plain")
     }
+}
+
+/// Starts a container, from a checkpoint if one is given.
+pub fn start_call(container: &str, checkpoint: Option<&str>, dir: Option<&str>) -> Call {
+    Call::post(format!("/containers/{}/start", escape(container, false)))
+        .maybe("checkpoint", checkpoint)
+        .maybe("checkpoint-dir", dir)
 }
 
 #[derive(Deserialize)]

@@ -1,7 +1,7 @@
 //! `start`
 
 use super::App;
-use super::run::Attached;
+use super::run::{Attached, start_call};
 use crate::args::container::StartArgs;
 use crate::client::{Call, call::escape};
 use crate::exit::{Failure, Outcome};
@@ -9,14 +9,15 @@ use crate::output;
 
 /// Runs `start`.
 pub async fn run(app: &App, args: &StartArgs) -> Outcome {
-    if args.checkpoint.is_some() || args.checkpoint_dir.is_some() {
-        return Err(Failure::Refused("--checkpoint is not supported yet".to_owned()));
+    let (checkpoint, dir) = (args.checkpoint.as_deref(), args.checkpoint_dir.as_deref());
+    if checkpoint.is_some() && args.containers.len() > 1 {
+        return Err(Failure::Refused("you cannot restore multiple containers at once".to_owned()));
     }
     let client = app.client().await?;
     if !args.attach && !args.interactive {
         let mut failed = Vec::new();
         for name in &args.containers {
-            match client.send(Call::post(format!("/containers/{}/start", escape(name, false)))).await {
+            match client.send(start_call(name, checkpoint, dir)).await {
                 Ok(_) => output::print_line(name)?,
                 Err(error) => {
                     output::note(&error.to_string());
@@ -42,6 +43,7 @@ pub async fn run(app: &App, args: &StartArgs) -> Outcome {
         remove: container.at(&["HostConfig", "AutoRemove"]).and_then(|v| v.as_bool()).unwrap_or(false),
         proxy: true,
         keys: args.detach_keys.clone().or_else(|| app.config.detach_keys()),
+        checkpoint: (args.checkpoint.clone(), args.checkpoint_dir.clone()),
     };
     match attached.start(&client, container.text(&["Id"]), false).await {
         // `start -a` gives the engine's error as it is: the codes 125 to 127 are those of `run`.

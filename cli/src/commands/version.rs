@@ -22,15 +22,16 @@ pub async fn run(app: &App, args: &FormatArgs) -> Outcome {
         ("DefaultAPIVersion", NEWEST.to_string().into()),
         ("Os", "linux".into()),
         ("Arch", go_arch().into()),
-        ("Context", "default".into()),
+        ("Context", app.config.context_name().into()),
     ]);
-    match args.format.as_deref() {
+    let printed = match args.format.as_deref() {
         Some(format) if !format.is_empty() => {
-            print_formatted(format, Value::object([("Client", client), ("Server", server)]))?;
+            print_formatted(format, Value::object([("Client", client), ("Server", server)]))
         }
-        _ => output::print(&text(&client, &server))?,
-    }
-    error.map_or(Ok(()), Err)
+        _ => output::print(&text(&client, &server)),
+    };
+    // Why there is no server says more than what a template misses of it.
+    error.map_or(printed, Err)
 }
 
 async fn ask(app: &App) -> Result<(Value, String), Failure> {
@@ -49,6 +50,10 @@ pub fn go_arch() -> &'static str {
     }
 }
 
+fn or<'t>(text: &'t str, other: &'t str) -> &'t str {
+    if text.is_empty() { other } else { text }
+}
+
 fn text(client: &Value, server: &Value) -> String {
     let mut out = String::from("Client:\n");
     let (spoken, newest) = (client.text(&["ApiVersion"]), client.text(&["DefaultAPIVersion"]));
@@ -57,7 +62,7 @@ fn text(client: &Value, server: &Value) -> String {
         ("Version", client.text(&["Version"]).to_owned()),
         ("API version", format!("{spoken}{downgraded}")),
         ("OS/Arch", format!("linux/{}", client.text(&["Arch"]))),
-        ("Context", "default".to_owned()),
+        ("Context", or(client.text(&["Context"]), "default").to_owned()),
     ] {
         let _ = writeln!(out, " {:<18} {value}", format!("{name}:"));
     }

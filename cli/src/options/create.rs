@@ -42,10 +42,12 @@ pub struct Request {
 /// Works out the request; with `detached`, nothing is attached.
 pub fn request(args: &CreateArgs, detached: bool, around: &Surroundings<'_>) -> Result<Request, OptionError> {
     let process = &args.process;
-    if args.use_api_socket {
-        return Err(OptionError::NotYet("--use-api-socket"));
-    }
     let restart = restart_policy(&process.restart)?;
+    let swappiness = args.resources.memory_swappiness;
+    if swappiness != -1 && !(0..=100).contains(&swappiness) {
+        let text = format!("invalid value: {swappiness}. Valid memory swappiness range is 0-100");
+        return Err(OptionError::Invalid(text));
+    }
     if process.rm && !matches!(process.restart.as_str(), "no" | "") {
         return Err(OptionError::Conflict("cannot specify both --restart and --rm"));
     }
@@ -315,7 +317,8 @@ fn check_modes(flags: &IsolationFlags) -> Result<(), OptionError> {
     Ok(())
 }
 
-fn restart_policy(text: &str) -> Result<Value, OptionError> {
+/// `--restart`: a name, and a number of tries after a colon.
+pub fn restart_policy(text: &str) -> Result<Value, OptionError> {
     let (name, count) = match text.split_once(':') {
         Some((name, count)) => (name, Some(count)),
         None => (text, None),
@@ -347,115 +350,4 @@ fn object(value: Value) -> Map<String, Value> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::args::{Command, grammar};
-    use std::ffi::OsString;
-
-    fn of(words: &[&str]) -> Result<Request, String> {
-        let line = ["run"].iter().chain(words).map(OsString::from);
-        let Ok(grammar::Parsed::Command(cli)) = grammar::parse(line) else { panic!("{words:?}") };
-        let Command::Run(run) = cli.command else { panic!() };
-        let around = Surroundings {
-            cwd: Path::new("/home/me"),
-            env: &|_| None,
-            extra_env: &[("HTTP_PROXY".into(), "http://p".into())],
-            version: crate::client::NEWEST,
-            console: (24, 80),
-        };
-        request(&run.container, run.detach, &around).map_err(|e| e.to_string())
-    }
-
-    #[test]
-    fn streams_follow_the_flags() {
-        for (words, streams, once) in [
-            (&["img"][..], (false, true, true), false),
-            (&["-i", "img"], (true, true, true), true),
-            (&["-d", "-i", "img"], (false, false, false), false),
-            (&["-a", "stdout", "-i", "img"], (false, true, false), false),
-            (&["-a", "STDIN", "-a", "stderr", "-i", "img"], (true, false, true), true),
-        ] {
-            let request = of(words).unwrap();
-            assert_eq!((request.stdin, request.stdout, request.stderr), streams, "{words:?}");
-            assert_eq!(request.body["StdinOnce"], json!(once), "{words:?}");
-        }
-    }
-
-    #[test]
-    fn flags_become_fields() {
-        let request = of(&[
-            "-m",
-            "64m",
-            "--cpus",
-            "1.5",
-            "-p",
-            "8080:80",
-            "-v",
-            "./a:/b:ro",
-            "-v",
-            "/anon",
-            "--tmpfs",
-            "/t:size=1m",
-            "--restart",
-            "on-failure:3",
-            "--entrypoint",
-            "",
-            "--network",
-            "none",
-            "-e",
-            "A=b",
-            "-e",
-            "HTTP_PROXY=mine",
-            "--security-opt",
-            "systempaths=unconfined",
-            "--init",
-            "--device",
-            "/dev/null",
-            "--health-cmd",
-            "x",
-            "img",
-            "a",
-        ])
-        .unwrap();
-        let (body, host) = (&request.body, &request.body["HostConfig"]);
-        for (value, want) in [
-            (&body["Cmd"], json!(["a"])),
-            (&body["Entrypoint"], json!([""])),
-            (&body["Env"], json!(["A=b", "HTTP_PROXY=mine"])),
-            (&body["ExposedPorts"], json!({"80/tcp": {}})),
-            (&body["Volumes"], json!({"/anon": {}})),
-            (&body["Healthcheck"], json!({"Test": ["CMD-SHELL", "x"]})),
-            (&host["Memory"], json!(64 << 20)),
-            (&host["NanoCpus"], json!(1_500_000_000)),
-            (&host["Binds"], json!(["/home/me/a:/b:ro"])),
-            (&host["Tmpfs"], json!({"/t": "size=1m"})),
-            (&host["NetworkMode"], json!("none")),
-            (&host["RestartPolicy"], json!({"Name": "on-failure", "MaximumRetryCount": 3})),
-            (&host["MaskedPaths"], json!([])),
-            (&host["Init"], json!(true)),
-            (&host["ConsoleSize"], json!([24, 80])),
-        ] {
-            assert_eq!(*value, want);
-        }
-        assert!(of(&["img"]).unwrap().body["HostConfig"].get("MaskedPaths").is_none());
-    }
-
-    #[test]
-    fn contradictions() {
-        for (words, message) in [
-            (&["--rm", "--restart", "always", "x"][..], "conflicting options: cannot specify both --restart and --rm"),
-            (&["--pid", "foo", "x"], "--pid: invalid PID mode"),
-            (&["--uts", "foo", "x"], "--uts: invalid UTS mode"),
-            (&["--log-driver", "none", "--log-opt", "a=b", "x"], "invalid logging opts for driver none"),
-            (&["--no-healthcheck", "--health-cmd", "x", "x"], "--no-healthcheck conflicts with --health-* options"),
-            (
-                &["--restart", "on-failure:x", "x"],
-                "invalid restart policy format: maximum retry count must be an integer",
-            ),
-            (&["-p", "a", "x"], "invalid containerPort: a"),
-            (&["--use-api-socket", "x"], "--use-api-socket is not supported yet"),
-        ] {
-            assert_eq!(of(words).unwrap_err(), message);
-        }
-    }
-}
+mod tests;

@@ -52,8 +52,13 @@ pub enum DeviceError {
     #[error("invalid device cgroup format '{0}'")]
     Rule(String),
     /// An unknown field.
-    #[error("unexpected key '{0}' in GPU request")]
-    GpuKey(String),
+    #[error("unexpected key '{key}' in '{field}'")]
+    GpuKey {
+        /// The key.
+        key: String,
+        /// Where it stands.
+        field: String,
+    },
     /// A number that is none.
     #[error("count must be an integer: {0:?}")]
     GpuCount(String),
@@ -168,7 +173,7 @@ pub fn parse_gpus(text: &str) -> Result<GpuRequest, DeviceError> {
                     options.insert(key.to_owned(), json!(value));
                 }
             }
-            _ => return Err(DeviceError::GpuKey(key.to_owned())),
+            _ => return Err(DeviceError::GpuKey { key: key.to_owned(), field: field.clone() }),
         }
     }
     let number = number.unwrap_or(i64::from(ids.is_empty()));

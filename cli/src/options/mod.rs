@@ -8,6 +8,7 @@ pub mod mounts;
 pub mod networks;
 pub mod ports;
 pub mod security;
+pub mod subnets;
 pub mod volumes;
 
 use std::io;
@@ -32,9 +33,6 @@ pub enum OptionError {
     /// A port.
     #[error(transparent)]
     Port(#[from] ports::PortError),
-    /// A flag that berth can't carry out yet.
-    #[error("{0} is not supported yet")]
-    NotYet(&'static str),
 }
 
 /// An I/O error without Rust's "(os error 2)", in lower case as other Unix programs have it.

@@ -162,7 +162,7 @@ fn pair(map: &mut Map<String, Value>, text: &str) {
 }
 
 /// One record of CSV: commas separate, a field in double quotes may hold them.
-pub(super) fn csv(text: &str) -> Result<Vec<String>, MountError> {
+pub fn csv(text: &str) -> Result<Vec<String>, MountError> {
     let mut fields = Vec::new();
     let mut rest = text;
     loop {

@@ -97,7 +97,7 @@ impl Ports {
             return Err(OptionError::Invalid(format!("invalid port format for --expose: {text}")));
         }
         let (ports, protocol) = text.rsplit_once('/').unwrap_or((text, "tcp"));
-        let (from, to) = range(ports).ok_or_else(|| bad("not a port or a range of ports"))?;
+        let (from, to) = range(ports).ok_or_else(|| bad(&number_fault(ports)))?;
         for port in from..=to {
             self.exposed.insert(format!("{port}/{}", protocol.to_ascii_lowercase()), json!({}));
         }
@@ -149,6 +149,19 @@ fn long_form(text: &str) -> Result<String, PortError> {
     }
     let colon = if published.is_empty() { "" } else { ":" };
     Ok(format!("{published}{colon}{target}/{protocol}"))
+}
+
+/// What docker says of a range that is none: which of its numbers it could not read.
+fn number_fault(range: &str) -> String {
+    let parts = range.split('-');
+    let bad = parts.clone().find(|part| part.parse::<u16>().is_err());
+    match bad {
+        Some(part) if !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()) => {
+            format!("strconv.ParseUint: parsing {part:?}: value out of range")
+        }
+        Some(part) => format!("strconv.ParseUint: parsing {part:?}: invalid syntax"),
+        None => format!("invalid range specified for port: {range}"),
+    }
 }
 
 #[cfg(test)]

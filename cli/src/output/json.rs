@@ -6,8 +6,13 @@ use serde_json::ser::PrettyFormatter;
 
 /// Several lines, indented by four blanks.
 pub fn pretty(value: &Value) -> String {
+    indented(value, "    ")
+}
+
+/// Several lines.
+pub fn indented(value: &Value, indent: &str) -> String {
     let mut out = Vec::new();
-    let formatter = PrettyFormatter::with_indent(b"    ");
+    let formatter = PrettyFormatter::with_indent(indent.as_bytes());
     // Writing into memory can't fail, and every Value is valid JSON.
     let _ = value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, formatter));
     String::from_utf8(out).unwrap_or_default()

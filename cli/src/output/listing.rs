@@ -29,15 +29,12 @@ pub fn render(layout: &Layout<'_>, format: Option<&str>, quiet: bool, rows: &[Co
         _ => (format.to_owned(), false),
     };
     // The shell leaves these two as they are typed.
-    let template = Template::parse(&template.replace("\\t", "\t").replace("\\n", "\n"))
-        .map_err(|error| Failure::Refused(format!("failed to parse template: {error}")))?;
-    let execute = |context: &Context| {
-        template.execute(context).map_err(|error| Failure::Refused(format!("failed to execute template: {error}")))
-    };
+    let template = Template::parse(&template.replace("\\t", "\t").replace("\\n", "\n")).map_err(Failure::Listing)?;
+    let execute = |context: &Context| template.execute(context).map_err(Failure::Listing);
     let mut text = String::new();
     if titled {
         let titles = layout.titles.iter().map(|(field, title)| ((*field).to_owned(), Value::from(*title))).collect();
-        text = execute(&Context { fields: Value::Object(titles), labels: Value::Null })? + "\n";
+        text = execute(&Context { fields: Value::Object(titles), labels: "titles".into() })? + "\n";
     }
     for row in rows {
         text.push_str(&execute(row)?);
@@ -46,7 +43,8 @@ pub fn render(layout: &Layout<'_>, format: Option<&str>, quiet: bool, rows: &[Co
     Ok(if titled { table::align_tabs(&text) } else { text })
 }
 
-fn sorted(value: &Value) -> Value {
+/// The same object, its fields in the order of their names.
+pub fn sorted(value: &Value) -> Value {
     let mut fields = value.fields().to_vec();
     fields.sort_by(|a, b| a.0.cmp(&b.0));
     Value::Object(fields)

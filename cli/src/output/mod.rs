@@ -2,7 +2,10 @@
 
 pub mod json;
 pub mod listing;
+pub mod log;
+pub mod order;
 pub mod progress;
+pub mod similar;
 pub mod table;
 pub mod template;
 pub mod time;
@@ -21,6 +24,11 @@ pub fn print(text: &str) -> Outcome {
 /// Writes a line to standard output.
 pub fn print_line(text: &str) -> Outcome {
     print(&format!("{text}\n"))
+}
+
+/// Colours are not unwanted (NO_COLOR).
+pub fn colours() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// Writes a line to standard error.

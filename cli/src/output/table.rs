@@ -5,6 +5,11 @@ const GAP: usize = 3;
 
 /// Aligns rows of cells; every row ends with a line feed.
 pub fn align(rows: &[Vec<String>]) -> String {
+    align_wide(rows, NARROWEST)
+}
+
+/// The same with another least width of columns.
+pub fn align_wide(rows: &[Vec<String>], narrowest: usize) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let mut widths = vec![0; columns];
     for row in rows {
@@ -18,7 +23,7 @@ pub fn align(rows: &[Vec<String>]) -> String {
         for (at, cell) in row.iter().enumerate() {
             out.push_str(cell);
             if at + 1 < row.len() {
-                let width = (widths[at] + GAP).max(NARROWEST);
+                let width = (widths[at] + GAP).max(narrowest);
                 out.extend(std::iter::repeat_n(' ', width - cell.chars().count()));
             }
         }

@@ -24,6 +24,14 @@ pub fn go_time_of(text: &str) -> String {
     strtime::format("%Y-%m-%d %H:%M:%S%.f %z %Z", &time.to_zoned(TimeZone::UTC)).unwrap_or_default()
 }
 
+/// RFC 3339, local zone.
+pub fn rfc3339(seconds: i64) -> String {
+    let Some(time) = local(seconds) else { return seconds.to_string() };
+    let offset = strtime::format("%:z", &time).unwrap_or_default();
+    let zone = if offset == "+00:00" { "Z" } else { &offset };
+    format!("{}{zone}", strtime::format("%Y-%m-%dT%H:%M:%S", &time).unwrap_or_default())
+}
+
 /// RFC 3339 with nine digits of nanoseconds, local zone.
 pub fn nanos(total: i128) -> String {
     let Ok(time) = Timestamp::from_nanosecond(total) else { return total.to_string() };
@@ -41,6 +49,11 @@ pub fn ansi(text: &str) -> String {
     }
 }
 
+/// Seconds since the epoch, from RFC 3339.
+pub fn seconds_of(text: &str) -> Option<i64> {
+    text.parse::<Timestamp>().ok().map(Timestamp::as_second)
+}
+
 /// Now, in seconds since the epoch.
 pub fn now() -> i64 {
     Timestamp::now().as_second()
@@ -53,7 +66,10 @@ pub fn point(name: &'static str, text: &str) -> Result<String, TimeError> {
 
 fn point_at(name: &'static str, text: &str, now: Timestamp) -> Result<String, TimeError> {
     let bad = || TimeError { name, text: text.to_owned() };
-    if let Ok(ago) = crate::args::values::duration(text) {
+    // "0" is the beginning of time, as in docker, and not "no time ago".
+    if let Ok(ago) = crate::args::values::duration(text)
+        && text != "0"
+    {
         return stamp(now.as_nanosecond() - i128::from(ago.0)).ok_or_else(bad);
     }
     // Seconds since the epoch go to the engine as they are.
@@ -93,6 +109,7 @@ mod tests {
         let now = Timestamp::from_second(1_000_000).unwrap();
         for (text, point) in [
             ("10m", "999400.000000000"),
+            ("0", "0"),
             ("1700000000", "1700000000"),
             ("1700000000.5", "1700000000.5"),
             ("2013-01-02T13:23:37Z", "1357133017.000000000"),

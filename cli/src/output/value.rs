@@ -32,6 +32,22 @@ impl Value {
         Self::Object(fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
     }
 
+    /// A field to be changed, of what is an object from now on.
+    pub fn field(&mut self, name: &str) -> &mut Value {
+        if !matches!(self, Self::Object(_)) {
+            *self = Self::Object(Vec::new());
+        }
+        let Self::Object(fields) = self else { return self };
+        let at = match fields.iter().position(|(key, _)| key == name) {
+            Some(at) => at,
+            None => {
+                fields.push((name.to_owned(), Self::Object(Vec::new())));
+                fields.len() - 1
+            }
+        };
+        &mut fields[at].1
+    }
+
     /// A field of an object, by its exact name.
     pub fn get(&self, name: &str) -> Option<&Value> {
         match self {
@@ -88,6 +104,16 @@ impl Value {
             Self::Object(fields) => fields,
             _ => &[],
         }
+    }
+
+    /// It is a list whose elements all pass.
+    pub fn items_are(&self, test: impl Fn(&Value) -> bool) -> bool {
+        matches!(self, Self::Array(items) if items.iter().all(test))
+    }
+
+    /// It is an object whose fields' values all pass.
+    pub fn fields_are(&self, test: impl Fn(&Value) -> bool) -> bool {
+        matches!(self, Self::Object(fields) if fields.iter().all(|(_, value)| test(value)))
     }
 
     /// Adds a field that the engine left out because it is empty.

@@ -12,9 +12,18 @@ use std::thread;
 pub struct Request {
     /// "POST /containers/create?name=x", without the version.
     pub line: String,
+    /// Names in lower case.
+    pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
     /// The connection, for what comes after the request.
     pub stream: UnixStream,
+}
+
+impl Request {
+    /// A header, or "".
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.iter().find(|(n, _)| n == name).map_or("", |(_, value)| value)
+    }
 }
 
 /// The answer to a request.
@@ -43,6 +52,11 @@ pub struct Run {
 impl Engine {
     /// Starts an engine; pings are answered by itself.
     pub fn new(answer: impl Fn(&mut Request) -> Answer + Send + Sync + 'static) -> Self {
+        Self::of_version("1.51", answer)
+    }
+
+    /// Starts an engine that offers this version of the API; "" is one that offers none.
+    pub fn of_version(version: &'static str, answer: impl Fn(&mut Request) -> Answer + Send + Sync + 'static) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(dir.path().join("sock")).unwrap();
         let requests = Arc::new(Mutex::new(Vec::new()));
@@ -50,7 +64,7 @@ impl Engine {
         thread::spawn(move || {
             for stream in listener.incoming() {
                 let (log, answer) = (log.clone(), answer.clone());
-                thread::spawn(move || serve(stream.unwrap(), &log, &*answer));
+                thread::spawn(move || serve(stream.unwrap(), &log, &*answer, version));
             }
         });
         Self { dir, requests }
@@ -80,7 +94,9 @@ impl Engine {
 /// berth without an engine.
 pub fn berth(words: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_berth"));
-    for name in ["DOCKER_HOST", "DOCKER_API_VERSION", "DOCKER_DEFAULT_PLATFORM", "DOCKER_TLS_VERIFY"] {
+    for name in
+        ["DOCKER_HOST", "DOCKER_API_VERSION", "DOCKER_DEFAULT_PLATFORM", "DOCKER_TLS_VERIFY", "DOCKER_AUTH_CONFIG"]
+    {
         command.env_remove(name);
     }
     command.env("DOCKER_CONFIG", "/nonexistent").env("BERTH_HOST", "unix:///nonexistent/engine.sock").args(words);
@@ -109,24 +125,23 @@ pub fn frame(channel: u8, text: &str) -> Vec<u8> {
     frame
 }
 
-fn serve(stream: UnixStream, log: &Mutex<Vec<String>>, answer: &dyn Fn(&mut Request) -> Answer) {
+fn serve(stream: UnixStream, log: &Mutex<Vec<String>>, answer: &dyn Fn(&mut Request) -> Answer, version: &str) {
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     let mut first = String::new();
     if reader.read_line(&mut first).unwrap_or(0) == 0 {
         return;
     }
-    let (mut length, mut chunked) = (0, false);
+    let (mut length, mut chunked, mut headers) = (0, false, Vec::new());
     loop {
         let mut line = String::new();
         reader.read_line(&mut line).unwrap();
-        let line = line.trim().to_ascii_lowercase();
-        if line.is_empty() {
-            break;
+        let Some((name, value)) = line.trim().split_once(':') else { break };
+        let (name, value) = (name.to_ascii_lowercase(), value.trim().to_owned());
+        if name == "content-length" {
+            length = value.parse().unwrap();
         }
-        if let Some(value) = line.strip_prefix("content-length:") {
-            length = value.trim().parse().unwrap();
-        }
-        chunked |= line == "transfer-encoding: chunked";
+        chunked |= name == "transfer-encoding" && value == "chunked";
+        headers.push((name, value));
     }
     let mut body = vec![0; length];
     reader.read_exact(&mut body).unwrap();
@@ -142,9 +157,12 @@ fn serve(stream: UnixStream, log: &Mutex<Vec<String>>, answer: &dyn Fn(&mut Requ
     let words: Vec<&str> = first.split(' ').collect();
     let path = words[1].strip_prefix("/v1.51").unwrap_or(words[1]);
     let line = format!("{} {path}", words[0]);
-    let mut request = Request { line: line.clone(), body, stream };
+    let mut request = Request { line: line.clone(), headers, body, stream };
     if path == "/_ping" {
-        reply(&mut request.stream, 200, "");
+        let head = if version.is_empty() { String::new() } else { format!("Api-Version: {version}\r\n") };
+        // berth may have left.
+        let _ =
+            write!(request.stream, "HTTP/1.1 200 OK\r\n{head}Docker-Experimental: true\r\nContent-Length: 0\r\n\r\n");
         return;
     }
     log.lock().unwrap().push(line);

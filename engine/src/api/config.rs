@@ -2,7 +2,7 @@
 
 use super::{
     HostConfig,
-    serial::{Set, nullable, words},
+    serial::{Set, null_if_empty, nullable, words},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -33,7 +33,7 @@ pub struct Config {
     pub open_stdin: bool,
     #[serde(deserialize_with = "nullable")]
     pub stdin_once: bool,
-    #[serde(deserialize_with = "nullable")]
+    #[serde(serialize_with = "null_if_empty", deserialize_with = "nullable")]
     pub env: Vec<String>,
     #[serde(deserialize_with = "words")]
     pub cmd: Option<Vec<String>>,
@@ -77,25 +77,22 @@ fn set_or_null<S: serde::Serializer>(set: &Set, serializer: S) -> Result<S::Ok, 
 #[serde(rename_all = "PascalCase", default)]
 #[allow(missing_docs, reason = "the names are Docker's own, documented there")]
 pub struct Healthcheck {
-    #[serde(deserialize_with = "nullable")]
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "nullable")]
     pub test: Vec<String>,
-    #[serde(deserialize_with = "nullable")]
+    #[serde(skip_serializing_if = "is_unset", deserialize_with = "nullable")]
     pub interval: i64,
-    #[serde(deserialize_with = "nullable")]
+    #[serde(skip_serializing_if = "is_unset", deserialize_with = "nullable")]
     pub timeout: i64,
-    #[serde(deserialize_with = "nullable")]
+    #[serde(skip_serializing_if = "is_unset", deserialize_with = "nullable")]
     pub start_period: i64,
-    #[serde(deserialize_with = "nullable")]
+    #[serde(skip_serializing_if = "is_unset", deserialize_with = "nullable")]
     pub start_interval: i64,
-    #[serde(deserialize_with = "nullable")]
+    #[serde(skip_serializing_if = "is_unset", deserialize_with = "nullable")]
     pub retries: i64,
 }
 
-impl Healthcheck {
-    /// Whether it asks for anything to be run.
-    pub fn is_active(&self) -> bool {
-        self.test.first().is_some_and(|kind| kind != "NONE")
-    }
+fn is_unset(value: &i64) -> bool {
+    *value == 0
 }
 
 /// Body of `POST /containers/create`.

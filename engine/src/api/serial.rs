@@ -2,7 +2,10 @@
 //! empty objects.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser::SerializeMap};
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    ops::{Deref, DerefMut},
+};
 
 /// `null` reads as the default of the type.
 pub fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
@@ -21,6 +24,71 @@ pub fn words<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<St
         Words::One(word) => vec![word],
         Words::Many(words) => words,
     }))
+}
+
+/// A list or a map that may be `null`: used like an empty one, and shown again as it came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OrNull<T> {
+    value: T,
+    null: bool,
+}
+
+impl<T: Default> Default for OrNull<T> {
+    fn default() -> Self {
+        Self { value: T::default(), null: true }
+    }
+}
+
+impl<T> From<T> for OrNull<T> {
+    fn from(value: T) -> Self {
+        Self { value, null: false }
+    }
+}
+
+impl<T> Deref for OrNull<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+impl<T> DerefMut for OrNull<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.value
+    }
+}
+
+impl<'a, T> IntoIterator for &'a OrNull<T>
+where
+    &'a T: IntoIterator,
+{
+    type Item = <&'a T as IntoIterator>::Item;
+    type IntoIter = <&'a T as IntoIterator>::IntoIter;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.value.into_iter()
+    }
+}
+
+impl<T: Serialize + Default + PartialEq> Serialize for OrNull<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.null && self.value == T::default() {
+            return serializer.serialize_none();
+        }
+        self.value.serialize(serializer)
+    }
+}
+
+impl<'de, T: Deserialize<'de> + Default> Deserialize<'de> for OrNull<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Option::<T>::deserialize(deserializer)?.map_or_else(Self::default, Self::from))
+    }
+}
+
+/// `null` for an empty list.
+pub fn null_if_empty<S: Serializer>(list: &[String], serializer: S) -> Result<S::Ok, S::Error> {
+    if list.is_empty() { serializer.serialize_none() } else { list.serialize(serializer) }
 }
 
 /// A set, written `{"80/tcp": {}}`.

@@ -1,10 +1,10 @@
 //! Joining a client to the stdio of a container: at once if its process lives, else when it starts.
 
 use super::{
-    Container,
+    Container, follow,
     frames::DetachKeys,
     log_config, logs, rules,
-    streams::{ClientStream, Ended, Ends, Fifos, Framing, Wants, pump, write_frame},
+    streams::{ClientStream, Ended, Ends, Fifos, Framing, Wants, copy_input, pump, write_frame},
 };
 use crate::{
     app::App,
@@ -37,11 +37,22 @@ pub struct Waiting {
 pub struct Joining {
     container: Arc<Container>,
     joined: Option<oneshot::Receiver<Result<Ends, ApiError>>>,
-    replay: bool,
+    replay: Replay,
     wants: Wants,
     /// Framing of the output.
     pub framing: Framing,
     keys: Option<DetachKeys>,
+}
+
+/// Where old output comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Replay {
+    /// None is wanted.
+    No,
+    /// The log, before the stream.
+    First,
+    /// The log, which then is the stream as well: nothing is told twice, and nothing falls between the two.
+    Log(log_config::Format),
 }
 
 /// What a client asks for in its query.
@@ -77,15 +88,24 @@ pub async fn join(app: &Arc<App>, container: &Arc<Container>, ask: Ask<'_>) -> A
     let wants = Wants { stdin: ask.wants.stdin && open_stdin, ..ask.wants };
     // A terminal has one output.
     let fifo_wants = if tty { Wants { stdout: wants.stdout || wants.stderr, stderr: false, ..wants } } else { wants };
+    let readable = log_config::readable(&container.live().record.host.log_config.kind);
+    let replay = match (ask.logs, readable) {
+        (false, _) => Replay::No,
+        // The log has whole lines only; at a terminal half of one counts.
+        (true, Some(format)) if ask.stream && !tty && (wants.stdout || wants.stderr) => Replay::Log(format),
+        (true, _) => Replay::First,
+    };
+    let fifo_wants =
+        if matches!(replay, Replay::Log(_)) { Wants { stdin: wants.stdin, ..Wants::default() } } else { fifo_wants };
     let mut joining = Joining {
         container: container.clone(),
         joined: None,
-        replay: ask.logs,
+        replay,
         wants,
         framing: if tty { Framing::Raw } else { Framing::Multiplexed },
         keys: (tty && wants.stdin).then_some(keys),
     };
-    if ask.stream && (wants.stdin || wants.stdout || wants.stderr) {
+    if ask.stream && (fifo_wants.stdin || fifo_wants.stdout || fifo_wants.stderr) {
         let name = ids::random_id().map_err(|e| ApiError::unexpected(&e))?;
         let (fifos, ends) = Fifos::make(&app.containers.streams, ids::short(&name), fifo_wants)
             .map_err(|e| ApiError::internal(format!("attach to {}: make FIFOs: {e}", container.id)))?;
@@ -165,7 +185,10 @@ impl Joining {
     pub async fn serve(self, app: Arc<App>, client: ClientStream) {
         let id = self.container.id.clone();
         let mut client = client;
-        if self.replay {
+        if let Replay::Log(format) = self.replay {
+            return self.serve_log(app, client, format).await;
+        }
+        if self.replay == Replay::First {
             let options =
                 logs::Options { stdout: self.wants.stdout, stderr: self.wants.stderr, ..logs::Options::default() };
             match self.replay(&app, &options, client).await {
@@ -180,6 +203,8 @@ impl Joining {
             let _ = removal.wait_for(|ends| ends.removed).await;
         };
         let joined = tokio::select! {
+            // First: what a client wrote before it left is passed on.
+            biased;
             joined = joined => joined,
             () = gone => return,
             () = left(&client) => return,
@@ -197,6 +222,44 @@ impl Joining {
         });
         let (ended, mut writer) = pump(client, ends, self.framing, self.keys, stop).await;
         watcher.abort();
+        let _ = writer.shutdown().await;
+        if ended == Ended::Detached {
+            app.events.publish("container", "detach", &id, self.container.attributes());
+        }
+        debug!(id = ids::short(&id), ?ended, "attachment ended");
+    }
+
+    /// Output from the log, as it is and as it grows; input as ever.
+    async fn serve_log(self, app: Arc<App>, client: ClientStream, format: log_config::Format) {
+        let id = self.container.id.clone();
+        let options =
+            logs::Options { stdout: self.wants.stdout, stderr: self.wants.stderr, format, ..logs::Options::default() };
+        let (sender, mut pieces) = tokio::sync::mpsc::channel(4);
+        tokio::spawn(follow::send(app.clone(), self.container.clone(), options, true, self.framing, sender));
+        let ClientStream { stream, early } = client;
+        let (mut reader, mut writer) = stream.into_split();
+        let output = async {
+            while let Some(Ok(piece)) = pieces.recv().await {
+                if writer.write_all(&piece).await.is_err() {
+                    return Ended::Client;
+                }
+            }
+            Ended::Output
+        };
+        let joined = self.joined;
+        let mut keys = self.keys;
+        let input = async {
+            let stdin = match joined {
+                // A failed start ends the log as well.
+                Some(joined) => joined.await.ok().and_then(Result::ok).map(Ends::into_input),
+                None => None,
+            };
+            copy_input(&mut reader, early, stdin.unwrap_or_default(), keys.as_mut()).await
+        };
+        let ended = tokio::select! {
+            ended = output => ended,
+            ended = input => ended,
+        };
         let _ = writer.shutdown().await;
         if ended == Ended::Detached {
             app.events.publish("container", "detach", &id, self.container.attributes());

@@ -3,21 +3,23 @@
 
 use super::{
     Container, Containers, files,
+    kernel::Kernel,
     layers::Layers,
-    merge, mounts, names,
+    links, merge, mounts, names, namespaces, networking,
     record::{MountKind, MountPoint, Record, State},
+    resources, rootfs, security, shims, sources, spec,
     validate::{self, not_yet},
+    volumes_from,
 };
 use crate::{
     api::{Config, CreateRequest, HostConfig},
     app::App,
     http::{ApiError, ApiResult},
     ids,
-    images::{ResolvedImage, unpack},
-    networks::NetworkKind,
+    images::{ResolvedImage, platform::Platform, unpack},
     supervisor::Client,
     time::Timestamp,
-    volumes::copy_tree,
+    volumes::{NewVolume, copy_tree},
 };
 use proto::{
     containerd::{
@@ -56,54 +58,65 @@ pub async fn create(
 ) -> ApiResult<Created> {
     let begun = std::time::Instant::now();
     validate::check(&request)?;
-    let CreateRequest { mut config, mut host_config, networking_config } = request;
+    let networks = networking::joinings(app, &request)?;
+    let CreateRequest { mut config, mut host_config, .. } = request;
     if config.image.is_empty() {
         return Err(ApiError::invalid("no image specified"));
     }
     let image = app.images.resolve(&config.image).await?;
     check_platform(platform, &image)?;
     let mut warnings = Vec::new();
-    let defaults = image_defaults(&image)?;
-    if defaults.healthcheck.as_ref().is_some_and(|check| check.is_active()) && config.healthcheck.is_none() {
-        warnings.push("The image's HEALTHCHECK is not run: health checks are not implemented in berth yet".to_owned());
+    if host_config.network_mode == "host" && !host_config.port_bindings.is_empty() {
+        warnings.push("Published ports are discarded when using host network mode".to_owned());
     }
-    let asked_healthcheck = config.healthcheck.clone();
+    let defaults = image_defaults(&image)?;
     merge::merge(&mut config, &defaults);
-    config.healthcheck = asked_healthcheck;
+    crate::access::settle_owner(&mut config, &host_config);
     let (path, args) = merge::command_line(&config)?;
     if config.open_stdin && config.attach_stdin && !config.tty {
         // The client that attaches is the one whose end of input counts.
         debug!("stdin is attached");
     }
-    fill_host_defaults(&mut host_config);
-    let network = validate::network_kind(&host_config.network_mode)?;
-    let endpoint = networking_config.endpoints_config.into_values().flatten().next().unwrap_or_default();
-    let mac = [endpoint.mac_address.as_str(), config.mac_address.as_str()].into_iter().find(|m| !m.is_empty());
-    let mac = mac
-        .map(|text| text.parse::<crate::networks::Mac>().map_err(|e| ApiError::invalid(e.to_string())))
-        .transpose()?;
-    let ip = endpoint.other.get("IPAMConfig").and_then(|c| c["IPv4Address"].as_str()).filter(|ip| !ip.is_empty());
-    if ip.is_some_and(|ip| ip.parse::<std::net::Ipv4Addr>().is_err()) {
-        return Err(ApiError::invalid(format!("invalid IPv4 address: {}", ip.unwrap_or_default())));
+    app.config.containers.apply(&mut host_config)?;
+    fill_host_defaults(&mut host_config, app.unified_cgroups);
+    if !shims::is_known(&host_config.runtime, &app.live()) {
+        return Err(ApiError::invalid(format!("unknown or invalid runtime name: {}", host_config.runtime)));
     }
-    let ip = ip.map(str::to_owned);
-
+    warnings.extend(resources::adapt(&mut host_config, &Kernel::probe(app.unified_cgroups))?);
+    namespaces::settle(app, &mut host_config)?;
+    let inherited = volumes_from::inherit(app, host_config.volumes_from.as_deref().unwrap_or_default())?;
+    links::settle(app, &host_config.network_mode, &mut host_config.links)?;
     let id = ids::random_id().map_err(|e| ApiError::unexpected(&e))?;
     if config.hostname.is_empty() {
-        config.hostname = match (network, host_config.uts_mode.as_str()) {
-            (NetworkKind::Host, _) | (_, "host") => host_name(),
+        config.hostname = match (host_config.network_mode.as_str(), host_config.uts_mode.as_str()) {
+            ("host", _) | (_, "host") => host_name(),
+            // As of the container whose network it shares.
+            (mode, _) if mode.starts_with("container:") => networking::shared_hostname(app, &mut host_config)?,
             _ => ids::short(&id).to_owned(),
         };
     }
     check_hostname(&config)?;
-    let wanted = mounts::wanted(&host_config, &config.volumes)?;
+    let mut wanted = mounts::wanted(&host_config, &config.volumes)?;
+    // What others have goes before what the image has, and behind what is asked for.
+    wanted.retain(|mount| !mount.from_image || inherited.iter().all(|have| have.destination != mount.destination));
     let name = reserve_name(&app.containers, name, &id)?;
-    let mut undo = Undo { app: app.clone(), id: id.clone(), name: name.clone(), snapshot: false, armed: true };
+    let mut undo =
+        Undo { app: app.clone(), id: id.clone(), name: name.clone(), snapshot: false, views: Vec::new(), armed: true };
 
     proto::fault!("engine.create.name_reserved");
-    let (resolved, fresh) = resolve_mounts(app, &id, wanted)?;
+    let (mut resolved, fresh) = resolve_mounts(app, &id, wanted)?;
+    for mount in inherited {
+        if resolved.iter().all(|have| have.destination != mount.destination) {
+            if let Some(volume) = &mount.volume {
+                app.volumes.hold(volume, &id);
+                app.volumes.get(volume)?;
+            }
+            resolved.push(mount);
+        }
+    }
+    resolved.sort_by_key(|mount| mount.destination.matches('/').count());
     proto::fault!("engine.create.volumes_made");
-    let record = Record {
+    let mut record = Record {
         id: id.clone(),
         name,
         created: Timestamp::now(),
@@ -113,15 +126,23 @@ pub async fn create(
         snapshotter: app.supervisor.snapshotter().to_owned(),
         config,
         host: host_config,
-        mac: mac.map(|mac| mac.to_string()),
-        ip,
+        // Where engines before this one look.
+        mac: networks.first().and_then(|first| first.mac.clone()),
+        ip: networks.first().and_then(|first| first.ip.clone()),
+        networks,
         path,
         args,
         mounts: resolved,
         registered: false,
+        update_pending: false,
         state: State::created(),
     };
     undo.snapshot = true;
+    if record.mounts.iter().any(|mount| mount.kind == MountKind::Image) {
+        let made = sources::make_views(app, &mut record).await;
+        undo.views.clone_from(&record.mounts);
+        made?;
+    }
     let folder = app.containers.folder_of(&id);
     let keep = async || app.containers.store.put(&record).await.map_err(|e| ApiError::unexpected(&e));
     let (snapshot, kept) = tokio::join!(prepare_snapshot(app, &record, &image), async {
@@ -134,9 +155,11 @@ pub async fn create(
     proto::fault!("engine.create.recorded");
     let snapshot = snapshot?;
     kept?;
+    rootfs::mark(&snapshot).map_err(|e| ApiError::internal(format!("create container {}: {e}", record.name)))?;
     if !fresh.is_empty() {
         let (app, mounts) = (app.clone(), snapshot.clone());
-        let copied = tokio::task::spawn_blocking(move || fill_volumes(&app, &mounts, &fresh)).await;
+        let user = format!("filling-{id}");
+        let copied = tokio::task::spawn_blocking(move || fill_volumes(&app, &user, &mounts, &fresh)).await;
         copied.map_err(|e| ApiError::unexpected(&e))??;
         proto::fault!("engine.create.volumes_filled");
         keep().await?;
@@ -157,6 +180,7 @@ struct Undo {
     id: String,
     name: String,
     snapshot: bool,
+    views: Vec<MountPoint>,
     armed: bool,
 }
 
@@ -171,7 +195,11 @@ impl Drop for Undo {
         let _ = std::fs::remove_dir_all(self.app.containers.folder_of(&self.id));
         if self.snapshot {
             let (app, id) = (self.app.clone(), self.id.clone());
+            let views = std::mem::take(&mut self.views);
             tokio::spawn(async move {
+                if let Err(error) = sources::remove_views(&app.supervisor, app.supervisor.snapshotter(), &views).await {
+                    warn!(error = %chain(&error), "view of an image left behind");
+                }
                 let request = RemoveSnapshotRequest { snapshotter: app.supervisor.snapshotter().into(), key: id };
                 match app
                     .supervisor
@@ -193,23 +221,21 @@ fn image_defaults(image: &ResolvedImage) -> ApiResult<Config> {
 }
 
 fn check_platform(wanted: Option<&str>, image: &ResolvedImage) -> ApiResult<()> {
-    let Some(wanted) = wanted else { return Ok(()) };
-    let mut parts = wanted.split('/');
-    let (os, arch) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""));
+    let Some(text) = wanted.filter(|text| !text.is_empty()) else { return Ok(()) };
+    let wanted = Platform::parse(text).map_err(|e| ApiError::invalid(e.to_string()))?;
     let has = image.content.platform();
-    if (os.is_empty() || os == has.os) && (arch.is_empty() || arch == has.architecture) {
+    let variant = wanted.variant.is_empty() || has.variant.is_empty() || wanted.variant == has.variant;
+    if wanted.os == has.os && wanted.architecture == has.architecture && variant {
         return Ok(());
     }
     Err(ApiError::not_found(format!(
-        "image with reference {} was found but does not match the specified platform: wanted {wanted}, actual: {}/{}",
+        "image with reference {} was found but does not match the specified platform: wanted {text}, actual: {has}",
         image.name.as_ref().map_or_else(|| image.id.to_string(), |n| n.familiar()),
-        has.os,
-        has.architecture
     )))
 }
 
 /// What inspect shows for fields nobody set, as Docker fills them in at create.
-fn fill_host_defaults(host: &mut HostConfig) {
+fn fill_host_defaults(host: &mut HostConfig, unified_cgroups: bool) {
     if host.network_mode.is_empty() || host.network_mode == "default" {
         host.network_mode = "bridge".into();
     }
@@ -231,8 +257,15 @@ fn fill_host_defaults(host: &mut HostConfig) {
     if host.pids_limit.is_some_and(|n| n <= 0) {
         host.pids_limit = None;
     }
-    if host.oom_kill_disable == Some(false) {
-        host.oom_kill_disable = None;
+    // A kernel with cgroup2 has no such switch.
+    host.oom_kill_disable = host.oom_kill_disable.or(Some(false)).filter(|on| *on || !unified_cgroups);
+    if host.cgroupns_mode.is_empty() {
+        host.cgroupns_mode = if unified_cgroups && !host.privileged { "private" } else { "host" }.into();
+    }
+    let open = host.privileged || security::parse(host).is_ok_and(|security| security.system_paths_unconfined);
+    if !open {
+        host.masked_paths.get_or_insert_with(spec::default_masked);
+        host.readonly_paths.get_or_insert_with(spec::default_read_only);
     }
     if host.memory_swappiness == Some(-1) {
         host.memory_swappiness = None;
@@ -243,13 +276,14 @@ fn check_hostname(config: &Config) -> ApiResult<()> {
     files::check(&files::Facts {
         hostname: &config.hostname,
         domainname: &config.domainname,
-        address: None,
+        addresses: &[],
         gateway: None,
         extra_hosts: &[],
         dns: &[],
         dns_search: &[],
         dns_options: &[],
         host_network: false,
+        names: false,
     })
 }
 
@@ -291,11 +325,13 @@ fn resolve_mounts(app: &App, id: &str, wanted: Vec<mounts::Wanted>) -> ApiResult
             writable: mount.writable,
             propagation: mount.propagation,
             non_recursive: mount.non_recursive,
-            anonymous: false,
             options: mount.options,
+            read_only_tree: mount.read_only_tree,
+            subpath: mount.subpath,
+            ..MountPoint::default()
         };
         match mount.kind {
-            MountKind::Tmpfs => {}
+            MountKind::Tmpfs | MountKind::Image => {}
             MountKind::Bind => {
                 point.propagation = if point.propagation.is_empty() { "rprivate".into() } else { point.propagation };
                 bind_source(&mount.source, mount.create_source)?;
@@ -307,13 +343,23 @@ fn resolve_mounts(app: &App, id: &str, wanted: Vec<mounts::Wanted>) -> ApiResult
                 } else {
                     mount.source
                 };
-                let (_, made) = app.volumes.ensure(&name, mount.labels, point.anonymous)?;
+                if !matches!(mount.driver.as_str(), "" | "local") {
+                    return Err(crate::http::volumes::no_driver(&name, &mount.driver));
+                }
+                let new = NewVolume { labels: mount.labels, anonymous: point.anonymous, options: mount.driver_options };
+                let (volume, made) = app.volumes.ensure(&name, new)?;
+                // As Docker shows those that somebody asked for.
+                if point.mode.is_empty() && !mount.from_image {
+                    point.mode = "z".into();
+                }
                 if made {
                     app.events.publish("volume", "create", &name, BTreeMap::from([("driver".into(), "local".into())]));
                 }
                 app.volumes.hold(&name, id);
                 point.source = app.volumes.path(&name).display().to_string();
-                if mount.copy_up && is_empty(Path::new(&point.source)) {
+                // One with options is looked into where it is mounted, when it is to be filled.
+                let empty = || !volume.options.is_empty() || is_empty(Path::new(&point.source));
+                if mount.copy_up && point.subpath.is_empty() && empty() {
                     fresh.push((name.clone(), mount.destination));
                 }
                 point.volume = Some(name);
@@ -384,16 +430,26 @@ async fn prepare_snapshot(app: &App, record: &Record, image: &ResolvedImage) -> 
 }
 
 /// Copies what the image has at the mount points of new volumes.
-fn fill_volumes(app: &App, snapshot: &[Mount], fresh: &[Fresh]) -> ApiResult<()> {
+fn fill_volumes(app: &App, user: &str, snapshot: &[Mount], fresh: &[Fresh]) -> ApiResult<()> {
     let layers = Layers::open(snapshot).map_err(|e| ApiError::unexpected(&e))?;
     for (name, destination) in fresh {
         let Some(from) = layers.folder(destination).map_err(|e| ApiError::unexpected(&e))? else { continue };
-        let to = File::open(app.volumes.path(name)).map(OwnedFd::from).map_err(|e| ApiError::unexpected(&e))?;
-        copy_tree(&from, &to).map_err(|cause| {
-            ApiError::internal(format!("copy {destination} of the image into volume {name}: {cause}"))
-        })?;
+        app.volumes.mount(name, user)?;
+        let filled = fill_volume(app, name, destination, &from);
+        app.volumes.unmount(name, user)?;
+        filled?;
     }
     Ok(())
+}
+
+fn fill_volume(app: &App, name: &str, destination: &str, from: &OwnedFd) -> ApiResult<()> {
+    let path = app.volumes.path(name);
+    if !is_empty(&path) {
+        return Ok(());
+    }
+    let to = File::open(path).map(OwnedFd::from).map_err(|e| ApiError::unexpected(&e))?;
+    copy_tree(from, &to)
+        .map_err(|cause| ApiError::internal(format!("copy {destination} of the image into volume {name}: {cause}")))
 }
 
 /// Refuses options of the query that are not built.

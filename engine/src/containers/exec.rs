@@ -3,7 +3,7 @@
 use super::{
     Container, Exit,
     layers::Layers,
-    lock, merge,
+    links, lock, merge,
     record::Record,
     rules::{Operation, decide},
     spec,
@@ -149,7 +149,7 @@ pub fn create(app: &Arc<App>, container: &Arc<Container>, config: ExecConfig) ->
     }
     app.containers.forget_old_execs();
     let id = ids::random_id().map_err(|e| ApiError::unexpected(&e))?;
-    let command = config.cmd.join(" ");
+    let command = shown(&config.cmd);
     let exec = Exec {
         id: id.clone(),
         container: container.id.clone(),
@@ -161,6 +161,11 @@ pub fn create(app: &Arc<App>, container: &Arc<Container>, config: ExecConfig) ->
     proto::fault!("engine.exec.known");
     tell(app, container, &format!("exec_create: {command}"), &id);
     Ok(id)
+}
+
+/// A command line as Docker's events have it: the blank is there without arguments too.
+fn shown(cmd: &[String]) -> String {
+    cmd.split_first().map_or_else(String::new, |(program, rest)| format!("{program} {}", rest.join(" ")))
 }
 
 fn tell(app: &App, container: &Container, action: &str, id: &str) {
@@ -210,6 +215,8 @@ pub fn claim(app: &Arc<App>, exec: &Arc<Exec>) -> ApiResult<Claim> {
 pub async fn start(app: &Arc<App>, claim: Claim, options: ExecStart) -> ApiResult<Running> {
     let Claim { exec, container, record } = claim;
     let begun = std::time::Instant::now();
+    // Before it starts, as dockerd, and of one that can't be started, too: told behind the start, a short command's end comes first.
+    tell(app, &container, &format!("exec_start: {}", shown(&exec.config.cmd)), &exec.id);
     match launch(app, &exec, &record, options).await {
         Ok((pid, ends)) => {
             {
@@ -218,7 +225,6 @@ pub async fn start(app: &Arc<App>, claim: Claim, options: ExecStart) -> ApiResul
                 // Its end may have been heard before the answer to its start.
                 state.running = state.finished.is_none();
             }
-            tell(app, &container, &format!("exec_start: {}", exec.config.cmd.join(" ")), &exec.id);
             debug!(id = ids::short(&exec.id), pid, took = ?begun.elapsed(), "exec started");
             Ok(Running { exec, container, ends })
         }
@@ -245,7 +251,11 @@ async fn launch(app: &Arc<App>, exec: &Arc<Exec>, record: &Record, options: Exec
         };
         ApiError::new(status, message)
     };
-    let process = process(exec, record, options)?;
+    if let Some(profile) = &record.state.apparmor {
+        app.apparmor.keep(profile).await?;
+    }
+    let links = links::environment(app, record).unwrap_or_default();
+    let process = process(exec, record, options, &links)?;
     let config = &exec.config;
     let wants = if options.detach {
         Wants::default()
@@ -298,14 +308,14 @@ async fn launch(app: &Arc<App>, exec: &Arc<Exec>, record: &Record, options: Exec
 }
 
 /// The process in the words of the runtime specification.
-fn process(exec: &Exec, record: &Record, options: ExecStart) -> ApiResult<Vec<u8>> {
+fn process(exec: &Exec, record: &Record, options: ExecStart, links: &[String]) -> ApiResult<Vec<u8>> {
     let config = &exec.config;
     let layers = Layers::of_process(record.state.pid).map_err(|e| ApiError::unexpected(&e))?;
     let database = layers.users().map_err(|e| ApiError::unexpected(&e))?;
     let wanted = if config.user.is_empty() { &record.config.user } else { &config.user };
     let user = users::find(&database, wanted, words(&record.host.group_add))?;
     let caps = spec::exec_caps(record, config.privileged)?;
-    let mut env = merge::environment(&record.config, &record.config.hostname);
+    let mut env = merge::environment(&record.config, &record.config.hostname, links);
     if config.tty && !env.iter().any(|word| word.starts_with("TERM=")) {
         env.push("TERM=xterm".into());
     }
@@ -316,6 +326,9 @@ fn process(exec: &Exec, record: &Record, options: ExecStart) -> ApiResult<Vec<u8
         options.console_size.or(config.console_size).filter(|[r, c]| config.tty && *r > 0 && *c > 0)
     {
         process["consoleSize"] = serde_json::json!({"height": rows, "width": columns});
+    }
+    if let Some(profile) = &record.state.apparmor {
+        process["apparmorProfile"] = profile.clone().into();
     }
     serde_json::to_vec(&process).map_err(|e| ApiError::unexpected(&e))
 }
@@ -344,6 +357,14 @@ fn finish(exec: &Exec, code: i64, at: Timestamp) {
         state.finished = Some(at);
     }
     exec.exited.send_replace(true);
+}
+
+/// Sends a signal to an exec's process; one that has ended is fine.
+pub async fn kill(app: &App, exec: &Exec, signal: u32) {
+    let request = KillRequest { container_id: exec.container.clone(), exec_id: exec.id.clone(), signal, all: false };
+    if let Err(status) = app.supervisor.tasks().kill(request).await {
+        debug!(id = ids::short(&exec.id), error = status.message(), "signal to an exec");
+    }
 }
 
 async fn forget_process(app: &App, exec: &Exec) {

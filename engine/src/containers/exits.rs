@@ -4,10 +4,11 @@
 //! The exit is on disk before the task (which holds the only other copy) is deleted.
 
 use super::{
-    Container, Exit,
+    Container, Exit, health, namespaces,
     record::{Phase, Record},
     remove,
     restart::{self, Ending},
+    sources,
     start::{self, Cause},
     sweep,
 };
@@ -19,7 +20,7 @@ use crate::{
 };
 use proto::{
     containerd::{
-        events::{TaskExit, TaskOom, TaskPaused, TaskResumed},
+        events::{TaskCreate, TaskExit, TaskOom, TaskPaused, TaskResumed},
         services::{
             events::v1::Envelope,
             tasks::v1::{GetRequest, ListTasksRequest},
@@ -82,24 +83,37 @@ fn heard(app: &Arc<App>, envelope: &Envelope) {
         set_paused(app, &paused.container_id, true, at);
     } else if let Some(Ok(resumed)) = typeurl::unpack::<TaskResumed>(any) {
         set_paused(app, &resumed.container_id, false, at);
+    } else if let Some(Ok(created)) = typeurl::unpack::<TaskCreate>(any) {
+        sweep::late_task(app, &created.container_id);
     }
 }
 
-fn set_paused(app: &App, id: &str, paused: bool, at: Timestamp) {
+fn set_paused(app: &Arc<App>, id: &str, paused: bool, at: Timestamp) {
     let Some(container) = app.containers.get(id) else { return };
+    if !frozen(app, &container, paused, at) {
+        return;
+    }
+    if !paused {
+        health::watch(app, &container);
+    }
+}
+
+/// True if the news are news.
+fn frozen(app: &App, container: &Container, paused: bool, at: Timestamp) -> bool {
     let mut live = container.live();
     // Told late: we have frozen or thawed it ourselves since.
     if at < live.frozen_as_of {
-        return;
+        return false;
     }
     live.frozen_as_of = at;
     let state = &mut live.record.state;
     match (state.phase, paused) {
         (Phase::Running, true) => state.phase = Phase::Paused,
         (Phase::Paused, false) => state.phase = Phase::Running,
-        _ => return,
+        _ => return false,
     }
     app.containers.store.put_soon(&live.record);
+    true
 }
 
 /// The first process of a container has ended. Heard twice (event and comparison) it counts once.
@@ -135,6 +149,10 @@ async fn finish(app: &Arc<App>, container: &Arc<Container>, exit: Exit) {
         record.state.exit_code = exit.code;
         record.state.finished_at = exit.at;
         record.state.oom_killed = oom;
+        // As Docker: who is not watched is not healthy.
+        if let Some(health) = &mut record.state.health {
+            health.status = health::Status::Unhealthy;
+        }
         (record, ran)
     };
     proto::fault!("engine.exit.heard");
@@ -156,6 +174,7 @@ async fn finish(app: &Arc<App>, container: &Arc<Container>, exit: Exit) {
         proto::fault!("engine.exit.task_deleted");
         // The shim has written all of the output by now.
         app.containers.relays.end(&container.id).await;
+        sources::release(app, &record).await;
     };
     tokio::join!(detach, bury);
     proto::fault!("engine.exit.cleaned");
@@ -188,6 +207,8 @@ async fn finish(app: &Arc<App>, container: &Arc<Container>, exit: Exit) {
     attributes.insert("exitCode".into(), exit.code.to_string());
     attributes.insert("execDuration".into(), ran.as_secs().to_string());
     app.events.publish("container", "die", &container.id, attributes);
+    start::tell_volumes(app, &record, false);
+    super::networking::announce(app, &record, "disconnect");
     proto::fault!("engine.exit.announced");
     info!(id, code = exit.code, "container ended");
     for exec in app.containers.execs_of(&container.id) {
@@ -197,6 +218,7 @@ async fn finish(app: &Arc<App>, container: &Arc<Container>, exit: Exit) {
         ends.count += 1;
         ends.code = exit.code;
     });
+    container.starts.notify_waiters();
     if remove {
         remove_by_itself(app, container);
     } else if let Some((plan, delay)) = restart {
@@ -210,6 +232,8 @@ async fn finish(app: &Arc<App>, container: &Arc<Container>, exit: Exit) {
 
 /// Starts again, unless somebody started or stopped the container meanwhile.
 pub async fn restart_as_planned(app: &Arc<App>, container: &Arc<Container>, plan: u64) {
+    let record = container.record();
+    namespaces::wait_for_needed(app, &record).await;
     let _turn = container.turn.lock().await;
     {
         let live = container.live();
@@ -274,10 +298,11 @@ fn name_of(task: &Process) -> String {
 
 async fn compare_one(app: &Arc<App>, container: &Arc<Container>, task: Option<Process>, first: bool) {
     let phase = {
-        let live = container.live();
+        let mut live = container.live();
         if live.starting || live.ending {
             return;
         }
+        live.inherited |= first;
         live.record.state.phase
     };
     let id = ids::short(&container.id);
@@ -339,16 +364,20 @@ async fn compare_one(app: &Arc<App>, container: &Arc<Container>, task: Option<Pr
                     ended(app, container, Exit { code: i64::from(task.exit_status), at: exited_at, pid: None });
                 }
                 (true, _) => info!(id, pid = task.pid, "adopted in the middle of its start"),
-                (false, _) => {
-                    start::delete_task(app, &container.id).await;
-                    app.containers.relays.end(&container.id).await;
-                    forget_endpoint(app, container).await;
-                }
+                (false, _) => abandon_task(app, container).await,
             }
         }
+        (false, Some(task)) if task.status() == Status::Created => sweep::late_task(app, &container.id),
         (false, None) if first => forget_endpoint(app, container).await,
         _ => {}
     }
+}
+
+/// Takes away the task of a container that nobody started.
+pub async fn abandon_task(app: &Arc<App>, container: &Container) {
+    start::delete_task(app, &container.id).await;
+    app.containers.relays.end(&container.id).await;
+    forget_endpoint(app, container).await;
 }
 
 async fn forget_endpoint(app: &Arc<App>, container: &Container) {
@@ -364,6 +393,16 @@ pub async fn resume(app: &Arc<App>) {
     for container in app.containers.all() {
         let record: Record = container.record();
         let state = &record.state;
+        if state.frozen_by_commit {
+            super::commit::thaw(app, &container).await;
+        }
+        if record.update_pending {
+            super::update::resume(app, &container).await;
+        }
+        if state.phase == Phase::Running {
+            health::watch(app, &container);
+        }
+        super::forward::watch(app, &container);
         if state.phase == Phase::Removing {
             container.live().record.state.phase = Phase::Exited;
             // Before anybody asks: for most users it is gone already.

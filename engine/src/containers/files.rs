@@ -1,6 +1,6 @@
 //! `/etc/hostname`, `/etc/hosts` and `/etc/resolv.conf` of a container: written beside its log, bind-mounted into it.
 
-use crate::http::ApiError;
+use crate::{http::ApiError, networks::names::RESOLVER};
 use std::{
     fmt::Write as _,
     io,
@@ -15,8 +15,8 @@ pub struct Facts<'a> {
     pub hostname: &'a str,
     /// Its domain.
     pub domainname: &'a str,
-    /// Its address on the bridge.
-    pub address: Option<Ipv4Addr>,
+    /// Its addresses.
+    pub addresses: &'a [Ipv4Addr],
     /// What `host-gateway` stands for.
     pub gateway: Option<Ipv4Addr>,
     /// `name:address` entries.
@@ -29,6 +29,8 @@ pub struct Facts<'a> {
     pub dns_options: &'a [String],
     /// Whether it shares the host's network: then the host's files are the model.
     pub host_network: bool,
+    /// Whether names are answered by the engine's resolver.
+    pub names: bool,
 }
 
 /// Writes the three files into the container's folder.
@@ -101,7 +103,7 @@ fn hosts(facts: &Facts<'_>, base: Option<&str>) -> String {
             _ => drop(writeln!(text, "{address}\t{name}")),
         }
     }
-    if let Some(address) = facts.address {
+    for address in facts.addresses {
         let _ = if facts.domainname.is_empty() {
             writeln!(text, "{address}\t{}", facts.hostname)
         } else {
@@ -122,7 +124,8 @@ fn resolv_conf(facts: &Facts<'_>, of_host: &str) -> String {
             .rfind(|line| line.split_whitespace().next() == Some(key))
             .map_or_else(Vec::new, |line| line.split_whitespace().skip(1).map(str::to_owned).collect::<Vec<_>>())
     };
-    let mut servers = facts.dns.to_vec();
+    // The servers asked for are known to the resolver, which asks them.
+    let mut servers = if facts.names { vec![RESOLVER.to_string()] } else { facts.dns.to_vec() };
     if servers.is_empty() {
         let listed = of_host.lines().filter_map(|line| {
             let mut words = line.split_whitespace();
@@ -139,7 +142,11 @@ fn resolv_conf(facts: &Facts<'_>, of_host: &str) -> String {
         }
     }
     let search = if facts.dns_search.is_empty() { words("search") } else { facts.dns_search.to_vec() };
-    let options = if facts.dns_options.is_empty() { words("options") } else { facts.dns_options.to_vec() };
+    let mut options = if facts.dns_options.is_empty() { words("options") } else { facts.dns_options.to_vec() };
+    // Names of containers have no dots.
+    if facts.names && !options.iter().any(|option| option.starts_with("ndots:")) {
+        options.push("ndots:0".to_owned());
+    }
     let mut text = String::new();
     for server in servers {
         let _ = writeln!(text, "nameserver {server}");
@@ -161,13 +168,14 @@ mod tests {
         Facts {
             hostname: "web",
             domainname: "",
-            address: Some([10, 0, 0, 2].into()),
+            addresses: const { &[Ipv4Addr::new(10, 0, 0, 2)] },
             gateway: Some([10, 0, 0, 1].into()),
             extra_hosts: &[],
             dns: &[],
             dns_search: &[],
             dns_options: &[],
             host_network: false,
+            names: false,
         }
     }
 
@@ -185,6 +193,10 @@ mod tests {
         assert_eq!(resolv_conf(&facts(), of_host), "nameserver 10.9.9.9\nsearch a b\noptions ndots:2\n");
         assert_eq!(resolv_conf(&facts(), "nameserver 127.0.0.53\n"), "nameserver 8.8.8.8\nnameserver 8.8.4.4\n");
         assert_eq!(resolv_conf(&Facts { host_network: true, ..facts() }, of_host), of_host);
+        let named = resolv_conf(&Facts { names: true, ..facts() }, of_host);
+        assert_eq!(named, "nameserver 127.0.0.11\nsearch a b\noptions ndots:2\n");
+        let plain = resolv_conf(&Facts { names: true, ..facts() }, "nameserver 10.0.0.1\n");
+        assert_eq!(plain, "nameserver 127.0.0.11\noptions ndots:0\n");
         let dns = ["1.2.3.4".to_owned()];
         assert!(resolv_conf(&Facts { dns: &dns, ..facts() }, of_host).starts_with("nameserver 1.2.3.4\nsearch"));
     }

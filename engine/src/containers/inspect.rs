@@ -1,8 +1,9 @@
 //! `GET /containers/{id}/json`.
 
 use super::{
-    Container, list, ports,
+    Container, links, list, ports,
     record::{Phase, Record},
+    security,
 };
 use crate::{app::App, http::ApiResult};
 use serde_json::{Map, Value, json};
@@ -38,9 +39,9 @@ pub fn inspect(app: &Arc<App>, container: &Arc<Container>) -> ApiResult<Value> {
         "Platform": "linux",
         "MountLabel": "",
         "ProcessLabel": "",
-        "AppArmorProfile": "",
+        "AppArmorProfile": apparmor(&record),
         "ExecIDs": if execs.is_empty() { Value::Null } else { json!(execs) },
-        "HostConfig": host_config(&record),
+        "HostConfig": host_config(app, &record),
         "GraphDriver": {"Data": null, "Name": record.snapshotter},
         "Mounts": list::mounts(&record),
         "Config": config,
@@ -49,10 +50,19 @@ pub fn inspect(app: &Arc<App>, container: &Arc<Container>) -> ApiResult<Value> {
     Ok(value)
 }
 
+/// The profile it runs, or ran, under; of one that never ran, what it asks for.
+fn apparmor(record: &Record) -> String {
+    let profile = match record.state.started_at.is_set() {
+        true => record.state.apparmor.clone(),
+        false => security::parse(&record.host).ok().and_then(|security| security.apparmor),
+    };
+    profile.unwrap_or_default()
+}
+
 fn state(record: &Record) -> Value {
     let state = &record.state;
     let phase = state.phase;
-    json!({
+    let mut value = json!({
         "Status": phase.name(),
         "Running": phase.is_live() || phase == Phase::Restarting,
         "Paused": phase == Phase::Paused,
@@ -64,35 +74,33 @@ fn state(record: &Record) -> Value {
         "Error": state.error,
         "StartedAt": state.started_at,
         "FinishedAt": state.finished_at,
-    })
+    });
+    if let Some(health) = &state.health {
+        value["Health"] = serde_json::to_value(health).unwrap_or_default();
+    }
+    value
 }
 
-/// `HostConfig` with what Docker shows for fields that Berth does not have.
-fn host_config(record: &Record) -> Value {
+/// `HostConfig`, with links by name and what was chosen where nothing was asked for.
+fn host_config(app: &App, record: &Record) -> Value {
     let mut value = serde_json::to_value(&record.host).unwrap_or_default();
-    let defaults = json!({
-        "VolumesFrom": null, "Links": null, "UsernsMode": "", "Isolation": "", "Cgroup": "", "BlkioWeight": 0,
-        "BlkioWeightDevice": [], "BlkioDeviceReadBps": [], "BlkioDeviceWriteBps": [], "BlkioDeviceReadIOps": [],
-        "BlkioDeviceWriteIOps": [], "CpuRealtimePeriod": 0, "CpuRealtimeRuntime": 0, "DeviceRequests": null,
-        "CpuCount": 0, "CpuPercent": 0, "IOMaximumIOps": 0, "IOMaximumBandwidth": 0,
-    });
-    if let (Some(map), Value::Object(defaults)) = (value.as_object_mut(), defaults) {
-        for (key, default) in defaults {
-            map.entry(key).or_insert(default);
-        }
-        if map["Runtime"] == "" {
-            map.insert("Runtime".into(), "berth-runtime".into());
-        }
-        if map["CgroupnsMode"] == "" {
-            map.insert("CgroupnsMode".into(), if record.host.privileged { "host" } else { "private" }.into());
-        }
+    value["Links"] = links::shown(app, record).map_or(Value::Null, Value::from);
+    if value["Runtime"] == "" {
+        value["Runtime"] = app.live().default_runtime().into();
+    }
+    // Of records that were made before it was settled at create.
+    if value["CgroupnsMode"] == "" {
+        value["CgroupnsMode"] = if app.unified_cgroups && !record.host.privileged { "private" } else { "host" }.into();
     }
     value
 }
 
 fn network_settings(app: &App, record: &Record) -> Value {
     let endpoint = record.state.endpoint.as_ref();
-    let network = list::network(app, record, endpoint);
+    let networks = super::networking::networks(app, record);
+    // As dockerd: the fields outside of `Networks` are those of the default network.
+    let network = networks.get("bridge").cloned().unwrap_or_default();
+    let text = |key: &str| network[key].as_str().unwrap_or_default().to_owned();
     let mut published: Map<String, Value> = Map::new();
     if record.state.phase.is_live() {
         for key in &record.config.exposed_ports.0 {
@@ -120,14 +128,14 @@ fn network_settings(app: &App, record: &Record) -> Value {
         "SecondaryIPAddresses": null,
         "SecondaryIPv6Addresses": null,
         "Ports": published,
-        "EndpointID": network["EndpointID"],
-        "Gateway": network["Gateway"],
+        "EndpointID": text("EndpointID"),
+        "Gateway": text("Gateway"),
         "GlobalIPv6Address": "",
         "GlobalIPv6PrefixLen": 0,
-        "IPAddress": network["IPAddress"],
-        "IPPrefixLen": network["IPPrefixLen"],
+        "IPAddress": text("IPAddress"),
+        "IPPrefixLen": network["IPPrefixLen"].as_i64().unwrap_or(0),
         "IPv6Gateway": "",
-        "MacAddress": network["MacAddress"],
-        "Networks": {(record.host.network_mode.as_str()): network},
+        "MacAddress": text("MacAddress"),
+        "Networks": networks,
     })
 }

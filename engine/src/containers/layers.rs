@@ -2,7 +2,10 @@
 //! only this process sees and that vanishes with its descriptor, even by SIGKILL. Paths are resolved within it, never
 //! out of it.
 
-use super::users::{Database, FILE_LIMIT};
+use super::{
+    overlay,
+    users::{Database, FILE_LIMIT},
+};
 use nix::{
     errno::Errno,
     fcntl::OFlag,
@@ -16,7 +19,7 @@ use std::{
     path::Path,
 };
 use sys::{
-    mount::{Filesystem, Reach, attr, clone_tree},
+    mount::{Reach, attr, clone_tree},
     path::{Within, open_within},
 };
 
@@ -50,6 +53,11 @@ pub struct Layers(OwnedFd);
 impl Layers {
     /// Opens the view of what a snapshot's mounts describe.
     pub fn open(mounts: &[Mount]) -> Result<Self, LayersError> {
+        Self::open_for(mounts, attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC)
+    }
+
+    /// The same with other attributes, for more than a look.
+    pub fn open_for(mounts: &[Mount], attributes: u64) -> Result<Self, LayersError> {
         let failed = |step| move |cause| LayersError::Mount { step, cause };
         let Some(mount) = mounts.first() else { return Err(LayersError::Kind("none".into())) };
         match mount.r#type.as_str() {
@@ -64,18 +72,20 @@ impl Layers {
                         .map(Self)
                         .map_err(failed("bind"));
                 }
-                let overlay = Filesystem::open("overlay").map_err(failed("fsopen"))?;
-                for folder in &folders {
-                    // One call for each (Linux 6.7): a value of fsconfig(2) holds 255 bytes.
-                    overlay.string("lowerdir+", folder).map_err(failed("lowerdir"))?;
-                }
-                overlay
-                    .mount(attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC)
-                    .map(Self)
-                    .map_err(failed("fsmount"))
+                overlay::detached(&folders, None, attributes).map(Self).map_err(failed("mount its layers"))
             }
             other => Err(LayersError::Kind(other.to_owned())),
         }
+    }
+
+    /// What is below a root that is open already.
+    pub fn of_root(root: OwnedFd) -> Self {
+        Self(root)
+    }
+
+    /// The mount itself.
+    pub fn root(&self) -> &OwnedFd {
+        &self.0
     }
 
     /// The view a living process has.

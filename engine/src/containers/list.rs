@@ -2,13 +2,15 @@
 
 use super::{
     Container,
+    health::Status,
     record::{MountKind, Phase, Record, State},
+    size,
 };
 use crate::{
     app::App,
     http::{ApiError, ApiResult, Filters},
     images::names::missing_name,
-    networks::{Endpoint, Protocol},
+    networks::Protocol,
     time::Timestamp,
 };
 use serde_json::{Value, json};
@@ -19,7 +21,7 @@ use std::{
 };
 
 /// Filters of the list.
-pub const FILTERS: [&str; 15] = [
+pub const FILTERS: [&str; 16] = [
     "ancestor",
     "before",
     "exited",
@@ -35,6 +37,7 @@ pub const FILTERS: [&str; 15] = [
     "publish",
     "since",
     "status",
+    "volume",
 ];
 
 /// What to list.
@@ -46,10 +49,13 @@ pub struct Options {
     pub limit: usize,
     /// Filters.
     pub filters: Filters,
+    /// With sizes.
+    pub size: bool,
 }
 
-/// Lists.
-pub async fn list(app: &Arc<App>, options: &Options) -> ApiResult<Vec<Value>> {
+/// Lists: hands over one row after the other, newest first. Whoever turns each into text at once lists thousands for what ten
+/// of them cost each.
+pub async fn list(app: &Arc<App>, options: &Options, mut take: impl FnMut(Value)) -> ApiResult<()> {
     let filters = &options.filters;
     let before = bound(app, filters, "before")?;
     let since = bound(app, filters, "since")?;
@@ -57,7 +63,8 @@ pub async fn list(app: &Arc<App>, options: &Options) -> ApiResult<Vec<Value>> {
     check_values(filters)?;
     let all =
         options.all || options.limit > 0 || ["status", "exited", "before", "since"].iter().any(|k| filters.has(k));
-    let mut rows = Vec::new();
+    let mut count = 0;
+    let mut layers = size::Layers::default();
     for container in app.containers.all() {
         let record = container.record();
         if (all || record.state.phase.is_live() || record.state.phase == Phase::Restarting)
@@ -66,13 +73,23 @@ pub async fn list(app: &Arc<App>, options: &Options) -> ApiResult<Vec<Value>> {
             && ancestors.as_ref().is_none_or(|ids| ids.contains(&record.image_id))
             && passes(&record, filters)
         {
-            rows.push(row(app, &record));
-            if rows.len() == options.limit {
+            let mut row = row(app, &record);
+            if options.size {
+                let sizes = layers.sizes_or_none(app, &record).await.map_err(|e| ApiError::of(e.kind(), &e))?;
+                // As docker: what is nothing is left out here, and only here.
+                if sizes.written != 0 {
+                    row["SizeRw"] = sizes.written.into();
+                }
+                row["SizeRootFs"] = sizes.root.into();
+            }
+            take(row);
+            count += 1;
+            if count == options.limit {
                 break;
             }
         }
     }
-    Ok(rows)
+    Ok(())
 }
 
 fn bound(app: &App, filters: &Filters, key: &str) -> ApiResult<Option<Timestamp>> {
@@ -119,7 +136,8 @@ fn check_values(filters: &Filters) -> ApiResult<()> {
 
 fn passes(record: &Record, filters: &Filters) -> bool {
     let state = &record.state;
-    let health = filters.any("health", |wanted| wanted == "none");
+    let health = state.health.as_ref().map_or("none", |health| health.status.name());
+    let health = filters.any("health", |wanted| wanted == health);
     let published: Vec<String> =
         endpoint_ports(state).map(|p| super::ports::port_key(p.container_port, p.protocol)).collect();
     let within = |list: &[String], wanted: &str| {
@@ -134,10 +152,20 @@ fn passes(record: &Record, filters: &Filters) -> bool {
         && filters.any("name", |name| name_matches(&record.name, name))
         && filters.any("status", |status| status == state.phase.name())
         && filters.any("exited", |code| state.phase == Phase::Exited && code.parse() == Ok(state.exit_code))
-        && filters.any("network", |network| network == record.host.network_mode || network_id_fits(state, network))
+        && filters.any("network", |network| super::networking::is_called(record, network))
         && filters.any("publish", |port| within(&published, port))
         && filters.any("expose", |port| within(&exposed, port) || within(&published, port))
+        && filters.any("volume", |volume| has_volume(record, volume))
         && filters.boolean("is-task").ok().flatten() != Some(true)
+}
+
+/// By the name of a volume, or by a path that something is mounted on or comes from.
+fn has_volume(record: &Record, wanted: &str) -> bool {
+    let fits = |path: &str| !path.is_empty() && path.trim_end_matches('/') == wanted.trim_end_matches('/');
+    record
+        .mounts
+        .iter()
+        .any(|mount| mount.volume.as_deref() == Some(wanted) || fits(&mount.destination) || fits(&mount.source))
 }
 
 /// Docker takes a regular expression; anchors and plain text are what scripts use.
@@ -154,10 +182,6 @@ fn name_matches(name: &str, pattern: &str) -> bool {
     }
 }
 
-fn network_id_fits(state: &State, wanted: &str) -> bool {
-    state.endpoint.as_ref().is_some_and(|e| wanted.len() >= 12 && e.network_id.starts_with(wanted))
-}
-
 fn endpoint_ports(state: &State) -> impl Iterator<Item = &crate::networks::PublishedPort> {
     state.endpoint.iter().flat_map(|endpoint| &endpoint.ports)
 }
@@ -165,7 +189,10 @@ fn endpoint_ports(state: &State) -> impl Iterator<Item = &crate::networks::Publi
 fn row(app: &App, record: &Record) -> Value {
     let state = &record.state;
     let mode = record.host.network_mode.as_str();
-    let command = std::iter::once(&record.path).chain(&record.args).map(String::as_str).collect::<Vec<_>>().join(" ");
+    // Arguments with blanks are quoted; the program isn't.
+    let quoted = |arg: &String| if arg.contains(' ') { format!("'{arg}'") } else { arg.clone() };
+    let words = std::iter::once(record.path.clone()).chain(record.args.iter().map(quoted));
+    let command = words.collect::<Vec<_>>().join(" ");
     json!({
         "Id": record.id,
         "Names": [format!("/{}", record.name)],
@@ -178,36 +205,8 @@ fn row(app: &App, record: &Record) -> Value {
         "State": state.phase.name(),
         "Status": status(state),
         "HostConfig": {"NetworkMode": mode},
-        "NetworkSettings": {"Networks": {(mode): network(app, record, state.endpoint.as_ref())}},
+        "NetworkSettings": {"Networks": super::networking::networks(app, record)},
         "Mounts": mounts(record),
-    })
-}
-
-/// `NetworkSettings.Networks[mode]`, also of inspect.
-pub fn network(app: &App, record: &Record, endpoint: Option<&Endpoint>) -> Value {
-    let kind = super::validate::network_kind(&record.host.network_mode).ok();
-    let id = match (endpoint, kind) {
-        (Some(endpoint), _) => endpoint.network_id.clone(),
-        (None, Some(kind)) => app.networks.network_id(kind).to_owned(),
-        (None, None) => String::new(),
-    };
-    let address = endpoint.and_then(|e| e.address.as_ref());
-    json!({
-        "IPAMConfig": record.ip.as_ref().map(|ip| json!({"IPv4Address": ip})),
-        "Links": null,
-        "Aliases": null,
-        "MacAddress": address.map_or(String::new(), |a| a.mac.to_string()),
-        "DriverOpts": null,
-        "GwPriority": 0,
-        "NetworkID": id,
-        "EndpointID": endpoint.map_or("", |e| e.endpoint_id.as_str()),
-        "Gateway": address.map_or(String::new(), |a| a.gateway.to_string()),
-        "IPAddress": address.map_or(String::new(), |a| a.ip.to_string()),
-        "IPPrefixLen": address.map_or(0, |a| a.prefix),
-        "IPv6Gateway": "",
-        "GlobalIPv6Address": "",
-        "GlobalIPv6PrefixLen": 0,
-        "DNSNames": null,
     })
 }
 
@@ -258,7 +257,14 @@ pub fn mounts(record: &Record) -> Vec<Value> {
 pub fn status(state: &State) -> String {
     match state.phase {
         Phase::Created => "Created".into(),
-        Phase::Running => format!("Up {}", span(state.started_at.elapsed())),
+        Phase::Running => {
+            let up = format!("Up {}", span(state.started_at.elapsed()));
+            match state.health.as_ref().map(|health| health.status) {
+                None => up,
+                Some(Status::Starting) => format!("{up} (health: starting)"),
+                Some(status) => format!("{up} ({})", status.name()),
+            }
+        }
         Phase::Paused => format!("Up {} (Paused)", span(state.started_at.elapsed())),
         Phase::Restarting => format!("Restarting ({}) {} ago", state.exit_code, span(state.finished_at.elapsed())),
         Phase::Exited => format!("Exited ({}) {} ago", state.exit_code, span(state.finished_at.elapsed())),
@@ -287,25 +293,12 @@ fn span(time: Duration) -> String {
 
 /// Containers by id for `GET /networks/{id}`.
 pub fn on_network(app: &App, network_id: &str) -> HashMap<String, Value> {
-    let mut members = HashMap::new();
-    for container in app.containers.all() {
+    let all = app.containers.all().into_iter();
+    let member = |container: std::sync::Arc<super::Container>| {
         let live = container.live();
-        let state = &live.record.state;
-        if let Some(endpoint) = state.endpoint.as_ref().filter(|e| state.phase.is_live() && e.network_id == network_id)
-        {
-            let address = endpoint.address.as_ref();
-            members.insert(
-                live.record.id.clone(),
-                json!({
-                    "Name": live.record.name, "EndpointID": endpoint.endpoint_id,
-                    "MacAddress": address.map_or(String::new(), |a| a.mac.to_string()),
-                    "IPv4Address": address.map_or(String::new(), |a| format!("{}/{}", a.ip, a.prefix)),
-                    "IPv6Address": "",
-                }),
-            );
-        }
-    }
-    members
+        Some((live.record.id.clone(), super::networking::member_of(&live.record, network_id)?))
+    };
+    all.filter_map(member).collect()
 }
 
 #[cfg(test)]

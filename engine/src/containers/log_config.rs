@@ -1,6 +1,10 @@
 //! Log drivers: what `--log-driver` and `--log-opt` mean to the shim that writes the log. Pure.
 
-use super::{record::Record, validate::not_yet};
+use super::{
+    forward::{Target, fluentd, gelf},
+    record::Record,
+    validate::not_yet,
+};
 use crate::{
     api::{Config, LogConfig},
     http::{ApiError, ApiResult},
@@ -23,6 +27,8 @@ enum Sink {
     Local(LogFile),
     Journald(Journald),
     Syslog(Syslog),
+    /// The shim writes a file in the local format, which the engine sends on.
+    Forward(Target, LogFile),
     None,
 }
 
@@ -79,14 +85,18 @@ const MAX_FILES: u32 = 5;
 pub fn readable(kind: &str) -> Option<Format> {
     match kind {
         "" | "json-file" => Some(Format::Json),
-        "local" => Some(Format::Local),
+        "local" | "gelf" | "fluentd" => Some(Format::Local),
         _ => None,
     }
 }
 
 /// The newest file of a container's log.
 pub fn path(folder: &Path, id: &str, kind: &str) -> PathBuf {
-    folder.join(if kind == "local" { "container.log".to_owned() } else { format!("{id}-json.log") })
+    folder.join(if matches!(kind, "local" | "gelf" | "fluentd") {
+        "container.log".to_owned()
+    } else {
+        format!("{id}-json.log")
+    })
 }
 
 fn sink_of(kind: &str) -> ApiResult<Sink> {
@@ -97,6 +107,8 @@ fn sink_of(kind: &str) -> ApiResult<Sink> {
         "local" => Sink::Local(file(true)),
         "journald" => Sink::Journald(Journald::new()),
         "syslog" => Sink::Syslog(Syslog::new()),
+        "gelf" => Sink::Forward(Target::Gelf(gelf::Options::default()), file(true)),
+        "fluentd" => Sink::Forward(Target::Fluentd(fluentd::Options::default()), file(true)),
         "none" => Sink::None,
         other => return Err(not_yet(&format!("log driver {other}"))),
     })
@@ -131,6 +143,13 @@ pub fn parse(config: &LogConfig) -> ApiResult<LogDriver> {
             ("compress", Sink::JsonFile(log) | Sink::Local(log)) => {
                 log.compress = value.parse().map_err(|_| bad())?;
             }
+            (key, Sink::Forward(target, log)) if !matches!(key, "tag" | "labels" | "env") => {
+                match forward_option(target, log, key, value) {
+                    Some(true) => {}
+                    Some(false) => return Err(bad()),
+                    None => return Err(unknown()),
+                }
+            }
             ("tag" | "labels" | "env", Sink::Local(_)) => return Err(unknown()),
             ("labels" | "env", Sink::Syslog(_)) => return Err(not_yet(&format!("log opt {key} for syslog"))),
             ("tag", _) => driver.extra.tag = Some(checked_tag(value)?),
@@ -155,7 +174,12 @@ pub fn parse(config: &LogConfig) -> ApiResult<LogDriver> {
     if buffer.is_some() && blocking != Some(false) {
         return Err(ApiError::invalid("log opt max-buffer-size is only for mode=non-blocking"));
     }
-    let local = matches!(driver.sink, Sink::JsonFile(_) | Sink::Local(_));
+    if let Sink::Forward(Target::Gelf(options), _) = &driver.sink
+        && options.address.is_empty()
+    {
+        return Err(ApiError::invalid("gelf-address is a required parameter"));
+    }
+    let local = matches!(driver.sink, Sink::JsonFile(_) | Sink::Local(_) | Sink::Forward(..));
     let delivery = match blocking.unwrap_or(local) {
         true => Delivery::Blocking,
         false => Delivery::NonBlocking { max_buffer: buffer.unwrap_or(1 << 20) },
@@ -168,6 +192,7 @@ pub fn parse(config: &LogConfig) -> ApiResult<LogDriver> {
             log.compress &= log.max_files > 1 && log.max_size.is_some();
             log.delivery = delivery;
         }
+        Sink::Forward(_, log) => log.delivery = delivery,
         Sink::Journald(log) => log.delivery = delivery,
         Sink::Syslog(log) => log.delivery = delivery,
         Sink::None => {}
@@ -243,14 +268,60 @@ impl Extra {
     }
 }
 
+/// An option of a driver that sends: false for a value that makes no sense, `None` for an option that there isn't. How much
+/// is kept for a receiver that is away is a matter of the file's size.
+fn forward_option(target: &mut Target, log: &mut LogFile, key: &str, value: &str) -> Option<bool> {
+    let truth = |value: &str| value.parse::<bool>().ok();
+    Some(match (key, target) {
+        ("max-size", _) => parse_size(value).map(|size| log.max_size = size).is_some(),
+        ("max-file", _) => value.parse().ok().filter(|n| *n > 0).map(|count| log.max_files = count).is_some(),
+        ("gelf-address", Target::Gelf(options)) => options.set_address(value).is_some(),
+        ("gelf-compression-type", Target::Gelf(options)) => match value {
+            "gzip" => set(&mut options.packing, gelf::Packing::Gzip),
+            "zlib" => set(&mut options.packing, gelf::Packing::Zlib),
+            "none" => set(&mut options.packing, gelf::Packing::None),
+            _ => false,
+        },
+        ("gelf-compression-level", Target::Gelf(options)) => {
+            value.parse().ok().filter(|level| *level <= 9).map(|level| options.level = level).is_some()
+        }
+        ("fluentd-address", Target::Fluentd(options)) => options.set_address(value).is_some(),
+        ("fluentd-sub-second-precision", Target::Fluentd(options)) => {
+            truth(value).map(|on| options.precise = on).is_some()
+        }
+        ("fluentd-request-ack", Target::Fluentd(options)) => truth(value).map(|on| options.acknowledged = on).is_some(),
+        // It never is otherwise: a start doesn't wait for a receiver.
+        ("fluentd-async" | "fluentd-async-connect", Target::Fluentd(_)) => truth(value) == Some(true),
+        _ => return None,
+    })
+}
+
+fn set<T>(place: &mut T, value: T) -> bool {
+    *place = value;
+    true
+}
+
 impl LogDriver {
+    /// Where the engine sends the log, if it does.
+    pub fn target(&self) -> Option<&Target> {
+        match &self.sink {
+            Sink::Forward(target, _) => Some(target),
+            _ => None,
+        }
+    }
+
+    /// Tag and attributes of every message.
+    pub fn facts(&self, of: Subject<'_>) -> (Option<String>, Vec<(String, String)>) {
+        (self.extra.tag_of(of), self.extra.attributes_of(of))
+    }
+
     /// The stdio URI that makes Berth's shim write the log of this container, whose folder is given.
     pub fn uri(&self, folder: &Path, of: Subject<'_>) -> String {
         let (tag, attributes) = (self.extra.tag_of(of), self.extra.attributes_of(of));
         let path = path(folder, of.id, of.kind);
         match self.sink.clone() {
             Sink::None => StdioUri::Null,
-            Sink::Local(log) => StdioUri::Local(LogFile { path, ..log }),
+            Sink::Local(log) | Sink::Forward(_, log) => StdioUri::Local(LogFile { path, ..log }),
             Sink::JsonFile(log) => {
                 let mut all: Vec<_> = tag.map(|tag| ("tag".to_owned(), tag)).into_iter().collect();
                 all.extend(attributes);
@@ -346,7 +417,11 @@ mod tests {
             assert_eq!(parse_size(text), Some(Some(bytes)), "{text}");
         }
         for (kind, key, value) in [
-            ("gelf", "", ""),
+            ("gelf", "gelf-address", "http://x:1"),
+            ("gelf", "tag", "no address"),
+            ("fluentd", "fluentd-async", "false"),
+            ("fluentd", "fluentd-max-retries", "3"),
+            ("splunk", "", ""),
             ("json-file", "max-size", "x"),
             ("json-file", "max-size", "0"),
             ("json-file", "max-file", "0"),

@@ -70,11 +70,16 @@ pub struct Reader {
 }
 
 /// One message, whatever the format.
-struct Entry {
-    stream: Stream,
-    time: Timestamp,
-    text: Vec<u8>,
-    attributes: std::collections::BTreeMap<String, String>,
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// Which output.
+    pub stream: Stream,
+    /// When; not read where no option asks for times.
+    pub time: Timestamp,
+    /// With the end of its line, unless it is a part of one.
+    pub text: Vec<u8>,
+    /// By the driver's options.
+    pub attributes: std::collections::BTreeMap<String, String>,
 }
 
 impl Reader {
@@ -124,6 +129,17 @@ impl Reader {
             let raw = self.next_raw()?;
             if let Some(shown) = self.show(&raw) {
                 return Some(shown);
+            }
+        }
+        None
+    }
+
+    /// The next one as it is, if it passes the options.
+    pub fn next_entry(&mut self) -> Option<Entry> {
+        while !self.done {
+            let raw = self.next_raw()?;
+            if let Some(entry) = self.passing(&raw) {
+                return Some(entry);
             }
         }
         None
@@ -179,7 +195,7 @@ impl Reader {
         }
     }
 
-    fn show(&mut self, raw: &[u8]) -> Option<(Stream, Vec<u8>)> {
+    fn passing(&mut self, raw: &[u8]) -> Option<Entry> {
         let options = &self.options;
         let timed = options.since.is_some() || options.until.is_some() || options.timestamps;
         // A line that cannot be read (a full disk cut it) is left out; the log goes on.
@@ -195,6 +211,12 @@ impl Reader {
         if !wanted || options.since.is_some_and(|since| entry.time < since) {
             return None;
         }
+        Some(entry)
+    }
+
+    fn show(&mut self, raw: &[u8]) -> Option<(Stream, Vec<u8>)> {
+        let entry = self.passing(raw)?;
+        let options = &self.options;
         let mut text = Vec::with_capacity(entry.text.len() + 32);
         if options.timestamps {
             text.extend_from_slice(entry.time.fixed().as_bytes());
@@ -202,13 +224,27 @@ impl Reader {
         }
         if options.details {
             // Without attributes Docker writes the separator alone.
-            let pairs: Vec<_> = entry.attributes.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            let pair = |(key, value): (&String, &String)| format!("{}={}", escaped(key), escaped(value));
+            let pairs: Vec<_> = entry.attributes.iter().map(pair).collect();
             text.extend_from_slice(pairs.join(",").as_bytes());
             text.push(b' ');
         }
         text.extend_from_slice(&entry.text);
         Some((entry.stream, text))
     }
+}
+
+/// As in a query (Go's `url.QueryEscape`): what separates attributes must not be in them.
+fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => escaped.push(char::from(byte)),
+            b' ' => escaped.push('+'),
+            byte => escaped.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    escaped
 }
 
 fn decode(raw: &[u8], format: Format, timed: bool) -> Option<Entry> {

@@ -39,9 +39,7 @@ pub fn merge(user: &mut Config, image: &Config) {
     }
     user.shell = user.shell.take().or_else(|| image.shell.clone());
     user.stop_timeout = user.stop_timeout.or(image.stop_timeout);
-    if user.healthcheck.is_none() {
-        user.healthcheck.clone_from(&image.healthcheck);
-    }
+    super::health::merge(&mut user.healthcheck, image.healthcheck.as_ref());
 }
 
 /// The command line: entrypoint, then command. `[""]` as entrypoint means none.
@@ -59,11 +57,13 @@ pub fn command_line(config: &Config) -> Result<(String, Vec<String>), ApiError> 
 }
 
 /// Environment of the first process: defaults first, then what was configured; an entry without `=` removes.
-pub fn environment(config: &Config, hostname: &str) -> Vec<String> {
+/// `further` is what linked containers say.
+pub fn environment(config: &Config, hostname: &str, further: &[String]) -> Vec<String> {
     let mut env = vec![DEFAULT_PATH.to_owned(), format!("HOSTNAME={hostname}")];
     if config.tty {
         env.push("TERM=xterm".to_owned());
     }
+    env.extend_from_slice(further);
     overlay(&mut env, &config.env);
     env
 }
@@ -142,6 +142,6 @@ mod tests {
             env: vec!["HOSTNAME".into(), "TERM=vt100".into(), "X=a=b".into(), "NONE".into()],
             ..Config::default()
         };
-        assert_eq!(environment(&config, "h"), [DEFAULT_PATH, "TERM=vt100", "X=a=b"]);
+        assert_eq!(environment(&config, "h", &[]), [DEFAULT_PATH, "TERM=vt100", "X=a=b"]);
     }
 }

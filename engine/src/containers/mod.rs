@@ -4,16 +4,28 @@
 //! supervisor about it. Readers never wait: they copy from a record behind a short lock. Ends of processes come from the
 //! supervisor's events (`exits`), not through the queue, since whoever holds the turn may be waiting for just that.
 
+pub mod apparmor;
+pub mod archive;
 pub mod attach;
 pub mod caps;
+pub mod cdi;
+pub mod changes;
+pub mod commit;
 pub mod create;
 mod discard;
 pub mod exec;
 pub mod exits;
+pub mod export;
 pub mod files;
+pub mod follow;
+pub mod forward;
 pub mod frames;
+pub mod health;
+pub mod init;
 pub mod inspect;
+pub mod kernel;
 pub mod layers;
+pub mod links;
 pub mod list;
 pub mod locallog;
 pub mod log_config;
@@ -21,17 +33,24 @@ pub mod logs;
 pub mod merge;
 pub mod mounts;
 pub mod names;
+pub mod namespaces;
+pub mod networking;
+pub mod overlay;
 pub mod ports;
 pub mod record;
 pub mod register;
 pub mod relay;
 pub mod remove;
+pub mod resources;
 pub mod restart;
+pub mod rootfs;
 pub mod rules;
 pub mod seccomp;
 pub mod security;
 pub mod shims;
 pub mod signal;
+pub mod size;
+pub mod sources;
 pub mod spec;
 pub mod start;
 pub mod stats;
@@ -39,8 +58,10 @@ pub mod stop;
 pub mod store;
 pub mod streams;
 pub mod sweep;
+pub mod update;
 pub mod users;
 pub mod validate;
+pub mod volumes_from;
 
 use crate::{http::ApiError, images::ImageUser, time::Timestamp};
 use attach::Waiting;
@@ -66,6 +87,8 @@ pub struct Container {
     live: Mutex<Live>,
     /// Ends and removal, for those who wait.
     pub ends: watch::Sender<Ends>,
+    /// It has started, or failed to, or ended: for those that need it.
+    pub starts: tokio::sync::Notify,
     /// Clients that joined before the process exists.
     pub waiting: Mutex<Vec<Waiting>>,
     /// What takes back a start that failed.
@@ -91,8 +114,16 @@ pub struct Live {
     pub restart_delay: Option<Duration>,
     /// Changes whenever a planned restart is called off.
     pub restart_plan: u64,
+    /// Its log is being sent to somebody.
+    pub forwarding: bool,
+    /// Changes whenever somebody else begins to watch its health.
+    pub health_watch: u64,
     /// Mounts of the snapshot, as the supervisor gave them.
     pub snapshot: Option<Vec<Mount>>,
+    /// Others are linked to it.
+    pub linked: bool,
+    /// It was there when this engine started: the one before may have asked for its task, which the supervisor still makes.
+    pub inherited: bool,
 }
 
 /// How a process ended.
@@ -140,9 +171,14 @@ impl Container {
                 frozen_as_of: Timestamp::default(),
                 restart_delay: None,
                 restart_plan: 0,
+                health_watch: 0,
+                forwarding: false,
                 snapshot: None,
+                linked: false,
+                inherited: false,
             }),
             ends: watch::Sender::new(ends),
+            starts: tokio::sync::Notify::new(),
             waiting: Mutex::default(),
             undoing: Mutex::default(),
         }
@@ -214,6 +250,7 @@ impl Containers {
             table.names.insert(record.name.clone(), record.id.clone());
             table.by_id.insert(record.id.clone(), Arc::new(Container::new(record)));
         }
+        links::note(&table.by_id.values().cloned().collect::<Vec<_>>());
         let relays = relay::Relays::new(streams.with_file_name("relays"));
         let (execs, users) = (Mutex::default(), Mutex::default());
         Self { store, folder, streams, relays, table: Mutex::new(table), execs, users }
@@ -225,7 +262,10 @@ impl Containers {
         if let Some(container) = table.by_id.get(text) {
             return Ok(container.clone());
         }
-        let missing = || ApiError::not_found(format!("No such container: {text}"));
+        let missing = || {
+            let near = crate::http::suggest::suffix(text, table.names.keys().map(String::as_str));
+            ApiError::not_found(format!("No such container: {text}{near}")).hint("berth ps --all shows all containers")
+        };
         let name = text.strip_prefix('/').unwrap_or(text);
         if let Some(container) = table.names.get(name).and_then(|id| table.by_id.get(id)) {
             return Ok(container.clone());
@@ -259,7 +299,8 @@ impl Containers {
         match table.names.get(name) {
             Some(owner) => Err(ApiError::conflict(format!(
                 "Conflict. The container name \"/{name}\" is already in use by container \"{owner}\". You have to remove (or rename) that container to be able to reuse that name."
-            ))),
+            ))
+            .hint(format!("berth rm {name}, or another --name"))),
             None => {
                 table.names.insert(name.to_owned(), id.to_owned());
                 Ok(())
@@ -312,6 +353,15 @@ impl Containers {
                 .then(|| ImageUser { container_id: container.id.clone(), running: live.record.state.phase.is_live() })
         });
         users.collect()
+    }
+
+    /// How many containers use each image.
+    pub fn image_counts(&self) -> HashMap<String, usize> {
+        let mut counts = HashMap::new();
+        for container in self.all() {
+            *counts.entry(container.live().record.image_id.clone()).or_default() += 1;
+        }
+        counts
     }
 
     /// Remembers an exec.

@@ -3,7 +3,7 @@
 
 use super::record::MountKind;
 use crate::{
-    api::{HostConfig, Mount, serial::Set, serial::is_zero},
+    api::{HostConfig, Mount, host_config::BindOptions, serial::Set, serial::is_zero},
     http::ApiError,
 };
 use std::collections::BTreeMap;
@@ -33,13 +33,23 @@ pub struct Wanted {
     pub labels: BTreeMap<String, String>,
     /// Options of a tmpfs.
     pub options: Vec<String>,
+    /// Who makes a volume; `local` unless said otherwise.
+    pub driver: String,
+    /// How.
+    pub driver_options: BTreeMap<String, String>,
+    /// Path below the source that is mounted in its place.
+    pub subpath: String,
+    /// Read-only all the way down: tried, or asked for.
+    pub read_only_tree: bool,
+    /// The image has it as a volume, nobody asked for it.
+    pub from_image: bool,
 }
 
 /// All mounts, in the order in which they are to be made.
 pub fn wanted(host: &HostConfig, image_volumes: &Set) -> Result<Vec<Wanted>, ApiError> {
     let mut list: Vec<Wanted> = Vec::new();
     for bind in host.binds.iter().flatten() {
-        list.push(parse_bind(bind)?);
+        list.push(Wanted { driver: host.volume_driver.clone(), ..parse_bind(bind)? });
     }
     for mount in &host.mounts {
         list.push(from_mount(mount)?);
@@ -61,7 +71,8 @@ pub fn wanted(host: &HostConfig, image_volumes: &Set) -> Result<Vec<Wanted>, Api
     for volume in &image_volumes.0 {
         let destination = clean_destination(volume)?;
         if !list.iter().any(|mount| mount.destination == destination) {
-            list.push(plain(MountKind::Volume, "", destination));
+            let driver = host.volume_driver.clone();
+            list.push(Wanted { driver, from_image: true, ..plain(MountKind::Volume, "", destination) });
         }
     }
     // An outer mount goes before the ones within it.
@@ -82,6 +93,11 @@ fn plain(kind: MountKind, source: &str, destination: String) -> Wanted {
         copy_up: kind == MountKind::Volume,
         labels: BTreeMap::new(),
         options: Vec::new(),
+        driver: String::new(),
+        driver_options: BTreeMap::new(),
+        subpath: String::new(),
+        read_only_tree: false,
+        from_image: false,
     }
 }
 
@@ -112,6 +128,7 @@ fn parse_bind(text: &str) -> Result<Wanted, ApiError> {
             "rw" | "ro" => {
                 access += 1;
                 mount.writable = word == "rw";
+                mount.read_only_tree = is_path && word == "ro";
             }
             // Labels of SELinux: nothing to do where there is none, as in Docker.
             "z" | "Z" => {}
@@ -132,24 +149,16 @@ fn parse_bind(text: &str) -> Result<Wanted, ApiError> {
 
 fn from_mount(mount: &Mount) -> Result<Wanted, ApiError> {
     let bad = |why: String| ApiError::invalid(format!("invalid mount config for type \"{}\": {why}", mount.kind));
-    if let Some((key, _)) = mount.other.iter().find(|(_, value)| !is_zero(value)) {
-        return Err(ApiError::not_implemented(format!("mount option {key} is not implemented in berth yet")));
-    }
     let nested = [
-        mount.bind_options.as_ref().map(|o| ("BindOptions", &o.other)),
-        mount.volume_options.as_ref().map(|o| ("VolumeOptions", &o.other)),
-        mount.tmpfs_options.as_ref().map(|o| ("TmpfsOptions", &o.other)),
+        ("", Some(&mount.other)),
+        ("BindOptions.", mount.bind_options.as_ref().map(|o| &o.other)),
+        ("VolumeOptions.", mount.volume_options.as_ref().map(|o| &o.other)),
+        ("TmpfsOptions.", mount.tmpfs_options.as_ref().map(|o| &o.other)),
+        ("ImageOptions.", mount.image_options.as_ref().map(|o| &o.other)),
     ];
-    for (group, other) in nested.into_iter().flatten() {
-        let local_driver = |key: &str, value: &serde_json::Value| {
-            key == "DriverConfig"
-                && matches!(value["Name"].as_str(), None | Some("" | "local"))
-                && is_zero(&value["Options"])
-        };
-        if let Some((key, _)) = other.iter().find(|(key, value)| !is_zero(value) && !local_driver(key, value)) {
-            return Err(ApiError::not_implemented(format!(
-                "mount option {group}.{key} is not implemented in berth yet"
-            )));
+    for (group, other) in nested {
+        if let Some((key, _)) = other.into_iter().flatten().find(|(_, value)| !is_zero(value)) {
+            return Err(bad(format!("there is no option {group}{key}")));
         }
     }
     if mount.target.is_empty() {
@@ -160,48 +169,53 @@ fn from_mount(mount: &Mount) -> Result<Wanted, ApiError> {
         "bind" => MountKind::Bind,
         "volume" => MountKind::Volume,
         "tmpfs" => MountKind::Tmpfs,
-        other @ ("image" | "npipe" | "cluster") => {
-            return Err(ApiError::not_implemented(format!("mount type {other} is not implemented in berth yet")));
-        }
+        "image" => MountKind::Image,
+        "npipe" => return Err(bad("named pipes are Windows'".into())),
+        "cluster" => return Err(bad("cluster volumes need a swarm, and this node is in none".into())),
         _ => return Err(bad("mount type unknown".into())),
     };
+    if !matches!(mount.consistency.as_str(), "" | "default" | "consistent" | "cached" | "delegated") {
+        return Err(bad(format!("invalid consistency: {}", mount.consistency)));
+    }
     let mut wanted = Wanted { writable: !mount.read_only, ..plain(kind, &mount.source, destination) };
     for (given, of) in [
         (mount.bind_options.is_some(), MountKind::Bind),
         (mount.volume_options.is_some(), MountKind::Volume),
         (mount.tmpfs_options.is_some(), MountKind::Tmpfs),
+        (mount.image_options.is_some(), MountKind::Image),
     ] {
         if given && of != kind {
-            return Err(bad(format!("options of type {} are not allowed here", of.name())));
+            let group = match of {
+                MountKind::Bind => "BindOptions",
+                MountKind::Volume => "VolumeOptions",
+                MountKind::Tmpfs => "TmpfsOptions",
+                MountKind::Image => "ImageOptions",
+            };
+            return Err(bad(format!("field {group} must not be specified")));
         }
     }
     match kind {
-        MountKind::Bind => {
-            let options = mount.bind_options.clone().unwrap_or_default();
+        MountKind::Bind => bind_mount(mount, &mut wanted).map_err(bad)?,
+        MountKind::Volume => {
+            let options = mount.volume_options.clone().unwrap_or_default();
+            if !mount.source.is_empty() {
+                check_volume_name(&mount.source)?;
+            } else if !options.subpath.is_empty() {
+                return Err(bad("must not set Subpath when using anonymous volumes".into()));
+            }
+            wanted.copy_up = !options.no_copy;
+            wanted.labels = options.labels;
+            wanted.subpath = subpath(&options.subpath).map_err(bad)?;
+            let driver = options.driver_config.unwrap_or_default();
+            (wanted.driver, wanted.driver_options) = (driver.name, driver.options);
+        }
+        MountKind::Image => {
             if mount.source.is_empty() {
                 return Err(bad("field Source must not be empty".into()));
             }
-            if !mount.source.starts_with('/') {
-                return Err(bad(format!("invalid mount path: '{}' mount path must be absolute", mount.source)));
-            }
-            wanted.source = clean(&mount.source).ok_or_else(|| bad("source path".into()))?;
-            if !matches!(
-                options.propagation.as_str(),
-                "" | "shared" | "rshared" | "slave" | "rslave" | "private" | "rprivate"
-            ) {
-                return Err(bad(format!("invalid propagation mode: {}", options.propagation)));
-            }
-            wanted.propagation = options.propagation;
-            wanted.non_recursive = options.non_recursive;
-            wanted.create_source = options.create_mountpoint;
-        }
-        MountKind::Volume => {
-            if !mount.source.is_empty() {
-                check_volume_name(&mount.source)?;
-            }
-            let options = mount.volume_options.clone().unwrap_or_default();
-            wanted.copy_up = !options.no_copy;
-            wanted.labels = options.labels;
+            let options = mount.image_options.clone().unwrap_or_default();
+            wanted.subpath = subpath(&options.subpath).map_err(bad)?;
+            wanted.writable = false;
         }
         MountKind::Tmpfs => {
             if !mount.source.is_empty() {
@@ -217,12 +231,72 @@ fn from_mount(mount: &Mount) -> Result<Wanted, ApiError> {
             if options.mode > 0 {
                 wanted.options.push(format!("mode={:o}", options.mode));
             }
+            for words in &options.options {
+                let option = match &words[..] {
+                    [word] => word.clone(),
+                    [key, value] => format!("{key}={value}"),
+                    _ => return Err(bad("an option of a tmpfs is a word, or a word and a value".into())),
+                };
+                check_tmpfs_option(&option)?;
+                wanted.options.push(option);
+            }
             if mount.read_only {
                 wanted.options.push("ro".into());
             }
         }
     }
     Ok(wanted)
+}
+
+fn bind_mount(mount: &Mount, wanted: &mut Wanted) -> Result<(), String> {
+    let BindOptions {
+        propagation,
+        non_recursive,
+        create_mountpoint,
+        read_only_non_recursive,
+        read_only_force_recursive,
+        ..
+    } = mount.bind_options.clone().unwrap_or_default();
+    if mount.source.is_empty() {
+        return Err("field Source must not be empty".into());
+    }
+    let relative = || format!("invalid mount path: '{}' mount path must be absolute", mount.source);
+    wanted.source = clean(&mount.source).ok_or_else(relative)?;
+    if !matches!(propagation.as_str(), "" | "shared" | "rshared" | "slave" | "rslave" | "private" | "rprivate") {
+        return Err(format!("invalid propagation mode: {propagation}"));
+    }
+    for (set, name) in
+        [(read_only_non_recursive, "ReadOnlyNonRecursive"), (read_only_force_recursive, "ReadOnlyForceRecursive")]
+    {
+        if set && !mount.read_only {
+            return Err(format!("{name} needs a mount that is read-only"));
+        }
+    }
+    if read_only_force_recursive {
+        if read_only_non_recursive {
+            return Err("ReadOnlyForceRecursive and ReadOnlyNonRecursive exclude each other".into());
+        }
+        if non_recursive {
+            return Err("ReadOnlyForceRecursive needs a recursive mount, and NonRecursive is set".into());
+        }
+        // Or what is mounted on the host later would come in writable.
+        if !matches!(propagation.as_str(), "rprivate" | "") {
+            return Err("ReadOnlyForceRecursive needs propagation rprivate".into());
+        }
+    }
+    wanted.propagation = propagation;
+    wanted.non_recursive = non_recursive;
+    wanted.create_source = create_mountpoint;
+    wanted.read_only_tree = mount.read_only && !read_only_non_recursive;
+    Ok(())
+}
+
+/// A path that stays below where it begins; what links in it lead to is seen when it is opened.
+fn subpath(path: &str) -> Result<String, String> {
+    if path.starts_with('/') || path.contains('\0') || path.split('/').any(|part| part == "..") {
+        return Err(format!("invalid subpath {path:?}: it must be a relative path within the source"));
+    }
+    Ok(path.to_owned())
 }
 
 fn check_tmpfs_option(option: &str) -> Result<(), ApiError> {
@@ -362,14 +436,46 @@ mod tests {
     }
 
     #[test]
+    fn further_options() {
+        let host = host(
+            r#"{"VolumeDriver":"local","Binds":["/h:/h:ro","vv:/v"],"Mounts":[
+                {"Type":"image","Source":"busybox","Target":"/i","ImageOptions":{"Subpath":"bin"}},
+                {"Type":"volume","Source":"ww","Target":"/w","VolumeOptions":{"Subpath":"a/b","DriverConfig":{"Name":"local",
+                 "Options":{"type":"tmpfs","device":"tmpfs"}}}},
+                {"Type":"bind","Source":"/r","Target":"/r","ReadOnly":true,"BindOptions":{"ReadOnlyNonRecursive":true}},
+                {"Type":"bind","Source":"/f","Target":"/f","ReadOnly":true,"Consistency":"cached"},
+                {"Type":"tmpfs","Target":"/t","TmpfsOptions":{"Options":[["exec"],["uid","5"]]}}]}"#,
+        );
+        let list = wanted(&host, &Set(["/data".to_owned()].into())).unwrap();
+        let of = |destination: &str| list.iter().find(|m| m.destination == destination).unwrap();
+        assert!(of("/h").read_only_tree && of("/f").read_only_tree && !of("/r").read_only_tree && !of("/r").writable);
+        assert_eq!((of("/i").kind, of("/i").writable, of("/i").subpath.as_str()), (MountKind::Image, false, "bin"));
+        assert_eq!((of("/w").subpath.as_str(), of("/w").driver_options.len()), ("a/b", 2));
+        assert_eq!(of("/t").options, ["exec", "uid=5"]);
+        assert!(of("/data").from_image && !of("/v").from_image);
+        assert_eq!((of("/v").driver.as_str(), of("/data").driver.as_str()), ("local", "local"));
+    }
+
+    #[test]
     fn refuses() {
         for json in [
             r#"{"Binds":["/a:/x","/b:/x/"]}"#,
             r#"{"Mounts":[{"Type":"bind","Source":"rel","Target":"/x"}]}"#,
-            r#"{"Mounts":[{"Type":"image","Source":"a","Target":"/x"}]}"#,
+            r#"{"Mounts":[{"Type":"image","Target":"/x"}]}"#,
+            r#"{"Mounts":[{"Type":"image","Source":"a","Target":"/x","ImageOptions":{"Subpath":"../b"}}]}"#,
+            r#"{"Mounts":[{"Type":"npipe","Source":"a","Target":"/x"}]}"#,
+            r#"{"Mounts":[{"Type":"cluster","Source":"a","Target":"/x"}]}"#,
+            r#"{"Mounts":[{"Type":"nope","Source":"a","Target":"/x"}]}"#,
+            r#"{"Mounts":[{"Type":"bind","Source":"/a","Target":"/x","BindOptions":{"ReadOnlyForceRecursive":true}}]}"#,
+            r#"{"Mounts":[{"Type":"bind","Source":"/a","Target":"/x","BindOptions":{"Unknown":true}}]}"#,
+            r#"{"Mounts":[{"Type":"bind","Source":"/a","Target":"/x","ReadOnly":true,"BindOptions":{"ReadOnlyForceRecursive":true,"NonRecursive":true}}]}"#,
+            r#"{"Mounts":[{"Type":"tmpfs","Target":"/x","TmpfsOptions":{"Options":[["remount"]]}}]}"#,
+            r#"{"Mounts":[{"Type":"tmpfs","Target":"/x","TmpfsOptions":{"Options":[["a","b","c"]]}}]}"#,
+            r#"{"Mounts":[{"Type":"tmpfs","Target":"/x","Consistency":"x"}]}"#,
             r#"{"Mounts":[{"Type":"volume","Source":"../a","Target":"/x"}]}"#,
             r#"{"Mounts":[{"Type":"volume","Target":"/x","BindOptions":{}}]}"#,
             r#"{"Mounts":[{"Type":"volume","Target":"/x","VolumeOptions":{"Subpath":"a"}}]}"#,
+            r#"{"Mounts":[{"Type":"volume","Source":"vv","Target":"/x","VolumeOptions":{"Subpath":"/a"}}]}"#,
             r#"{"Tmpfs":{"/x":"remount"}}"#,
             r#"{"Tmpfs":{"/x":"size=1 b"}}"#,
         ] {

@@ -1,11 +1,13 @@
 //! What the engine remembers of a container: the intent, and the last known state.
 
+use super::health::Health;
 use crate::{
     api::{Config, HostConfig},
     networks::Endpoint,
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// A container as it is kept in the store.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -36,6 +38,9 @@ pub struct Record {
     /// IPv4 address asked for.
     #[serde(default)]
     pub ip: Option<String>,
+    /// The networks it joins, the one of its mode first. Records of older engines have none: see [`super::networking`].
+    #[serde(default)]
+    pub networks: Vec<Joining>,
     /// First word of the command line.
     pub path: String,
     /// The other words.
@@ -45,6 +50,9 @@ pub struct Record {
     /// Whether the supervisor has a container record of it.
     #[serde(default)]
     pub registered: bool,
+    /// Its limits have been changed, and the kernel may not know yet.
+    #[serde(default)]
+    pub update_pending: bool,
     /// Last known state.
     pub state: State,
 }
@@ -52,6 +60,28 @@ pub struct Record {
 // The only one that engines used before records had the field.
 fn first_snapshotter() -> String {
     "overlayfs".into()
+}
+
+/// A network that a container joins, and what it wants there.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Joining {
+    /// The network's name, or what the user calls it while it doesn't exist.
+    pub name: String,
+    /// Its id, once it was found.
+    pub id: String,
+    /// A certain IPv4 address.
+    pub ip: Option<String>,
+    /// A certain MAC address.
+    pub mac: Option<String>,
+    /// Further names in the network.
+    pub aliases: Option<Vec<String>>,
+    /// `container:alias` pairs: names that only this container uses.
+    pub links: Option<Vec<String>>,
+    /// Options of the driver; shown.
+    pub driver_opts: Option<BTreeMap<String, String>>,
+    /// The network with the highest one is the way out.
+    pub gateway_priority: i64,
 }
 
 /// Where a container is in its life.
@@ -129,6 +159,15 @@ pub struct State {
     /// Its anonymous volumes go with it; said while it is being removed.
     #[serde(default)]
     pub takes_volumes: bool,
+    /// A commit has frozen it, and thaws it: the next engine does, should this one die in between.
+    #[serde(default)]
+    pub frozen_by_commit: bool,
+    /// The profile of AppArmor that its processes run under since the last start, or `unconfined`; none where there is no AppArmor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub apparmor: Option<String>,
+    /// What its health checks say; nothing if it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
 }
 
 impl State {
@@ -147,14 +186,17 @@ impl State {
             manually_stopped: false,
             endpoint: None,
             takes_volumes: false,
+            frozen_by_commit: false,
+            apparmor: None,
+            health: None,
         }
     }
 }
 
 /// Something mounted into a container.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountPoint {
-    /// bind, volume or tmpfs.
+    /// bind, volume, tmpfs or image.
     pub kind: MountKind,
     /// Name of the volume.
     pub volume: Option<String>,
@@ -177,18 +219,30 @@ pub struct MountPoint {
     /// Options of a tmpfs.
     #[serde(default)]
     pub options: Vec<String>,
+    /// What is mounted below is read-only too.
+    #[serde(default)]
+    pub read_only_tree: bool,
+    /// Path below the source that is mounted in its place.
+    #[serde(default)]
+    pub subpath: String,
+    /// The snapshot that an image is seen through.
+    #[serde(default)]
+    pub snapshot: Option<String>,
 }
 
 /// The kinds of mounts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MountKind {
     /// A path of the host.
+    #[default]
     Bind,
     /// A volume.
     Volume,
     /// Memory.
     Tmpfs,
+    /// The files of an image.
+    Image,
 }
 
 impl MountKind {
@@ -198,6 +252,7 @@ impl MountKind {
             Self::Bind => "bind",
             Self::Volume => "volume",
             Self::Tmpfs => "tmpfs",
+            Self::Image => "image",
         }
     }
 }

@@ -1,10 +1,13 @@
 //! What the supervisor is told of a container before its task: the record with the complete specification.
 
 use super::{
-    Container,
+    Container, cdi, init,
     layers::Layers,
+    links,
+    namespaces::{self, Joined},
     record::Record,
-    shims,
+    rootfs, security, shims,
+    sources::{self, Sources},
     spec::{self, Surroundings},
     users::{self, Database, User},
     validate::words,
@@ -17,11 +20,8 @@ use crate::{
 use proto::{
     containerd::{
         runc::v1::Options,
-        services::{
-            containers::v1::{
-                Container as SupervisorContainer, CreateContainerRequest, UpdateContainerRequest, container::Runtime,
-            },
-            snapshots::v1::MountsRequest,
+        services::containers::v1::{
+            Container as SupervisorContainer, CreateContainerRequest, UpdateContainerRequest, container::Runtime,
         },
         types::Mount,
     },
@@ -30,38 +30,45 @@ use proto::{
 };
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
-/// Tells the supervisor what is to run. Gives the mounts of the root file system.
+/// What the start of a container goes on with.
+#[derive(Debug)]
+pub struct Registered {
+    /// Mounts of the root file system.
+    pub rootfs: Vec<Mount>,
+    /// Namespaces of other containers.
+    pub joined: Joined,
+    /// Open until the task is created.
+    pub sources: Sources,
+    /// AppArmor's profile of its processes.
+    pub apparmor: Option<String>,
+}
+
+/// Tells the supervisor what is to run.
 pub async fn register(
     app: &Arc<App>,
     container: &Container,
     record: &Record,
     kind: NetworkKind,
-) -> ApiResult<Vec<Mount>> {
-    let known = container.live().snapshot.clone();
-    let snapshot = match known {
-        Some(mounts) => mounts,
-        None => {
-            let request = MountsRequest { snapshotter: record.snapshotter.clone(), key: record.id.clone() };
-            let answer = app
-                .supervisor
-                .retry(request.clone(), |client, request| async move { client.snapshots().mounts(request).await })
-                .await;
-            let mounts = answer
-                .map_err(|e| {
-                    ApiError::internal(format!(
-                        "start container {}: find its root file system: {}",
-                        record.name,
-                        chain(&e)
-                    ))
-                })?
-                .mounts;
-            container.live().snapshot = Some(mounts.clone());
-            mounts
-        }
-    };
+) -> ApiResult<Registered> {
+    let snapshot = rootfs::mounts(app, container, record).await.map_err(|e| {
+        ApiError::internal(format!("start container {}: find its root file system: {}", record.name, chain(&e)))
+    })?;
     let user = find_user(app, record, &snapshot).await?;
     let netns = netns_path(app, &record.id);
     let folder = app.containers.folder_of(&record.id);
+    let security = security::parse(&record.host)?;
+    let apparmor = app.apparmor.settle(&security, record.host.privileged).await.map_err(|mut error| {
+        error.message = format!("start container {}: {}", record.name, error.message);
+        error
+    })?;
+    let joined = namespaces::join(app, record)?;
+    let init = init::program(app, record)?;
+    let environment = links::environment(app, record)?;
+    let devices = cdi::edits(
+        &cdi::folders(&app.config.cdi_spec_dirs),
+        record.host.device_requests.as_deref().unwrap_or_default(),
+    )?;
+    let sources = sources::open(app, record).await?;
     let around = Surroundings {
         user: &user,
         hostname: &record.config.hostname,
@@ -69,6 +76,13 @@ pub async fn register(
         network: kind,
         netns: (kind != NetworkKind::Host).then_some(netns.as_path()),
         unified_cgroups: app.unified_cgroups,
+        security: &security,
+        apparmor: apparmor.as_deref(),
+        init: init.as_deref(),
+        joined: &joined,
+        sources: &sources.paths,
+        links: &environment,
+        devices: &devices,
     };
     let spec = spec::build(record, &around)?;
     let choice = choice(app, record).await?;
@@ -107,13 +121,17 @@ pub async fn register(
         }
     };
     told.map_err(|e| ApiError::internal(format!("start container {}: register: {}", record.name, chain(&e))))?;
-    Ok(snapshot)
+    Ok(Registered { rootfs: snapshot, joined, sources, apparmor })
 }
 
 /// The shim and the runtime of a container.
 pub async fn choice(app: &App, record: &Record) -> ApiResult<shims::Choice> {
     let attaches = app.supervisor.attaches().await.map_err(|e| ApiError::of(e.kind(), &e))?;
-    Ok(shims::choose(&record.host.runtime, &app.config.runtime, attaches))
+    let (live, run) = (app.live(), app.config.engine_run());
+    let failed = |cause| ApiError::internal(format!("runtime of container {}: {cause}", record.name));
+    let asked = shims::by_name(&record.host.runtime, &live, &run).map_err(failed)?;
+    let configured = shims::by_name(&live.runtime, &live, &run).map_err(failed)?;
+    Ok(shims::choose(&asked, &configured, attaches))
 }
 
 /// Who the process runs as. The files of an image are read once; those of a container that ran before may have changed.

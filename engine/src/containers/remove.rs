@@ -4,11 +4,12 @@ use super::{
     Container, discard,
     record::{Phase, Record},
     rules::{Operation, decide},
-    stop,
+    sources, start, stop,
 };
 use crate::{
     app::App,
     http::{ApiError, ApiResult, Filters},
+    images::usage,
     time::Timestamp,
 };
 use proto::{
@@ -59,7 +60,11 @@ pub async fn remove(app: &Arc<App>, container: &Arc<Container>, options: Options
         return Err(ApiError::unexpected(&error));
     }
     proto::fault!("engine.remove.begun");
-    if let Err(error) = take_apart(app, &record).await {
+    let inherited = container.live().inherited;
+    if inherited {
+        start::delete_task(app, &container.id).await;
+    }
+    if let Err(error) = take_apart(app, &record, record.registered || inherited).await {
         let mut live = container.live();
         live.record.state.phase = before;
         app.containers.store.put_soon(&live.record);
@@ -90,14 +95,14 @@ async fn end_it(app: &Arc<App>, container: &Arc<Container>) -> ApiResult<()> {
     Ok(())
 }
 
-async fn take_apart(app: &Arc<App>, record: &Record) -> ApiResult<()> {
+async fn take_apart(app: &Arc<App>, record: &Record, registered: bool) -> ApiResult<()> {
     let id = &record.id;
     let snapshot = RemoveSnapshotRequest { snapshotter: record.snapshotter.clone(), key: id.clone() };
     let entry = DeleteContainerRequest { id: id.clone() };
     let folder = app.containers.folder_of(id);
     let (unregistered, removed, emptied) = tokio::join!(
         async {
-            if record.registered {
+            if registered {
                 app.supervisor
                     .retry(entry.clone(), |client, request| async move { client.containers().delete(request).await })
                     .await
@@ -110,6 +115,9 @@ async fn take_apart(app: &Arc<App>, record: &Record) -> ApiResult<()> {
         tokio::task::spawn_blocking(move || discard::remove_folder(&folder)),
     );
     proto::fault!("engine.remove.parts_removed");
+    sources::remove_views(&app.supervisor, &record.snapshotter, &record.mounts).await.map_err(|error| {
+        ApiError::internal(format!("remove container {id}: its views of images: {}", chain(&error)))
+    })?;
     for (what, result) in [("record", unregistered), ("root file system", removed.map(drop))] {
         match result {
             Err(error) if !error.is_not_found() => {
@@ -152,13 +160,13 @@ async fn remove_anonymous_volumes(app: &Arc<App>, record: &Record) {
     }
 }
 
-/// Removes all ended containers that pass the filters; gives their ids.
-pub async fn prune(app: &Arc<App>, filters: &Filters) -> ApiResult<Vec<String>> {
+/// Removes all ended containers that pass the filters; gives their ids, and the bytes that they had written.
+pub async fn prune(app: &Arc<App>, filters: &Filters) -> ApiResult<(Vec<String>, i64)> {
     let mut until = None;
     for value in filters.values("until") {
         until = Some(parse_until(value)?);
     }
-    let mut removed = Vec::new();
+    let (mut removed, mut freed) = (Vec::new(), 0);
     for container in app.containers.all() {
         let fits = {
             let live = container.live();
@@ -168,16 +176,22 @@ pub async fn prune(app: &Arc<App>, filters: &Filters) -> ApiResult<Vec<String>> 
                 && filters.labels(&record.config.labels)
                 && until.is_none_or(|until| record.created < until)
         };
-        if fits && remove(app, &container, Options { force: false, volumes: false }).await.is_ok() {
+        if !fits {
+            continue;
+        }
+        let record = container.record();
+        let size = usage::snapshot(&app.supervisor, &record.snapshotter, &record.id).await.unwrap_or(0);
+        if remove(app, &container, Options { force: false, volumes: false }).await.is_ok() {
             removed.push(container.id.clone());
+            freed += size;
         }
     }
-    app.events.publish("container", "prune", "", [("reclaimed".into(), "0".into())].into());
-    Ok(removed)
+    app.events.publish("container", "prune", "", [("reclaimed".into(), freed.to_string())].into());
+    Ok((removed, freed))
 }
 
 /// A moment, or a time span back from now (`1h30m`).
-fn parse_until(text: &str) -> ApiResult<Timestamp> {
+pub fn parse_until(text: &str) -> ApiResult<Timestamp> {
     if let Ok(moment) = Timestamp::parse_query(text) {
         return Ok(moment);
     }

@@ -31,6 +31,12 @@ pub fn parse(text: &str) -> ApiResult<u32> {
     format!("SIG{name}").parse::<Signal>().map(|signal| signal as u32).map_err(|_| bad())
 }
 
+/// `SIGTERM` for 15; real-time signals by their number.
+pub fn name(signal: u32) -> String {
+    let known = i32::try_from(signal).ok().and_then(|number| Signal::try_from(number).ok());
+    known.map_or_else(|| format!("signal {signal}"), |signal| signal.as_str().to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

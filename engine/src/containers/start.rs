@@ -8,18 +8,18 @@
 //! ```
 
 use super::{
-    Container, Exit, attach, exits, files, log_config, ports,
+    Container, Exit, attach, exits, forward, health, links, log_config, networking,
     record::{Phase, Record},
-    register::{self, register},
+    register::{self, Registered, register},
     relay,
     rules::{Operation, decide},
-    validate::{self, words},
+    sources,
 };
 use crate::{
     app::App,
     http::{ApiError, ApiResult},
     ids,
-    networks::{Endpoint, EndpointRequest, NetworkKind},
+    networks::Endpoint,
     supervisor::SupervisorError,
     time::Timestamp,
 };
@@ -31,8 +31,15 @@ use proto::{
     },
     kind::{ErrorKind, chain},
 };
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tracing::{debug, warn};
+
+/// How long a task that somebody else made, or makes, may be in the way of a start; and how long to wait between two looks.
+const OTHERS_TASK: Duration = Duration::from_secs(10);
+const RETRY_TASK: Duration = Duration::from_millis(50);
 
 /// Who starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +82,7 @@ pub async fn start_in_turn(app: &Arc<App>, container: &Arc<Container>, cause: Ca
         Ok((pid, at)) => {
             let early = {
                 let mut live = container.live();
+                let live = &mut *live;
                 live.starting = false;
                 let state = &mut live.record.state;
                 state.phase = Phase::Running;
@@ -82,11 +90,21 @@ pub async fn start_in_turn(app: &Arc<App>, container: &Arc<Container>, cause: Ca
                 state.started_at = at;
                 state.exit_code = 0;
                 state.oom_killed = false;
+                health::begin(state, &live.record.config);
                 app.containers.store.put_soon(&live.record);
                 std::mem::take(&mut live.early_exits).into_iter().find(|exit| exit.is_of(pid))
             };
             proto::fault!("engine.start.noted");
+            networking::announce(app, &container.record(), "connect");
+            tell_volumes(app, &container.record(), true);
             app.events.publish("container", "start", &container.id, container.attributes());
+            health::watch(app, container);
+            container.starts.notify_waiters();
+            if container.live().linked {
+                let (app, record) = (app.clone(), container.record());
+                tokio::task::spawn_blocking(move || links::tell_others(&app, &record));
+            }
+            forward::watch(app, container);
             if let Some(exit) = early {
                 exits::ended(app, container, exit);
             }
@@ -98,6 +116,24 @@ pub async fn start_in_turn(app: &Arc<App>, container: &Arc<Container>, cause: Ca
             attach::dismiss_waiting(container, &failure);
             Err(failure)
         }
+    }
+}
+
+/// Tells which volumes are in use from now on, or no more.
+pub fn tell_volumes(app: &App, record: &Record, mounted: bool) {
+    for mount in &record.mounts {
+        let Some(volume) = &mount.volume else { continue };
+        let text = str::to_owned;
+        let mut attributes =
+            std::collections::BTreeMap::from([(text("container"), record.id.clone()), (text("driver"), text("local"))]);
+        if mounted {
+            attributes.extend([
+                (text("destination"), mount.destination.clone()),
+                (text("read/write"), mount.writable.to_string()),
+                (text("propagation"), mount.propagation.clone()),
+            ]);
+        }
+        app.events.publish("volume", if mounted { "mount" } else { "unmount" }, volume, attributes);
     }
 }
 
@@ -129,6 +165,7 @@ fn failed(app: &Arc<App>, container: &Arc<Container>, failure: &ApiError) {
         ends.count += 1;
         ends.code = code;
     });
+    container.starts.notify_waiters();
     if auto_remove {
         exits::remove_by_itself(app, container);
     }
@@ -149,30 +186,32 @@ fn exit_code(text: &str) -> i64 {
 
 async fn launch(app: &Arc<App>, container: &Arc<Container>, record: Record) -> ApiResult<(u32, Timestamp)> {
     let begun = Instant::now();
-    let kind = validate::network_kind(&record.host.network_mode)?;
-    let (network, registered) =
-        tokio::join!(attach_network(app, &record, kind), register(app, container, &record, kind));
+    let kind = networking::kind(&record);
+    let (network, registered) = tokio::join!(attach_network(app, &record), register(app, container, &record, kind));
     let endpoint = network.as_ref().ok().cloned().flatten();
     let mut undo = Undo { app: app.clone(), container: container.clone(), endpoint, task: false, armed: true };
     proto::fault!("engine.start.prepared");
     network?;
-    let snapshot = registered?;
+    let Registered { rootfs, joined, sources, apparmor } = registered?;
     let prepared = begun.elapsed();
     {
         let mut live = container.live();
         live.record.registered = true;
         live.record.state.endpoint.clone_from(&undo.endpoint);
+        live.record.state.apparmor = apparmor;
         live.record.state.launched_at = Timestamp::now();
     }
     // The record must know of the endpoint before the process can live: an engine that dies in between finds both.
     let current = container.record();
     let stdio = stdio(app, &record).await?;
-    let (created, kept) = tokio::join!(create_task(app, &record, snapshot, stdio), app.containers.store.put(&current));
+    let (created, kept) = tokio::join!(create_task(app, &record, rootfs, stdio), app.containers.store.put(&current));
     proto::fault!("engine.start.task_created");
     let name = &record.name;
     // A supervisor that died may have made it before it could say so.
     undo.task = created.as_ref().err().is_none_or(SupervisorError::is_disconnect);
     created.map_err(|error| refused(name, &record, &error))?;
+    // The runtime has taken what they refer to.
+    drop(sources);
     kept.map_err(|e| ApiError::unexpected(&e))?;
     let created = begun.elapsed();
     if let Some(relay) = app.containers.relays.get(&record.id) {
@@ -180,6 +219,10 @@ async fn launch(app: &Arc<App>, container: &Arc<Container>, record: Record) -> A
     }
     attach::connect_waiting(app, container).await;
     proto::fault!("engine.start.attached");
+    if !joined.holds() {
+        let text = format!("start container {name}: the container whose namespaces it joins has ended");
+        return Err(ApiError::conflict(text));
+    }
     let request = StartRequest { container_id: record.id.clone(), exec_id: String::new() };
     let mut tasks = app.supervisor.tasks();
     let (answer, ()) = tokio::join!(tasks.start(request), unpin(app, &record.id));
@@ -217,6 +260,7 @@ impl Drop for Undo {
         }
         let (app, id) = (self.app.clone(), self.container.id.clone());
         let (endpoint, task) = (self.endpoint.take(), self.task);
+        let record = self.container.record();
         self.container.undo(async move {
             if task {
                 delete_task(&app, &id).await;
@@ -225,6 +269,7 @@ impl Drop for Undo {
             if let Some(endpoint) = endpoint {
                 detach_network(&app, &id, endpoint).await;
             }
+            sources::release(&app, &record).await;
         });
     }
 }
@@ -248,7 +293,7 @@ pub async fn delete_task(app: &App, id: &str) {
     let kill = KillRequest { container_id: id.to_owned(), exec_id: String::new(), signal: 9, all: true };
     let _ = app.supervisor.tasks().kill(kill).await;
     let wait = WaitRequest { container_id: id.to_owned(), exec_id: String::new() };
-    let _ = tokio::time::timeout(std::time::Duration::from_secs(10), app.supervisor.tasks().wait(wait)).await;
+    let _ = tokio::time::timeout(Duration::from_secs(10), app.supervisor.tasks().wait(wait)).await;
     match app
         .supervisor
         .retry(delete.clone(), |client, request| async move { client.tasks().delete(request).await })
@@ -279,51 +324,9 @@ async fn unpin(app: &Arc<App>, id: &str) {
     }
 }
 
-async fn attach_network(app: &Arc<App>, record: &Record, kind: NetworkKind) -> ApiResult<Option<Endpoint>> {
-    let owner = app.clone();
-    let record = record.clone();
-    let work = move || -> ApiResult<Option<Endpoint>> {
-        let failed = |error: crate::networks::NetworkError| {
-            // Docker answers 500 for a port in use; only what was asked for wrongly is the client's fault.
-            let status = match error.kind() {
-                ErrorKind::InvalidArgument => StatusCode::BAD_REQUEST,
-                _ => StatusCode::INTERNAL_SERVER_ERROR,
-            };
-            ApiError::new(status, format!("start container {}: {}", record.name, chain(&error)))
-        };
-        let endpoint = match kind {
-            NetworkKind::Host => None,
-            NetworkKind::None => Some(owner.networks.attach_none(&record.id).map_err(failed)?),
-            NetworkKind::Bridge => {
-                let request = EndpointRequest {
-                    name: record.name.clone(),
-                    mac: record.mac.as_deref().and_then(|mac| mac.parse().ok()),
-                    ip: record.ip.as_deref().and_then(|ip| ip.parse().ok()),
-                    ports: ports::requests(&record.host, &record.config.exposed_ports)?,
-                };
-                Some(owner.networks.attach_bridge(&record.id, &request).map_err(failed)?)
-            }
-        };
-        let facts = files::Facts {
-            hostname: &record.config.hostname,
-            domainname: &record.config.domainname,
-            address: endpoint.as_ref().and_then(|e| e.address.as_ref()).map(|address| address.ip),
-            gateway: Some(owner.networks.gateway()),
-            extra_hosts: words(&record.host.extra_hosts),
-            dns: &record.host.dns,
-            dns_search: &record.host.dns_search,
-            dns_options: &record.host.dns_options,
-            host_network: kind == NetworkKind::Host,
-        };
-        proto::fault!("engine.start.network_attached");
-        if let Err(cause) = files::write(&owner.containers.folder_of(&record.id), &facts) {
-            if let Some(endpoint) = &endpoint {
-                let _ = owner.networks.detach(&record.id, endpoint);
-            }
-            return Err(ApiError::internal(format!("write network files of {}: {cause}", record.name)));
-        }
-        Ok(endpoint)
-    };
+async fn attach_network(app: &Arc<App>, record: &Record) -> ApiResult<Option<Endpoint>> {
+    let (owner, record) = (app.clone(), record.clone());
+    let work = move || networking::attach(&owner, &record);
     tokio::task::spawn_blocking(work).await.map_err(|e| ApiError::unexpected(&e))?
 }
 
@@ -370,14 +373,20 @@ async fn create_task(
         terminal: record.config.tty,
         ..CreateTaskRequest::default()
     };
-    match app.supervisor.tasks().create(request.clone()).await.map_err(SupervisorError::from) {
-        Ok(_) => Ok(()),
-        // A task of an earlier run whose end was not cleaned up in time.
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            delete_task(app, &record.id).await;
-            app.supervisor.tasks().create(request).await.map(drop).map_err(SupervisorError::from)
+    let begun = Instant::now();
+    loop {
+        match app.supervisor.tasks().create(request.clone()).await.map_err(SupervisorError::from) {
+            Ok(_) => return Ok(()),
+            // A task of an earlier run whose end was not cleaned up in time; or one that is being made for an engine that died,
+            // which containerd doesn't let us delete before it is there.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && begun.elapsed() < OTHERS_TASK => {
+                if begun.elapsed() > RETRY_TASK {
+                    tokio::time::sleep(RETRY_TASK).await;
+                }
+                delete_task(app, &record.id).await;
+            }
+            Err(error) => return Err(error),
         }
-        Err(error) => Err(error),
     }
 }
 

@@ -62,7 +62,7 @@ async fn sample(app: &App, container: &Container) -> Value {
     };
     let mut value = json!({
         "read": if phase.is_live() { Timestamp::now() } else { Timestamp::NEVER },
-        "num_procs": 0, "storage_stats": {}, "pids_stats": {}, "memory_stats": {}, "blkio_stats": blkio(&[]),
+        "num_procs": 0, "storage_stats": {}, "pids_stats": {}, "memory_stats": {}, "blkio_stats": blkio(None),
         "cpu_stats": {"cpu_usage": {"total_usage": 0, "usage_in_kernelmode": 0, "usage_in_usermode": 0},
                       "throttling_data": {"periods": 0, "throttled_periods": 0, "throttled_time": 0}},
     });
@@ -95,7 +95,7 @@ async fn sample(app: &App, container: &Container) -> Value {
 
 fn fill_v1(value: &mut Value, metrics: &v1::Metrics) {
     if let Some(pids) = &metrics.pids {
-        value["pids_stats"] = json!({"current": pids.current, "limit": pids.limit});
+        value["pids_stats"] = self::pids(pids.current, pids.limit);
     }
     if let Some(cpu) = &metrics.cpu {
         if let Some(usage) = &cpu.usage {
@@ -109,26 +109,64 @@ fn fill_v1(value: &mut Value, metrics: &v1::Metrics) {
     }
     if let Some(memory) = &metrics.memory {
         let usage = memory.usage.unwrap_or_default();
-        value["memory_stats"] = json!({"usage": usage.usage, "max_usage": usage.max, "failcnt": usage.failcnt,
-            "limit": memory_limit(usage.limit),
-            "stats": {"cache": memory.cache, "rss": memory.rss, "inactive_file": memory.inactive_file,
-                      "active_file": memory.active_file, "total_inactive_file": memory.total_inactive_file,
-                      "inactive_anon": memory.inactive_anon, "active_anon": memory.active_anon,
-                      "mapped_file": memory.mapped_file, "pgfault": memory.pg_fault, "pgmajfault": memory.pg_maj_fault}});
+        let mut stats = Map::new();
+        for (name, own, total) in [
+            ("active_anon", memory.active_anon, memory.total_active_anon),
+            ("active_file", memory.active_file, memory.total_active_file),
+            ("cache", memory.cache, memory.total_cache),
+            ("dirty", memory.dirty, memory.total_dirty),
+            ("inactive_anon", memory.inactive_anon, memory.total_inactive_anon),
+            ("inactive_file", memory.inactive_file, memory.total_inactive_file),
+            ("mapped_file", memory.mapped_file, memory.total_mapped_file),
+            ("pgfault", memory.pg_fault, memory.total_pg_fault),
+            ("pgmajfault", memory.pg_maj_fault, memory.total_pg_maj_fault),
+            ("pgpgin", memory.pg_pg_in, memory.total_pg_pg_in),
+            ("pgpgout", memory.pg_pg_out, memory.total_pg_pg_out),
+            ("rss", memory.rss, memory.total_rss),
+            ("rss_huge", memory.rss_huge, memory.total_rss_huge),
+            ("unevictable", memory.unevictable, memory.total_unevictable),
+            ("writeback", memory.writeback, memory.total_writeback),
+        ] {
+            stats.insert(name.into(), own.into());
+            stats.insert(format!("total_{name}"), total.into());
+        }
+        stats.insert("hierarchical_memory_limit".into(), memory.hierarchical_memory_limit.into());
+        stats.insert("hierarchical_memsw_limit".into(), memory.hierarchical_swap_limit.into());
+        value["memory_stats"] = json!({"usage": usage.usage, "max_usage": usage.max, "limit": memory_limit(usage.limit),
+            "stats": stats});
+        if usage.failcnt > 0 {
+            value["memory_stats"]["failcnt"] = usage.failcnt.into();
+        }
     }
     if let Some(io) = &metrics.blkio {
-        let entries: Vec<_> = io
-            .io_service_bytes_recursive
-            .iter()
-            .map(|e| json!({"major": e.major, "minor": e.minor, "op": e.op.to_lowercase(), "value": e.value}))
-            .collect();
-        value["blkio_stats"] = blkio(&entries);
+        let list = |entries: &[v1::BlkIoEntry]| -> Value {
+            let one = |e: &v1::BlkIoEntry| json!({"major": e.major, "minor": e.minor, "op": e.op, "value": e.value});
+            entries.iter().map(one).collect()
+        };
+        value["blkio_stats"] = json!({
+            "io_service_bytes_recursive": list(&io.io_service_bytes_recursive),
+            "io_serviced_recursive": list(&io.io_serviced_recursive),
+            "io_queue_recursive": list(&io.io_queued_recursive),
+            "io_service_time_recursive": list(&io.io_service_time_recursive),
+            "io_wait_time_recursive": list(&io.io_wait_time_recursive),
+            "io_merged_recursive": list(&io.io_merged_recursive),
+            "io_time_recursive": list(&io.io_time_recursive),
+            "sectors_recursive": list(&io.sectors_recursive),
+        });
+    }
+}
+
+/// Without a limit, as where the kernel says "max", Docker says nothing.
+fn pids(current: u64, limit: u64) -> Value {
+    match limit {
+        0 | u64::MAX => json!({ "current": current }),
+        limit => json!({"current": current, "limit": limit}),
     }
 }
 
 fn fill_v2(value: &mut Value, metrics: &v2::Metrics) {
     if let Some(pids) = &metrics.pids {
-        value["pids_stats"] = json!({"current": pids.current, "limit": pids.limit});
+        value["pids_stats"] = self::pids(pids.current, pids.limit);
     }
     if let Some(cpu) = &metrics.cpu {
         value["cpu_stats"]["cpu_usage"] = json!({"total_usage": cpu.usage_usec * 1000,
@@ -137,9 +175,9 @@ fn fill_v2(value: &mut Value, metrics: &v2::Metrics) {
             "throttled_time": cpu.throttled_usec * 1000});
     }
     if let Some(memory) = &metrics.memory {
-        value["memory_stats"] = json!({"usage": memory.usage, "limit": memory_limit(memory.usage_limit),
-            "stats": {"anon": memory.anon, "file": memory.file, "inactive_file": memory.inactive_file,
-                      "active_file": memory.active_file, "pgfault": memory.pgfault, "pgmajfault": memory.pgmajfault}});
+        let stats = json!({"anon": memory.anon, "file": memory.file, "kernel_stack": memory.kernel_stack, "slab": memory.slab, "sock": memory.sock, "shmem": memory.shmem, "file_mapped": memory.file_mapped, "file_dirty": memory.file_dirty, "file_writeback": memory.file_writeback, "anon_thp": memory.anon_thp, "inactive_anon": memory.inactive_anon, "active_anon": memory.active_anon, "inactive_file": memory.inactive_file, "active_file": memory.active_file, "unevictable": memory.unevictable, "slab_reclaimable": memory.slab_reclaimable, "slab_unreclaimable": memory.slab_unreclaimable, "pgfault": memory.pgfault, "pgmajfault": memory.pgmajfault, "workingset_refault": memory.workingset_refault, "workingset_activate": memory.workingset_activate, "workingset_nodereclaim": memory.workingset_nodereclaim, "pgrefill": memory.pgrefill, "pgscan": memory.pgscan, "pgsteal": memory.pgsteal, "pgactivate": memory.pgactivate, "pgdeactivate": memory.pgdeactivate, "pglazyfree": memory.pglazyfree, "pglazyfreed": memory.pglazyfreed, "thp_fault_alloc": memory.thp_fault_alloc, "thp_collapse_alloc": memory.thp_collapse_alloc});
+        value["memory_stats"] =
+            json!({"usage": memory.usage, "limit": memory_limit(memory.usage_limit), "stats": stats});
     }
     if let Some(io) = &metrics.io {
         let entries: Vec<_> = io
@@ -150,11 +188,12 @@ fn fill_v2(value: &mut Value, metrics: &v2::Metrics) {
                     .map(|(op, bytes)| json!({"major": e.major, "minor": e.minor, "op": op, "value": bytes}))
             })
             .collect();
-        value["blkio_stats"] = blkio(&entries);
+        value["blkio_stats"] = blkio(Some(&entries));
     }
 }
 
-fn blkio(entries: &[Value]) -> Value {
+/// Without a process Docker has null everywhere.
+fn blkio(entries: Option<&[Value]>) -> Value {
     json!({"io_service_bytes_recursive": entries, "io_serviced_recursive": null, "io_queue_recursive": null,
            "io_service_time_recursive": null, "io_wait_time_recursive": null, "io_merged_recursive": null,
            "io_time_recursive": null, "sectors_recursive": null})

@@ -1,7 +1,7 @@
 //! Stop, kill, restart, pause, unpause, resize, rename, update, top: requests to a process that lives.
 
 use super::{
-    Container, is_up,
+    Container, health, is_up,
     record::Phase,
     rules::{Operation, decide},
     signal, start, validate,
@@ -35,14 +35,14 @@ pub struct Options {
     pub timeout: Option<i64>,
 }
 
-/// Ends a container with grace. Returns when its end is recorded.
-pub async fn stop(app: &Arc<App>, container: &Arc<Container>, options: Options) -> ApiResult<()> {
+/// Ends a container with grace. Returns when its end is recorded; says why, if it had to be killed.
+pub async fn stop(app: &Arc<App>, container: &Arc<Container>, options: Options) -> ApiResult<Option<String>> {
     // Behind a start that is under way, but not holding up others for the time of grace.
     drop(container.turn.lock().await);
     stop_now(app, container, options).await
 }
 
-async fn stop_now(app: &Arc<App>, container: &Arc<Container>, options: Options) -> ApiResult<()> {
+async fn stop_now(app: &Arc<App>, container: &Arc<Container>, options: Options) -> ApiResult<Option<String>> {
     let mut ends = container.ends.subscribe();
     let (was, own_signal, timeout) = {
         let mut live = container.live();
@@ -61,12 +61,12 @@ async fn stop_now(app: &Arc<App>, container: &Arc<Container>, options: Options) 
     if was == Phase::Restarting {
         container.ends.send_modify(|ends| ends.count += 1);
         app.events.publish("container", "stop", &container.id, container.attributes());
-        return Ok(());
+        return Ok(None);
     }
     ends.mark_unchanged();
     let term = if own_signal.is_empty() { Ok(Signal::SIGTERM as u32) } else { signal::parse(&own_signal) };
     let first = options.signal.map_or(term, Ok)?;
-    send(app, container, first).await?;
+    send(app, container, first, None).await?;
     if was == Phase::Paused {
         // A frozen process can't even die.
         let _ = app.supervisor.tasks().resume(ResumeTaskRequest { container_id: container.id.clone() }).await;
@@ -76,8 +76,21 @@ async fn stop_now(app: &Arc<App>, container: &Arc<Container>, options: Options) 
         Some(timeout) => tokio::time::timeout(timeout, ends.changed()).await.is_ok(),
         None => ends.changed().await.is_ok(),
     };
+    // Ten seconds lost at every stop, mostly to a first process that ignores the signal: worth a word (moby#27187).
+    let hint = timeout.filter(|timeout| !graceful && !timeout.is_zero()).map(|timeout| {
+        format!(
+            "container {} did not end within {} s of {}, so it was killed; \
+             let its first process handle that signal, or use --init, STOPSIGNAL or --stop-timeout",
+            container.live().record.name,
+            timeout.as_secs(),
+            signal::name(first)
+        )
+    });
     if !graceful {
-        send(app, container, SIGKILL).await?;
+        if let Some(hint) = &hint {
+            warn!(id = crate::ids::short(&container.id), "{hint}");
+        }
+        send(app, container, SIGKILL, hint.as_deref()).await?;
         proto::fault!("engine.stop.killed");
         if tokio::time::timeout(KILL_PATIENCE, ends.changed()).await.is_err() {
             return Err(ApiError::internal(format!(
@@ -87,12 +100,13 @@ async fn stop_now(app: &Arc<App>, container: &Arc<Container>, options: Options) 
         }
     }
     app.events.publish("container", "stop", &container.id, container.attributes());
-    Ok(())
+    Ok(hint)
 }
 
 /// Sends a signal and tells it; a process that has just ended is fine.
-async fn send(app: &App, container: &Container, signal: u32) -> ApiResult<()> {
+async fn send(app: &App, container: &Container, signal: u32, hint: Option<&str>) -> ApiResult<()> {
     let mut attributes = container.attributes();
+    attributes.extend(hint.map(|hint| ("berth.hint".to_owned(), hint.to_owned())));
     attributes.insert("signal".into(), signal.to_string());
     let request = KillRequest { container_id: container.id.clone(), exec_id: String::new(), signal, all: false };
     let sent = app
@@ -136,7 +150,7 @@ pub async fn kill(app: &Arc<App>, container: &Arc<Container>, signal: u32) -> Ap
     debug_assert!(!restarting, "refused by the rules");
     let mut ends = container.ends.subscribe();
     ends.mark_unchanged();
-    send(app, container, signal).await?;
+    send(app, container, signal, None).await?;
     proto::fault!("engine.kill.sent");
     if paused && signal == SIGKILL {
         let _ = app.supervisor.tasks().resume(ResumeTaskRequest { container_id: container.id.clone() }).await;
@@ -149,23 +163,29 @@ pub async fn kill(app: &Arc<App>, container: &Arc<Container>, signal: u32) -> Ap
 }
 
 /// Stops if it runs, then starts.
-pub async fn restart(app: &Arc<App>, container: &Arc<Container>, options: Options) -> ApiResult<()> {
+pub async fn restart(app: &Arc<App>, container: &Arc<Container>, options: Options) -> ApiResult<Option<String>> {
     let _turn = container.turn.lock().await;
+    let mut hint = None;
     if is_up(container.live().record.state.phase) {
         match stop_now(app, container, options).await {
             Err(error) if error.status != axum::http::StatusCode::NOT_MODIFIED => return Err(error),
-            _ => {}
+            stopped => hint = stopped.ok().flatten(),
         }
         // A container that removes itself is gone by now, as in Docker.
     }
     start::start_in_turn(app, container, start::Cause::User).await?;
     app.events.publish("container", "restart", &container.id, container.attributes());
-    Ok(())
+    Ok(hint)
 }
 
 /// Freezes all processes.
 pub async fn pause(app: &Arc<App>, container: &Arc<Container>) -> ApiResult<()> {
     let _turn = container.turn.lock().await;
+    pause_in_turn(app, container).await
+}
+
+/// The same by whoever has the turn.
+pub async fn pause_in_turn(app: &Arc<App>, container: &Arc<Container>) -> ApiResult<()> {
     check(container, Operation::Pause)?;
     let request = PauseTaskRequest { container_id: container.id.clone() };
     let done = app.supervisor.tasks().pause(request).await.map_err(SupervisorError::from);
@@ -179,12 +199,18 @@ pub async fn pause(app: &Arc<App>, container: &Arc<Container>) -> ApiResult<()> 
 /// Thaws all processes.
 pub async fn unpause(app: &Arc<App>, container: &Arc<Container>) -> ApiResult<()> {
     let _turn = container.turn.lock().await;
+    unpause_in_turn(app, container).await
+}
+
+/// The same by whoever has the turn.
+pub async fn unpause_in_turn(app: &Arc<App>, container: &Arc<Container>) -> ApiResult<()> {
     check(container, Operation::Unpause)?;
     let request = ResumeTaskRequest { container_id: container.id.clone() };
     let done = app.supervisor.tasks().resume(request).await.map_err(SupervisorError::from);
     done.map_err(|error| failed(app, container, "unpause", &error))?;
     proto::fault!("engine.unpause.task_resumed");
     set_phase(app, container, Phase::Paused, Phase::Running);
+    health::watch(app, container);
     app.events.publish("container", "unpause", &container.id, container.attributes());
     Ok(())
 }
@@ -242,6 +268,7 @@ pub async fn rename(app: &Arc<App>, container: &Arc<Container>, name: &str) -> A
     app.containers.release_name(&old, &container.id);
     let mut attributes = container.attributes();
     attributes.insert("oldName".into(), format!("/{old}"));
+    super::networking::live::renamed(app, container).await;
     app.events.publish("container", "rename", &container.id, attributes);
     Ok(())
 }
@@ -270,9 +297,12 @@ pub async fn top(
         .map_err(|e| ApiError::internal(format!("list processes of container {}: run ps: {e}", container.id)))?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
-        return Err(ApiError::invalid(format!("ps {arguments}: {}", text.lines().next().unwrap_or("failed"))));
+        // As dockerd, whose client shows it.
+        return Err(ApiError::internal(format!("ps: {}", text.lines().next().unwrap_or("failed"))));
     }
-    table(&String::from_utf8_lossy(&output.stdout), &pids)
+    let shown = table(&String::from_utf8_lossy(&output.stdout), &pids)?;
+    app.events.publish("container", "top", &container.id, container.attributes());
+    Ok(shown)
 }
 
 fn table(text: &str, pids: &[u32]) -> ApiResult<(Vec<String>, Vec<Vec<String>>)> {
@@ -281,7 +311,7 @@ fn table(text: &str, pids: &[u32]) -> ApiResult<(Vec<String>, Vec<Vec<String>>)>
     let column = titles
         .iter()
         .position(|title| title == "PID")
-        .ok_or_else(|| ApiError::invalid("Couldn't find PID field in ps output"))?;
+        .ok_or_else(|| ApiError::internal("Couldn't find PID field in ps output"))?;
     let rows = lines.filter_map(|line| {
         let mut words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
         let pid: u32 = words.get(column)?.parse().ok()?;

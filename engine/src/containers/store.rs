@@ -2,6 +2,7 @@
 //! containers cost few fsyncs.
 
 use super::record::Record;
+use crate::networks::Definition;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use std::{
     path::{Path, PathBuf},
@@ -11,6 +12,7 @@ use tokio::sync::oneshot;
 use tracing::{error, warn};
 
 const CONTAINERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("containers");
+const NETWORKS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("networks");
 /// Writes that share one transaction at most.
 const BATCH: usize = 256;
 
@@ -25,7 +27,7 @@ pub enum StoreError {
     },
     #[error("start the writer of the container store")]
     Thread(#[source] std::io::Error),
-    #[error("write container {id} to the store: {cause}")]
+    #[error("write {id} to the store: {cause}")]
     Write { id: String, cause: String },
 }
 
@@ -36,7 +38,15 @@ pub struct Store {
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
+/// What a write is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Thing {
+    Container,
+    Network,
+}
+
 struct Write {
+    thing: Thing,
     id: String,
     /// None removes.
     record: Option<Vec<u8>>,
@@ -45,38 +55,54 @@ struct Write {
 
 impl Store {
     /// Opens or makes the store, and reads all records. One that cannot be read is left alone and reported.
-    pub fn open(path: &Path) -> Result<(Self, Vec<Record>), StoreError> {
+    pub fn open(path: &Path) -> Result<(Self, Vec<Record>, Vec<Definition>), StoreError> {
         let failed = |cause: redb::Error| StoreError::Open { path: path.to_owned(), cause: Box::new(cause) };
         let database = redb::Builder::new().set_cache_size(4 << 20).create(path).map_err(|e| failed(e.into()))?;
-        let records = read_all(&database).map_err(failed)?;
+        let records = read_all(&database, CONTAINERS).map_err(failed)?;
+        let networks = read_all(&database, NETWORKS).map_err(failed)?;
         let (writes, queue) = mpsc::channel();
         let thread = std::thread::Builder::new()
             .name("store".into())
             .spawn(move || write_all(&database, &queue))
             .map_err(StoreError::Thread)?;
-        Ok((Self { writes: Some(writes), thread: Some(thread) }, records))
+        Ok((Self { writes: Some(writes), thread: Some(thread) }, records, networks))
     }
 
     /// Keeps a record; durable when it returns.
     pub async fn put(&self, record: &Record) -> Result<(), StoreError> {
+        self.write(Thing::Container, &record.id, Some(encode(&record.id, record)?)).await
+    }
+
+    /// Keeps a network; durable when it returns.
+    pub async fn put_network(&self, network: &Definition) -> Result<(), StoreError> {
+        self.write(Thing::Network, &network.id, Some(encode(&network.id, network)?)).await
+    }
+
+    /// Forgets a network; durable when it returns.
+    pub async fn remove_network(&self, id: &str) -> Result<(), StoreError> {
+        self.write(Thing::Network, id, None).await
+    }
+
+    async fn write(&self, thing: Thing, id: &str, record: Option<Vec<u8>>) -> Result<(), StoreError> {
         let (done, result) = oneshot::channel();
-        self.send(Write { id: record.id.clone(), record: Some(encode(record)?), done: Some(done) });
+        self.send(Write { thing, id: id.to_owned(), record, done: Some(done) });
         let lost = || "its writer has ended".to_owned();
         let written = result.await.map_err(|_| lost()).and_then(|r| r);
-        written.map_err(|cause| StoreError::Write { id: record.id.clone(), cause })
+        written.map_err(|cause| StoreError::Write { id: id.to_owned(), cause })
     }
 
     /// Keeps a record soon: for facts that are found again by asking the supervisor.
     pub fn put_soon(&self, record: &Record) {
-        match encode(record) {
-            Ok(bytes) => self.send(Write { id: record.id.clone(), record: Some(bytes), done: None }),
+        let thing = Thing::Container;
+        match encode(&record.id, record) {
+            Ok(bytes) => self.send(Write { thing, id: record.id.clone(), record: Some(bytes), done: None }),
             Err(error) => error!(%error, "container record not kept"),
         }
     }
 
     /// Forgets a record soon. If that is lost, the next start of the engine finds it half removed and goes on.
     pub fn remove_soon(&self, id: &str) {
-        self.send(Write { id: id.to_owned(), record: None, done: None });
+        self.send(Write { thing: Thing::Container, id: id.to_owned(), record: None, done: None });
     }
 
     fn send(&self, write: Write) {
@@ -96,13 +122,16 @@ impl Drop for Store {
     }
 }
 
-fn encode(record: &Record) -> Result<Vec<u8>, StoreError> {
-    serde_json::to_vec(record).map_err(|e| StoreError::Write { id: record.id.clone(), cause: e.to_string() })
+fn encode(id: &str, record: &impl serde::Serialize) -> Result<Vec<u8>, StoreError> {
+    serde_json::to_vec(record).map_err(|e| StoreError::Write { id: id.to_owned(), cause: e.to_string() })
 }
 
-fn read_all(database: &Database) -> Result<Vec<Record>, redb::Error> {
+fn read_all<T: serde::de::DeserializeOwned>(
+    database: &Database,
+    table: TableDefinition<'_, &str, &[u8]>,
+) -> Result<Vec<T>, redb::Error> {
     let transaction = database.begin_read()?;
-    let table = match transaction.open_table(CONTAINERS) {
+    let table = match transaction.open_table(table) {
         Ok(table) => table,
         Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
         Err(error) => return Err(error.into()),
@@ -112,7 +141,7 @@ fn read_all(database: &Database) -> Result<Vec<Record>, redb::Error> {
         let (id, bytes) = entry?;
         match serde_json::from_slice(bytes.value()) {
             Ok(record) => records.push(record),
-            Err(error) => warn!(id = id.value(), %error, "container record cannot be read, left alone"),
+            Err(error) => warn!(id = id.value(), %error, "record cannot be read, left alone"),
         }
     }
     Ok(records)
@@ -142,8 +171,13 @@ fn write_all(database: &Database, queue: &mpsc::Receiver<Write>) {
 fn commit(database: &Database, batch: &[Write]) -> Result<(), redb::Error> {
     let transaction = database.begin_write()?;
     {
-        let mut table = transaction.open_table(CONTAINERS)?;
+        let mut containers = transaction.open_table(CONTAINERS)?;
+        let mut networks = transaction.open_table(NETWORKS)?;
         for write in batch {
+            let table = match write.thing {
+                Thing::Container => &mut containers,
+                Thing::Network => &mut networks,
+            };
             match &write.record {
                 Some(bytes) => drop(table.insert(write.id.as_str(), bytes.as_slice())?),
                 None => drop(table.remove(write.id.as_str())?),

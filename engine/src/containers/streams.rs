@@ -65,6 +65,11 @@ pub struct Ends {
 }
 
 impl Ends {
+    /// The way in alone.
+    pub fn into_input(self) -> Input {
+        (self.stdin, self.input)
+    }
+
     /// Something that ends with the client's input.
     pub fn input_end(&mut self) -> oneshot::Receiver<()> {
         let (input, end) = oneshot::channel();
@@ -169,8 +174,10 @@ pub async fn pump(
     let (mut reader, mut writer) = client.stream.into_split();
     let stdin = ends.stdin.take();
     let told = ends.input.take();
+    // A client that only writes has no output whose end would be its end.
+    let shows = ends.stdout.is_some() || ends.stderr.is_some();
     let ended = tokio::select! {
-        written = copy_output(&mut ends, &mut writer, framing) => match written {
+        written = copy_output(&mut ends, &mut writer, framing), if shows => match written {
             Ok(()) => Ended::Output,
             Err(_) => Ended::Client,
         },
@@ -184,11 +191,14 @@ pub async fn pump(
     (ended, writer)
 }
 
+/// The way into a process, and what is dropped with it.
+pub type Input = (Option<pipe::Sender>, Option<oneshot::Sender<()>>);
+
 /// Client to process. Returns only when the client leaves: the end of its input is not its end.
-async fn copy_input(
+pub async fn copy_input(
     reader: &mut OwnedReadHalf,
     early: Bytes,
-    (mut stdin, told): (Option<pipe::Sender>, Option<oneshot::Sender<()>>),
+    (mut stdin, told): Input,
     mut keys: Option<&mut DetachKeys>,
 ) -> Ended {
     let mut buffer = vec![0; 64 << 10];

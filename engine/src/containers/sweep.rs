@@ -1,12 +1,19 @@
-//! What an engine that died left half-made or half-removed: looked for once, when the next one starts.
+//! What an engine that died left half-made or half-removed: looked for once, when the next one starts, but for what the
+//! supervisor was still making for it then.
 
-use super::{create::LABEL, record::Phase, remove, start};
-use crate::{app::App, ids, supervisor::SupervisorError};
+use super::{create::LABEL, exits, record::Phase, remove, sources, start};
+use crate::{
+    app::App,
+    ids,
+    supervisor::{Lease, SupervisorError},
+};
 use proto::{
     containerd::services::{
         containers::v1::{DeleteContainerRequest, ListContainersRequest},
         snapshots::v1::{ListSnapshotsRequest, RemoveSnapshotRequest},
+        tasks::v1::GetRequest,
     },
+    containerd::v1::types::Status,
     kind::chain,
 };
 use std::{
@@ -19,6 +26,9 @@ use tracing::{info, warn};
 pub async fn sweep(app: &Arc<App>) {
     let ours = format!("labels.\"{LABEL}\"");
     sweep_containers(app, &ours).await;
+    if let Err(error) = Lease::sweep(&app.supervisor).await {
+        warn!(error = %chain(&error), "leases of interrupted operations left to their expiry");
+    }
     let mut lists = HashMap::new();
     for snapshotter in app.supervisor.snapshotters() {
         match sweep_snapshots(app, snapshotter, &ours).await {
@@ -30,6 +40,32 @@ pub async fn sweep(app: &Arc<App>) {
     }
     undo_half_made(app, &lists).await;
     sweep_folders(app);
+    sources::sweep(app);
+}
+
+/// A task was made. If nobody here is starting its container, an engine that died had asked for it: it would wait for its
+/// start for ever.
+pub fn late_task(app: &Arc<App>, id: &str) {
+    let Some(container) = app.containers.get(id) else { return };
+    let awaited = |live: &super::Live| live.starting || live.record.state.phase.is_live();
+    if awaited(&container.live()) {
+        return;
+    }
+    let app = app.clone();
+    tokio::spawn(async move {
+        let _turn = container.turn.lock().await;
+        container.undone().await;
+        let request = GetRequest { container_id: container.id.clone(), exec_id: String::new() };
+        let waits = match app.supervisor.tasks().get(request).await {
+            Ok(answer) => answer.into_inner().process.is_some_and(|task| task.status() == Status::Created),
+            // Gone, or the supervisor is: then all is compared again.
+            Err(_) => false,
+        };
+        if waits && !awaited(&container.live()) {
+            info!(id = ids::short(&container.id), "task of an interrupted start swept up");
+            exits::abandon_task(&app, &container).await;
+        }
+    });
 }
 
 async fn sweep_containers(app: &Arc<App>, ours: &str) {
@@ -62,7 +98,8 @@ async fn sweep_snapshots(app: &App, snapshotter: &str, ours: &str) -> Result<Has
         for info in answer.info {
             found.insert(info.name.clone());
             let owner = info.labels.get(LABEL).cloned().unwrap_or_default();
-            if owner == info.name && app.containers.get(&owner).is_none() {
+            let of_owner = owner == info.name || info.name.starts_with(&format!("{owner}-"));
+            if of_owner && !owner.is_empty() && app.containers.get(&owner).is_none() {
                 info!(id = ids::short(&owner), snapshotter, "orphaned root file system swept up");
                 let request = RemoveSnapshotRequest { snapshotter: snapshotter.to_owned(), key: info.name };
                 let _ = app.supervisor.snapshots().remove(request).await;

@@ -1,7 +1,7 @@
 //! `/containers`: decode, call the rules, encode.
 
 use super::{
-    ApiError, ApiResult, ApiVersion, Query,
+    ApiError, ApiResult, ApiVersion, Query, Rows,
     hijack::{Takeover, content_type},
     json, json_body, run_to_end,
 };
@@ -9,12 +9,11 @@ use crate::{
     api::CreateRequest,
     app::App,
     containers::{
-        Container, attach, create, inspect,
+        attach, create, follow, inspect, links,
         list::{self, FILTERS},
-        log_config, logs,
-        record::Phase,
-        remove, signal, start, stats, stop,
+        log_config, logs, remove, signal, size, start, stats, stop,
         streams::{Framing, Wants},
+        update,
     },
     time::Timestamp,
 };
@@ -32,16 +31,13 @@ use tokio_stream::wrappers::ReceiverStream;
 /// `GET /containers/json`
 pub async fn list(State(app): State<Arc<App>>, RawQuery(query): RawQuery) -> ApiResult {
     let query = Query::parse(query.as_deref());
-    if query.flag("size") {
-        return Err(ApiError::not_implemented("GET /containers/json?size=1 is not implemented in berth yet"));
-    }
     let filters = query.filters(&FILTERS)?;
-    if let Some(key) = ["isolation"].into_iter().find(|key| filters.has(key)) {
-        return Err(ApiError::not_implemented(format!("filter {key} is not implemented in berth yet")));
-    }
+    // Isolation is of Windows: on Linux dockerd takes the filter and lists all the same.
     let limit = query.number::<i64>("limit")?.and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
-    let options = list::Options { all: query.flag("all"), limit, filters };
-    Ok(json(StatusCode::OK, &list::list(&app, &options).await?))
+    let options = list::Options { all: query.flag("all"), limit, filters, size: query.flag("size") };
+    let mut rows = Rows::default();
+    list::list(&app, &options, |row| rows.push(&row)).await?;
+    Ok(rows.answer())
 }
 
 /// `POST /containers/create`
@@ -62,10 +58,16 @@ pub async fn create(
 
 /// `GET /containers/{id}/json`
 pub async fn inspect(State(app): State<Arc<App>>, Path(id): Path<String>, RawQuery(query): RawQuery) -> ApiResult {
+    let container = app.containers.find(&id)?;
+    let mut shown = inspect::inspect(&app, &container)?;
     if Query::parse(query.as_deref()).flag("size") {
-        return Err(ApiError::not_implemented("GET /containers/{id}/json?size=1 is not implemented in berth yet"));
+        let record = container.record();
+        let sizes = size::Layers::default().sizes_or_none(&app, &record).await;
+        let sizes = sizes.map_err(|e| ApiError::of(e.kind(), &e))?;
+        shown["SizeRw"] = sizes.written.into();
+        shown["SizeRootFs"] = sizes.root.into();
     }
-    Ok(json(StatusCode::OK, &inspect::inspect(&app, &app.containers.find(&id)?)?))
+    Ok(json(StatusCode::OK, &shown))
 }
 
 /// `POST /containers/{id}/start`
@@ -85,16 +87,26 @@ fn stop_options(query: &Query) -> ApiResult<stop::Options> {
 pub async fn stop(State(app): State<Arc<App>>, Path(id): Path<String>, RawQuery(query): RawQuery) -> ApiResult {
     let options = stop_options(&Query::parse(query.as_deref()))?;
     let container = app.containers.find(&id)?;
-    run_to_end(async move { stop::stop(&app, &container, options).await }).await?;
-    Ok(StatusCode::NO_CONTENT.into_response())
+    let hint = run_to_end(async move { stop::stop(&app, &container, options).await }).await?;
+    Ok(with_hint(hint))
 }
 
 /// `POST /containers/{id}/restart`
 pub async fn restart(State(app): State<Arc<App>>, Path(id): Path<String>, RawQuery(query): RawQuery) -> ApiResult {
     let options = stop_options(&Query::parse(query.as_deref()))?;
     let container = app.containers.find(&id)?;
-    run_to_end(async move { stop::restart(&app, &container, options).await }).await?;
-    Ok(StatusCode::NO_CONTENT.into_response())
+    let hint = run_to_end(async move { stop::restart(&app, &container, options).await }).await?;
+    Ok(with_hint(hint))
+}
+
+/// A header that clients may show: what the user can do better.
+fn with_hint(hint: Option<String>) -> Response {
+    let mut response = StatusCode::NO_CONTENT.into_response();
+    let text = hint.and_then(|hint| format!("299 berth-engine \"{hint}\"").parse().ok());
+    if let Some(text) = text {
+        response.headers_mut().insert(header::WARNING, text);
+    }
+    response
 }
 
 /// `POST /containers/{id}/kill`
@@ -128,6 +140,16 @@ pub async fn rename(State(app): State<Arc<App>>, Path(id): Path<String>, RawQuer
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
+/// `POST /containers/{id}/update`
+pub async fn update(State(app): State<Arc<App>>, Path(id): Path<String>, headers: HeaderMap, body: Body) -> ApiResult {
+    let request: serde_json::Map<String, serde_json::Value> = json_body(&headers, body).await?;
+    let container = app.containers.find(&id)?;
+    let warnings = run_to_end(async move { update::update(&app, &container, &request).await }).await?;
+    // As Docker: null where there are none.
+    let warnings = (!warnings.is_empty()).then_some(warnings);
+    Ok(json(StatusCode::OK, &json!({ "Warnings": warnings })))
+}
+
 /// Height and width of a terminal, both required.
 pub fn size(query: &Query) -> ApiResult<(u32, u32)> {
     let number = |key: &str| {
@@ -155,7 +177,9 @@ pub async fn top(State(app): State<Arc<App>>, Path(id): Path<String>, RawQuery(q
 pub async fn remove(State(app): State<Arc<App>>, Path(id): Path<String>, RawQuery(query): RawQuery) -> ApiResult {
     let query = Query::parse(query.as_deref());
     if query.flag("link") {
-        return Err(ApiError::not_implemented("DELETE /containers/{id}?link=1 is not implemented in berth yet"));
+        // A name without a slash in it is the container's own, which is no link.
+        app.containers.find(&id)?;
+        return Err(ApiError::internal("Conflict, cannot remove the default link name of the container"));
     }
     let options = remove::Options { force: query.flag("force"), volumes: query.flag("v") };
     let container = app.containers.find(&id)?;
@@ -163,12 +187,25 @@ pub async fn remove(State(app): State<Arc<App>>, Path(id): Path<String>, RawQuer
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
+/// `DELETE /containers/{parent}/{alias}?link=1`
+pub async fn remove_link(
+    State(app): State<Arc<App>>,
+    Path((parent, alias)): Path<(String, String)>,
+    RawQuery(query): RawQuery,
+) -> ApiResult {
+    if !Query::parse(query.as_deref()).flag("link") {
+        return Err(ApiError::not_found(format!("No such container: {parent}/{alias}")));
+    }
+    run_to_end(async move { links::remove(&app, &parent, &alias).await }).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
 /// `POST /containers/prune`
 pub async fn prune(State(app): State<Arc<App>>, RawQuery(query): RawQuery) -> ApiResult {
     let filters = Query::parse(query.as_deref()).filters(&["until", "label", "label!"])?;
-    let removed = run_to_end(async move { remove::prune(&app, &filters).await }).await?;
+    let (removed, freed) = run_to_end(async move { remove::prune(&app, &filters).await }).await?;
     let removed = if removed.is_empty() { json!(null) } else { json!(removed) };
-    Ok(json(StatusCode::OK, &json!({"ContainersDeleted": removed, "SpaceReclaimed": 0})))
+    Ok(json(StatusCode::OK, &json!({"ContainersDeleted": removed, "SpaceReclaimed": freed})))
 }
 
 /// `POST /containers/{id}/attach`
@@ -190,6 +227,30 @@ pub async fn attach(
     let joining = attach::join(&app, &container, ask).await?;
     let framing = joining.framing;
     takeover.answer(framing, version, Box::new(move |client| Box::pin(joining.serve(app, client))))
+}
+
+/// `GET /containers/{id}/attach/ws`: bytes as they are, in binary frames.
+pub async fn attach_websocket(
+    State(app): State<Arc<App>>,
+    Extension(version): Extension<ApiVersion>,
+    Path(id): Path<String>,
+    mut request: Request,
+) -> ApiResult {
+    let query = Query::parse(request.uri().query());
+    let headers = request.headers().clone();
+    let takeover = Takeover::new(&headers, request.extensions_mut());
+    let container = app.containers.find(&id)?;
+    // Clients before 1.42 get all streams, whatever they say.
+    let wants = |key: &str| !version.at_least(42) || query.flag(key);
+    let ask = attach::Ask {
+        wants: Wants { stdin: wants("stdin"), stdout: wants("stdout"), stderr: wants("stderr") },
+        logs: query.flag("logs"),
+        stream: query.flag("stream"),
+        detach_keys: query.get("detachKeys").unwrap_or(""),
+    };
+    let mut joining = attach::join(&app, &container, ask).await?;
+    joining.framing = Framing::Raw;
+    takeover.answer_websocket(&headers, Box::new(move |client| Box::pin(joining.serve(app, client))))
 }
 
 /// `POST /containers/{id}/wait`: the header at once, the result when it is there.
@@ -267,83 +328,9 @@ pub async fn logs(
     let framing = if tty { Framing::Raw } else { Framing::Multiplexed };
     let (sender, receiver) = mpsc::channel(16);
     let follow = query.flag("follow");
-    tokio::spawn(send_log(app, container, options, follow, framing, sender));
+    tokio::spawn(follow::send(app, container, options, follow, framing, sender));
     let body = Body::from_stream(ReceiverStream::new(receiver));
     Ok(([(header::CONTENT_TYPE, content_type(framing, version))], body).into_response())
-}
-
-async fn send_log(
-    app: Arc<App>,
-    container: Arc<Container>,
-    options: logs::Options,
-    follow: bool,
-    framing: Framing,
-    sender: mpsc::Sender<Result<Bytes, Infallible>>,
-) {
-    let mut ends = container.ends.subscribe();
-    ends.mark_unchanged();
-    let is_up = || crate::containers::is_up(container.live().record.state.phase) || container.live().starting;
-    // Before the first look, so that nothing is written unseen between look and watch.
-    let watch = if follow { logs::Watch::new(&app.containers.folder_of(&container.id)).ok() } else { None };
-    let log = log_config::path(&app.containers.folder_of(&container.id), &container.id, options.format.driver());
-    // Packed files are unpacked on the way.
-    let opening = options.clone();
-    let Ok(mut reader) = tokio::task::spawn_blocking(move || logs::Reader::open(&log, &opening)).await else { return };
-    let until = options.until;
-    loop {
-        // Asked before reading: what is written before the end is then surely read.
-        let last = !follow || !(is_up() || container.live().record.state.phase == Phase::Created);
-        loop {
-            // A large log is read from disk: in pieces, off the async threads.
-            let read = tokio::task::spawn_blocking(move || {
-                let piece = read_piece(&mut reader, framing);
-                (reader, piece)
-            });
-            let Ok((back, piece)) = read.await else { return };
-            reader = back;
-            if piece.is_empty() {
-                break;
-            }
-            if sender.send(Ok(piece.into())).await.is_err() {
-                return;
-            }
-        }
-        if last || until.is_some_and(|until| Timestamp::now() > until) {
-            return;
-        }
-        let Some(watch) = &watch else { return };
-        tokio::select! {
-            changed = watch.changed() => if changed.is_err() { return },
-            _ = ends.changed() => {}
-            () = sender.closed() => return,
-            () = sleep_until(until) => {}
-        }
-        let looked = tokio::task::spawn_blocking(move || {
-            reader.look_for_rotation();
-            reader
-        });
-        let Ok(back) = looked.await else { return };
-        reader = back;
-    }
-}
-
-async fn sleep_until(until: Option<Timestamp>) {
-    match until {
-        Some(until) => tokio::time::sleep(until.since(Timestamp::now())).await,
-        None => std::future::pending().await,
-    }
-}
-
-fn read_piece(reader: &mut logs::Reader, framing: Framing) -> Vec<u8> {
-    let mut piece = Vec::new();
-    while piece.len() < 64 << 10 {
-        let Some((stream, text)) = reader.next_line() else { break };
-        if framing == Framing::Multiplexed {
-            piece.extend_from_slice(&crate::containers::frames::header(stream, text.len()));
-        }
-        piece.extend_from_slice(&text);
-    }
-    piece
 }
 
 /// `GET /containers/{id}/stats`

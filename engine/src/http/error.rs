@@ -16,6 +16,10 @@ pub struct ApiError {
     pub status: StatusCode,
     /// Text that the client prints after "Error response from daemon: ".
     pub message: String,
+    /// What the user may do about it, if that isn't plain from the message.
+    hint: Option<String>,
+    /// Nothing that the log should tell of.
+    expected: bool,
 }
 
 /// What handlers return.
@@ -24,7 +28,7 @@ pub type ApiResult<T = Response> = Result<T, ApiError>;
 impl ApiError {
     /// An error of this status.
     pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into() }
+        Self { status, message: message.into(), hint: None, expected: false }
     }
 
     /// 400
@@ -55,6 +59,46 @@ impl ApiError {
     /// 304: nothing to do, no body.
     pub fn not_modified() -> Self {
         Self::new(StatusCode::NOT_MODIFIED, "")
+    }
+
+    /// The same with a next step for the user: a field of its own in the answer, for docker's client shows the message alone.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The same as an answer that is nobody's trouble: the log doesn't tell of it.
+    #[must_use]
+    pub fn expected(mut self) -> Self {
+        self.expected = true;
+        self
+    }
+
+    /// The error's code: a word for programs, stable where messages may become clearer. The two failures of a command are
+    /// what docker's client finds in the text.
+    pub fn code(&self) -> &'static str {
+        let lower = self.message.to_lowercase();
+        match self.status {
+            StatusCode::BAD_REQUEST
+                if ["executable file not found", "no such file or directory"]
+                    .iter()
+                    .any(|words| lower.contains(words)) =>
+            {
+                "command_not_found"
+            }
+            StatusCode::BAD_REQUEST if lower.contains("permission denied") => "command_not_executable",
+            StatusCode::BAD_REQUEST => "invalid_argument",
+            StatusCode::UNAUTHORIZED => "unauthenticated",
+            StatusCode::FORBIDDEN => "permission_denied",
+            StatusCode::NOT_FOUND => "not_found",
+            StatusCode::CONFLICT => "conflict",
+            StatusCode::NOT_IMPLEMENTED => "not_implemented",
+            StatusCode::SERVICE_UNAVAILABLE => "unavailable",
+            StatusCode::GATEWAY_TIMEOUT => "deadline_exceeded",
+            status if status.is_client_error() => "invalid_argument",
+            _ => "internal",
+        }
     }
 
     /// The whole chain of causes under the status of its kind.
@@ -90,10 +134,14 @@ impl IntoResponse for ApiError {
         if self.status == StatusCode::NOT_MODIFIED {
             return self.status.into_response();
         }
-        if self.status.is_server_error() && self.status != StatusCode::NOT_IMPLEMENTED {
+        if self.status.is_server_error() && self.status != StatusCode::NOT_IMPLEMENTED && !self.expected {
             tracing::warn!(status = self.status.as_u16(), error = %self.message, "request failed");
         }
-        let body = format!("{}\n", json!({ "message": self.message }));
+        let mut body = json!({ "message": self.message, "code": self.code() });
+        if let Some(hint) = &self.hint {
+            body["hint"] = hint.as_str().into();
+        }
+        let body = format!("{body}\n");
         (self.status, [(header::CONTENT_TYPE, "application/json")], Body::from(body)).into_response()
     }
 }
@@ -101,6 +149,28 @@ impl IntoResponse for ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn bodies() {
+        let body = async |error: ApiError| {
+            let bytes = axum::body::to_bytes(error.into_response().into_body(), 1 << 10).await.unwrap();
+            serde_json::from_slice::<serde_json::Value>(&bytes).unwrap()
+        };
+        assert_eq!(
+            body(ApiError::not_found("No such container: a").hint("look")).await,
+            json!({"message": "No such container: a", "code": "not_found", "hint": "look"})
+        );
+        for (status, text, code) in [
+            (400, "exec: \"x\": executable file not found in $PATH", "command_not_found"),
+            (400, "exec: \"/etc\": permission denied", "command_not_executable"),
+            (409, "x", "conflict"),
+            (413, "x", "invalid_argument"),
+            (500, "x", "internal"),
+        ] {
+            let error = ApiError::new(StatusCode::from_u16(status).unwrap(), text);
+            assert_eq!(body(error).await, json!({"message": text, "code": code}));
+        }
+    }
 
     #[test]
     fn every_kind_has_an_error_status() {

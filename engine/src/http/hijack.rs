@@ -1,11 +1,11 @@
 //! Connections taken over for raw streams: `101 UPGRADED` for a client that asked for it. One that did not gets the
 //! output as the body of a plain answer; it cannot send input.
 
-use super::{ApiError, ApiResult, ApiVersion};
+use super::{ApiError, ApiResult, ApiVersion, websocket};
 use crate::containers::streams::{ClientStream, Framing};
 use axum::{
     body::{Body, Bytes},
-    http::{Extensions, HeaderMap, HeaderValue, StatusCode, header},
+    http::{Extensions, HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     response::Response,
 };
 use hyper::{ext::ReasonPhrase, upgrade::OnUpgrade};
@@ -46,12 +46,8 @@ impl Takeover {
         match self.upgrade.filter(|_| self.wanted) {
             Some(upgrade) => {
                 tokio::spawn(async move {
-                    match upgrade.await.map(|upgraded| upgraded.downcast::<TokioIo<UnixStream>>()) {
-                        Ok(Ok(parts)) => {
-                            serve(ClientStream { stream: parts.io.into_inner(), early: parts.read_buf }).await;
-                        }
-                        Ok(Err(_)) => debug!("upgraded connection is no unix socket"),
-                        Err(error) => debug!(%error, "client left before the upgrade"),
+                    if let Some(client) = taken_over(upgrade).await {
+                        serve(client).await;
                     }
                 });
                 upgraded(kind)
@@ -59,6 +55,71 @@ impl Takeover {
             None => plain(kind, serve),
         }
     }
+
+    /// The same over a websocket (RFC 6455, section 4.2).
+    pub fn answer_websocket(self, headers: &HeaderMap, serve: Serve) -> ApiResult {
+        let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("");
+        let key = text(header::SEC_WEBSOCKET_KEY);
+        let asked = text(header::UPGRADE).eq_ignore_ascii_case("websocket") && !key.is_empty();
+        let Some(upgrade) = self.upgrade.filter(|_| asked) else {
+            return Err(ApiError::invalid("this endpoint speaks the websocket protocol only"));
+        };
+        if text(header::SEC_WEBSOCKET_VERSION) != "13" {
+            return Err(ApiError::invalid("websocket version 13 is the only one that is spoken here"));
+        }
+        let accept = websocket::accept(key);
+        tokio::spawn(async move {
+            let Some(client) = taken_over(upgrade).await else { return };
+            match websocket::bridge(client) {
+                Ok(client) => serve(client).await,
+                Err(error) => debug!(%error, "no socket for a websocket"),
+            }
+        });
+        let mut response = Response::builder().status(StatusCode::SWITCHING_PROTOCOLS);
+        // x/net/websocket, which dockerd uses, gives the first protocol back.
+        if let Some(protocol) =
+            text(header::SEC_WEBSOCKET_PROTOCOL).split(',').next().map(str::trim).filter(|p| !p.is_empty())
+        {
+            response = response.header(header::SEC_WEBSOCKET_PROTOCOL, protocol);
+        }
+        response
+            .header(header::CONNECTION, "Upgrade")
+            .header(header::UPGRADE, "websocket")
+            .header(header::SEC_WEBSOCKET_ACCEPT, accept)
+            .body(Body::empty())
+            .map_err(|e| ApiError::unexpected(&e))
+    }
+}
+
+async fn taken_over(upgrade: OnUpgrade) -> Option<ClientStream> {
+    match upgrade.await.map(|upgraded| upgraded.downcast::<TokioIo<UnixStream>>()) {
+        Ok(Ok(parts)) => Some(ClientStream { stream: parts.io.into_inner(), early: parts.read_buf }),
+        Ok(Err(other)) => relayed(other),
+        Err(error) => {
+            debug!(%error, "client left before the upgrade");
+            None
+        }
+    }
+}
+
+/// A client over TCP: its bytes go through a pair of sockets of this machine, so that all streams are served the same. An end in
+/// one direction is passed on in that direction alone.
+fn relayed(client: hyper::upgrade::Upgraded) -> Option<ClientStream> {
+    let (ours, mut theirs) = match UnixStream::pair() {
+        Ok(pair) => pair,
+        Err(error) => {
+            tracing::warn!(%error, "no sockets for a client's stream");
+            return None;
+        }
+    };
+    let mut client = TokioIo::new(client);
+    tokio::spawn(async move {
+        // `theirs` goes with it: whichever end is gone, the other is to see it.
+        if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut theirs).await {
+            debug!(%error, "client left in the middle of a stream");
+        }
+    });
+    Some(ClientStream { stream: ours, early: Bytes::new() })
 }
 
 fn upgraded(kind: HeaderValue) -> ApiResult {

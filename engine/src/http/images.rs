@@ -7,8 +7,10 @@ use crate::{
         ImageError, ImageGroup, ImageUser, ImageUsers,
         import::ImportRequest,
         list::{self, ListOptions},
+        platform::Platform,
         progress::{Line, Lines},
         pull::PullRequest,
+        push::PushRequest,
         remove::{PruneOptions, Removed},
         tag::new_name,
     },
@@ -38,7 +40,14 @@ pub async fn list(
         shared_size: query.flag("shared-size"),
         manifests: query.flag("manifests"),
     };
-    Ok(json(StatusCode::OK, &app.images.list(&options, version).await?))
+    let mut images = app.images.list(&options, version).await?;
+    if version.at_least(51) {
+        let counts = app.containers.image_counts();
+        for image in &mut images {
+            image.count_containers(counts.get(image.id()).copied().unwrap_or(0));
+        }
+    }
+    Ok(json(StatusCode::OK, &images))
 }
 
 /// `POST /images/create`: pull, or import with `fromSrc`.
@@ -59,6 +68,17 @@ pub async fn create(
 async fn pull(app: Arc<App>, image: &str, query: &Query, headers: &HeaderMap) -> ApiResult {
     let auth = headers.get("X-Registry-Auth").and_then(|value| value.to_str().ok());
     let request = PullRequest::parse(image, query.get("tag"), query.get("platform"), auth)?;
+    if request.is_for_all_tags() {
+        let tags = app.images.tags_of(&request.reference, request.credentials.clone()).await?;
+        let (lines, body) = Lines::new();
+        tokio::spawn(async move {
+            if let Some(repository) = app.images.pull_tags(request, tags, &lines).await {
+                let name = repository.familiar_repository();
+                tell(&app, "pull", &name, name.clone(), BTreeMap::new());
+            }
+        });
+        return Ok(progress(Body::from_stream(body)));
+    }
     let pull = app.images.begin_pull(request).await?;
     let (lines, body) = Lines::new();
     tokio::spawn(async move {
@@ -107,13 +127,27 @@ async fn import(app: Arc<App>, query: &Query, body: Body) -> ApiResult {
     Ok(progress(Body::from_stream(body)))
 }
 
+/// `platform`: a JSON object as clients from 1.46 on send it, or words.
+fn platforms(query: &Query) -> ApiResult<Vec<Platform>> {
+    let given = query.all("platform").filter(|text| !text.is_empty());
+    let read = given.map(|text| {
+        if text.starts_with('{') {
+            let platform = serde_json::from_str::<Platform>(text);
+            return platform.map(|p| p.normalized()).map_err(|e| ApiError::invalid(format!("invalid platform: {e}")));
+        }
+        Platform::parse(text).map_err(|e| ApiError::invalid(e.to_string()))
+    });
+    read.collect()
+}
+
 /// `POST /images/load`: always 200; failures are a line.
 pub async fn load(State(app): State<Arc<App>>, RawQuery(query): RawQuery, body: Body) -> ApiResult {
-    let quiet = Query::parse(query.as_deref()).flag("quiet");
+    let query = Query::parse(query.as_deref());
+    let (quiet, platforms) = (query.flag("quiet"), platforms(&query)?);
     let (lines, answer) = Lines::new();
     tokio::spawn(async move {
         let upload = Upload::new(body);
-        for loaded in app.images.load(upload.archive(), quiet, &lines).await {
+        for loaded in app.images.load(upload.archive(), platforms, quiet, &lines).await {
             let labels = labels_of(&app, &loaded.id).await;
             tell(&app, "load", &loaded.id.to_string(), loaded.id.to_string(), labels);
         }
@@ -126,12 +160,13 @@ pub async fn load(State(app): State<Arc<App>>, RawQuery(query): RawQuery, body: 
 pub async fn get_one(
     State(app): State<Arc<App>>,
     Extension(version): Extension<ApiVersion>,
+    RawQuery(query): RawQuery,
     Path(path): Path<String>,
 ) -> ApiResult {
     match path.rsplit_once('/') {
         Some((name, "json")) => Ok(json(StatusCode::OK, &app.images.inspect(name, version).await?)),
         Some((name, "history")) => Ok(json(StatusCode::OK, &app.images.history(name).await?)),
-        Some((name, "get")) => save(&app, &[name]).await,
+        Some((name, "get")) => save(&app, &[name], platforms(&Query::parse(query.as_deref()))?).await,
         Some((_, action @ "attestations")) => Err(unbuilt("GET", action)),
         _ => Err(ApiError::not_found("page not found")),
     }
@@ -141,11 +176,11 @@ pub async fn get_one(
 pub async fn get_many(State(app): State<Arc<App>>, RawQuery(query): RawQuery) -> ApiResult {
     let query = Query::parse(query.as_deref());
     let names: Vec<&str> = query.all("names").collect();
-    save(&app, &names).await
+    save(&app, &names, platforms(&query)?).await
 }
 
-async fn save(app: &App, names: &[&str]) -> ApiResult {
-    let (saved, images) = app.images.begin_save(names).await?;
+async fn save(app: &App, names: &[&str], platforms: Vec<Platform>) -> ApiResult {
+    let (saved, images) = app.images.begin_save(names, platforms).await?;
     for image in images {
         tell(app, "save", &image.id.to_string(), image.id.to_string(), image.content.config.config.labels.clone());
     }
@@ -153,7 +188,12 @@ async fn save(app: &App, names: &[&str]) -> ApiResult {
 }
 
 /// `POST /images/{name}/tag`, `/push`.
-pub async fn post_one(State(app): State<Arc<App>>, RawQuery(query): RawQuery, Path(path): Path<String>) -> ApiResult {
+pub async fn post_one(
+    State(app): State<Arc<App>>,
+    RawQuery(query): RawQuery,
+    Path(path): Path<String>,
+    headers: HeaderMap,
+) -> ApiResult {
     match path.rsplit_once('/') {
         Some((name, "tag")) => {
             let query = Query::parse(query.as_deref());
@@ -164,9 +204,41 @@ pub async fn post_one(State(app): State<Arc<App>>, RawQuery(query): RawQuery, Pa
             tell(&app, "tag", &image.id.to_string(), target.familiar(), labels);
             Ok(StatusCode::CREATED.into_response())
         }
-        Some((_, action @ "push")) => Err(unbuilt("POST", action)),
+        Some((name, "push")) => push(app, name, &Query::parse(query.as_deref()), &headers),
         _ => Err(ApiError::not_found("page not found")),
     }
+}
+
+// Answers at once: also what fails first is a line, as docker has it.
+fn push(app: Arc<App>, name: &str, query: &Query, headers: &HeaderMap) -> ApiResult {
+    let auth = headers.get("X-Registry-Auth").and_then(|value| value.to_str().ok());
+    let platform = platforms(query)?.into_iter().next();
+    let request = PushRequest::parse(name, query.get("tag"), platform, auth)?;
+    let (lines, body) = Lines::new();
+    tokio::spawn(async move {
+        for reference in app.images.push(request, &lines).await {
+            let name = reference.familiar();
+            let labels = match app.images.resolve(&name).await {
+                Ok(image) => image.content.config.config.labels.clone(),
+                Err(_) => BTreeMap::new(),
+            };
+            tell(&app, "push", &name, reference.familiar_repository(), labels);
+        }
+    });
+    Ok(progress(Body::from_stream(body)))
+}
+
+/// `POST /images/verify`, Berth's own.
+pub async fn verify(State(app): State<Arc<App>>, RawQuery(query): RawQuery) -> ApiResult {
+    let query = Query::parse(query.as_deref());
+    let names: Vec<&str> = query.all("names").collect();
+    let verify = app.images.begin_verify(&names).await?;
+    let (lines, body) = Lines::new();
+    tokio::spawn(async move {
+        // A client that goes away ends it.
+        let _ = verify.relay(&lines).await;
+    });
+    Ok(progress(Body::from_stream(body)))
 }
 
 /// `DELETE /images/{name}`
@@ -184,6 +256,7 @@ pub async fn prune(State(app): State<Arc<App>>, RawQuery(query): RawQuery) -> Ap
         named: filters.boolean("dangling")? == Some(false),
         until: list::until(&filters)?,
         labels: &|labels| filters.labels(labels),
+        only: None,
     };
     let (done, freed) = app.images.prune(&options, &*app).await?;
     let mut lines = Vec::new();
@@ -246,7 +319,8 @@ fn tell(app: &App, action: &str, id: &str, name: String, mut attributes: BTreeMa
     app.events.publish("image", action, id, attributes);
 }
 
-fn tell_removed(app: &App, group: &ImageGroup, removed: &[Removed]) {
+/// Tells the event bus what a removal did.
+pub fn tell_removed(app: &App, group: &ImageGroup, removed: &[Removed]) {
     let id = group.id.to_string();
     for one in removed {
         match one {

@@ -1,21 +1,29 @@
 //! Which path goes where. What Docker's API has and Berth lacks answers 501 by name; what nobody has answers 404.
 
 use super::{
-    containers,
+    absent, adapt, containers, df,
     error::ApiError,
-    events, exec, images, networks, system,
-    version::{negotiate, stamp},
+    events, exec, filesystem, images, networks, registry, system,
+    version::{ApiVersion, Manner, negotiate, stamp},
     volumes,
 };
-use crate::app::App;
+use crate::{access::Passage, app::App};
 use axum::{
     Router,
     body::Body,
-    http::{Method, Request, Uri},
+    extract::Extension,
+    http::{Method, Request, StatusCode, Uri},
     response::{IntoResponse, Response},
     routing::{delete, get, post},
 };
-use std::{convert::Infallible, sync::Arc};
+use futures_util::{FutureExt, StreamExt};
+use std::{
+    convert::Infallible,
+    panic::AssertUnwindSafe,
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
+use tokio::sync::watch;
 use tower::ServiceExt;
 
 /// All routes that are served.
@@ -28,15 +36,21 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/images/load", post(images::load))
         .route("/images/prune", post(images::prune))
         .route("/images/get", get(images::get_many))
-        // More specific than the pattern below; not built.
-        .route("/images/search", get(unknown))
+        .route("/images/search", get(registry::search))
+        .route("/images/verify", post(images::verify))
+        .route("/distribution/{*name}", get(registry::distribution))
+        .route("/auth", post(registry::auth))
         .route("/images/{*name}", get(images::get_one).post(images::post_one).delete(images::remove))
         .route("/info", get(system::info))
+        .route("/system/df", get(df::df))
+        .route("/build/prune", post(df::prune_builds))
+        .route("/debug/vars", get(system::variables))
         .route("/events", get(events::events))
         .route("/containers/json", get(containers::list))
         .route("/containers/create", post(containers::create))
         .route("/containers/prune", post(containers::prune))
         .route("/containers/{id}", delete(containers::remove))
+        .route("/containers/{id}/{alias}", delete(containers::remove_link))
         .route("/containers/{id}/json", get(containers::inspect))
         .route("/containers/{id}/start", post(containers::start))
         .route("/containers/{id}/stop", post(containers::stop))
@@ -44,47 +58,130 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/containers/{id}/kill", post(containers::kill))
         .route("/containers/{id}/pause", post(containers::pause))
         .route("/containers/{id}/unpause", post(containers::unpause))
+        .route("/containers/{id}/update", post(containers::update))
         .route("/containers/{id}/rename", post(containers::rename))
         .route("/containers/{id}/resize", post(containers::resize))
         .route("/containers/{id}/top", get(containers::top))
         .route("/containers/{id}/attach", post(containers::attach))
+        .route("/containers/{id}/attach/ws", get(containers::attach_websocket))
         .route("/containers/{id}/wait", post(containers::wait))
         .route("/containers/{id}/logs", get(containers::logs))
         .route("/containers/{id}/stats", get(containers::stats))
         .route("/containers/{id}/exec", post(exec::create))
+        .route("/containers/{id}/changes", get(filesystem::changes))
+        .route("/containers/{id}/export", get(filesystem::export))
+        .route(
+            "/containers/{id}/archive",
+            get(filesystem::get_archive).head(filesystem::stat).put(filesystem::put_archive),
+        )
+        .route("/commit", post(filesystem::commit))
         .route("/exec/{id}/start", post(exec::start))
         .route("/exec/{id}/resize", post(exec::resize))
         .route("/exec/{id}/json", get(exec::inspect))
         .route("/networks", get(networks::list))
         .route("/networks/", get(networks::list))
-        .route("/networks/{id}", get(networks::inspect))
+        .route("/networks/create", post(networks::create))
+        .route("/networks/prune", post(networks::prune))
+        .route("/networks/{id}", get(networks::inspect).delete(networks::remove))
+        .route("/networks/{id}/connect", post(networks::connect))
+        .route("/networks/{id}/disconnect", post(networks::disconnect))
         .route("/volumes", get(volumes::list))
         .route("/volumes/create", post(volumes::create))
+        .route("/volumes/prune", post(volumes::prune))
         .route("/volumes/{name}", get(volumes::inspect).delete(volumes::remove))
         .fallback(unknown)
         .method_not_allowed_fallback(unknown)
         .with_state(app)
 }
 
-/// One request: version, route, headers.
-pub async fn serve(router: Router, mut request: Request<Body>) -> Result<Response, Infallible> {
-    let mut response = match negotiate(&mut request) {
-        Ok(()) => router.oneshot(request).await.unwrap_or_else(|never| match never {}),
-        Err(refusal) => refusal,
+/// Answers whose end is the end of something that may last for ever: they end when the engine does, other requests first finish.
+const ENDLESS: &[(&str, &str)] = &[
+    ("GET", "/events"),
+    ("GET", "/containers/{id}/logs"),
+    ("GET", "/containers/{id}/stats"),
+    ("POST", "/containers/{id}/wait"),
+];
+
+/// One request of a client of this engine: answered, counted, and ended when the engine ends.
+pub async fn serve_for(
+    app: &App,
+    router: Router,
+    passage: Option<Arc<Passage>>,
+    mut stopped: watch::Receiver<bool>,
+    request: Request<Body>,
+) -> Result<Response, Infallible> {
+    let begun = Instant::now();
+    let method = request.method().clone();
+    let path = request.uri().path();
+    let path = super::version::versioned(path).map_or(path, |(_, rest)| rest).to_owned();
+    let response = serve(router, passage, app.config.manner.clone(), request).await?;
+    app.metrics.answered(&method, &path, response.status().as_u16(), begun.elapsed());
+    if response.extensions().get::<Panicked>().is_some() {
+        app.metrics.panics.fetch_add(1, Ordering::Relaxed);
+    }
+    if !ENDLESS.iter().any(|(m, pattern)| *m == method.as_str() && matches(pattern, &path)) {
+        return Ok(response);
+    }
+    let told = async move {
+        let _ = stopped.wait_for(|stopped| *stopped).await;
     };
-    stamp(&mut response);
+    Ok(response.map(|body| Body::from_stream(body.into_data_stream().take_until(Box::pin(told)))))
+}
+
+/// Marks the answer of a request whose handler panicked.
+#[derive(Debug, Clone, Copy)]
+struct Panicked;
+
+/// One request: version, route, headers. Nothing that a handler does ends more than its own request.
+pub async fn serve(
+    router: Router,
+    passage: Option<Arc<Passage>>,
+    manner: Manner,
+    request: Request<Body>,
+) -> Result<Response, Infallible> {
+    let mut response = match AssertUnwindSafe(answer(router, passage, manner.minimum, request)).catch_unwind().await {
+        Ok(response) => response,
+        // What it panicked with stands in the log already.
+        Err(_) => {
+            let error = ApiError::internal("the engine met a defect of its own; its log tells more");
+            let mut response = error.into_response();
+            response.extensions_mut().insert(Panicked);
+            response
+        }
+    };
+    stamp(&mut response, &manner);
     Ok(response)
 }
 
-async fn unknown(method: Method, uri: Uri) -> Response {
+async fn answer(
+    router: Router,
+    passage: Option<Arc<Passage>>,
+    minimum: ApiVersion,
+    mut request: Request<Body>,
+) -> Response {
+    let version = match negotiate(&mut request, minimum) {
+        Ok(version) => version,
+        Err(refusal) => return refusal,
+    };
+    if request.method() == Method::OPTIONS {
+        return StatusCode::OK.into_response();
+    }
+    let request = match adapt::request(version, request).await {
+        Ok(request) => request,
+        Err(error) => return error.into_response(),
+    };
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let response = match passage {
+        Some(passage) => passage.pass(router.clone(), request).await,
+        None => router.clone().oneshot(request).await.unwrap_or_else(|never| match never {}),
+    };
+    adapt::answer(version, &method, &path, &router, response).await
+}
+
+async fn unknown(Extension(version): Extension<ApiVersion>, method: Method, uri: Uri) -> Response {
     let path = uri.path();
-    // There are no plugins, so none has this name; `docker inspect NAME` asks for one last and wants a plain 404.
-    if method == Method::GET && matches("/plugins/{name...}/json", path) {
-        return ApiError::not_found(format!(
-            "plugin {:?} not found",
-            &path["/plugins/".len()..path.len() - "/json".len()]
-        ))
-        .into_response();
+    if let Some(response) = absent::answer(&method, path, uri.query(), version) {
+        return response;
     }
     match UNBUILT.iter().find(|(m, pattern)| *m == method.as_str() && matches(pattern, path)) {
         Some((method, pattern)) => {
@@ -95,7 +192,7 @@ async fn unknown(method: Method, uri: Uri) -> Response {
 }
 
 /// `{x}` stands for one segment, `{x...}` for one or more (names of images hold slashes).
-fn matches(pattern: &str, path: &str) -> bool {
+pub(super) fn matches(pattern: &str, path: &str) -> bool {
     fn walk(pattern: &[&str], path: &[&str]) -> bool {
         match (pattern.split_first(), path.split_first()) {
             (None, None) => true,
@@ -113,80 +210,43 @@ fn matches(pattern: &str, path: &str) -> bool {
 
 /// Endpoints of Docker's API 1.51 that are routed nowhere above reach the fallback, and are known by this table.
 const UNBUILT: &[(&str, &str)] = &[
-    ("POST", "/containers/{id}/update"),
-    ("GET", "/containers/{id}/changes"),
-    ("GET", "/containers/{id}/export"),
-    ("GET", "/containers/{id}/attach/ws"),
-    ("HEAD", "/containers/{id}/archive"),
-    ("GET", "/containers/{id}/archive"),
-    ("PUT", "/containers/{id}/archive"),
-    ("GET", "/containers/{id}/checkpoints"),
-    ("POST", "/containers/{id}/checkpoints"),
-    ("DELETE", "/containers/{id}/checkpoints/{checkpoint}"),
-    ("GET", "/images/search"),
     ("GET", "/images/{name...}/attestations"),
-    ("POST", "/images/{name...}/push"),
-    ("POST", "/commit"),
     ("POST", "/build"),
-    ("POST", "/build/prune"),
     ("POST", "/build/cancel"),
-    ("POST", "/networks/create"),
-    ("DELETE", "/networks/{id}"),
-    ("POST", "/networks/{id}/connect"),
-    ("POST", "/networks/{id}/disconnect"),
-    ("POST", "/networks/prune"),
-    ("PUT", "/volumes/{name}"),
-    ("POST", "/volumes/prune"),
-    ("GET", "/system/df"),
-    ("POST", "/auth"),
     ("POST", "/session"),
     ("POST", "/grpc"),
-    ("GET", "/distribution/{name...}/json"),
-    ("GET", "/plugins"),
-    ("GET", "/plugins/privileges"),
-    ("POST", "/plugins/pull"),
-    ("POST", "/plugins/create"),
-    ("DELETE", "/plugins/{name...}"),
-    ("POST", "/plugins/{name...}/enable"),
-    ("POST", "/plugins/{name...}/disable"),
-    ("POST", "/plugins/{name...}/upgrade"),
-    ("POST", "/plugins/{name...}/push"),
-    ("POST", "/plugins/{name...}/set"),
-    ("GET", "/swarm"),
-    ("POST", "/swarm/init"),
-    ("POST", "/swarm/join"),
-    ("POST", "/swarm/leave"),
-    ("POST", "/swarm/update"),
-    ("GET", "/swarm/unlockkey"),
-    ("POST", "/swarm/unlock"),
-    ("GET", "/nodes"),
-    ("GET", "/nodes/{id}"),
-    ("DELETE", "/nodes/{id}"),
-    ("POST", "/nodes/{id}/update"),
-    ("GET", "/services"),
-    ("POST", "/services/create"),
-    ("GET", "/services/{id}"),
-    ("DELETE", "/services/{id}"),
-    ("POST", "/services/{id}/update"),
-    ("GET", "/services/{id}/logs"),
-    ("GET", "/tasks"),
-    ("GET", "/tasks/{id}"),
-    ("GET", "/tasks/{id}/logs"),
-    ("GET", "/secrets"),
-    ("POST", "/secrets/create"),
-    ("GET", "/secrets/{id}"),
-    ("DELETE", "/secrets/{id}"),
-    ("POST", "/secrets/{id}/update"),
-    ("GET", "/configs"),
-    ("POST", "/configs/create"),
-    ("GET", "/configs/{id}"),
-    ("DELETE", "/configs/{id}"),
-    ("POST", "/configs/{id}/update"),
 ];
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_panic_ends_one_request_only() {
+        async fn defect() -> StatusCode {
+            panic!("a test's own panic")
+        }
+        let router = Router::new().route("/bad", get(defect)).route("/good", get(|| async { "fine" }));
+        for (path, status) in [("/bad", 500), ("/good", 200), ("/v1.30/bad", 500), ("/v1.30/good", 200)] {
+            let request = Request::builder().uri(path).body(Body::empty()).unwrap();
+            let response = serve(router.clone(), None, Manner::default(), request).await.unwrap();
+            assert_eq!(response.status(), status, "{path}");
+            assert_eq!(response.headers()["api-version"], "1.51");
+        }
+    }
+
+    #[tokio::test]
+    async fn preflights_are_answered_everywhere() {
+        for path in ["/containers/json", "/v1.24/nonsense", "/"] {
+            let request = Request::builder().method("OPTIONS").uri(path).body(Body::empty()).unwrap();
+            let manner = Manner { cors: Some("*".parse().unwrap()), ..Manner::default() };
+            let response = serve(Router::new(), None, manner, request).await.unwrap();
+            assert_eq!(
+                (response.status().as_u16(), &response.headers()["access-control-allow-origin"]),
+                (200, &"*".parse().unwrap())
+            );
+        }
+    }
 
     #[test]
     fn patterns() {

@@ -1,16 +1,16 @@
 //! `/volumes`
 
-use super::{ApiError, ApiResult, Query, json, json_body, run_to_end};
+use super::{ApiError, ApiResult, ApiVersion, Query, json, json_body, run_to_end};
 use crate::{
     api::serial::{is_zero, nullable},
     app::App,
     containers::mounts::check_volume_name,
     ids,
-    volumes::Volume,
+    volumes::{NewVolume, Volume},
 };
 use axum::{
     body::Body,
-    extract::{Path, RawQuery, State},
+    extract::{Extension, Path, RawQuery, State},
     http::{HeaderMap, StatusCode},
     response::IntoResponse,
 };
@@ -60,25 +60,30 @@ pub async fn list(State(app): State<Arc<App>>, RawQuery(query): RawQuery) -> Api
 pub async fn create(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> ApiResult {
     let request: CreateVolume = json_body(&headers, body).await?;
     if !matches!(request.driver.as_str(), "" | "local") {
-        return Err(ApiError::not_implemented(format!(
-            "volume driver {} is not implemented in berth yet",
-            request.driver
-        )));
+        return Err(no_driver(&request.name, &request.driver));
     }
-    if let Some(key) = request.driver_opts.keys().next() {
-        return Err(ApiError::not_implemented(format!("volume driver option {key} is not implemented in berth yet")));
-    }
-    if let Some((key, _)) = request.other.iter().find(|(_, value)| !is_zero(value)) {
-        return Err(ApiError::not_implemented(format!("volume option {key} is not implemented in berth yet")));
+    if let Some((key, _)) = request.other.iter().find(|(key, value)| *key == "ClusterVolumeSpec" && !is_zero(value)) {
+        return Err(ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("{key}: cluster volumes need a swarm, and this node is in none"),
+        ));
     }
     let anonymous = request.name.is_empty();
     let name = if anonymous { ids::random_id().map_err(|e| ApiError::unexpected(&e))? } else { request.name };
     check_volume_name(&name)?;
-    let (volume, made) = app.volumes.ensure(&name, request.labels, anonymous)?;
+    let new = NewVolume { labels: request.labels, anonymous, options: request.driver_opts };
+    let (volume, made) = app.volumes.ensure(&name, new)?;
     if made {
         app.events.publish("volume", "create", &name, BTreeMap::from([("driver".into(), "local".into())]));
     }
     Ok(json(StatusCode::CREATED, &show(&app, &volume)))
+}
+
+/// The error for a driver that isn't there; there are no plugins.
+pub fn no_driver(name: &str, driver: &str) -> ApiError {
+    ApiError::not_found(format!(
+        "create {name}: error looking up volume plugin {driver}: plugin \"{driver}\" not found"
+    ))
 }
 
 /// `GET /volumes/{name}`
@@ -103,6 +108,53 @@ pub async fn remove(State(app): State<Arc<App>>, Path(name): Path<String>, RawQu
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
+/// All volumes with who uses them and what they take.
+pub fn with_usage(app: &App) -> Vec<Value> {
+    let list = app.volumes.list().into_iter();
+    list.map(|(volume, users)| {
+        let mut row = show(app, &volume);
+        row["UsageData"] = json!({"RefCount": users, "Size": app.volumes.size(&volume.name)});
+        row
+    })
+    .collect()
+}
+
+/// `POST /volumes/prune`: from 1.42 on anonymous ones only, unless all are asked for.
+pub async fn prune(
+    State(app): State<Arc<App>>,
+    Extension(version): Extension<ApiVersion>,
+    RawQuery(query): RawQuery,
+) -> ApiResult {
+    let known: &[&str] = if version.at_least(42) { &["all", "label", "label!"] } else { &["label", "label!"] };
+    let filters = Query::parse(query.as_deref()).filters(known)?;
+    let all = !version.at_least(42) || filters.boolean("all")? == Some(true);
+    let pruned = run_to_end(async move {
+        tokio::task::spawn_blocking(move || {
+            let (mut removed, mut freed) = (Vec::new(), 0);
+            for (volume, users) in app.volumes.list() {
+                if users > 0 || !(all || volume.anonymous) || !filters.labels(&volume.labels) {
+                    continue;
+                }
+                let size = app.volumes.size(&volume.name);
+                // Somebody may have begun to use it meanwhile.
+                if let Err(error) = app.volumes.remove(&volume.name) {
+                    tracing::debug!(volume = volume.name, error = %proto::kind::chain(&error), "not pruned");
+                    continue;
+                }
+                app.events.publish("volume", "destroy", &volume.name, [("driver".into(), "local".into())].into());
+                removed.push(volume.name);
+                freed += size;
+            }
+            app.events.publish("volume", "prune", "", [("reclaimed".into(), freed.to_string())].into());
+            (removed, freed)
+        })
+        .await
+        .map_err(|e| ApiError::unexpected(&e))
+    });
+    let (removed, freed) = pruned.await?;
+    Ok(json(StatusCode::OK, &json!({"VolumesDeleted": removed, "SpaceReclaimed": freed})))
+}
+
 fn show(app: &App, volume: &Volume) -> Value {
     let labels = if volume.anonymous && volume.labels.is_empty() {
         json!({"com.docker.volume.anonymous": ""})
@@ -113,6 +165,7 @@ fn show(app: &App, volume: &Volume) -> Value {
     };
     json!({
         "CreatedAt": volume.created, "Driver": "local", "Labels": labels, "Mountpoint": app.volumes.path(&volume.name),
-        "Name": volume.name, "Options": null, "Scope": "local",
+        "Name": volume.name, "Scope": "local",
+        "Options": if volume.options.is_empty() { Value::Null } else { json!(volume.options) },
     })
 }

@@ -45,10 +45,17 @@ pub enum ChangeError {
 
 /// Applies instructions in their order; each string may hold several lines.
 pub fn apply<'a>(config: &mut Config, changes: impl IntoIterator<Item = &'a str>) -> Result<(), ChangeError> {
+    // Of a new entrypoint, the command of before is no argument.
+    let mut own_command = false;
     for change in changes {
         for line in logical_lines(change) {
             let (word, rest) = line.split_once(|c: char| c.is_whitespace()).unwrap_or((&line, ""));
-            apply_one(config, &word.to_ascii_uppercase(), rest.trim())?;
+            let word = word.to_ascii_uppercase();
+            apply_one(config, &word, rest.trim())?;
+            own_command |= word == "CMD";
+            if word == "ENTRYPOINT" && !own_command {
+                config.cmd = None;
+            }
         }
     }
     Ok(())

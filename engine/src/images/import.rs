@@ -6,7 +6,6 @@
 use super::{
     ImageError, Images, changes,
     config::{History, ImageConfig, RootFs},
-    names::dangling_name,
     platform::Platform,
     unpack,
 };
@@ -23,8 +22,8 @@ use serde_json::json;
 use std::collections::HashMap;
 use tracing::warn;
 
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(super) const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 
 /// What the image is to be besides its files.
 #[derive(Debug, Clone, Default)]
@@ -146,17 +145,7 @@ impl Images {
         let digest = content::write(client, manifest, keeps_blobs.into()).await.map_err(failed)?.to_string();
         let target = types::Descriptor { media_type: MANIFEST.into(), digest, size, ..types::Descriptor::default() };
 
-        let _names = self.names.lock().await;
-        match request.name {
-            None => self.put_record(&dangling_name(&target.digest), &target).await?,
-            Some(name) => {
-                let name = name.to_string();
-                let kept = self.keep_displaced(&name, &self.records().await?).await?;
-                let named = self.put_record(&name, &target).await;
-                self.settle_displaced(&name, kept).await?;
-                named?;
-            }
-        }
+        self.name_new(request.name.as_ref(), &target).await?;
         Ok(id)
     }
 }

@@ -19,8 +19,8 @@ pub struct Inspect {
     created: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
     container: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    container_config: Option<Config>,
+    // Docker leaves it out from 1.45 on, and compose 1.29, which asks in whatever version is newest, then fails.
+    container_config: Config,
     docker_version: String,
     author: String,
     config: Config,
@@ -68,7 +68,7 @@ impl Inspect {
             // Never made is left out from 1.44 on, and was year 1 before.
             created: (config.created.is_set() || !version.at_least(44)).then_some(config.created),
             container: old.then_some(""),
-            container_config: old.then(Config::default),
+            container_config: Config::default(),
             docker_version: config.docker_version,
             author: config.author,
             config: config.config,
@@ -96,7 +96,7 @@ mod tests {
         let keys = |minor| {
             let value = serde_json::to_value(Inspect::new(&group, 7, "native", ApiVersion::v1(minor))).unwrap();
             let has = |key: &str| value.get(key).is_some();
-            (has("VirtualSize"), has("ContainerConfig"), has("Descriptor"))
+            (has("VirtualSize"), has("Container"), has("Descriptor"))
         };
         assert_eq!(keys(41), (true, true, false));
         assert_eq!(keys(44), (false, true, false));

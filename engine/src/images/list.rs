@@ -155,6 +155,16 @@ fn matches_reference(name: &str, filters: &Filters) -> ApiResult<bool> {
 }
 
 impl Summary {
+    /// The image's id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Notes how many containers use it.
+    pub fn count_containers(&mut self, count: usize) {
+        self.containers = count as i64;
+    }
+
     fn new(
         group: &ImageGroup,
         (mut repo_tags, mut repo_digests): (Vec<String>, Vec<String>),

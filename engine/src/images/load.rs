@@ -3,6 +3,7 @@
 use super::{
     ImageError, Images, Record,
     names::RecordName,
+    platform::Platform,
     progress::{Gone, Line, Lines},
 };
 use crate::supervisor::{Step, SupervisorError, Transfer, transfer::Archive};
@@ -25,9 +26,9 @@ pub struct Loaded {
 
 impl Images {
     /// Loads an archive and tells about it, failures included. Gives what was loaded.
-    pub async fn load(&self, archive: Archive, quiet: bool, lines: &Lines) -> Vec<Loaded> {
+    pub async fn load(&self, archive: Archive, platforms: Vec<Platform>, quiet: bool, lines: &Lines) -> Vec<Loaded> {
         let outcome = tokio::select! {
-            outcome = self.relay_load(archive, quiet, lines) => outcome,
+            outcome = self.relay_load(archive, platforms, quiet, lines) => outcome,
             () = lines.gone() => Err(LoadEnd::Gone),
         };
         match outcome {
@@ -45,15 +46,24 @@ impl Images {
         }
     }
 
-    async fn relay_load(&self, archive: Archive, quiet: bool, lines: &Lines) -> Result<Vec<Loaded>, LoadEnd> {
+    async fn relay_load(
+        &self,
+        archive: Archive,
+        platforms: Vec<Platform>,
+        quiet: bool,
+        lines: &Lines,
+    ) -> Result<Vec<Loaded>, LoadEnd> {
         let failed = |error| ImageError::supervisor("load", "archive", error);
         let before = self.records().await?;
-        let platform = super::platform::Platform::host().to_proto();
+        // Of an archive for several, this machine's is unpacked, or what was asked for.
+        let wanted = if platforms.is_empty() { vec![Platform::host()] } else { platforms.clone() };
+        let unpack = |platform: Platform| UnpackConfiguration {
+            platform: Some(platform.to_proto()),
+            snapshotter: self.client.snapshotter().into(),
+        };
         let store = ImageStore {
-            unpacks: vec![UnpackConfiguration {
-                platform: Some(platform),
-                snapshotter: self.client.snapshotter().into(),
-            }],
+            platforms: platforms.iter().map(Platform::to_proto).collect(),
+            unpacks: wanted.into_iter().map(unpack).collect(),
             ..ImageStore::default()
         };
         let source = |stream| typeurl::pack(&ImageImportStream { stream, ..ImageImportStream::default() });

@@ -6,6 +6,7 @@
 
 mod board;
 pub mod changes;
+pub mod commit;
 pub mod config;
 pub mod content;
 pub mod history;
@@ -17,6 +18,8 @@ pub mod names;
 pub mod platform;
 pub mod progress;
 pub mod pull;
+pub mod push;
+pub mod registry;
 pub mod remove;
 pub mod resolve;
 pub mod save;
@@ -24,12 +27,17 @@ pub mod tag;
 #[cfg(test)]
 pub mod testing;
 pub mod unpack;
+pub mod usage;
+pub mod verify;
 mod words;
 
 pub use content::ImageContent;
 pub use resolve::{ImageGroup, ResolvedImage};
 
-use crate::supervisor::{Client, SupervisorError};
+use crate::{
+    registries::Registries,
+    supervisor::{Client, SupervisorError},
+};
 use names::RecordName;
 use proto::{
     containerd::{services::images::v1 as api, types::Descriptor},
@@ -39,11 +47,15 @@ use proto::{
 };
 use std::{
     collections::{HashMap, VecDeque},
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
 
 /// Images whose parts are kept parsed.
 const CACHED: usize = 256;
+
+/// How often a name is made that others take away at the same moment.
+const NAMING_ATTEMPTS: u32 = 20;
 
 /// Why something with an image went wrong.
 #[derive(Debug, thiserror::Error)]
@@ -130,6 +142,17 @@ pub trait ImageUsers {
     fn users_of(&self, image: &Digest) -> Vec<ImageUser>;
 }
 
+/// How registries are met, by configuration.
+#[derive(Debug, Clone, Default)]
+pub struct Outside {
+    /// What is said about them.
+    pub registries: Registries,
+    /// Layers that are fetched at the same time; 0 leaves it to the supervisor.
+    pub downloads: u32,
+    /// The same for pushes.
+    pub uploads: u32,
+}
+
 /// The images of the engine's namespace.
 #[derive(Debug)]
 pub struct Images {
@@ -137,6 +160,9 @@ pub struct Images {
     cache: Mutex<Cache>,
     /// Held while names are looked at and then changed: two removals must not each see the other's name.
     names: tokio::sync::Mutex<()>,
+    outside: std::sync::RwLock<Outside>,
+    /// Where hosts folders for transfers are written.
+    hosts: PathBuf,
 }
 
 #[derive(Debug, Default)]
@@ -171,9 +197,38 @@ impl From<api::Image> for Record {
 }
 
 impl Images {
-    /// The images that this supervisor keeps.
-    pub fn new(client: Client) -> Self {
-        Self { client, cache: Mutex::default(), names: tokio::sync::Mutex::default() }
+    /// The images that this supervisor keeps; `hosts` is a folder for what it is told about registries.
+    pub fn new(client: Client, outside: Outside, hosts: PathBuf) -> Self {
+        let (cache, names) = (Mutex::default(), tokio::sync::Mutex::default());
+        Self { client, cache, names, outside: outside.into(), hosts }
+    }
+
+    /// How registries are met from now on.
+    pub fn set_outside(&self, outside: Outside) {
+        *self.outside.write().unwrap_or_else(PoisonError::into_inner) = outside;
+    }
+
+    /// How registries are met.
+    fn outside(&self) -> Outside {
+        self.outside.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The hosts folder for transfers with a registry; empty if nothing is configured for it.
+    async fn host_dir(&self, domain: &str) -> Result<String, ImageError> {
+        let written = self.outside().registries.host_dir(&self.hosts, domain).await;
+        written.map_err(|e| {
+            ImageError::Invalid(format!("write hosts.toml of {domain} below {}: {e}", self.hosts.display()))
+        })
+    }
+
+    /// The same for a registry that the user trusts for this one request, in a folder of its own.
+    async fn insecure_host_dir(&self, domain: &str) -> Result<String, ImageError> {
+        let registries = Registries::parse(&[domain.to_owned()], &[])
+            .map_err(|e| ImageError::Invalid(format!("look up {domain} without checks: {e}")))?;
+        let folder = self.hosts.join("unchecked");
+        let written = registries.host_dir(&folder, domain).await;
+        written
+            .map_err(|e| ImageError::Invalid(format!("write hosts.toml of {domain} below {}: {e}", folder.display())))
     }
 
     /// What a record points to, parsed.
@@ -228,21 +283,34 @@ impl Images {
             image.labels.insert(names::UNTAGGED_LABEL.into(), "true".into());
         }
         let create = api::CreateImageRequest { image: Some(image.clone()) };
-        proto::fault!("engine.image_record.begun");
-        match self.client.retry(create, |client, request| async move { client.images().create(request).await }).await {
-            Ok(_) => return Ok(()),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(failed(error)),
-        }
         let update = api::UpdateImageRequest {
             image: Some(image),
             update_mask: Some(prost_types::FieldMask { paths: vec!["target".into()] }),
         };
-        self.client
-            .retry(update, |client, request| async move { client.images().update(request).await })
-            .await
-            .map_err(failed)?;
-        Ok(())
+        proto::fault!("engine.image_record.begun");
+        // The API has no call for both, and others may take the name away between them: then it is made anew.
+        for _ in 0..NAMING_ATTEMPTS {
+            let (create, update) = (create.clone(), update.clone());
+            match self
+                .client
+                .retry(create, |client, request| async move { client.images().create(request).await })
+                .await
+            {
+                Ok(_) => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(failed(error)),
+            }
+            match self
+                .client
+                .retry(update, |client, request| async move { client.images().update(request).await })
+                .await
+            {
+                Ok(_) => return Ok(()),
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Err(ImageError::Conflict(format!("name image {name}: others keep removing the name; try again")))
     }
 
     /// Takes a name away; one that is gone already is fine.

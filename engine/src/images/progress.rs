@@ -33,6 +33,8 @@ pub struct Line {
     pub error_detail: Option<ErrorDetail>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aux: Option<serde_json::Value>,
 }
 
 /// The newer form of `error`.
@@ -125,6 +127,11 @@ impl Lines {
     /// Writes a line; waits for a client that reads slowly.
     pub async fn write(&self, line: Line) -> Result<(), Gone> {
         self.0.send(line.encode()).await.map_err(|_| Gone)
+    }
+
+    /// Writes a line of another form.
+    pub async fn write_value(&self, value: &serde_json::Value) -> Result<(), Gone> {
+        self.0.send(format!("{value}\r\n").into()).await.map_err(|_| Gone)
     }
 
     /// Returns when the client has gone.

@@ -23,7 +23,7 @@ use std::collections::HashSet;
 /// What is to be pulled.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PullRequest {
-    /// With a tag or digest.
+    /// With a tag or digest; without either all tags of the repository.
     pub reference: ImageRef,
     /// Another platform than this machine's.
     pub platform: Option<Platform>,
@@ -48,16 +48,16 @@ impl PullRequest {
                 name.with_digest(tag.parse().map_err(proto::image_ref::ImageRefError::from)?)
             }
             Some(tag) => name.with_tag(tag)?,
-            None if name.tag().is_none() && name.digest().is_none() => {
-                let name = name.familiar();
-                return Err(ImageError::Unimplemented(format!(
-                    "pull all tags of {name}: not implemented in berth yet, name one tag"
-                )));
-            }
+            // Without any: all tags.
             None => name,
         };
         let platform = platform.map(Platform::parse).transpose().map_err(|e| ImageError::Invalid(e.to_string()))?;
         Ok(Self { reference, platform, credentials: auth.and_then(decode_auth) })
+    }
+
+    /// Whether all tags are meant.
+    pub fn is_for_all_tags(&self) -> bool {
+        self.reference.tag().is_none() && self.reference.digest().is_none()
     }
 }
 
@@ -130,9 +130,12 @@ impl Images {
             }],
             ..ImageStore::default()
         };
+        let host_dir = self.host_dir(reference.domain()).await?;
         let source = |auth_stream| {
             let resolver = RegistryResolver {
                 auth_stream,
+                host_dir,
+                parallel: self.outside().downloads,
                 default_scheme: scheme(reference.domain()).into(),
                 ..RegistryResolver::default()
             };
@@ -171,6 +174,57 @@ impl Images {
 
     /// Goes on with a pull to its end and tells about it. Gives the reference if it succeeded.
     pub async fn finish_pull(&self, pull: Pull, lines: &Lines) -> Option<ImageRef> {
+        let reference = pull.reference.clone();
+        let outcome = self.carry_out_pull(pull, lines).await;
+        let news = outcome.map(|was_there| !was_there);
+        self.end_pull(&reference, reference.familiar(), news, lines).await
+    }
+
+    /// Pulls every tag, one after the other, and tells about it. Gives the repository if all succeeded.
+    pub async fn pull_tags(&self, request: PullRequest, tags: Vec<String>, lines: &Lines) -> Option<ImageRef> {
+        let repository = request.reference.clone();
+        let pulled = async {
+            let mut news = false;
+            for tag in tags {
+                let reference = repository.with_tag(&tag).map_err(ImageError::from)?;
+                let pull = self.begin_pull(PullRequest { reference, ..request.clone() }).await?;
+                news |= !self.carry_out_pull(pull, lines).await?;
+            }
+            Ok(news)
+        };
+        let outcome = pulled.await;
+        self.end_pull(&repository, repository.familiar_repository(), outcome, lines).await
+    }
+
+    /// The last line of a pull; of a successful one whether it brought anything.
+    async fn end_pull(
+        &self,
+        reference: &ImageRef,
+        shown: String,
+        outcome: Result<bool, PullEnd>,
+        lines: &Lines,
+    ) -> Option<ImageRef> {
+        let told = match outcome {
+            Ok(news) => {
+                let news = if news { "Downloaded newer image for" } else { "Image is up to date for" };
+                lines.write(Line::status(format!("Status: {news} {shown}"))).await.map_err(PullEnd::from)
+            }
+            Err(end) => Err(end),
+        };
+        match told {
+            Ok(()) => return Some(reference.clone()),
+            Err(PullEnd::Failed(error)) => {
+                tracing::warn!(image = shown, error = %chain(&error), "pull failed");
+                // Nobody listens if this fails.
+                let _ = lines.write(Line::error(chain(&error))).await;
+            }
+            Err(PullEnd::Gone) => tracing::info!(image = shown, "pull cancelled by its client"),
+        }
+        None
+    }
+
+    // Gives whether the image was there before.
+    async fn carry_out_pull(&self, pull: Pull, lines: &Lines) -> Result<bool, PullEnd> {
         let name = pull.reference.to_string();
         let reference = pull.reference.clone();
         let Pull { transfer, kept, existing, early, .. } = pull;
@@ -182,18 +236,9 @@ impl Images {
         proto::fault!("engine.pull.transferred");
         let settled = self.settle_displaced(&name, kept).await;
         proto::fault!("engine.pull.settled");
-        match (outcome, settled) {
-            (Ok(()), Ok(())) => return Some(reference),
-            (Err(PullEnd::Failed(error)), _) | (Ok(()), Err(error)) => {
-                tracing::warn!(image = reference.familiar(), error = %chain(&error), "pull failed");
-                // Nobody listens if this fails.
-                let _ = lines.write(Line::error(chain(&error))).await;
-            }
-            (Err(PullEnd::Gone), _) => {
-                tracing::info!(image = reference.familiar(), "pull cancelled by its client");
-            }
-        }
-        None
+        let was_there = outcome?;
+        settled?;
+        Ok(was_there)
     }
 
     async fn relay_pull(
@@ -203,7 +248,7 @@ impl Images {
         mut board: Board,
         early: Vec<Step>,
         lines: &Lines,
-    ) -> Result<(), PullEnd> {
+    ) -> Result<bool, PullEnd> {
         let tag = match (reference.digest(), reference.tag()) {
             (Some(_), _) => reference.familiar(),
             (None, tag) => tag.unwrap_or("latest").to_owned(),
@@ -235,9 +280,7 @@ impl Images {
             lines.write(line).await?;
         }
         lines.write(Line::status(format!("Digest: {}", record.target.digest))).await?;
-        let news = if was_there { "Image is up to date for" } else { "Downloaded newer image for" };
-        lines.write(Line::status(format!("Status: {news} {}", reference.familiar()))).await?;
-        Ok(())
+        Ok(was_there)
     }
 }
 
@@ -258,18 +301,13 @@ impl From<ImageError> for PullEnd {
     }
 }
 
-// Registries on this machine speak plain HTTP, as docker takes for granted for 127.0.0.0/8.
-fn scheme(domain: &str) -> &'static str {
-    let host = match domain.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or(rest),
-        None => domain.split(':').next().unwrap_or(domain),
-    };
-    let local = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
-    if local { "http" } else { "https" }
+/// How a registry is spoken to if nothing is configured for it.
+pub(super) fn scheme(domain: &str) -> &'static str {
+    if proto::image_ref::is_local(domain) { "http" } else { "https" }
 }
 
 /// What a failed pull is called: docker's words where SDKs look for them, without saying twice what the supervisor says so.
-fn registry_error(reference: &ImageRef, error: SupervisorError) -> ImageError {
+pub(super) fn registry_error(reference: &ImageRef, error: SupervisorError) -> ImageError {
     let text = error.to_string();
     match error.kind() {
         ErrorKind::NotFound if text.starts_with("manifest for ") => ImageError::Registry(text),
@@ -333,7 +371,8 @@ mod tests {
         assert_eq!(pull("docker.io/library/busybox", Some(D)), Ok(format!("docker.io/library/busybox@{D}")));
         assert_eq!(pull(&format!("a@{D}"), None), Ok(format!("docker.io/library/a@{D}")));
         assert_eq!(pull("scratch", Some("latest")), Err(ErrorKind::PermissionDenied));
-        assert_eq!(pull("busybox", None), Err(ErrorKind::Unimplemented));
+        // All tags.
+        assert_eq!(pull("busybox", None), Ok("docker.io/library/busybox".into()));
         for (image, tag) in [("Bad", Some("1")), ("a", Some("b c")), ("a", Some("sha256:1")), ("", Some("x"))] {
             assert_eq!(pull(image, tag), Err(ErrorKind::InvalidArgument), "{image} {tag:?}");
         }
@@ -355,21 +394,6 @@ mod tests {
         assert_eq!((&*pair.username, &*pair.secret), ("a", "b:c"));
         for none in ["e30=", "", "!!!", "e30", &encode(r#"{"username":"u"}"#), &encode("[]")] {
             assert_eq!(decode_auth(none), None, "{none}");
-        }
-    }
-
-    #[test]
-    fn loopback_registries_speak_http() {
-        for (domain, expected) in [
-            ("127.0.0.1:5000", "http"),
-            ("127.9.9.9", "http"),
-            ("localhost:5000", "http"),
-            ("[::1]:5000", "http"),
-            ("docker.io", "https"),
-            ("localhost.example", "https"),
-            ("10.0.0.1:5000", "https"),
-        ] {
-            assert_eq!(scheme(domain), expected, "{domain}");
         }
     }
 

@@ -10,7 +10,7 @@ use super::{
     resolve::means,
 };
 use crate::{ids::short, time::Timestamp};
-use proto::image_ref::ImageRef;
+use proto::{digest::Digest, image_ref::ImageRef};
 use serde::Serialize;
 
 /// One line of the answer.
@@ -108,6 +108,8 @@ pub struct PruneOptions<'a> {
     pub until: Option<Timestamp>,
     /// Only those whose labels pass.
     pub labels: &'a (dyn Fn(&std::collections::BTreeMap<String, String>) -> bool + Sync),
+    /// Only this one.
+    pub only: Option<&'a Digest>,
 }
 
 impl Images {
@@ -134,22 +136,27 @@ impl Images {
         users: &(dyn ImageUsers + Sync),
     ) -> Result<(Vec<(ImageGroup, Vec<Removed>)>, i64), ImageError> {
         let _names = self.names.lock().await;
-        let (mut done, mut freed) = (Vec::new(), 0);
+        let measure =
+            async || self.disk_usage().await.map_err(|error| ImageError::supervisor("measure", "images", error));
+        let before = measure().await?;
+        let mut done = Vec::new();
         for group in self.groups().await? {
             let config = &group.content.config;
             let spared = (group.is_dangling() || options.named).then_some(()).is_none()
                 || !users.users_of(&group.id).is_empty()
                 || options.until.is_some_and(|until| config.created > until)
-                || !(options.labels)(&config.config.labels);
+                || !(options.labels)(&config.config.labels)
+                || options.only.is_some_and(|only| *only != group.id);
             if spared {
                 continue;
             }
-            freed += group.content.size(&self.client).await;
             let names = group.records.iter().enumerate().filter(|(_, r)| r.kind != RecordName::Dangling);
             let plan = Plan { untag: names.map(|(at, _)| at).collect(), fate: Fate::Deleted };
             let removed = self.carry_out(&group, plan).await?;
             done.push((group, removed));
         }
+        // What is gone from the disk, and not what the images would have taken each alone.
+        let freed = if done.is_empty() { 0 } else { (before - measure().await?).max(0) };
         Ok((done, freed))
     }
 

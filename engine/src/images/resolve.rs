@@ -4,6 +4,7 @@ use super::{
     ImageContent, ImageError, Images, Record,
     names::{RecordName, Wanted, missing_name},
 };
+use crate::http::suggest;
 use proto::{digest::Digest, image_ref::ImageRef};
 use std::{collections::HashMap, sync::Arc};
 use tracing::debug;
@@ -130,7 +131,12 @@ impl Images {
     }
 
     fn find(&self, text: &str, wanted: &Wanted, groups: Vec<ImageGroup>) -> Result<ImageGroup, ImageError> {
-        let missing = || ImageError::NotFound(missing_name(text));
+        let names: Vec<String> = groups.iter().flat_map(ImageGroup::tags).collect();
+        let missing = || {
+            let name = missing_name(text);
+            let near = suggest::suffix(&name, names.iter().map(String::as_str));
+            ImageError::NotFound(format!("{name}{near}"))
+        };
         let prefix = match wanted {
             Wanted::Id(id) => {
                 // The digest of a manifest or index names an image as well.

@@ -1,6 +1,6 @@
 //! `docker save`: images as an archive, written by the supervisor and passed on as it comes.
 
-use super::{ImageError, Images, ResolvedImage, names::dangling_name};
+use super::{ImageError, Images, ResolvedImage, names::dangling_name, platform::Platform};
 use crate::supervisor::{Step, SupervisorError, Transfer, transfer::Download};
 use bytes::Bytes;
 use futures_util::{Stream, stream};
@@ -21,7 +21,11 @@ pub struct Saved {
 impl Images {
     /// Begins to write the images that `names` mean; what fails before the first byte is still an error status. Gives the
     /// images, too.
-    pub async fn begin_save(&self, names: &[&str]) -> Result<(Saved, Vec<ResolvedImage>), ImageError> {
+    pub async fn begin_save(
+        &self,
+        names: &[&str],
+        platforms: Vec<Platform>,
+    ) -> Result<(Saved, Vec<ResolvedImage>), ImageError> {
         if names.is_empty() {
             return Err(ImageError::Invalid("save: no image is named".into()));
         }
@@ -40,10 +44,10 @@ impl Images {
         }
         let failed = |error| ImageError::supervisor("save", names.join(" "), error);
         let store = ImageStore { export_images: export, ..ImageStore::default() };
-        let platform = super::platform::Platform::host().to_proto();
-        let destination = |stream| {
-            typeurl::pack(&ImageExportStream { stream, platforms: vec![platform], ..ImageExportStream::default() })
-        };
+        let wanted = if platforms.is_empty() { vec![Platform::host()] } else { platforms };
+        let platforms = wanted.iter().map(Platform::to_proto).collect();
+        let destination =
+            |stream| typeurl::pack(&ImageExportStream { stream, platforms, ..ImageExportStream::default() });
         let (mut transfer, mut download) = Transfer::save(&self.client, store, destination).await.map_err(failed)?;
         let first = match download.next().await {
             Some(bytes) => Some(bytes),

@@ -1,7 +1,7 @@
 //! `docker tag`: one more name for an image.
 
 use super::{ImageError, Images, ResolvedImage};
-use proto::image_ref::ImageRef;
+use proto::{containerd::types::Descriptor, image_ref::ImageRef};
 
 /// The name that `repo` and `tag` make; `latest` without a tag.
 pub fn new_name(repo: &str, tag: Option<&str>) -> Result<ImageRef, ImageError> {
@@ -20,6 +20,19 @@ pub fn new_name(repo: &str, tag: Option<&str>) -> Result<ImageRef, ImageError> {
 }
 
 impl Images {
+    /// Gives a new image its name, or the record that keeps it without one.
+    pub(super) async fn name_new(&self, name: Option<&ImageRef>, target: &Descriptor) -> Result<(), ImageError> {
+        let _names = self.names.lock().await;
+        let Some(name) = name else {
+            return self.put_record(&super::names::dangling_name(&target.digest), target).await;
+        };
+        let name = name.to_string();
+        let kept = self.keep_displaced(&name, &self.records().await?).await?;
+        let named = self.put_record(&name, target).await;
+        self.settle_displaced(&name, kept).await?;
+        named
+    }
+
     /// Points `name` to the image; an image that had the name and no other is kept without one.
     pub async fn tag(&self, image: &ResolvedImage, name: &ImageRef) -> Result<(), ImageError> {
         let _names = self.names.lock().await;

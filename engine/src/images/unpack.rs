@@ -110,7 +110,8 @@ pub async fn apply(
     let applied = applied.await;
     if !matches!(applied, Ok((_, true))) {
         let remove = RemoveSnapshotRequest { snapshotter, key: key.to_owned() };
-        match client.snapshots().remove(remove).await.map_err(SupervisorError::from) {
+        // It may be the supervisor's end that was in the way: the next one is asked.
+        match client.retry(remove, |client, request| async move { client.snapshots().remove(request).await }).await {
             Err(error) if !error.is_not_found() => {
                 warn!(error = %chain(&error), "snapshot left to the collector");
             }

@@ -1,6 +1,6 @@
 //! The bridge itself: made if it is missing, repaired if it is not what it should be.
 
-use super::config::{self, BridgeConfig};
+use super::config;
 use super::error::NetworkError;
 use super::mac::Mac;
 use super::netlink::{Batch, NetlinkError, Socket, address, link, route};
@@ -16,19 +16,32 @@ pub(super) struct Bridge {
     pub(super) address: Subnet,
 }
 
+/// What a bridge should be.
+#[derive(Debug, Clone)]
+pub(super) struct Wanted<'a> {
+    /// Its name.
+    pub(super) name: &'a str,
+    /// Its address and network; none for what it has, or one of the default ones.
+    pub(super) address: Option<Subnet>,
+    /// MTU of the bridge and its links.
+    pub(super) mtu: u32,
+    /// A note on the link that says which network's it is, for those of users.
+    pub(super) alias: Option<&'a str>,
+}
+
 /// Makes or repairs the bridge.
-pub(super) fn ensure(socket: &mut Socket, config: &BridgeConfig) -> Result<Bridge, NetworkError> {
-    let name = &config.name;
+pub(super) fn ensure(socket: &mut Socket, config: &Wanted<'_>) -> Result<Bridge, NetworkError> {
+    let name = config.name;
     config::check_name(name)?;
     if let Some(address) = config.address {
         address.check_bridge_address().map_err(NetworkError::BridgeAddress)?;
     }
-    let failed = |cause| NetworkError::Bridge { name: name.clone(), cause };
+    let failed = |cause| NetworkError::Bridge { name: name.to_owned(), cause };
 
     let existing = link::find(socket, name).map_err(failed)?;
     if let Some(other) = existing.as_ref().filter(|link| link.kind.as_deref() != Some("bridge")) {
         let kind = other.kind.clone().unwrap_or_else(|| "plain link".to_owned());
-        return Err(NetworkError::NotABridge { name: name.clone(), kind });
+        return Err(NetworkError::NotABridge { name: name.to_owned(), kind });
     }
     let index = existing.map(|link| link.index);
     let present = match index {
@@ -59,18 +72,21 @@ pub(super) fn delete(socket: &mut Socket, name: &str) -> Result<(), NetworkError
     socket.run(&mut batch).map(drop).map_err(|cause| NetworkError::Bridge { name: name.to_owned(), cause })
 }
 
-fn create(socket: &mut Socket, config: &BridgeConfig, address: Subnet) -> Result<u32, NetlinkError> {
+fn create(socket: &mut Socket, config: &Wanted<'_>, address: Subnet) -> Result<u32, NetlinkError> {
     let mut batch = Batch::new();
-    link::create_bridge(&mut batch, &config.name, Mac::of_address(address.address()), config.mtu);
+    link::create_bridge(&mut batch, config.name, Mac::of_address(address.address()), config.mtu);
+    if let Some(alias) = config.alias {
+        link::label(&mut batch, config.name, alias);
+    }
     socket.run(&mut batch)?;
-    let created = link::find(socket, &config.name)?;
+    let created = link::find(socket, config.name)?;
     created.map(|link| link.index).ok_or_else(|| NetlinkError::Unanswered { step: format!("look up {}", config.name) })
 }
 
 /// The address the bridge is to have: the configured one, the one it has, or the first default one that is free.
 fn choose_address(
     socket: &mut Socket,
-    config: &BridgeConfig,
+    config: &Wanted<'_>,
     index: Option<u32>,
     present: &[Subnet],
 ) -> Result<Subnet, NetworkError> {
@@ -79,20 +95,31 @@ fn choose_address(
         (None, Some(has)) if has.check_bridge_address().is_ok() => return Ok(*has),
         (wanted, _) => wanted,
     };
-    // Subnets this host reaches by other links. A route of a prefix of 0 is the default route and leads everywhere.
-    let routes: Vec<_> = route::list(socket)?
-        .into_iter()
-        .filter(|route| route.prefix > 0 && (index.is_none() || route.link != index))
-        .filter_map(|route| Subnet::new(route.to, route.prefix).ok().map(|to| (to, route.link)))
-        .collect();
-    let conflict = |subnet: Subnet| routes.iter().find(|(to, _)| to.overlaps(subnet));
+    let routes = routes_by_others(socket, index)?;
     let Some(wanted) = wanted else {
         return config::default_subnets()
-            .find(|subnet| conflict(*subnet).is_none())
-            .ok_or_else(|| NetworkError::NoSubnet { bridge: config.name.clone() });
+            .find(|subnet| !routes.iter().any(|(to, _)| to.overlaps(*subnet)))
+            .ok_or_else(|| NetworkError::NoSubnet { bridge: config.name.to_owned() });
     };
-    let Some((route, by)) = conflict(wanted) else { return Ok(wanted) };
+    // A network of the user may be a part of what a wider route leads to (a VPN's 10.0.0.0/8, say).
+    let conflicts = |to: &Subnet| match config.alias {
+        Some(_) => wanted.contains(to.network()) && to.prefix() >= wanted.prefix(),
+        None => to.overlaps(wanted),
+    };
+    let Some((route, by)) = routes.iter().find(|(to, _)| conflicts(to)) else { return Ok(wanted) };
     let links = link::list(socket)?;
     let link = links.into_iter().find(|link| Some(link.index) == *by).map_or("no link".to_owned(), |link| link.name);
-    Err(NetworkError::Overlap { bridge: config.name.clone(), subnet: wanted.to_network(), route: *route, link })
+    Err(NetworkError::Overlap { bridge: config.name.to_owned(), subnet: wanted.to_network(), route: *route, link })
+}
+
+/// Subnets that this host reaches by other links. A route of a prefix of 0 is the default route and leads everywhere.
+pub(super) fn routes_by_others(
+    socket: &mut Socket,
+    index: Option<u32>,
+) -> Result<Vec<(Subnet, Option<u32>)>, NetlinkError> {
+    let routes = route::list(socket)?.into_iter();
+    Ok(routes
+        .filter(|route| route.prefix > 0 && (index.is_none() || route.link != index))
+        .filter_map(|route| Subnet::new(route.to, route.prefix).ok().map(|to| (to, route.link)))
+        .collect())
 }

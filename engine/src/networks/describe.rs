@@ -1,21 +1,22 @@
-//! The predefined networks as `GET /networks` shows them.
+//! Networks as `GET /networks` shows them.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use super::Networks;
+use super::definition::Definition;
 use super::endpoint::NetworkKind;
 use super::subnet::Subnet;
+use super::{Networks, locked};
 
 /// A network, without the containers on it, which the engine knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkDescription {
-    /// Which of the predefined ones.
+    /// Its kind.
     pub kind: NetworkKind,
     /// Its id.
     pub id: String,
-    /// Its name: `bridge`, `host`, `none`.
-    pub name: &'static str,
+    /// Its name: `bridge`, `host`, `none`, or the user's.
+    pub name: String,
     /// Its driver: `bridge`, `host`, `null`.
     pub driver: &'static str,
     /// Its subnet, where it has one: `172.17.0.0/16`.
@@ -23,16 +24,24 @@ pub struct NetworkDescription {
     /// The address of the bridge, where there is one.
     pub gateway: Option<Ipv4Addr>,
     /// Options of the driver.
-    pub options: BTreeMap<&'static str, String>,
+    pub options: BTreeMap<String, String>,
+    /// What is on record; none for the predefined ones.
+    pub definition: Option<Definition>,
 }
 
 impl Networks {
-    /// The predefined networks: bridge, host, none.
+    /// All networks: bridge, host, none, and those of users.
     pub fn describe(&self) -> Vec<NetworkDescription> {
-        [NetworkKind::Bridge, NetworkKind::Host, NetworkKind::None].into_iter().map(|kind| self.one(kind)).collect()
+        let mut all: Vec<_> = [NetworkKind::Bridge, NetworkKind::Host, NetworkKind::None]
+            .into_iter()
+            .map(|kind| self.one(kind))
+            .collect();
+        let leases = locked(&self.leases);
+        all.extend(leases.bridges.values().filter_map(|network| network.definition.clone()).map(of_user));
+        all
     }
 
-    /// The address of the bridge, which is the containers' gateway and their name for the host.
+    /// The address of the default bridge, which is the containers' name for the host.
     pub fn gateway(&self) -> Ipv4Addr {
         self.subnet.address()
     }
@@ -43,6 +52,7 @@ impl Networks {
             NetworkKind::Bridge => &self.config.ids.bridge,
             NetworkKind::Host => &self.config.ids.host,
             NetworkKind::None => &self.config.ids.none,
+            NetworkKind::Container => "",
         }
     }
 
@@ -55,15 +65,30 @@ impl Networks {
             ("com.docker.network.bridge.host_binding_ipv4", "0.0.0.0".to_owned()),
             ("com.docker.network.bridge.name", self.config.name.clone()),
             ("com.docker.network.driver.mtu", self.config.mtu.to_string()),
-        ];
+        ]
+        .map(|(key, value)| (key.to_owned(), value));
         NetworkDescription {
             kind,
             id: self.network_id(kind).to_owned(),
-            name: kind.name(),
+            name: kind.name().to_owned(),
             driver: kind.driver(),
             subnet: bridge.then(|| self.subnet.to_network()),
             gateway: bridge.then(|| self.subnet.address()),
             options: if bridge { BTreeMap::from(options) } else { BTreeMap::new() },
+            definition: None,
         }
+    }
+}
+
+fn of_user(definition: Definition) -> NetworkDescription {
+    NetworkDescription {
+        kind: NetworkKind::Bridge,
+        id: definition.id.clone(),
+        name: definition.name.clone(),
+        driver: NetworkKind::Bridge.driver(),
+        subnet: Some(definition.address.to_network()),
+        gateway: Some(definition.address.address()),
+        options: definition.options.clone(),
+        definition: Some(definition),
     }
 }

@@ -30,7 +30,7 @@ pub enum NetworkError {
     },
     /// The host can reach a part of the subnet already, by another link.
     #[error(
-        "subnet {subnet} of bridge {bridge} overlaps {route}, which this host reaches by {link}; choose another subnet (--bip)"
+        "subnet {subnet} of bridge {bridge} overlaps {route}, which this host reaches by {link}; choose another subnet (--subnet of a network, --bip of the default bridge)"
     )]
     Overlap {
         /// The bridge.
@@ -132,6 +132,105 @@ pub enum NetworkError {
         #[source]
         cause: NetlinkError,
     },
+    /// No network goes by that name or id.
+    #[error("network {0} not found")]
+    NotFound(String),
+    /// The same for what a user typed, with the name that may have been meant.
+    #[error("network {text} not found{near}")]
+    Unknown {
+        /// What was typed.
+        text: String,
+        /// `; did you mean …?`, or nothing.
+        near: String,
+    },
+    /// The beginning of an id that several have.
+    #[error("network {text} is ambiguous ({count} matches found on ID prefix)")]
+    Ambiguous {
+        /// What was given.
+        text: String,
+        /// How many fit.
+        count: usize,
+    },
+    /// The network is one of those that are always there.
+    #[error("{0} is a pre-defined network")]
+    Predefined(String),
+    /// The name can't be that of a network.
+    #[error("invalid network name {name:?}: {why}")]
+    NetworkName {
+        /// The name.
+        name: String,
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// Another network has the name.
+    #[error("network with name {0} already exists")]
+    NameTaken(String),
+    /// Another network has the bridge.
+    #[error("bridge {bridge} belongs to network {network}; choose another com.docker.network.bridge.name")]
+    BridgeTaken {
+        /// The bridge.
+        bridge: String,
+        /// Whose it is.
+        network: String,
+    },
+    /// Another network has addresses of the subnet.
+    #[error(
+        "Pool overlaps with other one on this address space: {subnet} shares addresses with {other} of network {network}"
+    )]
+    SubnetTaken {
+        /// The subnet asked for.
+        subnet: Subnet,
+        /// The other's.
+        other: Subnet,
+        /// The other network.
+        network: String,
+    },
+    /// Every subnet of the pools is in use.
+    #[error(
+        "all predefined address pools have been fully subnetted: each subnet of them overlaps another network or a route of this host; give a subnet, or the engine more pools (default-address-pools)"
+    )]
+    PoolsExhausted,
+    /// What is asked of the address management can't be.
+    #[error("invalid {what} {value}: {why}")]
+    Ipam {
+        /// Which part.
+        what: &'static str,
+        /// What was given.
+        value: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// IPv6 is not built.
+    #[error("IPv6 networks are not implemented in berth yet")]
+    Ipv6,
+    /// An option of the driver has a value that it can't have.
+    #[error("invalid value {value:?} for option {key}")]
+    Option {
+        /// The option.
+        key: String,
+        /// Its value.
+        value: String,
+    },
+    /// An option in docker's own space that the driver doesn't have.
+    #[error("option {0} is not implemented in berth")]
+    UnknownOption(String),
+    /// Containers are on the network.
+    #[error("error while removing network: network {name} id {id} has active endpoints")]
+    Active {
+        /// The network.
+        name: String,
+        /// Its id.
+        id: String,
+    },
+    /// The resolver of names couldn't be reached or started.
+    #[error("resolver of names: {what}")]
+    Names {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        #[source]
+        cause: io::Error,
+    },
     /// A netlink socket couldn't be used.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
@@ -152,11 +251,27 @@ impl NetworkError {
     /// The kind of the failure.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::BridgeName(_) | Self::BridgeAddress(_) | Self::Id(_) => ErrorKind::InvalidArgument,
+            Self::BridgeName(_)
+            | Self::BridgeAddress(_)
+            | Self::Id(_)
+            | Self::Ambiguous { .. }
+            | Self::NetworkName { .. }
+            | Self::Ipam { .. }
+            | Self::Option { .. } => ErrorKind::InvalidArgument,
+            Self::NotFound(_) | Self::Unknown { .. } => ErrorKind::NotFound,
+            Self::NameTaken(_) => ErrorKind::AlreadyExists,
+            // docker answers 403 for all of these.
+            Self::Predefined(_)
+            | Self::SubnetTaken { .. }
+            | Self::BridgeTaken { .. }
+            | Self::Active { .. }
+            | Self::Address(IpamError::InUse { .. }) => ErrorKind::PermissionDenied,
+            Self::Ipv6 | Self::UnknownOption(_) => ErrorKind::Unimplemented,
             Self::NotABridge { .. } | Self::Overlap { .. } | Self::LinkGone(_) => ErrorKind::FailedPrecondition,
-            Self::NoSubnet { .. } | Self::Address(IpamError::Exhausted { .. }) => ErrorKind::ResourceExhausted,
+            Self::PoolsExhausted | Self::NoSubnet { .. } | Self::Address(IpamError::Exhausted { .. }) => {
+                ErrorKind::ResourceExhausted
+            }
             Self::Address(IpamError::OutOfRange { .. }) => ErrorKind::InvalidArgument,
-            Self::Address(IpamError::InUse { .. }) => ErrorKind::AlreadyExists,
             // docker answers 500 when a port is taken, and clients look at the text; so it isn't AlreadyExists.
             Self::Port { .. }
             | Self::Publish { .. }
@@ -167,6 +282,7 @@ impl NetworkError {
             | Self::Connect { .. }
             | Self::Unpublish { .. }
             | Self::Disconnect { .. }
+            | Self::Names { .. }
             | Self::Netlink(_)
             | Self::Io { .. } => ErrorKind::Internal,
         }

@@ -39,12 +39,18 @@ pub enum IpamError {
 
 /// The owner of the gateway address in error texts.
 const BRIDGE: &str = "the bridge";
+/// The owner of auxiliary addresses.
+const AUXILIARY: &str = "an auxiliary address";
 
 /// The addresses of one subnet.
 #[derive(Debug)]
 pub(crate) struct Ipam {
     subnet: Subnet,
     owners: HashMap<Ipv4Addr, String>,
+    /// So many of them belong to no container.
+    fixed: usize,
+    /// First and last of the addresses that are handed out; others can be reserved.
+    handed_out: (u32, u32),
     /// Where the search for the next address begins.
     next: u32,
 }
@@ -52,13 +58,23 @@ pub(crate) struct Ipam {
 impl Ipam {
     /// A subnet of which only the bridge has its address.
     pub(crate) fn new(bridge: Subnet) -> Self {
-        let owners = HashMap::from([(bridge.address(), BRIDGE.to_owned())]);
-        Self { subnet: bridge, owners, next: bridge.network().to_bits() + 1 }
+        Self::with(bridge, None, [])
+    }
+
+    /// The same, handing out the addresses of a range only, and none of the auxiliary ones.
+    pub(crate) fn with(bridge: Subnet, range: Option<Subnet>, auxiliary: impl IntoIterator<Item = Ipv4Addr>) -> Self {
+        let mut owners = HashMap::from([(bridge.address(), BRIDGE.to_owned())]);
+        owners.extend(auxiliary.into_iter().map(|address| (address, AUXILIARY.to_owned())));
+        let (first, last) = (bridge.network().to_bits() + 1, bridge.broadcast().to_bits() - 1);
+        let handed_out = range.map_or((first, last), |range| {
+            (range.network().to_bits().max(first), range.broadcast().to_bits().min(last))
+        });
+        Self { subnet: bridge, fixed: owners.len(), owners, handed_out, next: handed_out.0 }
     }
 
     /// Takes the next free address for `owner`.
     pub(crate) fn allocate(&mut self, owner: &str) -> Result<Ipv4Addr, IpamError> {
-        let (first, last) = self.range();
+        let (first, last) = self.handed_out;
         let free = (self.next..=last)
             .chain(first..self.next)
             .map(Ipv4Addr::from_bits)
@@ -92,13 +108,15 @@ impl Ipam {
 
     /// Whether nobody but the bridge has an address.
     pub(crate) fn is_unused(&self) -> bool {
-        self.owners.len() == 1
+        self.owners.len() == self.fixed
     }
 
     fn take(&mut self, address: Ipv4Addr, owner: &str) {
-        let (first, last) = self.range();
+        let (first, last) = self.handed_out;
         let bits = address.to_bits();
-        self.next = if bits >= last { first } else { bits + 1 };
+        if (first..=last).contains(&bits) {
+            self.next = if bits >= last { first } else { bits + 1 };
+        }
         self.owners.insert(address, owner.to_owned());
     }
 
@@ -115,6 +133,20 @@ mod tests {
 
     fn ipam(bridge: &str) -> Ipam {
         Ipam::new(bridge.parse().expect("subnet"))
+    }
+
+    #[test]
+    fn a_range_is_handed_out_and_the_rest_can_be_asked_for() {
+        let range = "10.0.0.64/30".parse().expect("subnet");
+        let taken = Ipv4Addr::new(10, 0, 0, 65);
+        let mut ipam = Ipam::with("10.0.0.1/24".parse().expect("subnet"), Some(range), [taken]);
+        let take = |ipam: &mut Ipam| ipam.allocate("c").map(|address| address.octets()[3]).ok();
+        assert_eq!([take(&mut ipam), take(&mut ipam)], [Some(64), Some(66)]);
+        assert_eq!(ipam.reserve(Ipv4Addr::new(10, 0, 0, 9), "d"), Ok(()));
+        assert_eq!([take(&mut ipam), take(&mut ipam)], [Some(67), None]);
+        let error = ipam.reserve(taken, "d").expect_err("taken");
+        assert!(error.to_string().contains("auxiliary"), "{error}");
+        assert!(!ipam.is_unused());
     }
 
     #[test]

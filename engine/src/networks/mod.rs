@@ -1,4 +1,5 @@
-//! The default bridge network, made directly over netlink and nftables: no helper program, no user-space proxy.
+//! Bridge networks, the default one and those of users, made directly over netlink and nftables: no helper program, no
+//! user-space proxy.
 //!
 //! ```text
 //!            container                                   host
@@ -32,7 +33,7 @@
 //!
 //! # What is changed on the host
 //!
-//! The bridge and its links, the table `berth_BRIDGE` (`nft`), `net.ipv4.ip_forward`, and for the bridge alone
+//! The bridges and their links, the table `berth_BRIDGE` (`nft`), `net.ipv4.ip_forward`, and for each bridge alone
 //! `route_localnet=1`, `accept_ra=0`, `disable_ipv6=1`. Nothing of other tables, chains, bridges or policies; stacks with
 //! different bridge names and subnets don't meet. IPv6 is off on these links; ports are published on IPv4 addresses only.
 //!
@@ -46,145 +47,297 @@ mod attach;
 mod bridge;
 mod config;
 mod conntrack;
+mod definition;
 mod describe;
 mod endpoint;
 mod error;
 mod ipam;
+mod live;
 mod mac;
+pub mod names;
 mod netlink;
 mod netns;
 mod nft;
+mod pools;
 mod ports;
 mod restore;
 mod subnet;
 mod sysctl;
+mod user;
 
-use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::collections::{BTreeMap, HashMap};
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use self::config::{BridgeConfig, NetworkIds};
+pub use self::definition::{Definition, NetworkRequest, SubnetRequest};
 pub use self::describe::NetworkDescription;
-pub use self::endpoint::{Endpoint, EndpointRequest, NetworkKind};
+pub use self::endpoint::{AttachRequest, Endpoint, Member, MemberRequest, NetworkKind};
 pub use self::error::NetworkError;
 pub use self::mac::Mac;
+pub use self::pools::{Pool, PoolError, default_pools};
 pub use self::ports::{HostPort, PortRequest, Protocol, PublishedPort};
 pub use self::subnet::Subnet;
+pub use self::user::Found;
 
+use self::definition::DriverOptions;
 use self::ipam::Ipam;
+use self::names::Names;
 use self::netlink::{Family, NetlinkError, Socket};
 use self::netns::Pins;
-use self::nft::Firewall;
+use self::nft::{BridgeRules, Firewall};
 use self::ports::Ports;
 
 /// Most namespaces that are held, for descriptors are few in a shell's usual limits.
 const HELD: usize = 256;
 
-/// The predefined networks of one engine. All methods block for a millisecond or a few: call them off the async
-/// threads. Several threads may call them at once.
+/// The networks of one engine. All methods block for a millisecond or a few: call them off the async threads. Several
+/// threads may call them at once.
 #[derive(Debug)]
 pub struct Networks {
     config: BridgeConfig,
-    /// The bridge's address and network.
+    /// The default bridge's address and network.
     subnet: Subnet,
-    /// Changes when somebody deletes the bridge and we make it again.
-    bridge_index: AtomicU32,
     pins: Pins,
     // Where several are locked at once, then in this order.
-    leases: Mutex<Leases>,
     firewall: Mutex<Firewall>,
+    leases: Mutex<Leases>,
     route: Mutex<Socket>,
+    /// Links of containers on the host, and the networks they belong to.
+    homes: Mutex<HashMap<String, String>>,
     /// Links that were cut off, and when.
     departing: Mutex<Vec<(Instant, String)>>,
     /// The namespaces of containers that this engine has attached: the kernel takes a long time to take one down, and holds the lock
     /// of all links meanwhile, so that is left for when the container is detached. At most [`HELD`].
     held: Mutex<HashMap<String, OwnedFd>>,
+    /// The resolver of names in networks of users.
+    names: Names,
 }
 
 /// What containers have of things that are counted.
 #[derive(Debug)]
 struct Leases {
-    ipam: Ipam,
+    /// The bridge networks by id, the default one too.
+    bridges: BTreeMap<String, Bridged>,
     ports: Ports,
 }
 
+/// A bridge network.
+#[derive(Debug)]
+struct Bridged {
+    /// The network's name.
+    name: String,
+    /// What is on disk; none for the default one.
+    definition: Option<Definition>,
+    /// The bridge.
+    link: String,
+    /// Its index; changes when somebody deletes the bridge and we make it again, and is 0 while it can't be made.
+    index: u32,
+    /// The bridge's address and network.
+    address: Subnet,
+    mtu: u32,
+    icc: bool,
+    internal: bool,
+    masquerade: bool,
+    /// Where ports are published that say nothing.
+    host_ip: Option<Ipv4Addr>,
+    ipam: Ipam,
+}
+
+impl Bridged {
+    /// A network of the user whose bridge isn't there yet.
+    fn of(definition: Definition, mtu: u32) -> Result<Self, NetworkError> {
+        let options = DriverOptions::parse(&definition.options, mtu)?;
+        Ok(Self {
+            name: definition.name.clone(),
+            link: definition.bridge.clone(),
+            index: 0,
+            address: definition.address,
+            mtu: options.mtu,
+            icc: options.icc,
+            internal: definition.internal,
+            masquerade: options.masquerade,
+            host_ip: options.host_ip,
+            ipam: Ipam::with(definition.address, definition.range, definition.auxiliary.values().copied()),
+            definition: Some(definition),
+        })
+    }
+}
+
+impl Leases {
+    fn index_of(&self, network_id: &str) -> u32 {
+        self.bridges.get(network_id).map_or(0, |network| network.index)
+    }
+
+    fn link_of(&self, network_id: &str) -> String {
+        self.bridges.get(network_id).map_or_else(|| "gone".to_owned(), |network| network.link.clone())
+    }
+
+    /// What the firewall has to know of all bridges.
+    fn rules(&self) -> Vec<BridgeRules> {
+        let rule = |network: &Bridged| BridgeRules {
+            link: network.link.clone(),
+            subnet: network.address.to_network(),
+            internal: network.internal,
+            masquerade: network.masquerade,
+        };
+        self.bridges.values().map(rule).collect()
+    }
+}
+
 impl Networks {
-    /// Makes or repairs the bridge, kernel settings and the firewall's rules. Ports that an engine before this one
-    /// published stay published; [`Networks::restore`] then takes over what is alive.
+    /// Makes or repairs bridges, kernel settings and the firewall's rules. Ports that an engine before this one
+    /// published stay published; [`Networks::restore`] then takes over what is alive. A network of the user whose bridge can't be
+    /// made doesn't stop the others.
     ///
     /// The calling thread has to be in the host's network namespace.
-    pub fn open(config: BridgeConfig, run_root: &Path) -> Result<Self, NetworkError> {
+    pub fn open(config: BridgeConfig, run_root: &Path, definitions: Vec<Definition>) -> Result<Self, NetworkError> {
         let mut route = Socket::open(Family::Route)?;
         let pins = Pins::open(run_root)?;
-        let bridge = bridge::ensure(&mut route, &config)?;
+        let wanted = bridge::Wanted { name: &config.name, address: config.address, mtu: config.mtu, alias: None };
+        let bridge = bridge::ensure(&mut route, &wanted)?;
         sysctl::forward_packets()?;
-        let firewall = Firewall::open(&config.name, bridge.address)?;
+        let default = Bridged {
+            name: NetworkKind::Bridge.name().to_owned(),
+            definition: None,
+            link: config.name.clone(),
+            index: bridge.index,
+            address: bridge.address,
+            mtu: config.mtu,
+            icc: true,
+            internal: false,
+            masquerade: true,
+            host_ip: None,
+            ipam: Ipam::new(bridge.address),
+        };
+        let mut bridges = BTreeMap::from([(config.ids.bridge.clone(), default)]);
+        for definition in definitions {
+            let (id, name) = (definition.id.clone(), definition.name.clone());
+            match Bridged::of(definition, config.mtu) {
+                Ok(network) => drop(bridges.insert(id, network)),
+                Err(error) => tracing::warn!(network = name, %error, "network can't be used"),
+            }
+        }
+        let leases = Leases { bridges, ports: Ports::new() };
+        let firewall = Firewall::open(&config.name, leases.rules())?;
         let networks = Self {
             subnet: bridge.address,
-            bridge_index: AtomicU32::new(bridge.index),
+            names: Names::new(run_root),
             pins,
-            leases: Mutex::new(Leases { ipam: Ipam::new(bridge.address), ports: Ports::new() }),
+            leases: Mutex::new(leases),
             firewall: Mutex::new(firewall),
             route: Mutex::new(route),
+            homes: Mutex::new(HashMap::new()),
             departing: Mutex::new(Vec::new()),
             held: Mutex::new(HashMap::new()),
             config,
         };
+        networks.ensure_bridges_of_users();
         locked(&networks.firewall).assert_rules().map_err(|cause| networks.firewall_error(cause))?;
         Ok(networks)
     }
 
-    /// Makes bridge and firewall what they should be, after somebody changed them: `nft flush ruleset`, a firewall's
-    /// reload, a deleted bridge. Returns whether the bridge had to be made again.
+    /// Makes bridges and firewall what they should be, after somebody changed them: `nft flush ruleset`, a firewall's
+    /// reload, a deleted bridge. Returns whether a bridge had to be made again.
     pub fn repair(&self) -> Result<bool, NetworkError> {
-        let config = BridgeConfig { address: Some(self.subnet), ..self.config.clone() };
-        let bridge = bridge::ensure(&mut locked(&self.route), &config)?;
-        let before = self.bridge_index.swap(bridge.index, Ordering::Relaxed);
+        let default =
+            bridge::Wanted { name: &self.config.name, address: Some(self.subnet), mtu: self.config.mtu, alias: None };
+        let bridge = bridge::ensure(&mut locked(&self.route), &default)?;
+        let before = {
+            let mut leases = locked(&self.leases);
+            let network = leases.bridges.get_mut(&self.config.ids.bridge);
+            network.map_or(0, |network| std::mem::replace(&mut network.index, bridge.index))
+        };
+        let others = self.ensure_bridges_of_users();
         locked(&self.firewall).assert_all().map_err(|cause| self.firewall_error(cause))?;
-        if before != bridge.index {
+        let made_again = before != bridge.index || others;
+        if made_again {
             self.put_links_back()?;
         }
-        Ok(before != bridge.index)
+        Ok(made_again)
     }
 
     /// Leaves the host as it was found, if no container is attached: for an engine that ends in an orderly way. Returns
     /// whether it did. With containers attached everything stays, for their traffic and for the next engine.
     pub fn remove_if_unused(&self) -> Result<bool, NetworkError> {
-        let unused = locked(&self.leases).ipam.is_unused() && self.pins.list()?.is_empty();
+        let idle = locked(&self.leases).bridges.values().all(|network| network.ipam.is_unused());
+        let unused = idle && self.pins.list()?.is_empty();
         if unused {
             self.destroy()?;
         }
         Ok(unused)
     }
 
-    /// Deletes the bridge, the firewall table and the folder of pins. Containers have to be detached before.
+    /// Deletes the bridges, the firewall table and the folder of pins; the networks stay on record. Containers have to be
+    /// detached before.
     pub fn destroy(&self) -> Result<(), NetworkError> {
+        self.names.end();
         self.reap(Duration::ZERO)?;
         locked(&self.firewall).delete().map_err(|cause| self.firewall_error(cause))?;
-        bridge::delete(&mut locked(&self.route), &self.config.name)?;
+        let ours: Vec<String> = {
+            let leases = locked(&self.leases);
+            let own = |network: &&Bridged| network.definition.as_ref().is_none_or(|definition| !definition.adopted);
+            leases.bridges.values().filter(own).map(|network| network.link.clone()).collect()
+        };
+        ours.iter().try_for_each(|name| bridge::delete(&mut locked(&self.route), name))?;
         self.pins.remove();
         Ok(())
     }
 
-    /// Puts all links of this stack on the bridge, which is a new one.
+    /// Puts all links of this stack back on their bridges, of which some are new.
     fn put_links_back(&self) -> Result<(), NetworkError> {
         let prefix = self.alias_prefix();
+        let homes: HashMap<String, u32> = {
+            let leases = locked(&self.leases);
+            let homes = locked(&self.homes);
+            homes.iter().map(|(link, network)| (link.clone(), leases.index_of(network))).collect()
+        };
         let mut route = locked(&self.route);
         let mut ours = netlink::link::list(&mut route)?;
         ours.retain(|link| link.alias.as_ref().is_some_and(|alias| alias.starts_with(&prefix)));
-        for some in ours.chunks(netlink::LINKS_AT_ONCE) {
+        let homeless =
+            ours.iter().filter_map(|link| Some((link, *homes.get(&link.name).filter(|index| **index != 0)?)));
+        let homeless: Vec<_> = homeless.filter(|(link, index)| link.master != Some(*index)).collect();
+        for some in homeless.chunks(netlink::LINKS_AT_ONCE) {
             let mut batch = netlink::Batch::new();
-            some.iter().for_each(|link| netlink::link::bring_up(&mut batch, &link.name, Some(self.bridge_index())));
+            some.iter().for_each(|(link, index)| netlink::link::bring_up(&mut batch, &link.name, Some(*index)));
             route.run(&mut batch)?;
         }
         Ok(())
     }
 
-    fn bridge_index(&self) -> u32 {
-        self.bridge_index.load(Ordering::Relaxed)
+    /// Answers the names of a container from now on. Its namespace is the one it was attached with, or that of its process.
+    pub fn serve_names(&self, zone: &names::Zone, namespace: Option<BorrowedFd<'_>>) -> Result<(), NetworkError> {
+        if let Some(namespace) = namespace {
+            return self.names.serve(zone, namespace);
+        }
+        let held = locked(&self.held).get(&zone.id).map(OwnedFd::try_clone).transpose();
+        let held =
+            held.map_err(|cause| NetworkError::Io { what: "copy namespace of", path: zone.id.clone().into(), cause })?;
+        let namespace = match held {
+            Some(held) => Some(held),
+            None => sys::netns::open(&self.pins.path(&zone.id)?)?,
+        };
+        match namespace {
+            Some(namespace) => self.names.serve(zone, namespace.as_fd()),
+            None => Err(NetworkError::Names {
+                what: "find the container's namespace",
+                cause: std::io::ErrorKind::NotFound.into(),
+            }),
+        }
+    }
+
+    /// The namespace that a container was attached with, while this engine holds it.
+    pub fn held_namespace(&self, id: &str) -> Option<OwnedFd> {
+        locked(&self.held).get(id).and_then(|held| held.try_clone().ok())
+    }
+
+    /// The resolver of names.
+    pub fn names(&self) -> &Names {
+        &self.names
     }
 
     fn firewall_error(&self, cause: NetlinkError) -> NetworkError {

@@ -4,9 +4,9 @@ use std::collections::HashSet;
 
 use tracing::{info, warn};
 
-use super::endpoint::{Endpoint, NetworkKind};
+use super::endpoint::{Endpoint, Member, NetworkKind};
 use super::error::NetworkError;
-use super::netlink::{Batch, link};
+use super::netlink::{Batch, LINKS_AT_ONCE, link};
 use super::{Networks, locked};
 
 /// What couldn't be restored for a container.
@@ -32,43 +32,71 @@ impl Networks {
         let mut known_ids = HashSet::new();
         let mut known_links = HashSet::new();
         let links = link::list(&mut locked(&self.route))?;
-        let is_there = |name: &str| links.iter().any(|link| link.name == name);
+        let there: HashSet<&str> = links.iter().map(|link| link.name.as_str()).collect();
         for (id, endpoint) in records {
             if endpoint.network == NetworkKind::Host {
                 continue;
             }
             let mut damage = |error| damages.push(Damage { id: id.to_owned(), error });
             known_ids.insert(id);
-            if let Some(address) = &endpoint.address {
-                if !is_there(&address.host_link) {
-                    damage(NetworkError::LinkGone(address.host_link.clone()));
+            let members = endpoint.members();
+            // Links go all at once, with the namespace; one alone is missing when a change of a living container's networks was
+            // cut short.
+            let gone = |member: &&Member| !there.contains(member.address.host_link.as_str());
+            if let Some(missing) = members.iter().find(gone)
+                && !endpoint.unsettled
+            {
+                damage(NetworkError::LinkGone(missing.address.host_link.clone()));
+                if members.iter().all(|member| gone(&member)) {
                     continue;
                 }
-                known_links.insert(address.host_link.as_str());
-                self.restore_endpoint(id, endpoint).into_iter().for_each(&mut damage);
             }
+            known_links.extend(members.iter().map(|member| member.address.host_link.clone()));
+            self.restore_endpoint(id, endpoint, &members, &there).into_iter().for_each(&mut damage);
         }
         locked(&self.firewall).assert_all().map_err(|cause| self.firewall_error(cause))?;
-        self.sweep(links, &known_ids, &known_links)?;
+        self.sweep(&links, &known_ids, &known_links)?;
         Ok(damages)
     }
 
-    fn restore_endpoint(&self, id: &str, endpoint: &Endpoint) -> Vec<NetworkError> {
+    fn restore_endpoint(
+        &self,
+        id: &str,
+        endpoint: &Endpoint,
+        members: &[Member],
+        there: &HashSet<&str>,
+    ) -> Vec<NetworkError> {
         let mut errors = Vec::new();
-        let Some(address) = &endpoint.address else { return errors };
         let mut leases = locked(&self.leases);
-        if let Err(error) = leases.ipam.reserve(address.ip, id) {
-            // Another subnet since, most likely: the container keeps running, but nothing leads to it.
-            return vec![error.into()];
-        }
-        for port in &endpoint.ports {
-            let held = leases.ports.restore(id, port);
-            errors.extend(held.err().map(|cause| NetworkError::Port { endpoint: id.to_owned(), cause }));
-        }
-        drop(leases);
-        locked(&self.firewall).remember(address.ip, &endpoint.ports);
         let mut batch = Batch::new();
-        link::bring_up(&mut batch, &address.host_link, Some(self.bridge_index()));
+        let mut usable = Vec::new();
+        for member in members {
+            let Some(network) = leases.bridges.get_mut(&member.network_id) else {
+                errors.push(NetworkError::NotFound(member.network_id.clone()));
+                continue;
+            };
+            // Another subnet since, most likely: the container keeps running, but nothing leads to it.
+            if let Err(error) = network.ipam.reserve(member.address.ip, id) {
+                errors.push(error.into());
+                continue;
+            }
+            usable.push(member.network_id.as_str());
+            if network.index != 0 && there.contains(member.address.host_link.as_str()) {
+                link::bring_up(&mut batch, &member.address.host_link, Some(network.index));
+                locked(&self.homes).insert(member.address.host_link.clone(), member.network_id.clone());
+            }
+        }
+        let gateway = endpoint.gateway_member().filter(|gateway| usable.contains(&gateway.network_id.as_str()));
+        if let Some(gateway) = gateway {
+            for port in &endpoint.ports {
+                let held = leases.ports.restore(id, port);
+                errors.extend(held.err().map(|cause| NetworkError::Port { endpoint: id.to_owned(), cause }));
+            }
+            drop(leases);
+            locked(&self.firewall).remember(gateway.address.ip, &endpoint.ports);
+        } else {
+            drop(leases);
+        }
         if let Err(cause) = locked(&self.route).run(&mut batch) {
             let (endpoint, bridge) = (id.to_owned(), self.config.name.clone());
             errors.push(NetworkError::Connect { endpoint, bridge, cause });
@@ -79,24 +107,37 @@ impl Networks {
     /// Removes what an engine left behind that died between two steps.
     fn sweep(
         &self,
-        links: Vec<link::Link>,
+        links: &[link::Link],
         known_ids: &HashSet<&str>,
-        known_links: &HashSet<&str>,
+        known_links: &HashSet<String>,
     ) -> Result<(), NetworkError> {
         let prefix = self.alias_prefix();
-        let bridge = self.bridge_index();
-        let mut batch = Batch::new();
+        let (bridges, networks): (HashSet<u32>, HashSet<String>) = {
+            let leases = locked(&self.leases);
+            let indices = leases.bridges.values().map(|network| network.index).collect();
+            (indices, leases.bridges.keys().map(|id| self.network_alias(id)).collect())
+        };
+        let mut left = Vec::new();
         for link in links {
-            let labelled = link.alias.as_ref().is_some_and(|alias| alias.starts_with(&prefix));
+            let alias = link.alias.as_deref().unwrap_or_default();
+            let labelled = alias.starts_with(&prefix);
             // Killed between creating and labelling: on our bridge, and named as we name links.
-            let unlabelled = link.alias.is_none() && link.master == Some(bridge) && is_host_link_name(&link.name);
-            let ours = link.kind.as_deref() == Some("veth") && (labelled || unlabelled);
-            if ours && !known_links.contains(link.name.as_str()) {
+            let on_ours = link.master.is_some_and(|master| bridges.contains(&master));
+            let unlabelled = link.alias.is_none() && on_ours && is_host_link_name(&link.name);
+            let end = link.kind.as_deref() == Some("veth")
+                && (labelled || unlabelled)
+                && !known_links.contains(link.name.as_str());
+            let bridge = link.kind.as_deref() == Some("bridge") && labelled && !networks.contains(alias);
+            if end || bridge {
                 info!(link = link.name, alias = link.alias, "left-over link is removed");
-                link::delete(&mut batch, &link.name);
+                left.push(link.name.as_str());
             }
         }
-        locked(&self.route).run(&mut batch)?;
+        for some in left.chunks(LINKS_AT_ONCE) {
+            let mut batch = Batch::new();
+            some.iter().for_each(|name| link::delete(&mut batch, name));
+            locked(&self.route).run(&mut batch)?;
+        }
         for id in self.pins.list()? {
             if !known_ids.contains(id.as_str()) {
                 info!(id, "left-over network namespace is removed");

@@ -2,7 +2,11 @@
 
 use super::{DriverError, Snapshotters, SupervisorError, connect::Connector};
 use proto::{
-    berth::streams::v1::{AttachRequest, streams_client::StreamsClient},
+    berth::{
+        content::v1::store_client::StoreClient,
+        registry::v1::registry_client::RegistryClient,
+        streams::v1::{AttachRequest, streams_client::StreamsClient},
+    },
     containerd::services::{
         containers::v1::containers_client::ContainersClient, content::v1::content_client::ContentClient,
         diff::v1::diff_client::DiffClient, events::v1::events_client::EventsClient,
@@ -55,6 +59,7 @@ impl Interceptor for Headers {
 /// The supervisor. Cheap to clone; all clones share one connection.
 #[derive(Debug, Clone)]
 pub struct Client {
+    connector: Connector,
     channel: Channel,
     headers: Headers,
     attaches: Arc<OnceCell<bool>>,
@@ -80,13 +85,25 @@ impl Client {
     }
 
     pub(super) fn over(connector: Connector) -> Self {
+        let channel = Self::connect(connector.clone());
+        let headers = Headers { lease: None };
+        Self { connector, channel, headers, attaches: Arc::default(), snapshotters: Arc::default() }
+    }
+
+    fn connect(connector: Connector) -> Channel {
         // The address only fills the :authority header; where to connect to is the connector's business.
-        let channel = Endpoint::from_static("http://localhost")
+        Endpoint::from_static("http://localhost")
             // Archives and blobs travel here: windows that hold a few messages, on a link without latency.
             .initial_stream_window_size(1 << 20)
             .initial_connection_window_size(4 << 20)
-            .connect_with_connector_lazy(connector);
-        Self { channel, headers: Headers { lease: None }, attaches: Arc::default(), snapshotters: Arc::default() }
+            .connect_with_connector_lazy(connector)
+    }
+
+    /// A connection of its own, made when first used, for what moves at the pace of a client. What lies unread on a connection uses up
+    /// its window, and then every other call on it waits: the starts of containers, for a `docker save` into a pipe that nobody
+    /// reads.
+    pub fn apart(&self) -> Self {
+        Self { channel: Self::connect(self.connector.clone()), ..self.clone() }
     }
 
     /// The same connection, with every call made under the lease `id`: what it creates is kept while the lease exists.
@@ -186,6 +203,10 @@ impl Client {
         introspection: IntrospectionClient;
         /// Attachments to the stdio of running processes; Berth's own.
         streams: StreamsClient;
+        /// What registries are asked beside pull and push; Berth's own.
+        registry: RegistryClient;
+        /// Whether stored content is whole; Berth's own.
+        store: StoreClient;
         /// The version, as a raw service; see [`Client::version`].
         version_service: VersionClient;
     }

@@ -33,7 +33,7 @@ struct ConnectCause {
 }
 
 /// Connects to one unix socket.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub(super) struct Connector {
     socket: Arc<Path>,
     // Shared by all attempts: callers that queue behind a long absence must not wait one after the other.

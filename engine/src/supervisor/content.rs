@@ -5,7 +5,8 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use proto::{
     containerd::services::content::v1::{
-        AbortRequest, Info, ListContentRequest, ReadContentRequest, UpdateRequest, WriteAction, WriteContentRequest,
+        AbortRequest, Info, InfoRequest, ListContentRequest, ReadContentRequest, UpdateRequest, WriteAction,
+        WriteContentRequest,
     },
     digest::Digest,
     kind::ErrorKind,
@@ -25,6 +26,13 @@ pub async fn label(client: &Client, digest: &str, key: &str, value: &str) -> Res
         update_mask: Some(prost_types::FieldMask { paths: vec![format!("labels.{key}")] }),
     };
     client.retry(request, |client, request| async move { client.content().update(request).await }).await.map(drop)
+}
+
+/// Labels of a blob.
+pub async fn labels(client: &Client, digest: &str) -> Result<HashMap<String, String>, SupervisorError> {
+    let request = InfoRequest { digest: digest.to_owned() };
+    let answer = client.retry(request, |client, request| async move { client.content().info(request).await }).await?;
+    Ok(answer.info.unwrap_or_default().labels)
 }
 
 /// Reads a whole blob of at most `limit` bytes.

@@ -60,18 +60,22 @@ impl Transfer {
         store: ImageStore,
         source: impl FnOnce(String) -> Any,
     ) -> Result<Self, SupervisorError> {
-        let mut tasks = JoinSet::new();
-        // Opened only with credentials: otherwise the supervisor would wait for an answer that says nothing.
-        let auth_stream = match credentials {
-            None => String::new(),
-            Some(credentials) => {
-                let channel = streams::open(client, "auth").await?;
-                let id = channel.id.clone();
-                tasks.spawn(serve_credentials(channel, reference.clone(), credentials));
-                id
-            }
-        };
+        let (client, mut tasks) = (&client.apart(), JoinSet::new());
+        let auth_stream = offer(client, &mut tasks, reference, credentials).await?;
         Self::start(client, tasks, source(auth_stream), typeurl::pack(&store), None).await
+    }
+
+    /// Pushes an image of `store` to what `destination` describes for an auth stream of that name.
+    pub async fn push(
+        client: &Client,
+        reference: &ImageRef,
+        credentials: Option<Credentials>,
+        store: ImageStore,
+        destination: impl FnOnce(String) -> Any,
+    ) -> Result<Self, SupervisorError> {
+        let (client, mut tasks) = (&client.apart(), JoinSet::new());
+        let auth_stream = offer(client, &mut tasks, reference, credentials).await?;
+        Self::start(client, tasks, typeurl::pack(&store), destination(auth_stream), None).await
     }
 
     /// Loads an archive into `store`; `source` describes it, given the name of the stream that it comes on.
@@ -81,6 +85,7 @@ impl Transfer {
         store: ImageStore,
         source: impl FnOnce(String) -> Any,
     ) -> Result<Self, SupervisorError> {
+        let client = &client.apart();
         let channel = streams::open(client, "import").await?;
         let source = source(channel.id.clone());
         Self::start(client, JoinSet::new(), source, typeurl::pack(&store), Some((channel, archive))).await
@@ -92,6 +97,7 @@ impl Transfer {
         store: ImageStore,
         destination: impl FnOnce(String) -> Any,
     ) -> Result<(Self, Download), SupervisorError> {
+        let client = &client.apart();
         let channel = streams::open(client, "export").await?;
         let destination = destination(channel.id.clone());
         let transfer = Self::start(client, JoinSet::new(), typeurl::pack(&store), destination, None).await?;
@@ -145,6 +151,21 @@ impl Transfer {
         });
         Ok(Self { steps, _tasks: tasks })
     }
+}
+
+/// Serves credentials to a transfer; gives the name of the stream.
+async fn offer(
+    client: &Client,
+    tasks: &mut JoinSet<()>,
+    reference: &ImageRef,
+    credentials: Option<Credentials>,
+) -> Result<String, SupervisorError> {
+    // Opened only with credentials: otherwise the supervisor would wait for an answer that says nothing.
+    let Some(credentials) = credentials else { return Ok(String::new()) };
+    let channel = streams::open(client, "auth").await?;
+    let id = channel.id.clone();
+    tasks.spawn(serve_credentials(channel, reference.clone(), credentials));
+    Ok(id)
 }
 
 /// The archive that a transfer writes.

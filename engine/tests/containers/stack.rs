@@ -23,6 +23,8 @@ pub struct Stack {
     root: tempfile::TempDir,
     number: u8,
     engine: Option<Child>,
+    /// A configuration file was written.
+    configured: bool,
 }
 
 /// What the engine answered.
@@ -76,6 +78,11 @@ fn program(name: &str) -> PathBuf {
 impl Stack {
     /// Starts; `None`, and a line that says why, where that cannot be.
     pub fn start() -> Option<Self> {
+        Self::configured("")
+    }
+
+    /// The same with a configuration file.
+    pub fn configured(config: &str) -> Option<Self> {
         for name in ["berth-supervisor", "berth-shim", "berth-runtime"] {
             if !program(name).exists() {
                 eprintln!("skipped: {name} is not built");
@@ -92,7 +99,8 @@ impl Stack {
         }
         let root = tempfile::Builder::new().prefix("berth-engine-").tempdir().unwrap();
         let number = STACKS.fetch_add(1, Ordering::Relaxed);
-        let mut stack = Self { root, number, engine: None };
+        std::fs::write(root.path().join("engine.toml"), config).unwrap();
+        let mut stack = Self { root, number, engine: None, configured: !config.is_empty() };
         stack.start_engine();
         stack.import_image();
         Some(stack)
@@ -110,9 +118,20 @@ impl Stack {
             .arg("--run-root")
             .arg(self.run())
             .args(["--bridge", &self.bridge()])
-            .args(["--bip", &format!("10.232.{}.1/24", 100 + self.number)])
+            .args(["--bip", &format!("10.{}.{}.1/24", 100 + std::process::id() % 100, self.number)])
             .stdin(Stdio::null());
+        if self.configured {
+            command.arg("--config").arg(self.root.path().join("engine.toml"));
+        }
         command
+    }
+
+    /// Lets everybody open the socket.
+    pub fn open_socket(&self) {
+        use std::os::unix::fs::PermissionsExt;
+        for (path, mode) in [(self.root.path().to_owned(), 0o711), (self.run().join("engine.sock"), 0o666)] {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        }
     }
 
     pub fn data(&self) -> PathBuf {
@@ -132,6 +151,12 @@ impl Stack {
         eventually("the engine serves", || UnixStream::connect(&socket).map(drop).map_err(|e| e.to_string()));
     }
 
+    /// How many descriptors the engine has open.
+    pub fn engine_descriptors(&self) -> usize {
+        let pid = self.engine.as_ref().unwrap().id();
+        std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+    }
+
     /// SIGKILL for the engine.
     pub fn kill_engine(&mut self) {
         let mut engine = self.engine.take().unwrap();
@@ -146,6 +171,32 @@ impl Stack {
         eventually("the supervisor is gone", || match std::fs::metadata(format!("/proc/{pid}/exe")) {
             Ok(_) => Err("it lives".into()),
             Err(_) => Ok(()),
+        });
+    }
+
+    /// SIGKILL for all shims, and for the first process of each container.
+    pub fn kill_containers(&self) {
+        let run = self.run().display().to_string();
+        let processes = std::fs::read_dir("/proc").unwrap().flatten();
+        let pids: Vec<i32> = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+        let line = |pid: &i32| std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let is_shim = |pid: &&i32| {
+            let line = String::from_utf8_lossy(&line(pid)).into_owned();
+            line.contains("berth-shim") && line.contains(&run)
+        };
+        let shims: Vec<i32> = pids.iter().filter(is_shim).copied().collect();
+        let children = |parent: &i32| {
+            let text = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
+            text.split_whitespace().filter_map(|word| word.parse::<i32>().ok()).collect::<Vec<_>>()
+        };
+        assert!(!shims.is_empty(), "no shim runs");
+        let first: Vec<i32> = shims.iter().flat_map(children).collect();
+        for pid in shims.iter().chain(&first) {
+            let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+        }
+        eventually("they are gone", || {
+            let left = first.iter().filter(|pid| !line(pid).is_empty()).count();
+            if left == 0 { Ok(()) } else { Err(format!("{left} live")) }
         });
     }
 
@@ -176,8 +227,10 @@ impl Stack {
         stream.write_all(head.as_bytes()).unwrap();
         let _ = stream.write_all(body);
         let mut bytes = Vec::new();
-        stream.read_to_end(&mut bytes).unwrap_or_else(|e| panic!("{method} {target}: {e}"));
-        parse(&bytes).unwrap_or_else(|| panic!("{method} {target}: {}", String::from_utf8_lossy(&bytes)))
+        // An engine that answers before it has read the body resets the connection behind its answer.
+        let ended = stream.read_to_end(&mut bytes);
+        parse(&bytes)
+            .unwrap_or_else(|| panic!("{method} {target}: {ended:?} after {}", String::from_utf8_lossy(&bytes)))
     }
 
     pub fn get(&self, target: &str) -> Answer {
@@ -241,6 +294,20 @@ impl Stack {
         (head, stream)
     }
 
+    /// As [`Stack::begin`], but the target may bring headers of its own, which say what becomes of the connection.
+    pub fn begin_open(&self, method: &str, target: &str) -> (String, UnixStream) {
+        let mut stream = self.connect();
+        stream.write_all(format!("{method} {target} HTTP/1.1\r\nHost: d\r\n\r\n").as_bytes()).unwrap();
+        let head = read_head(&mut stream);
+        (head, stream)
+    }
+
+    /// Everything that has happened so far, one event in a line.
+    pub fn past_events(&self) -> String {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        self.get(&format!("/events?since=1&until={}.{:09}", now.as_secs(), now.subsec_nanos())).text()
+    }
+
     fn import_image(&self) {
         let archive = image();
         let target = "/images/create?fromSrc=-&repo=test&changes=ENV%20FROM=image&changes=VOLUME%20/vol";
@@ -267,6 +334,34 @@ impl Stack {
         let root = self.root.path().display().to_string();
         left.extend(mounts.lines().filter(|line| line.contains(&root)).map(str::to_owned));
         left
+    }
+}
+
+#[allow(dead_code, reason = "for the tests of the system, which share this file")]
+impl Stack {
+    /// Folder of everything that belongs to this stack.
+    pub fn root(&self) -> &Path {
+        self.root.path()
+    }
+
+    /// Number of the engine's process.
+    pub fn engine_pid(&self) -> Pid {
+        Pid::from_raw(self.engine.as_ref().expect("an engine runs").id() as i32)
+    }
+
+    pub fn signal_engine(&self, signal: Signal) {
+        kill(self.engine_pid(), signal).unwrap();
+    }
+
+    /// SIGTERM for the engine, and its end.
+    pub fn stop_engine(&mut self) {
+        self.signal_engine(Signal::SIGTERM);
+        assert!(self.engine.take().unwrap().wait().unwrap().success());
+    }
+
+    /// An engine that was started elsewhere with this stack's folders.
+    pub fn adopt(&mut self, engine: Child) {
+        self.engine = Some(engine);
     }
 }
 
@@ -354,7 +449,10 @@ fn image() -> Vec<u8> {
     let program = std::fs::read(busybox().unwrap()).unwrap();
     entry(&mut tar, "bin/", b'5', 0o755, "", b"");
     entry(&mut tar, "bin/busybox", b'0', 0o755, "", &program);
-    for name in ["sh", "cat", "echo", "sleep", "id", "true", "false", "seq", "ls", "usleep", "tty", "kill"] {
+    for name in [
+        "sh", "cat", "echo", "sleep", "id", "true", "false", "seq", "ls", "usleep", "tty", "kill", "readlink", "test",
+        "df", "tail", "tr", "mount", "stat", "touch", "env", "hostname", "dd", "grep", "ps",
+    ] {
         entry(&mut tar, &format!("bin/{name}"), b'2', 0o777, "busybox", b"");
     }
     entry(&mut tar, "etc/", b'5', 0o755, "", b"");

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where by panicking")]
 
 mod archive;
+mod registries;
 mod registry;
 mod stack;
 
@@ -340,7 +341,6 @@ fn failed_pulls_have_a_status_or_an_error_line() {
         ("fromImage=a&tag=b%20c", 400),
         ("fromImage=scratch&tag=latest", 403),
         ("fromImage=a&tag=1&platform=a/b/c/d", 400),
-        ("fromImage=a", 501),
         ("", 400),
     ] {
         assert_eq!(pull(target).status, status, "{target}");
@@ -430,4 +430,65 @@ fn images_outlive_a_killed_supervisor() {
     assert_eq!((list.status, &list.json()[0]["Id"]), (200, &json!(id)), "{list:?}");
     let id = import(&stack, "&repo=b", &tar(&[("x", b"z")]));
     assert_eq!(stack.get("/images/b/json").json()["Id"], json!(id));
+}
+
+#[test]
+fn verify_names_what_is_damaged() {
+    let stack = stack!();
+    let id = import(&stack, "&repo=good", &tar(&[("x", &noise(100_000, 21))]));
+    let bad = import(&stack, "&repo=bad", &tar(&[("x", &noise(100_000, 41))]));
+    let well = stack.post("/images/verify", b"").lines();
+    assert_eq!((well.len(), &well[0]["errors"], &well[0]["images"]), (1, &json!(0), &json!(2)), "{well:?}");
+    let layer = stack.get("/images/bad/json").json()["RootFS"]["Layers"][0].as_str().unwrap().to_owned();
+    let mut blobs = stack.left().into_iter().filter(|path| path.ends_with(&layer["sha256:".len()..]));
+    let blob = blobs.next_back().expect("the layer's blob");
+    let mut bytes = std::fs::read(&blob).unwrap();
+    bytes[1000] ^= 1;
+    std::fs::write(&blob, bytes).unwrap();
+    let lines = stack.post("/images/verify", b"").lines();
+    let (totals, faults) = lines.split_last().unwrap();
+    assert!(
+        totals["errors"].as_i64().unwrap() >= 1 && totals["status"].as_str().unwrap().contains("damaged"),
+        "{totals}"
+    );
+    assert!(faults.iter().any(|line| line["id"] == json!(layer) && line["error"].is_string()), "{faults:?}");
+    // The other image is as it should be.
+    let good = stack.post("/images/verify?names=good", b"").lines();
+    assert_eq!((good.len(), &good[0]["errors"]), (1, &json!(0)), "{good:?}");
+    assert_eq!(stack.post("/images/verify?names=nope", b"").status, 404);
+    for id in [id, bad] {
+        assert_eq!(stack.delete(&format!("/images/{id}")).status, 200);
+    }
+    stack.expect_nothing_left();
+}
+
+#[test]
+fn commit_above_layers_whose_blobs_are_dropped() {
+    let stack = stack!(Stack::start_configured("[content]\nkeep-layers = false\n"));
+    let image = Image::new("base", vec![tar(&[("a", &noise(300_000, 51))]), tar(&[("b", b"second")])]);
+    assert_eq!(stack.post("/images/load", &image.docker_archive(&["base:1"])).error(), None);
+    let has_blobs = || {
+        let names: Vec<_> = image.layers.iter().map(|layer| proto::digest::Digest::of(layer).hex()).collect();
+        stack.left().iter().filter(|path| names.iter().any(|name| path.ends_with(name))).count()
+    };
+    assert_eq!(has_blobs(), 0, "{:?}", stack.left());
+    let body = json!({"Image": "base:1", "Cmd": ["/hello"]}).to_string();
+    let json_type = [("Content-Type", "application/json")];
+    let made = stack.request("POST", "/containers/create?name=source", &json_type, body.as_bytes());
+    assert_eq!(made.status, 201, "{made:?}");
+    let committed = stack.post("/commit?container=source&repo=made&tag=1", b"");
+    assert_eq!(committed.status, 201, "{committed:?}");
+    let id = committed.json()["Id"].clone();
+    // The base goes; what its layers can be made from stays with what stands on them.
+    assert_eq!(stack.delete("/containers/source").status, 204);
+    assert_eq!(stack.delete("/images/base:1").status, 200);
+    let well = stack.post("/images/verify", b"").lines();
+    assert_eq!((well.len(), &well[0]["errors"], &well[0]["remakeable"]), (1, &json!(0), &json!(2)), "{well:?}");
+    let saved = stack.get_bytes("/images/made:1/get");
+    assert_eq!(stack.delete("/images/made:1").status, 200);
+    stack.expect_nothing_left();
+    assert_eq!(stack.post("/images/load", &saved).error(), None);
+    let loaded = stack.get("/images/made:1/json").json();
+    assert_eq!(loaded["Id"], id);
+    assert_eq!(loaded["RootFS"]["Layers"].as_array().unwrap().len(), 2);
 }

@@ -28,7 +28,12 @@ struct Shared {
 impl Registry {
     /// Starts one; with a user and password it wants basic authentication.
     pub fn start(password: Option<(&str, &str)>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::start_at("127.0.0.1", password)
+    }
+
+    /// The same at another address of this machine.
+    pub fn start_at(host: &str, password: Option<(&str, &str)>) -> Self {
+        let listener = TcpListener::bind((host, 0)).unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let password = password.map(|(user, password)| (user.to_owned(), password.to_owned()));
         let shared = Arc::new(Shared {
@@ -79,6 +84,11 @@ impl Registry {
             paths.insert(format!("/v2/{repository}/manifests/{reference}"), index.clone());
         }
         digest
+    }
+
+    /// Answers a path with this.
+    pub fn put(&self, path: &str, body: &serde_json::Value) {
+        self.shared.paths.lock().unwrap().insert(path.to_owned(), serde_json::to_vec(body).unwrap());
     }
 
     /// Puts other bytes in the place of a blob.

@@ -14,6 +14,7 @@ pub struct Stack {
     root: tempfile::TempDir,
     supervisor: Child,
     engine: Child,
+    gateway: String,
 }
 
 /// What the engine answered.
@@ -57,8 +58,26 @@ impl Stack {
         Self::start_on(None)
     }
 
+    /// The same, with further arguments for the engine.
+    pub fn start_with(arguments: &[&str]) -> Option<Self> {
+        Self::begin_on(None, arguments)
+    }
+
     /// The same, with room for only so many bytes if `room` is given.
     pub fn start_on(room: Option<usize>) -> Option<Self> {
+        Self::begin_on(room, &[])
+    }
+
+    fn begin_on(room: Option<usize>, arguments: &[&str]) -> Option<Self> {
+        Self::begin_with(room, arguments, "")
+    }
+
+    /// The same, with a configuration for the supervisor.
+    pub fn start_configured(supervisor: &str) -> Option<Self> {
+        Self::begin_with(None, &[], supervisor)
+    }
+
+    fn begin_with(room: Option<usize>, arguments: &[&str], config: &str) -> Option<Self> {
         let Some(program) = supervisor_program() else {
             eprintln!("skipped: berth-supervisor is not built (cargo build -p supervisor)");
             return None;
@@ -75,11 +94,19 @@ impl Stack {
             let flags = nix::mount::MsFlags::empty();
             nix::mount::mount(Some("tmpfs"), &data, Some("tmpfs"), flags, Some(size.as_str())).unwrap();
         }
-        let supervisor = spawn(&program, root.path(), "supervisor");
+        let file = root.path().join("supervisor.toml");
+        std::fs::write(&file, config).unwrap();
+        let supervisor = spawn(&program, root.path(), "supervisor", &["--config", file.to_str().unwrap()]);
         wait_for(&root.path().join("R/supervisor.sock"));
-        let engine = spawn(Path::new(env!("CARGO_BIN_EXE_berth-engine")), root.path(), "engine");
+        // Engines side by side, of other test runs too, need bridges and subnets of their own.
+        static ENGINES: AtomicU8 = AtomicU8::new(0);
+        let (number, pid) = (ENGINES.fetch_add(1, Ordering::Relaxed), std::process::id());
+        let gateway = format!("10.{}.{number}.1", 64 + pid % 64);
+        let (bridge, address) = (format!("bei{}x{number}", pid % 10_000), format!("{gateway}/24"));
+        let arguments = [&["--bridge", &bridge, "--bip", &address], arguments].concat();
+        let engine = spawn(Path::new(env!("CARGO_BIN_EXE_berth-engine")), root.path(), "engine", &arguments);
         wait_for(&root.path().join("R/engine.sock"));
-        Some(Self { root, supervisor, engine })
+        Some(Self { root, supervisor, engine, gateway })
     }
 
     /// Kills the supervisor outright and starts another.
@@ -87,7 +114,12 @@ impl Stack {
         self.supervisor.kill().unwrap();
         self.supervisor.wait().unwrap();
         let program = supervisor_program().unwrap();
-        self.supervisor = spawn(&program, self.root.path(), "supervisor");
+        self.supervisor = spawn(&program, self.root.path(), "supervisor", &[]);
+    }
+
+    /// The address of the engine's bridge: on this machine, and no loopback.
+    pub fn gateway(&self) -> &str {
+        &self.gateway
     }
 
     /// A request with a body sent in chunks; `Connection: close` makes the end of the answer plain.
@@ -195,22 +227,14 @@ pub fn eventually(what: &str, mut attempt: impl FnMut() -> Result<(), String>) {
     }
 }
 
-fn spawn(program: &Path, root: &Path, name: &str) -> Child {
-    // Engines side by side need bridges and subnets of their own.
-    static ENGINES: AtomicU8 = AtomicU8::new(0);
-    let mut network = Vec::new();
-    if name == "engine" {
-        let number = ENGINES.fetch_add(1, Ordering::Relaxed);
-        let bridge = format!("bei{}x{number}", std::process::id() % 10_000);
-        network = vec!["--bridge".to_owned(), bridge, "--bip".to_owned(), format!("10.233.{number}.1/24")];
-    }
+fn spawn(program: &Path, root: &Path, name: &str, arguments: &[&str]) -> Child {
     let log = std::fs::File::options().create(true).append(true).open(root.join(format!("{name}.log"))).unwrap();
     Command::new(program)
         .arg("--data-root")
         .arg(root.join("D"))
         .arg("--run-root")
         .arg(root.join("R"))
-        .args(network)
+        .args(arguments)
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
         .stderr(log)

@@ -4,7 +4,8 @@ use crate::walk::Scene;
 use integration_tests::{Stack, eventually, faults::Fault};
 use serde_json::{Value, json};
 
-const SCRIPT: &str = "trap 'exit 7' TERM; echo up; while :; do sleep 1000 & wait; done";
+/// Ends with 7 at SIGTERM.
+pub const SCRIPT: &str = "trap 'exit 7' TERM; echo up; while :; do sleep 1000 & wait; done";
 
 /// What `inspect` says of the state, when there is somebody to ask.
 pub fn state(fault: &Fault<'_>, name: &str) -> Value {
@@ -83,7 +84,7 @@ pub fn remove(fault: &Fault<'_>, name: &str) {
     });
 }
 
-/// Create, start, pause, unpause, exec, kill; start, stop; remove.
+/// Create, start, pause, unpause, update, exec, kill; start, stop; remove.
 pub fn life(_: &Scene, fault: &Fault<'_>) {
     let name = "life";
     fault.arm();
@@ -95,6 +96,9 @@ pub fn life(_: &Scene, fault: &Fault<'_>) {
     // The event of the pause may be heard after the answer to the unpause, and before its event.
     eventually("it runs on", || (state(fault, name)["Status"] == "running").then_some(()));
     assert_eq!(state(fault, name)["Pid"].as_u64(), Some(pid), "{}", fault.point);
+    let limits = json!({"CpuShares": 512, "RestartPolicy": {"Name": "no"}});
+    fault.ask("POST", &format!("/containers/{name}/update"), Some(&limits), &[200]);
+    assert_eq!(fault.stack().inspect(name)["HostConfig"]["CpuShares"], 512, "{}", fault.point);
     exec(fault, name);
     assert_eq!(state(fault, name)["Pid"].as_u64(), Some(pid), "{}", fault.point);
     fault.ask("POST", &format!("/containers/{name}/kill?signal=TERM"), None, &[204, 409]);

@@ -3,7 +3,9 @@
 //!
 //! The points are read from the sources, so the walk can't be incomplete; a point that no operation here passes fails it.
 
+mod commits;
 mod life;
+mod networks;
 mod pulls;
 mod restarts;
 mod walk;

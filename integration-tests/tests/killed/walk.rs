@@ -1,6 +1,6 @@
 //! The walk itself: every point, alone and with the death of the other daemon too.
 
-use crate::{life, pulls, restarts};
+use crate::{commits, life, networks, pulls, restarts};
 use integration_tests::{
     Stack,
     faults::{Deaths, Fault},
@@ -16,6 +16,16 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "supervisor.create.checkpoint_unpacked",
         "supervisor/tests/tasks/restore.rs::what_can_not_be_restored_can_be_deleted",
     ),
+    ("supervisor.push.blob_sent", "supervisor/tests/store/push.rs::killed_at_every_point"),
+    ("supervisor.push.blob_there", "supervisor/tests/store/push.rs::killed_at_every_point"),
+    ("supervisor.push.blobs_there", "supervisor/tests/store/push.rs::killed_at_every_point"),
+    ("supervisor.push.children_there", "supervisor/tests/store/push.rs::killed_at_every_point"),
+    ("supervisor.push.layer_compressed", "supervisor/tests/store/push.rs::killed_at_every_point"),
+    ("supervisor.push.manifests_rewritten", "supervisor/tests/store/push.rs::killed_at_every_point"),
+    ("supervisor.push.planned", "supervisor/tests/store/push.rs::killed_at_every_point"),
+    ("supervisor.recipes.named", "supervisor/tests/store/dropped.rs::killed_at_every_point"),
+    ("supervisor.recipes.unrecorded", "supervisor/tests/store/dropped.rs::killed_at_every_point"),
+    ("supervisor.recipes.written", "supervisor/tests/store/dropped.rs::killed_at_every_point"),
     ("supervisor.snapshot_prepare.cloned", "supervisor/tests/snapshots/crashes.rs::killed_at_each_step_of_btrfs"),
     ("supervisor.snapshot_prepare.copied", "supervisor/tests/snapshots/crashes.rs::killed_at_each_step_of_native"),
     ("supervisor.snapshot_prepare.reserved", "supervisor/tests/snapshots/crashes.rs::killed_at_each_step_of_native"),
@@ -33,7 +43,9 @@ type Scenario = fn(&Scene, &Fault<'_>);
 
 const SCENARIOS: &[(&str, Scenario)] = &[
     ("life", life::life),
+    ("networks", networks::networks),
     ("pull", pulls::pull),
+    ("commit", commits::commit),
     ("restart", restarts::restart),
     ("shim killed", restarts::shim_killed),
     ("unfinished", restarts::unfinished),
@@ -43,8 +55,10 @@ const SCENARIOS: &[(&str, Scenario)] = &[
 fn guess(point: &str) -> &'static str {
     let operation = point.split('.').nth(1).unwrap_or_default();
     match operation {
-        "pull" | "unpack" | "content_commit" | "content_delete" | "image_record" | "gc" | "rmi" | "image_delete"
-        | "snapshot_commit" => "pull",
+        "pull" | "unpack" | "stack_prepare" | "stack_commit" | "sync_behind" | "content_commit" | "content_delete"
+        | "image_record" | "gc" | "rmi" | "image_delete" | "snapshot_commit" => "pull",
+        "commit" => "commit",
+        "network" | "connect" | "disconnect" | "rearrange" => "networks",
         "bury" => "shim killed",
         "adopt" if point.contains(".un") => "unfinished",
         "adopt" | "repair" => "restart",

@@ -113,6 +113,9 @@ pub struct RegistryResolver {
     pub http_debug: bool,
     #[prost(bool, tag = "6")]
     pub http_trace: bool,
+    /// Berth's own: how many blobs are fetched or sent at the same time; 0 leaves it to the supervisor.
+    #[prost(uint32, tag = "100")]
+    pub parallel: u32,
 }
 impl ::prost::Name for RegistryResolver {
     const NAME: &'static str = "RegistryResolver";
@@ -211,7 +214,11 @@ impl ::prost::Name for ImageExportStream {
         "/containerd.types.transfer.ImageExportStream".into()
     }
 }
-/// What happened, on which object, and how far it is.
+/// What happened, on which object, and how far it is. A push (ImageStore to OCIRegistry) tells of every layer and
+/// configuration: "waiting", "compressing" (progress and total in bytes of the uncompressed layer), "uploading" (bytes),
+/// and one of the ends "complete", "already exists", "mounted" (parents\[0\]: the repository it was mounted from);
+/// "complete" for each manifest, and "pushed" (name: the reference, desc: its target) at the end. `name` is the digest in the
+/// image as it was before the push, `desc` what is uploaded, which differs for a layer that had to be compressed.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Progress {
     #[prost(string, tag = "1")]

@@ -1,5 +1,7 @@
 //! Credentials of the calling thread: ids, groups, capability sets, no_new_privs.
 
+use std::os::fd::{AsRawFd, BorrowedFd};
+
 use nix::errno::Errno;
 
 use crate::raw::check;
@@ -20,6 +22,29 @@ pub fn set_uid(uid: u32) -> Result<(), Errno> {
 pub fn set_groups(groups: &[u32]) -> Result<(), Errno> {
     // SAFETY: the kernel reads `len` ids from the slice.
     check(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) }).map(drop)
+}
+
+/// Supplementary groups of the process that connected a unix stream socket, as they were then (SO_PEERGROUPS, Linux 4.13).
+pub fn peer_groups(socket: BorrowedFd<'_>) -> Result<Vec<u32>, Errno> {
+    const NAME: libc::c_int = 59;
+    let mut groups = vec![0u32; 64];
+    loop {
+        let mut length = libc::socklen_t::try_from(groups.len() * size_of::<u32>()).map_err(|_| Errno::EOVERFLOW)?;
+        let asked = socket.as_raw_fd();
+        // SAFETY: the kernel writes at most `length` bytes into the vector, and how many it has into `length`.
+        let result =
+            unsafe { libc::getsockopt(asked, libc::SOL_SOCKET, NAME, groups.as_mut_ptr().cast(), &raw mut length) };
+        let count = length as usize / size_of::<u32>();
+        match Errno::result(result) {
+            // It tells how many there are; not more than 65536 (setgroups(2)).
+            Err(Errno::ERANGE) if count > groups.len() && count <= 1 << 16 => groups.resize(count, 0),
+            Err(errno) => return Err(errno),
+            Ok(_) => {
+                groups.truncate(count);
+                return Ok(groups);
+            }
+        }
+    }
 }
 
 /// The three sets that capset(2) knows, a bit per capability.

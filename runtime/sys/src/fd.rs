@@ -131,6 +131,15 @@ pub fn take_inherited(number: RawFd) -> Result<OwnedFd, Errno> {
     Ok(owned)
 }
 
+/// Accepts a connection; it is close-on-exec and doesn't block.
+pub fn accept(listener: impl AsFd) -> Result<OwnedFd, Errno> {
+    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    let listener = listener.as_fd().as_raw_fd();
+    // SAFETY: no address is asked for, so the call takes integers and null pointers; it returns a new descriptor.
+    let accepted = unsafe { libc::accept4(listener, std::ptr::null_mut(), std::ptr::null_mut(), flags) };
+    own(libc::c_long::from(accepted))
+}
+
 /// A connected pair of sockets that keep message boundaries, close-on-exec.
 pub fn message_pair() -> Result<(OwnedFd, OwnedFd), Errno> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};

@@ -32,4 +32,5 @@ pub mod service;
 pub mod session;
 pub mod spawn;
 pub mod task;
+pub mod writeback;
 pub mod xattr;

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -85,6 +85,23 @@ where
     made
 }
 
+/// Pins a namespace that somebody has already. On failure nothing is left at `pin`.
+pub fn pin(namespace: BorrowedFd<'_>, pin: &Path) -> Result<(), NetnsError> {
+    fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(pin)
+        .map_err(|error| NetnsError::io("create pin of", pin, &error))?;
+    let source = format!("/proc/self/fd/{}", namespace.as_raw_fd());
+    let made = mount(Some(source.as_str()), pin, None::<&str>, MsFlags::MS_BIND, None::<&str>);
+    made.map_err(|errno| {
+        // The first failure is the one to tell.
+        let _ = delete(pin);
+        NetnsError::new("pin", pin, errno)
+    })
+}
+
 /// Opens a pinned namespace; `None` when nothing is pinned there.
 pub fn open(pin: &Path) -> Result<Option<OwnedFd>, NetnsError> {
     if !is_pinned(pin) {
@@ -152,7 +169,6 @@ where
 /// Sets the loopback interface of this thread's network namespace up.
 pub fn loopback_up() -> Result<(), Errno> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-    use std::os::fd::AsRawFd;
     let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     // SAFETY: ifreq is plain old data for which all zeroes is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -200,6 +216,12 @@ mod tests {
         assert_eq!(own_namespace(), before, "the caller stayed where it was");
         assert!(is_pinned(&pin));
         assert_eq!(within(namespace.as_fd(), own_namespace).expect("enter"), made_in);
+
+        let second = dir.join("two");
+        super::pin(namespace.as_fd(), &second).expect("pin once more");
+        let found = open(&second).expect("open").expect("pinned");
+        assert_eq!(within(found.as_fd(), own_namespace).expect("enter"), made_in);
+        delete(&second).expect("delete");
 
         let reopened = open(&pin).expect("open").expect("pinned");
         assert_eq!(within(reopened.as_fd(), own_namespace).expect("enter"), made_in);

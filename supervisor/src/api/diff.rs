@@ -25,6 +25,9 @@ use crate::{
 };
 
 const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+/// In a request's labels: paths that are to stay out of the layer, one in each line. Whoever commits a container leaves out
+/// with it what was made for its mounts. Not a label of the blob.
+const EXCEPT: &str = "berth/diff.except";
 /// Tells, of a compressed layer, the digest of what is in it.
 const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 
@@ -102,9 +105,11 @@ fn make_layer(
     stores: &Stores,
     namespace: &str,
     lease: Option<&str>,
-    request: api::DiffRequest,
+    mut request: api::DiffRequest,
     compression: Compression,
 ) -> Result<Response<api::DiffResponse>, Status> {
+    let except = request.labels.remove(EXCEPT).unwrap_or_default();
+    let except = except.lines().map(|path| path.trim_start_matches('/').as_bytes().to_vec()).collect();
     let copy = stores.snapshots.copy_behind(&request.left, &request.right);
     let difference = Difference {
         left: &request.left,
@@ -112,6 +117,7 @@ fn make_layer(
         scratch: stores.snapshots.scratch(),
         copy: copy.as_deref(),
         epoch: request.source_date_epoch.map(|epoch| epoch.seconds),
+        except,
     };
     let reference = if request.r#ref.is_empty() { unique("diff") } else { request.r#ref.clone() };
     let mut writer = stores.content.writer(namespace, &reference, 0, None, lease).map_err(status)?;
@@ -131,8 +137,8 @@ fn make_layer(
         }
     };
     let mut labels: Labels = labels_from(request.labels);
-    if compression != Compression::Plain {
-        labels.insert(UNCOMPRESSED.to_owned(), written.diff_id.to_string());
+    if let Some(diff_id) = written.diff_id {
+        labels.insert(UNCOMPRESSED.to_owned(), diff_id.to_string());
     }
     let size = output.writer.offset();
     let digest = match output.writer.commit(size, None, &labels) {

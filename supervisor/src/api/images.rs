@@ -70,6 +70,7 @@ impl images_server::Images for ImagesService {
         blocking(move || {
             let labels = labels_from(image.labels);
             check(&labels).map_err(Status::invalid_argument)?;
+            crate::recipes::images::adopt(&stores, namespace.as_str(), &target).map_err(status)?;
             let record = stores.images.create(namespace.as_str(), &image.name, target, labels).map_err(status)?;
             stores.gc.changed();
             stores.gc.expires_if(expiry(&record.labels));

@@ -1,4 +1,4 @@
-//! Transfer service: pull, import, tag and export.
+//! Transfer service: pull, push, import, tag and export.
 
 use std::sync::Arc;
 
@@ -8,6 +8,7 @@ use tonic::{Request, Response, Status, async_trait};
 use super::required;
 use crate::{
     failure::{namespace, status},
+    registry::Registries,
     store::Stores,
     transfer::{Context, Streams},
 };
@@ -16,12 +17,13 @@ use crate::{
 pub(crate) struct TransferService {
     stores: Arc<Stores>,
     streams: Arc<Streams>,
+    registries: Arc<Registries>,
 }
 
 impl TransferService {
     /// The service over these stores, with the streams of the Streaming service.
-    pub(crate) fn new(stores: Arc<Stores>, streams: Arc<Streams>) -> Self {
-        Self { stores, streams }
+    pub(crate) fn new(stores: Arc<Stores>, streams: Arc<Streams>, registries: Arc<Registries>) -> Self {
+        Self { stores, streams, registries }
     }
 }
 
@@ -33,9 +35,10 @@ impl transfer_server::Transfer for TransferService {
         let (source, destination) =
             (required(request.source, "source")?, required(request.destination, "destination")?);
         let progress = request.options.unwrap_or_default().progress_stream;
-        let (stores, streams) = (self.stores.clone(), self.streams.clone());
+        let (stores, streams, registries) = (self.stores.clone(), self.streams.clone(), self.registries.clone());
         // Dropped with this future: a client that goes away ends its transfer.
-        Context::run(stores, streams, namespace.as_str(), &source, &destination, &progress).await.map_err(status)?;
+        let run = Context::run(stores, streams, registries, namespace.as_str(), &source, &destination, &progress);
+        run.await.map_err(status)?;
         Ok(Response::new(()))
     }
 }

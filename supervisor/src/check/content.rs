@@ -1,20 +1,21 @@
 //! Blobs: each is read whole and compared with its name.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    fs::File,
-    io::{self, Read},
+    collections::{BTreeMap, BTreeSet},
     path::Path,
 };
 
 use proto::digest::Digest;
-use sha2::{Digest as _, Sha256};
 
-use super::{Check, CheckError, Database, StoreError, entries, names};
+use super::{
+    Check, CheckError, Database, StoreError,
+    blob::{self, Users},
+    entries, names,
+};
 use crate::{
     content::{CONTENT, Info},
     images::{
-        IMAGES, Record,
+        self, IMAGES,
         manifest::{Descriptor, Document, MANIFEST_LIMIT, OCI_INDEX, OCI_MANIFEST},
     },
     namespaces,
@@ -29,7 +30,7 @@ impl Check {
     pub(super) fn content(&mut self, db: &Database) -> Result<(), CheckError> {
         let read = db.read(|tx| Ok::<_, StoreError>((CONTENT.list_all(tx)?, IMAGES.list_all(tx)?)));
         let (records, images) = read?;
-        let users = users(&records, &images);
+        let users = Users::find(&records, &images).of_blob;
         let mut by_digest = BTreeMap::<&String, (u64, Vec<&String>)>::new();
         for (namespace, digest, info) in &records {
             by_digest.entry(digest).or_insert((info.size, Vec::new())).1.push(namespace);
@@ -39,7 +40,9 @@ impl Check {
             let file = folder.join(name.strip_prefix("sha256:").unwrap_or(name));
             let Some(why) = wrong(&file, name, *size)? else { continue };
             let none = BTreeSet::new();
-            let users = names(users.get(*name).unwrap_or(&none));
+            let users = users.get(*name).unwrap_or(&none);
+            let users: Vec<_> = users.iter().map(|(namespace, name)| format!("image {namespace}/{name}")).collect();
+            let users = names(&users);
             let what = format!("blob {name} {why}; it is part of {users}");
             self.tell(what, Some("record dropped, so that the next pull fetches it anew"));
             if self.repair {
@@ -88,7 +91,7 @@ impl Check {
                 CONTENT.put(tx, RECOVERED, &key, &info)?;
                 if let Some(target) = target.as_ref().filter(|_| !below.contains(&key)) {
                     let (labels, target) = (Labels::new(), target.clone());
-                    let record = Record { target, labels, created_at: now, updated_at: now };
+                    let record = images::Record { target, labels, created_at: now, updated_at: now };
                     IMAGES.put(tx, RECOVERED, &format!("recovered@{key}"), &record)?;
                 }
             }
@@ -120,45 +123,6 @@ fn document(file: &Path, digest: Digest, size: u64) -> Result<Option<Document>, 
     Ok(if is_document { Document::parse(&bytes, digest, "").ok() } else { None })
 }
 
-/// What is wrong with a blob's file, if something is.
 fn wrong(file: &Path, name: &str, size: u64) -> Result<Option<String>, CheckError> {
-    let mut open = match File::open(file) {
-        Ok(open) => open,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some("is missing".into())),
-        Err(error) => return Err(CheckError::file("open", file)(error)),
-    };
-    let length = open.metadata().map_err(CheckError::file("look at", file))?.len();
-    if length != size {
-        return Ok(Some(format!("is {length} bytes long instead of {size}")));
-    }
-    let (mut hasher, mut buffer) = (Sha256::new(), vec![0; 1 << 18]);
-    loop {
-        match open.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(count) => hasher.update(&buffer[..count]),
-            // A sector that can't be read: the blob is as bad as one with other bytes.
-            Err(error) => return Ok(Some(format!("can't be read ({error})"))),
-        }
-    }
-    let actual = Digest::from_bytes(hasher.finalize().into()).to_string();
-    Ok((actual != name).then(|| format!("is damaged (its bytes have the digest {actual})")))
-}
-
-/// By digest: the images that need it.
-fn users(records: &[(String, String, Info)], images: &[(String, String, Record)]) -> HashMap<String, BTreeSet<String>> {
-    let labels: HashMap<(&str, &str), &Labels> =
-        records.iter().map(|(namespace, digest, info)| ((&**namespace, &**digest), &info.labels)).collect();
-    let mut users = HashMap::<String, BTreeSet<String>>::new();
-    for (namespace, name, image) in images {
-        let (name, mut todo) = (format!("image {namespace}/{name}"), vec![image.target.digest.to_string()]);
-        while let Some(digest) = todo.pop() {
-            if !users.entry(digest.clone()).or_default().insert(name.clone()) {
-                continue;
-            }
-            let references = labels.get(&(namespace, &digest)).into_iter().flat_map(|labels| labels.iter());
-            let content = references.filter(|(label, _)| label.starts_with("containerd.io/gc.ref.content"));
-            todo.extend(content.map(|(_, digest)| digest.clone()));
-        }
-    }
-    users
+    blob::wrong(file, name, size, &|| true).map_err(CheckError::file("read", file))
 }

@@ -35,10 +35,14 @@ pub(crate) struct Settings {
     pub(crate) drain: Period,
     /// What is told to every shim.
     pub(crate) shim: ShimSettings,
+    /// What is kept of images.
+    pub(crate) content: ContentSettings,
     /// How layers are kept.
     pub(crate) snapshots: SnapshotConfig,
     /// When garbage is collected.
     pub(crate) gc: GcSettings,
+    /// How registries are reached.
+    pub(crate) registry: RegistrySettings,
     /// Runtime names and the shim binaries that serve them.
     pub(crate) runtimes: BTreeMap<String, PathBuf>,
 }
@@ -49,6 +53,20 @@ pub(crate) struct Settings {
 pub(crate) struct ShimSettings {
     /// Whether it should be talkative.
     pub(crate) debug: bool,
+}
+
+/// What is kept of images.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub(crate) struct ContentSettings {
+    /// Whether blobs of layers stay once they are unpacked.
+    pub(crate) keep_layers: bool,
+}
+
+impl Default for ContentSettings {
+    fn default() -> Self {
+        Self { keep_layers: true }
+    }
 }
 
 /// When garbage is collected: as `GcConfig`, in the file's words.
@@ -90,6 +108,23 @@ impl From<GcSettings> for GcConfig {
     }
 }
 
+/// How registries are reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub(crate) struct RegistrySettings {
+    /// Folders of hosts, in the order in which they count.
+    pub(crate) config_path: Vec<PathBuf>,
+    /// How long a connection may be silent.
+    pub(crate) silence: Period,
+}
+
+impl Default for RegistrySettings {
+    fn default() -> Self {
+        let folders = ["/etc/berth/certs.d", "/etc/docker/certs.d", "/etc/containerd/certs.d"];
+        Self { config_path: folders.map(PathBuf::from).into(), silence: Period::seconds(60) }
+    }
+}
+
 /// Sections whose keys are the user's own words.
 const FREE: [&str; 1] = ["runtimes"];
 
@@ -108,8 +143,10 @@ impl Default for Settings {
             metrics: String::new(),
             drain: Period::seconds(5),
             shim: ShimSettings::default(),
+            content: ContentSettings::default(),
             snapshots: SnapshotConfig::default(),
             gc: GcSettings::default(),
+            registry: RegistrySettings::default(),
             runtimes: BTreeMap::new(),
         }
     }

@@ -11,8 +11,15 @@ use proto::digest::Digest;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::{CONTENT, Claim, Content, ContentError, record};
+use super::{
+    Claim, Content, ContentError,
+    arriving::{Arriving, Growth},
+    commit::Ready,
+};
 use crate::store::{Labels, Time};
+
+/// Bytes that are gathered before the kernel is asked to begin writing them to the disk.
+const PUSH: u64 = 8 << 20;
 
 #[derive(Serialize, Deserialize)]
 struct Ticket {
@@ -87,12 +94,18 @@ pub(crate) struct Writer {
     expected: Option<Digest>,
     started_at: Time,
     no_room: bool,
+    // Up to where the kernel was asked to write to the disk.
+    pushed: u64,
+    growth: Option<Arc<Growth>>,
     // The last to go: until then nobody else takes the folder.
     _claim: Claim,
 }
 
 impl Drop for Writer {
     fn drop(&mut self) {
+        if let Some(growth) = &self.growth {
+            growth.given_up();
+        }
         if self.no_room
             && let Err(error) = fs::remove_dir_all(&self.folder)
         {
@@ -157,6 +170,8 @@ impl Writer {
             expected,
             started_at,
             no_room: false,
+            pushed: offset,
+            growth: None,
             _claim: claim,
         })
     }
@@ -174,6 +189,15 @@ impl Writer {
     /// The lease under which it is written.
     pub(super) fn lease(&self) -> Option<&str> {
         self.lease.as_deref()
+    }
+
+    /// A reader that follows this writer from the first byte.
+    pub(crate) fn follow(&mut self) -> Result<Arriving, ContentError> {
+        let growth = self.growth.get_or_insert_with(|| Arc::new(Growth::default()));
+        growth.grown(self.offset);
+        let what = || format!("read ingest {:?}", self.reference);
+        Arriving::open(&self.folder.join("data"), growth.clone())
+            .map_err(|cause| ContentError::Io { what: what(), cause })
     }
 
     /// Gives the ingest up, with what it holds.
@@ -212,6 +236,16 @@ impl Writer {
         })?;
         self.hasher.update(bytes);
         self.offset += bytes.len() as u64;
+        if let Some(growth) = &self.growth {
+            growth.grown(self.offset);
+        }
+        // The disk works while more arrives, so that the commit finds little left to wait for.
+        if self.offset - self.pushed >= PUSH {
+            if let Err(errno) = sys::writeback::start(&self.data, self.pushed, self.offset - self.pushed) {
+                tracing::debug!(reference = self.reference, %errno, "early write-back refused");
+            }
+            self.pushed = self.offset;
+        }
         Ok(())
     }
 
@@ -226,7 +260,11 @@ impl Writer {
         let failed = |cause| ContentError::Io { what: format!("truncate ingest {:?}", self.reference), cause };
         self.data.set_len(offset).map_err(failed)?;
         self.hasher = Sha256::new();
+        if let Some(growth) = &self.growth {
+            growth.cut(offset);
+        }
         self.offset = hash_up_to(&mut self.data, &mut self.hasher, offset).map_err(failed)?;
+        self.pushed = self.pushed.min(self.offset);
         Ok(())
     }
 
@@ -249,33 +287,28 @@ impl Writer {
         {
             return refuse(ContentError::WrongDigest { reference: self.reference.clone(), actual, expected });
         }
-        let failed = |cause| ContentError::Io { what: format!("store content {actual}"), cause };
-        self.data.sync_data().map_err(failed)?;
-        proto::fault!("supervisor.content_commit.synced");
-        let (data, blob) = (self.folder.join("data"), self.content.file_of(&actual));
-        self.content
-            .db
-            .write(|tx| {
-                if CONTENT.get(tx, &self.namespace, &actual.to_string())?.is_some() {
-                    if let Some(lease) = &self.lease {
-                        crate::leases::add_in(tx, &self.namespace, lease, "content", &actual.to_string())?;
-                    }
-                    return Ok(true);
-                }
-                fs::rename(&data, &blob).map_err(failed)?;
-                // The name must be on disk before the record; the database's own sync doesn't cover this folder.
-                proto::fault!("supervisor.content_commit.placed");
-                File::open(&self.content.blobs).and_then(|folder| folder.sync_all()).map_err(failed)?;
-                record(tx, &self.namespace, &actual, self.offset, labels, self.lease.as_deref())?;
-                Ok::<_, ContentError>(false)
-            })
-            .and_then(|existed| {
-                proto::fault!("supervisor.content_commit.recorded");
-                if let Err(error) = fs::remove_dir_all(&self.folder) {
-                    tracing::warn!(reference = self.reference, %error, "ingest folder left to the collector");
-                }
-                if existed { Err(ContentError::Exists(actual)) } else { Ok(actual) }
-            })
+        if let Some(growth) = &self.growth {
+            growth.complete();
+        }
+        // Its bytes go to the disk beside those of others that are committed at the same moment.
+        if let Err(errno) = sys::writeback::start(&self.data, self.pushed, 0) {
+            tracing::debug!(reference = self.reference, %errno, "early write-back refused");
+        }
+        self.content.commits.commit(
+            &self.content,
+            Ready {
+                namespace: self.namespace.clone(),
+                digest: actual,
+                size: self.offset,
+                labels: labels.clone(),
+                lease: self.lease.clone(),
+                data: self
+                    .data
+                    .try_clone()
+                    .map_err(|cause| ContentError::Io { what: format!("store content {actual}"), cause })?,
+                folder: self.folder.clone(),
+            },
+        )
     }
 }
 

@@ -109,12 +109,25 @@ pub(crate) struct Descriptor {
     /// For which platform it is, in an index.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) platform: Option<Platform>,
+    /// Where else than in a registry it can be had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) urls: Option<Vec<String>>,
 }
 
 impl Descriptor {
     /// A descriptor without notes.
     pub(crate) fn new(media_type: &str, digest: Digest, size: u64) -> Self {
-        Self { media_type: media_type.to_owned(), digest, size, annotations: None, platform: None }
+        Self { media_type: media_type.to_owned(), digest, size, annotations: None, platform: None, urls: None }
+    }
+
+    /// Whether it is a layer that its maker doesn't want in other registries (image-spec, non-distributable layers).
+    pub(crate) fn is_foreign(&self) -> bool {
+        self.media_type.contains(".nondistributable.") || self.media_type.contains(".foreign.")
+    }
+
+    /// Encrypted addresses where it can be had besides.
+    pub(crate) fn foreign_urls(&self) -> impl Iterator<Item = &str> {
+        self.urls.iter().flatten().map(String::as_str).filter(|url| url.starts_with("https://"))
     }
 
     /// The descriptor as a protocol message.
@@ -136,6 +149,7 @@ impl Descriptor {
             size: u64::try_from(message.size).map_err(|_| "size is negative".to_owned())?,
             annotations: (!annotations.is_empty()).then_some(annotations),
             platform: None,
+            urls: None,
         })
     }
 }

@@ -1,36 +1,46 @@
 //! Unpacks one layer: into the upper folder of an overlay, where whiteouts become devices 0/0 and opaque marks become
 //! attributes, or into a merged tree, from which they remove what is there.
 //!
-//! One thread reads, inflates and hashes; the other parses and makes files.
+//! One thread reads and inflates, one hashes, parses and makes files, one writes what is in them.
+//!
+//! An overlay's layer can be unpacked apart from those below it, before they are there: it needs them only for the looks of
+//! directories that it doesn't describe, which are put right later ([`dress`]), and for links to their files, which are rare and
+//! make it start over ([`LayerError::NeedsBelow`]).
 
 mod inflate;
 mod merged;
 #[cfg(test)]
 mod tests;
+mod write;
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::{self, Read, Seek, SeekFrom, Write},
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     rc::Rc,
-    sync::mpsc::sync_channel,
 };
 
 use nix::{
     errno::Errno,
     fcntl::{AtFlags, OFlag, openat},
+    sched::{CloneFlags, unshare},
     sys::{
-        stat::{FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmodat, makedev, mkdirat, mknodat, utimensat},
+        stat::{
+            FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstat, futimens, makedev, mkdirat, mknodat,
+            umask, utimensat,
+        },
         time::TimeSpec,
     },
-    unistd::{Gid, Uid, fchownat, linkat, symlinkat},
+    unistd::{Gid, Uid, fchown, fchownat, linkat, symlinkat},
 };
 use proto::digest::Digest;
 
 use self::{
-    inflate::{Pipe, inflate},
+    inflate::{Pipe, pipe},
     merged::Merged,
+    write::{Handed, Writer, writer},
 };
 use super::{
     LayerError,
@@ -48,6 +58,8 @@ pub(crate) struct Target {
     pub(super) root: OwnedFd,
     // The layers below, nearest first; of an overlay only.
     pub(super) lowers: Vec<OwnedFd>,
+    // There are layers below, and they aren't known yet.
+    pub(super) apart: bool,
     pub(super) layout: Layout,
 }
 
@@ -55,12 +67,17 @@ impl Target {
     /// The upper folder of an overlay, empty at first, and the folders of the layers below, nearest first.
     pub(crate) fn overlay(upper: &Path, lowers: &[PathBuf]) -> Result<Self, PlaceError> {
         let lowers = lowers.iter().map(|lower| open_folder(lower)).collect::<Result<_, _>>()?;
-        Ok(Self { root: open_folder(upper)?, lowers, layout: Layout::Overlay })
+        Ok(Self { root: open_folder(upper)?, lowers, apart: false, layout: Layout::Overlay })
+    }
+
+    /// The upper folder of an overlay, empty at first, whose layers below are still to come.
+    pub(crate) fn apart(upper: &Path) -> Result<Self, PlaceError> {
+        Ok(Self { root: open_folder(upper)?, lowers: Vec::new(), apart: true, layout: Layout::Overlay })
     }
 
     /// A tree that holds what the layers below have made.
     pub(crate) fn merged(root: OwnedFd) -> Self {
-        Self { root, lowers: Vec::new(), layout: Layout::Merged }
+        Self { root, lowers: Vec::new(), apart: false, layout: Layout::Merged }
     }
 
     /// Writes what the tree has in memory to the disk.
@@ -70,46 +87,91 @@ impl Target {
 }
 
 /// What came out of a layer.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Applied {
     /// The digest of the uncompressed archive.
     pub(crate) diff_id: Digest,
     /// Its size.
     pub(crate) size: u64,
+    /// Of a layer that was unpacked apart: directories on whose looks it says nothing.
+    pub(crate) implied: BTreeSet<Vec<u8>>,
 }
 
 /// Unpacks `blob`; `progress` is told how many (compressed) bytes are read.
-pub(crate) fn apply(blob: File, target: &Target, progress: &(dyn Fn(u64) + Sync)) -> Result<Applied, LayerError> {
-    let (sender, receiver) = sync_channel(8);
+pub(crate) fn apply(
+    blob: impl Read + Send,
+    target: &Target,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<Applied, LayerError> {
+    let (inflater, pipe) = pipe();
+    let (writer, filler) = writer();
     std::thread::scope(|scope| {
-        let inflate = std::thread::Builder::new()
+        let inflating = std::thread::Builder::new()
             .name("inflate".into())
-            .spawn_scoped(scope, move || inflate(blob, &sender, progress))
+            .spawn_scoped(scope, move || inflater.run(blob, progress))
             .map_err(|_| LayerError::Thread("no thread to inflate"))?;
-        let unpacked = unpack(Pipe::new(receiver), target);
-        let inflated = inflate.join().map_err(|_| LayerError::Thread("inflating met a bug"))?;
-        unpacked?;
-        inflated
+        let unpacking = std::thread::Builder::new()
+            .name("unpack".into())
+            .spawn_scoped(scope, move || {
+                // Of this thread alone: files are made with the mode they are to have.
+                unshare(CloneFlags::CLONE_FS).map_err(|_| LayerError::Thread("no umask of its own"))?;
+                umask(Mode::empty());
+                unpack(pipe, target, writer)
+            })
+            .map_err(|_| LayerError::Thread("no thread to unpack"))?;
+        let writing = std::thread::Builder::new()
+            .name("write".into())
+            .spawn_scoped(scope, move || filler.run())
+            .map_err(|_| LayerError::Thread("no thread to write"))?;
+        let unpacked = unpacking.join().map_err(|_| LayerError::Thread("unpacking met a bug"))?;
+        let written = writing.join().map_err(|_| LayerError::Thread("writing met a bug"))?;
+        let inflated = inflating.join().map_err(|_| LayerError::Thread("inflating met a bug"))?;
+        // Who fails first makes the others stop; what inflating says about the archive explains what unpacking made of it.
+        match (inflated, written, unpacked) {
+            (Err(LayerError::Thread(_)) | Ok(()), Err(error), _) => Err(error),
+            (Err(LayerError::Thread(_)) | Ok(()), Ok(()), Err(error)) => Err(error),
+            (Err(error), ..) => Err(error),
+            (Ok(()), Ok(()), unpacked) => unpacked,
+        }
     })
 }
 
-fn unpack(input: impl Read, target: &Target) -> Result<(), LayerError> {
+/// Gives the directories that a layer implied the looks they have in the layers below, which `target` knows by now.
+pub(crate) fn dress(target: &Target, implied: &BTreeSet<Vec<u8>>) -> Result<(), LayerError> {
+    let failed = |cause| LayerError::Entry { what: "set attributes of directories in", path: ".".into(), cause };
+    Tree::open(target).and_then(|tree| tree.dress(implied)).map_err(failed)
+}
+
+fn unpack(input: Pipe, target: &Target, writer: Writer) -> Result<Applied, LayerError> {
     let top = |cause| LayerError::Entry { what: "open", path: ".".into(), cause };
+    let is_merged = target.layout == Layout::Merged;
+    let tree = Tree::open(target).map_err(top)?;
+    let gives_group =
+        is_merged || !target.lowers.is_empty() || fstat(&target.root).map_err(top)?.st_mode & SET_GROUP != 0;
     let mut unpacker = Unpacker {
-        tree: Tree::open(target).map_err(top)?,
-        merged: (target.layout == Layout::Merged).then(Merged::default),
-        inherits: target.layout == Layout::Merged,
+        tree,
+        merged: is_merged.then(Merged::default),
+        inherits: is_merged,
+        gives_group,
+        needs_below: false,
         times: Vec::new(),
-        buffer: vec![0; CHUNK],
+        writer,
     };
     let mut archive = TarReader::new(input);
     while let Some(entry) = archive.next_entry()? {
-        unpacker.entry(&entry, &mut archive)?;
+        if let Err(error) = unpacker.entry(&entry, &mut archive) {
+            return Err(if unpacker.needs_below { LayerError::NeedsBelow } else { error });
+        }
     }
-    archive.drain()?;
+    unpacker.writer.flush()?;
+    let input = archive.drain()?;
     unpacker.finish();
-    Ok(())
+    let (diff_id, size) = input.digest();
+    Ok(Applied { diff_id, size, implied: unpacker.tree.implied().clone() })
 }
+
+/// The set-group-ID bit: what is made in a directory that has it gets its group.
+const SET_GROUP: u32 = 0o2000;
 
 struct Unpacker {
     tree: Tree,
@@ -117,13 +179,17 @@ struct Unpacker {
     merged: Option<Merged>,
     // Whether there may be directories with a default ACL, of which what is made in them gets attributes of its own.
     inherits: bool,
+    // Whether there may be directories that give their group to what is made in them.
+    gives_group: bool,
+    // Whether it failed for want of the layers below.
+    needs_below: bool,
     // Times of directories, set when nothing is written into them any more.
     times: Vec<(Vec<u8>, (i64, u32))>,
-    buffer: Vec<u8>,
+    writer: Writer,
 }
 
 impl Unpacker {
-    fn entry(&mut self, entry: &Entry, data: &mut impl Read) -> Result<(), LayerError> {
+    fn entry(&mut self, entry: &Entry, data: &mut TarReader<Pipe>) -> Result<(), LayerError> {
         let parts = components(&entry.path);
         let shown = || String::from_utf8_lossy(&entry.path).chars().take(300).collect::<String>();
         let failed = |what| move |cause| LayerError::Entry { what, path: shown(), cause };
@@ -133,6 +199,7 @@ impl Unpacker {
             }
             let root = self.tree.root().try_clone_to_owned().map_err(|_| failed("open")(Errno::EMFILE))?;
             self.attributes(&root, b".", entry).map_err(failed("set attributes of"))?;
+            self.tree.described(b".");
             self.times.push((b".".to_vec(), entry.mtime));
             return Ok(());
         };
@@ -148,10 +215,13 @@ impl Unpacker {
             merged.note(&parts);
         }
         match &entry.kind {
-            Kind::File => self.file(&dir, name, entry, data)?,
+            Kind::File => return self.file(&dir, name, entry, data),
             Kind::Directory => {
                 self.directory(&dir, name).map_err(failed("make directory"))?;
-                self.times.push((parts.join(&b'/'), entry.mtime));
+                self.gives_group |= entry.mode & SET_GROUP != 0;
+                let path = parts.join(&b'/');
+                self.tree.described(&path);
+                self.times.push((path, entry.mtime));
             }
             Kind::Symlink(link) => {
                 self.replace(&dir, name, || symlinkat(link.as_slice(), &*dir, *name)).map_err(failed("make symlink"))?
@@ -176,37 +246,82 @@ impl Unpacker {
         Ok(())
     }
 
-    fn file(&mut self, dir: &Rc<OwnedFd>, name: &[u8], entry: &Entry, data: &mut impl Read) -> Result<(), LayerError> {
-        let failed = |cause| LayerError::Entry {
-            what: "write file",
-            path: String::from_utf8_lossy(&entry.path).into_owned(),
-            cause,
+    fn file(
+        &mut self,
+        dir: &Rc<OwnedFd>,
+        name: &[u8],
+        entry: &Entry,
+        data: &mut TarReader<Pipe>,
+    ) -> Result<(), LayerError> {
+        let failed = |what| {
+            move |cause| LayerError::Entry { what, path: String::from_utf8_lossy(&entry.path).into_owned(), cause }
         };
         let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let make = || openat(&**dir, name, flags, Mode::S_IRUSR | Mode::S_IWUSR);
-        let mut file = File::from(self.replace(dir, name, make).map_err(failed)?);
+        // Whoever it will belong to, it takes effect for them once it is whole.
+        let plain = Mode::from_bits_truncate(entry.mode & 0o777);
+        let make = || openat(&**dir, name, flags, plain);
+        let mut file = File::from(self.replace(dir, name, make).map_err(failed("write file"))?);
+        // What takes more than bytes, owner and time is rare.
+        let is_plain = entry.sparse.is_none() && entry.xattrs.is_empty() && entry.mode & 0o7000 == 0;
+        if is_plain && !self.inherits {
+            return self.hand_over(file, entry, data);
+        }
         let errno = |error: io::Error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
         let whole = [(0, entry.size)];
         let pieces = entry.sparse.as_ref().map_or(&whole[..], |sparse| &sparse.pieces);
         for (at, length) in pieces {
             if entry.sparse.is_some() {
-                file.seek(SeekFrom::Start(*at)).map_err(|error| failed(errno(error)))?;
+                file.seek(SeekFrom::Start(*at)).map_err(|error| failed("write file")(errno(error)))?;
             }
             let mut left = *length;
             while left > 0 {
-                let want = self.buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-                let got = data.read(&mut self.buffer[..want]).map_err(LayerError::Read)?;
+                let there = data.fill().map_err(LayerError::Read)?;
+                let got = there.len().min(usize::try_from(left).unwrap_or(usize::MAX));
                 if got == 0 {
                     return Err(LayerError::Read(io::ErrorKind::UnexpectedEof.into()));
                 }
-                file.write_all(&self.buffer[..got]).map_err(|error| failed(errno(error)))?;
+                file.write_all(&there[..got]).map_err(|error| failed("write file")(errno(error)))?;
+                data.consume(got);
                 left -= got as u64;
             }
         }
         if let Some(sparse) = &entry.sparse {
-            file.set_len(sparse.size).map_err(|error| failed(errno(error)))?;
+            file.set_len(sparse.size).map_err(|error| failed("write file")(errno(error)))?;
         }
-        Ok(())
+        self.finish_file(&file, dir, name, entry).map_err(failed("set attributes of"))
+    }
+
+    fn hand_over(&mut self, file: File, entry: &Entry, data: &mut TarReader<Pipe>) -> Result<(), LayerError> {
+        let mut handed = Handed::new(file, entry);
+        let mut left = entry.size;
+        while left > 0 {
+            let there = data.fill().map_err(LayerError::Read)?.len();
+            let got = there.min(usize::try_from(left).unwrap_or(usize::MAX));
+            if got == 0 {
+                return Err(LayerError::Read(io::ErrorKind::UnexpectedEof.into()));
+            }
+            let piece = data.input().piece(got);
+            data.consume(got);
+            left -= got as u64;
+            self.writer.piece(&mut handed, piece)?;
+        }
+        let owner = (self.gives_group || (entry.uid, entry.gid) != (0, 0)).then_some((entry.uid, entry.gid));
+        self.writer.end(handed, owner, entry.mtime)
+    }
+
+    // Owner, then mode and attributes, as for everything else; by the open file, and only what isn't so already.
+    fn finish_file(&mut self, file: &File, dir: &OwnedFd, name: &[u8], entry: &Entry) -> Result<(), Errno> {
+        if self.gives_group || (entry.uid, entry.gid) != (0, 0) {
+            fchown(file, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))?;
+        }
+        if self.inherits || entry.mode & 0o7000 != 0 {
+            fchmod(file, Mode::from_bits_truncate(entry.mode))?;
+        }
+        if self.inherits || !entry.xattrs.is_empty() {
+            self.extended_attributes(dir, name, entry)?;
+        }
+        let time = TimeSpec::new(entry.mtime.0, entry.mtime.1.into());
+        futimens(file, &time, &time)
     }
 
     fn node(&mut self, dir: &Rc<OwnedFd>, name: &[u8], kind: SFlag, device: u64) -> Result<(), Errno> {
@@ -257,6 +372,10 @@ impl Unpacker {
         };
         // The file is one of a layer below: it is brought up first, as overlayfs itself does it.
         if found.is_none() && self.tree.has_lowers() {
+            if self.tree.is_apart() {
+                self.needs_below = true;
+                return Err(Errno::ENOENT);
+            }
             from = Some(self.bring_up(&parts)?);
         }
         let from = from.ok_or(Errno::ENOENT)?;
@@ -316,6 +435,10 @@ impl Unpacker {
             // We made it and nobody else is here: it is no symlink.
             fchmodat(dir, name, Mode::from_bits_truncate(entry.mode), FchmodatFlags::FollowSymlink)?;
         }
+        self.extended_attributes(dir, name, entry)
+    }
+
+    fn extended_attributes(&mut self, dir: &OwnedFd, name: &[u8], entry: &Entry) -> Result<(), Errno> {
         let path = path_of(dir, name)?;
         if self.inherits {
             merged::drop_attributes(&path, entry)?;

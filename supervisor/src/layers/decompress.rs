@@ -15,7 +15,14 @@ pub(crate) enum Compression {
     Gzip,
     /// zstd, of one or more frames.
     Zstd,
+    /// xz: no registry has such layers, but archives of older builders do.
+    Xz,
+    /// bzip2, as docker still reads it.
+    Bzip2,
 }
+
+/// What an xz stream may take to be read, in KiB: `xz -9` wants a dictionary of 64 MiB.
+const XZ_MEMORY: u32 = 66 << 10;
 
 impl Compression {
     /// What the first bytes of a stream stand for.
@@ -24,8 +31,10 @@ impl Compression {
         Ok(match head {
             [0x1f, 0x8b, 8, ..] => Self::Gzip,
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
-            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => return Err(LayerError::Compression("xz")),
-            [b'B', b'Z', b'h', b'1'..=b'9', ..] => return Err(LayerError::Compression("bzip2")),
+            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Self::Xz,
+            [b'B', b'Z', b'h', b'1'..=b'9', ..] => Self::Bzip2,
+            [b'L', b'Z', b'I', b'P', ..] => return Err(LayerError::Compression("lzip")),
+            [0x04, 0x22, 0x4d, 0x18, ..] => return Err(LayerError::Compression("lz4")),
             _ => Self::Plain,
         })
     }
@@ -43,7 +52,10 @@ pub(crate) fn decompressed<'a>(
     let reader: Box<dyn Read + Send + 'a> = match compression {
         Compression::Plain => Box::new(whole),
         Compression::Gzip => Box::new(MultiGzDecoder::new(whole)),
+        // Refuses windows of more than 2^27 bytes by itself.
         Compression::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(whole).map_err(LayerError::Read)?),
+        Compression::Xz => Box::new(lzma_rust2::XzReader::new_mem_limit(whole, true, XZ_MEMORY)),
+        Compression::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(whole)),
     };
     Ok((reader, compression))
 }
@@ -59,6 +71,14 @@ fn fill(input: &mut impl BufRead) -> io::Result<Vec<u8>> {
 mod tests {
     use super::*;
     use std::io::Write;
+
+    // `echo hello | xz`
+    const XZ: [u8; 60] = [
+        0xfd, 0x37, 0x7a, 0x58, 0x5a, 0x00, 0x00, 0x01, 0x69, 0x22, 0xde, 0x36, 0x02, 0x00, 0x21, 0x01, 0x16, 0x00,
+        0x00, 0x00, 0x74, 0x2f, 0xe5, 0xa3, 0x01, 0x00, 0x05, 0x68, 0x65, 0x6c, 0x6c, 0x6f, 0x0a, 0x00, 0x00, 0x00,
+        0x20, 0x30, 0x3a, 0x36, 0x00, 0x01, 0x1a, 0x06, 0xc5, 0xea, 0xc8, 0x79, 0x90, 0x42, 0x99, 0x0d, 0x01, 0x00,
+        0x00, 0x00, 0x00, 0x01, 0x59, 0x5a,
+    ];
 
     fn read(bytes: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
@@ -76,6 +96,13 @@ mod tests {
         assert_eq!(read(&zstd::encode_all(&b"hello"[..], 1).unwrap()), b"hello");
         assert_eq!(read(b"hello"), b"hello");
         assert_eq!(read(b""), b"");
-        assert!(matches!(Compression::of(b"\xfd7zXZ\0"), Err(LayerError::Compression("xz"))));
+        assert_eq!(read(&XZ), b"hello\n");
+        let cut = &XZ[..XZ.len() - 9];
+        assert!(decompressed(cut).unwrap().0.read_to_end(&mut Vec::new()).is_err());
+        let mut bzip2 = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+        bzip2.write_all(b"hello").unwrap();
+        let bzip2 = bzip2.finish().unwrap();
+        assert_eq!(read(&[bzip2.clone(), bzip2].concat()), b"hellohello");
+        assert!(matches!(Compression::of(b"LZIP\x01"), Err(LayerError::Compression("lzip"))));
     }
 }

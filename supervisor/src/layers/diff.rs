@@ -8,6 +8,7 @@ mod compare;
 mod walk;
 
 use std::{
+    collections::BTreeSet,
     io::{self, Write},
     path::Path,
 };
@@ -84,13 +85,15 @@ pub(crate) struct Difference<'a> {
     pub(crate) copy: Option<&'a Path>,
     /// The latest time in the layer, in seconds since 1970.
     pub(crate) epoch: Option<i64>,
+    /// Paths that stay out of the layer, without a slash before them.
+    pub(crate) except: BTreeSet<Vec<u8>>,
 }
 
 /// A layer that was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Written {
-    /// The digest of the uncompressed archive.
-    pub(crate) diff_id: Digest,
+    /// The digest of the archive in a compressed layer; an uncompressed one is its own, and its writer hashes it anyway.
+    pub(crate) diff_id: Option<Digest>,
 }
 
 impl Difference<'_> {
@@ -98,9 +101,11 @@ impl Difference<'_> {
     pub(crate) fn write(&self, output: &mut dyn Write, compression: Compression) -> Result<Written, DiffError> {
         let encoder = Encoder::new(output, compression).map_err(DiffError::Write)?;
         let trees = self.trees()?;
-        let hashed = Hashed { inner: encoder, hasher: Sha256::new() };
+        let hasher = (compression != Compression::Plain).then(Sha256::new);
+        let hashed = Hashed { inner: encoder, hasher };
         let mut archive = Archive::new(hashed, &trees.new, self.epoch);
-        match trees.walk(&mut |path, change| archive.take(path, change)) {
+        let except = &self.except;
+        match trees.walk(&mut |path, change| if except.contains(path) { Ok(()) } else { archive.take(path, change) }) {
             Ok(()) => {}
             Err(WalkError::Told(error)) => return Err(error),
             Err(WalkError::Read { path, cause }) => return Err(DiffError::Read { path, cause }),
@@ -108,7 +113,7 @@ impl Difference<'_> {
         }
         let Hashed { inner, hasher } = archive.finish()?;
         inner.finish().map_err(DiffError::Write)?;
-        Ok(Written { diff_id: Digest::from_bytes(hasher.finalize().into()) })
+        Ok(Written { diff_id: hasher.map(|hasher| Digest::from_bytes(hasher.finalize().into())) })
     }
 
     fn trees(&self) -> Result<Trees, DiffError> {
@@ -150,13 +155,15 @@ impl Difference<'_> {
 
 struct Hashed<W> {
     inner: W,
-    hasher: Sha256,
+    hasher: Option<Sha256>,
 }
 
 impl<W: Write> Write for Hashed<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.inner.write(bytes)?;
-        self.hasher.update(&bytes[..written]);
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&bytes[..written]);
+        }
         Ok(written)
     }
 
@@ -178,6 +185,9 @@ impl<'a> Encoder<'a> {
             // Without name and time: the same layer has the same digest.
             Compression::Gzip => Self::Gzip(flate2::write::GzEncoder::new(output, flate2::Compression::default())),
             Compression::Zstd => Self::Zstd(zstd::stream::write::Encoder::new(output, 3)?),
+            Compression::Xz | Compression::Bzip2 => {
+                return Err(io::Error::new(io::ErrorKind::Unsupported, "layers are written plain, as gzip or as zstd"));
+            }
         })
     }
 

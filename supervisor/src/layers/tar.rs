@@ -8,7 +8,7 @@ mod sparse;
 mod tests;
 pub(crate) mod writer;
 
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 
 use tar::{EntryType, Header};
 
@@ -122,6 +122,33 @@ impl<R: Read> Read for TarReader<R> {
     }
 }
 
+impl<R: BufRead> TarReader<R> {
+    /// Some bytes of the present entry, without copying them; none at its end. `consume` takes them.
+    pub(crate) fn fill(&mut self) -> io::Result<&[u8]> {
+        if self.left == 0 {
+            return Ok(&[]);
+        }
+        let there = self.input.fill_buf()?;
+        if there.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "archive ends within an entry"));
+        }
+        let n = there.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        Ok(&there[..n])
+    }
+
+    /// What the archive is read from.
+    pub(crate) fn input(&self) -> &R {
+        &self.input
+    }
+
+    /// Takes so many of the bytes that `fill` gave.
+    pub(crate) fn consume(&mut self, amount: usize) {
+        self.input.consume(amount);
+        self.left -= amount as u64;
+        self.at += amount as u64;
+    }
+}
+
 impl<R: Read> TarReader<R> {
     /// An archive from its first byte.
     pub(crate) fn new(input: R) -> Self {
@@ -157,9 +184,10 @@ impl<R: Read> TarReader<R> {
     }
 
     /// Reads to the end of the input, past the archive's end: digests cover that too.
-    pub(crate) fn drain(mut self) -> Result<(), TarError> {
+    pub(crate) fn drain(mut self) -> Result<R, TarError> {
         self.skip_entry()?;
-        io::copy(&mut self.input, &mut io::sink()).map(drop).map_err(TarError::Read)
+        io::copy(&mut self.input, &mut io::sink()).map_err(TarError::Read)?;
+        Ok(self.input)
     }
 
     fn entry(

@@ -2,7 +2,7 @@
 //! symlinks lead nowhere but into the same folder (openat2(2), RESOLVE_IN_ROOT).
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     ffi::{CStr, CString},
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
@@ -41,6 +41,10 @@ pub(crate) struct Tree {
     root: Rc<OwnedFd>,
     // Layers below, nearest first: they tell what an implied parent directory looks like.
     lowers: Vec<OwnedFd>,
+    // There are layers below, and they aren't known yet.
+    apart: bool,
+    // Directories that were made on the way to something, and that nothing says anything about.
+    implied: BTreeSet<Vec<u8>>,
     layout: Layout,
     // The last parent used: archives go folder by folder.
     last: Option<(Vec<u8>, Rc<OwnedFd>)>,
@@ -66,6 +70,9 @@ impl Tree {
         Ok(Self {
             root: Rc::new(copy(&target.root)?),
             lowers: target.lowers.iter().map(copy).collect::<Result<_, _>>()?,
+            apart: target.apart,
+            // Its top, too, has the looks of the one below it.
+            implied: if target.apart { [b".".to_vec()].into() } else { BTreeSet::new() },
             layout: target.layout,
             last: None,
         })
@@ -78,7 +85,36 @@ impl Tree {
 
     /// Whether there are layers below.
     pub(crate) fn has_lowers(&self) -> bool {
-        !self.lowers.is_empty()
+        self.apart || !self.lowers.is_empty()
+    }
+
+    /// Whether there are layers below that can't be asked.
+    pub(crate) fn is_apart(&self) -> bool {
+        self.apart
+    }
+
+    /// Notes that an entry says what the directory at `path` looks like.
+    pub(crate) fn described(&mut self, path: &[u8]) {
+        self.implied.remove(path);
+    }
+
+    /// The directories that should look like those in the layers below, if these have any.
+    pub(crate) fn implied(&self) -> &BTreeSet<Vec<u8>> {
+        &self.implied
+    }
+
+    /// Gives directories that were made apart from the layers below the owner and mode that they have there.
+    pub(crate) fn dress(&self, implied: &BTreeSet<Vec<u8>>) -> Result<(), Errno> {
+        for path in implied {
+            let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+            match open_in(&self.root, path, flags) {
+                Ok(dir) => self.copy_lower_attributes(path, &dir)?,
+                // A later entry took its place.
+                Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
     }
 
     /// Opens the directory at `parts`, following symlinks within the folder.
@@ -112,7 +148,7 @@ impl Tree {
     }
 
     // Step by step, symlinks expanded by hand: openat2 can't make directories on its way.
-    fn walk(&self, parts: &[&[u8]]) -> Result<Rc<OwnedFd>, Errno> {
+    fn walk(&mut self, parts: &[&[u8]]) -> Result<Rc<OwnedFd>, Errno> {
         let mut todo: VecDeque<Vec<u8>> = parts.iter().map(|p| p.to_vec()).collect();
         let mut done: Vec<(Vec<u8>, Rc<OwnedFd>)> = Vec::new();
         let mut links = 0;
@@ -155,6 +191,9 @@ impl Tree {
                     }
                     path.extend_from_slice(name);
                     self.copy_lower_attributes(&path, &dir)?;
+                    if self.apart {
+                        self.implied.insert(path);
+                    }
                 }
                 Err(errno) => return Err(errno),
             }

@@ -1,6 +1,14 @@
-//! Authentication: challenges (RFC 9110, 11.6.1), bearer tokens (distribution, `spec/auth/token.md`), redirects.
+//! Requests to one host: logs in where it wants that (basic, or bearer tokens by distribution's `spec/auth/token.md`), and
+//! follows redirects without taking credentials along.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use base64::Engine;
 use bytes::Bytes;
@@ -11,154 +19,251 @@ use hyper::{
 use tokio::sync::Mutex;
 
 use super::{
-    Credential, Credentials, RegistryError,
-    http::{self, Body, Sender, Target},
+    Credential, Credentials, Network, RegistryError,
+    challenge::{Challenge, merge},
+    connect::{ConnectError, Security},
+    hosts::Host,
+    http::{self, Body, Payload, Sender, Target},
+    retry,
 };
 
 /// Redirects that are followed for one request.
 const REDIRECTS: u32 = 10;
+/// How long a token is good for if its service doesn't say (distribution, `spec/auth/token.md`).
+const TOKEN_LIFE: u64 = 60;
 
-/// A challenge: scheme in lower case, and its parameters.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Challenge {
-    scheme: String,
-    parameters: Vec<(String, String)>,
-}
-
-impl Challenge {
-    fn get(&self, name: &str) -> Option<&str> {
-        self.parameters.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
-    }
-
-    /// Reads one header, which may hold several challenges: `Bearer realm="…",scope="a,b", Basic realm="x"`.
-    pub(super) fn parse(text: &str) -> Vec<Self> {
-        let mut found: Vec<Self> = Vec::new();
-        let mut rest = text.trim_start_matches([' ', '\t', ',']);
-        while !rest.is_empty() {
-            let (word, after) = token(rest);
-            if word.is_empty() {
-                return found; // not in the grammar: what came before counts
-            }
-            let after = after.trim_start();
-            // `name=value` belongs to the challenge before; a word alone begins a new one.
-            if let Some(value) = after.strip_prefix('=')
-                && let Some(last) = found.last_mut()
-                && !value.starts_with('=')
-            {
-                let (value, tail) = value_of(value.trim_start());
-                last.parameters.push((word.to_ascii_lowercase(), value));
-                rest = tail;
-            } else {
-                found.push(Self { scheme: word.to_ascii_lowercase(), parameters: Vec::new() });
-                rest = after;
-            }
-            rest = rest.trim_start_matches([' ', '\t', ',']);
-        }
-        found
-    }
-}
-
-fn token(text: &str) -> (&str, &str) {
-    let end = text.find(|c: char| !(c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c))).unwrap_or(text.len());
-    text.split_at(end)
-}
-
-fn value_of(text: &str) -> (String, &str) {
-    let Some(quoted) = text.strip_prefix('"') else {
-        // Unquoted values with characters beyond tokens are seen in the wild; they end at a comma or space.
-        let end = text.find([',', ' ', '\t']).unwrap_or(text.len());
-        return (text[..end].to_owned(), &text[end..]);
-    };
-    let mut value = String::new();
-    let mut chars = quoted.char_indices();
-    while let Some((at, c)) = chars.next() {
-        match c {
-            '"' => return (value, &quoted[at + 1..]),
-            '\\' => value.extend(chars.next().map(|(_, c)| c)),
-            c => value.push(c),
-        }
-    }
-    (value, "")
-}
-
-/// Requests to one repository, with what is needed to be let in.
+/// Requests to one host, with what is needed to be let in.
 pub(super) struct Session {
     base: Target,
-    scope: String,
+    // The same host in the other scheme, until it is known which one it speaks.
+    other: Option<Target>,
+    switched: AtomicBool,
+    settled: AtomicBool,
     headers: HeaderMap,
     credentials: Arc<dyn Credentials>,
     sender: Sender,
+    // Logins that are to outlast the transfer ask for a refresh token.
+    offline: bool,
     // One login at a time: parallel downloads wait for it and share it.
-    authorization: Mutex<Login>,
+    login: Mutex<Login>,
 }
 
 #[derive(Default)]
 struct Login {
+    // Basic, or whatever the client gave: for every scope.
     header: Option<HeaderValue>,
+    // By scopes.
+    tokens: HashMap<String, Token>,
+    // What the token service wants to hear; known after the first refusal.
+    challenge: Option<Challenge>,
     // Asked for once; `Some(None)`: nobody has any.
     credential: Option<Option<Credential>>,
+    identity: Option<String>,
+}
+
+struct Token {
+    header: HeaderValue,
+    until: Instant,
+}
+
+impl Login {
+    fn header(&self, scope: &str) -> Option<HeaderValue> {
+        let token = self.tokens.get(scope).filter(|token| token.until > Instant::now());
+        token.map(|token| token.header.clone()).or_else(|| self.header.clone())
+    }
+}
+
+/// One request: method, headers and body, and the scopes that it needs (`repository:a/b:pull`, several with spaces).
+pub(super) struct Ask<'a> {
+    /// The method.
+    pub(super) method: Method,
+    /// Headers of its own.
+    pub(super) headers: HeaderMap,
+    /// The body.
+    pub(super) payload: &'a dyn Payload,
+    /// What it wants to be allowed.
+    pub(super) scope: &'a str,
+}
+
+static EMPTY: Bytes = Bytes::new();
+
+impl<'a> Ask<'a> {
+    /// A request without body.
+    pub(super) fn new(method: Method, scope: &'a str) -> Self {
+        Self { method, headers: HeaderMap::new(), payload: &EMPTY, scope }
+    }
+
+    /// The same with a header more.
+    pub(super) fn with(mut self, name: header::HeaderName, value: &str) -> Self {
+        if let Ok(value) = value.parse() {
+            self.headers.append(name, value);
+        }
+        self
+    }
 }
 
 impl Session {
-    pub(super) fn new(base: Target, scope: String, headers: HeaderMap, credentials: Arc<dyn Credentials>) -> Self {
-        Self { base, scope, headers, credentials, sender: Sender::new(), authorization: Mutex::default() }
+    /// No connection yet.
+    pub(super) fn new(
+        host: &Host,
+        headers: HeaderMap,
+        credentials: Arc<dyn Credentials>,
+        network: Arc<Network>,
+        offline: bool,
+    ) -> Self {
+        let security = Arc::new(Security::new(host.trust.clone(), host.dial_timeout));
+        Self {
+            base: host.base.clone(),
+            other: host.other.clone(),
+            switched: AtomicBool::new(false),
+            settled: AtomicBool::new(false),
+            headers,
+            credentials,
+            sender: Sender::new(network, security),
+            offline,
+            login: Mutex::default(),
+        }
+    }
+
+    /// The root of the host's API.
+    pub(super) fn base(&self) -> &Target {
+        match &self.other {
+            Some(other) if self.switched.load(Ordering::Acquire) => other,
+            _ => &self.base,
+        }
+    }
+
+    /// Host and port.
+    pub(super) fn host(&self) -> String {
+        self.base.authority()
+    }
+
+    /// How long a connection may be silent.
+    pub(super) fn silence(&self) -> Duration {
+        self.sender.silence()
+    }
+
+    /// How the network is reached.
+    pub(super) fn network(&self) -> Arc<Network> {
+        self.sender.network()
+    }
+
+    /// The refresh token that the last login gave.
+    pub(super) async fn identity(&self) -> Option<String> {
+        self.login.lock().await.identity.clone()
+    }
+
+    /// Sends a request to a path of the API.
+    pub(super) async fn request(&self, path: &str, ask: &Ask<'_>) -> Result<Response<Body>, RegistryError> {
+        self.switching(
+            |base| if path.is_empty() { base.at(&format!("{}/", base.path())) } else { base.join(path) },
+            ask,
+        )
+        .await
+    }
+
+    /// Sends a request to a URL of the host that is made from its API's root.
+    pub(super) async fn switching(
+        &self,
+        target: impl Fn(&Target) -> Target + Send,
+        ask: &Ask<'_>,
+    ) -> Result<Response<Body>, RegistryError> {
+        self.settle().await;
+        self.request_to(&target(self.base()), ask).await
+    }
+
+    // Finds out which of two schemes the host speaks, by knocking at its front door; if neither, the next request tells why.
+    async fn settle(&self) {
+        let Some(other) = self.other.as_ref().filter(|_| !self.settled.load(Ordering::Acquire)) else { return };
+        let door = |base: &Target| base.at(&format!("{}/", base.path()));
+        let knock = Ask::new(Method::GET, "");
+        let is_other = match self.follow(&door(&self.base), &knock, None).await {
+            Ok(answer) if !self.base.is_https() && answer.status() == StatusCode::BAD_REQUEST => {
+                let detail = http::detail(answer.into_body()).await;
+                // What servers with TLS say to those who come without (Go's, nginx).
+                detail.contains("HTTPS server") || detail.contains("HTTPS port")
+            }
+            Ok(_) => false,
+            Err(RegistryError::NotHttp { .. }) => !self.base.is_https(),
+            Err(RegistryError::Unreachable { cause, .. }) if self.base.is_https() => {
+                let is_plain = matches!(*cause, ConnectError::Plain(_));
+                // Nobody at the port of one may be somebody at that of the other.
+                is_plain || self.follow(&door(other), &knock, None).await.is_ok()
+            }
+            Err(_) => return,
+        };
+        self.switched.store(is_other, Ordering::Release);
+        self.settled.store(true, Ordering::Release);
     }
 
     /// Sends a request, logs in if the registry wants it, and follows redirects.
-    pub(super) async fn request(
-        &self,
-        method: &Method,
-        target: &Target,
-        headers: &HeaderMap,
-    ) -> Result<Response<Body>, RegistryError> {
-        let used = self.authorization.lock().await.header.clone();
-        let answer = self.follow(method, target, headers, used.as_ref()).await?;
-        if answer.status() != StatusCode::UNAUTHORIZED {
-            return Ok(answer);
-        }
-        let challenges: Vec<String> = answer
-            .headers()
-            .get_all(header::WWW_AUTHENTICATE)
-            .iter()
-            .filter_map(|value| value.to_str().ok().map(str::to_owned))
-            .collect();
-        let mut login = self.authorization.lock().await;
-        // Somebody else may have logged in since, or a token may have run out.
-        if login.header == used {
-            match self.log_in(&challenges, &mut login).await? {
-                Some(header) => login.header = Some(header),
-                None => return Ok(answer),
+    pub(super) async fn request_to(&self, target: &Target, ask: &Ask<'_>) -> Result<Response<Body>, RegistryError> {
+        let mut used = self.current(ask.scope).await?;
+        // Twice: the login of somebody else may have been used up meanwhile, our own new one can't.
+        for _ in 0..2 {
+            let answer = self.follow(target, ask, used.as_ref()).await?;
+            if answer.status() != StatusCode::UNAUTHORIZED {
+                return Ok(answer);
             }
+            let challenges: Vec<String> = answer
+                .headers()
+                .get_all(header::WWW_AUTHENTICATE)
+                .iter()
+                .filter_map(|value| value.to_str().ok().map(str::to_owned))
+                .collect();
+            let mut login = self.login.lock().await;
+            let known = login.header(ask.scope);
+            if known.is_some() && known != used {
+                used = known;
+                continue;
+            }
+            // A token may have run out, or been revoked.
+            let Some(header) = self.log_in(&challenges, &mut login, ask.scope).await? else { return Ok(answer) };
+            drop(login);
+            return self.follow(target, ask, Some(&header)).await;
         }
-        let header = login.header.clone();
-        drop(login);
-        self.follow(method, target, headers, header.as_ref()).await
+        self.follow(target, ask, used.as_ref()).await
+    }
+
+    // What is known to be wanted, with a token that is still good.
+    async fn current(&self, scope: &str) -> Result<Option<HeaderValue>, RegistryError> {
+        let mut login = self.login.lock().await;
+        match (login.header(scope), login.challenge.clone()) {
+            (None, Some(challenge)) => {
+                let credential = login.credential.clone().flatten();
+                self.token(&challenge, credential.as_ref(), &mut login, scope).await.map(Some)
+            }
+            (header, _) => Ok(header),
+        }
     }
 
     async fn follow(
         &self,
-        method: &Method,
         target: &Target,
-        headers: &HeaderMap,
+        ask: &Ask<'_>,
         authorization: Option<&HeaderValue>,
     ) -> Result<Response<Body>, RegistryError> {
         let mut target = target.clone();
         for _ in 0..=REDIRECTS {
-            let own = target.origin() == self.base.origin();
+            let own = target.origin() == self.base().origin();
             // The client's own headers may hold secrets as well, so they stay with the registry.
             let mut all = if own { self.headers.clone() } else { HeaderMap::new() };
-            all.extend(headers.iter().map(|(name, value)| (name.clone(), value.clone())).filter(|(name, _)| {
-                // `extend` replaces repeated names one by one; ACCEPT is put together below.
-                name != header::ACCEPT
-            }));
-            for value in headers.get_all(header::ACCEPT) {
-                all.append(header::ACCEPT, value.clone());
+            for name in ask.headers.keys() {
+                all.remove(name);
+                for value in ask.headers.get_all(name) {
+                    all.append(name.clone(), value.clone());
+                }
+            }
+            if !all.contains_key(header::USER_AGENT) {
+                all.insert(header::USER_AGENT, HeaderValue::from_static("berth"));
             }
             if own && let Some(value) = authorization {
                 all.insert(header::AUTHORIZATION, value.clone());
             }
-            let answer = self.sender.send(method, &target, all, Bytes::new()).await?;
-            if !matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+            let answer = self.sender.send(&ask.method, &target, all, ask.payload, own).await?;
+            let status = answer.status().as_u16();
+            let reads = matches!(ask.method, Method::GET | Method::HEAD);
+            if !(matches!(status, 307 | 308) || (reads && matches!(status, 301..=303))) {
                 return Ok(answer);
             }
             let wrong = |why: String| RegistryError::Protocol { host: target.authority(), why };
@@ -166,91 +271,127 @@ impl Session {
             let location = location.ok_or_else(|| wrong("redirect without location".into()))?;
             target = target.resolve(location).map_err(|why| wrong(format!("redirect: {why}")))?;
         }
-        Err(RegistryError::Protocol { host: self.base.authority(), why: "too many redirects".into() })
+        Err(RegistryError::Protocol { host: self.host(), why: "too many redirects".into() })
     }
 
     // The value of the Authorization header; `None` if there is no way in.
-    async fn log_in(&self, headers: &[String], login: &mut Login) -> Result<Option<HeaderValue>, RegistryError> {
-        let host = self.base.authority();
+    async fn log_in(
+        &self,
+        headers: &[String],
+        login: &mut Login,
+        scope: &str,
+    ) -> Result<Option<HeaderValue>, RegistryError> {
         if login.credential.is_none() {
-            login.credential = Some(self.credentials.credential(&host, headers).await);
+            login.credential = Some(self.credentials.credential(&self.host(), headers).await);
         }
         let credential = login.credential.clone().flatten();
         if let Some(Credential::Header(value)) = &credential {
             // The second time, it has been refused.
-            return Ok(if login.header.is_some() { None } else { secret(value) });
+            return Ok(if login.header.is_some() { None } else { remembered(login, value) });
         }
         let challenges: Vec<Challenge> = headers.iter().flat_map(|header| Challenge::parse(header)).collect();
         if let Some(bearer) = challenges.iter().find(|c| c.scheme == "bearer") {
-            let token = self.token(bearer, credential.as_ref()).await?;
-            return Ok(secret(&format!("Bearer {token}")));
+            login.challenge = Some(bearer.clone());
+            return self.token(bearer, credential.as_ref(), login, scope).await.map(Some);
         }
         if challenges.iter().any(|c| c.scheme == "basic")
             && let Some(Credential::Password { user, secret: password }) = &credential
             && login.header.is_none()
         {
-            return Ok(secret(&basic(user, password)));
+            return Ok(remembered(login, &basic(user, password)));
         }
         Ok(None)
     }
 
-    async fn token(&self, challenge: &Challenge, credential: Option<&Credential>) -> Result<String, RegistryError> {
+    async fn token(
+        &self,
+        challenge: &Challenge,
+        credential: Option<&Credential>,
+        login: &mut Login,
+        scope: &str,
+    ) -> Result<HeaderValue, RegistryError> {
         #[derive(serde::Deserialize)]
         struct Answer {
             token: Option<String>,
             access_token: Option<String>,
+            refresh_token: Option<String>,
+            // Some services write it as a text.
+            expires_in: Option<serde_json::Value>,
         }
-        let wrong = |why: String| RegistryError::Protocol { host: self.base.authority(), why };
+        let wrong = |why: String| RegistryError::Protocol { host: self.host(), why };
         let realm = challenge.get("realm").ok_or_else(|| wrong("bearer challenge without realm".into()))?;
         let realm = Target::parse(realm).map_err(|why| wrong(format!("realm: {why}")))?;
-        if self.base.is_https() && !realm.is_https() {
+        if self.base().is_https() && !realm.is_https() {
             return Err(wrong(format!("its token service {realm} is not encrypted")));
         }
-        let scope = challenge.get("scope").unwrap_or(&self.scope);
+        let scopes = merge(&[challenge.get("scope").unwrap_or_default(), scope]);
         let service = challenge.get("service").unwrap_or_default();
         let mut headers = HeaderMap::new();
         headers.insert(header::USER_AGENT, HeaderValue::from_static("berth"));
+        // Where the registry's own host gives the tokens, it may want the client certificate for them, too.
+        let own = realm.origin() == self.base().origin();
         let answer = if let Some(Credential::Refresh(token)) = credential {
             let form = format!(
                 "grant_type=refresh_token&client_id=berth&service={}&scope={}&refresh_token={}",
                 http::encode(service),
-                http::encode(scope),
+                http::encode(&scopes.join(" ")),
                 http::encode(token)
             );
             let kind = HeaderValue::from_static("application/x-www-form-urlencoded");
             headers.insert(header::CONTENT_TYPE, kind);
-            self.sender.send(&Method::POST, &realm, headers, Bytes::from(form)).await?
+            self.sender.send(&Method::POST, &realm, headers, &Bytes::from(form), own).await?
         } else {
-            if let Some(Credential::Password { user, secret: password }) = credential
-                && let Some(value) = secret(&basic(user, password))
-            {
-                headers.insert(header::AUTHORIZATION, value);
-            }
-            let mut parameters = vec![("scope", scope)];
+            let mut parameters = Vec::new();
             if !service.is_empty() {
-                parameters.insert(0, ("service", service));
+                parameters.push(("service", service));
             }
-            let target = realm.with_query(&parameters).map_err(|why| wrong(format!("realm: {why}")))?;
-            self.sender.send(&Method::GET, &target, headers, Bytes::new()).await?
+            parameters.extend(scopes.iter().map(|scope| ("scope", scope.as_str())));
+            parameters.push(("client_id", "berth"));
+            if let Some(Credential::Password { user, secret: password }) = credential {
+                parameters.push(("account", user));
+                if self.offline {
+                    parameters.push(("offline_token", "true"));
+                }
+                headers.extend(secret(&basic(user, password)).map(|value| (header::AUTHORIZATION, value)));
+            }
+            let target = realm.with_query(&parameters).map_err(wrong)?;
+            self.sender.send(&Method::GET, &target, headers, &EMPTY, own).await?
         };
         let status = answer.status();
         if !status.is_success() {
+            let (host, what, parts) = (realm.authority(), "a token".to_owned(), answer.headers().clone());
             let detail = http::detail(answer.into_body()).await;
-            if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
-                return Err(RegistryError::Unauthorized { image: String::new(), detail });
-            }
-            let (host, what) = (realm.authority(), "an access token".to_owned());
-            return Err(RegistryError::Answer { host, status, what, detail });
+            return Err(match status {
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST => {
+                    RegistryError::Unauthorized { action: "pull", image: self.host(), detail }
+                }
+                _ => retry::refusal(host, status, &parts, what, detail),
+            });
         }
-        let bytes = http::read(answer.into_body(), 1 << 20, &realm.authority(), "access token").await?;
+        let bytes = http::read(answer.into_body(), 1 << 20, self.silence(), &realm.authority(), "token").await?;
         let answer: Answer =
             serde_json::from_slice(&bytes).map_err(|error| wrong(format!("answer of its token service: {error}")))?;
         let token = answer.token.filter(|t| !t.is_empty()).or(answer.access_token).unwrap_or_default();
-        if token.is_empty() {
-            return Err(wrong("its token service gave no token".into()));
+        let header = secret(&format!("Bearer {token}")).filter(|_| !token.is_empty());
+        let header = header.ok_or_else(|| wrong("its token service gave no token".into()))?;
+        if let Some(identity) = answer.refresh_token.filter(|token| !token.is_empty()) {
+            login.identity = Some(identity);
         }
-        Ok(token)
+        // A little less than promised: a request that has begun must end in time.
+        let life = Duration::from_secs(lifetime(answer.expires_in.as_ref())).mul_f32(0.9);
+        login.tokens.insert(scope.to_owned(), Token { header: header.clone(), until: Instant::now() + life });
+        Ok(header)
     }
+}
+
+fn lifetime(said: Option<&serde_json::Value>) -> u64 {
+    let seconds = said.and_then(|said| said.as_u64().or_else(|| said.as_str()?.trim().parse().ok()));
+    seconds.filter(|life| *life > 0).unwrap_or(TOKEN_LIFE)
+}
+
+fn remembered(login: &mut Login, text: &str) -> Option<HeaderValue> {
+    login.header = secret(text);
+    login.header.clone()
 }
 
 fn basic(user: &str, password: &str) -> String {
@@ -262,45 +403,4 @@ fn secret(text: &str) -> Option<HeaderValue> {
     let mut value = HeaderValue::try_from(text).ok()?;
     value.set_sensitive(true);
     Some(value)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn shown(text: &str) -> String {
-        let all = Challenge::parse(text);
-        let one = |c: &Challenge| {
-            let parameters: Vec<_> = c.parameters.iter().map(|(n, v)| format!("{n}={v}")).collect();
-            format!("{}[{}]", c.scheme, parameters.join("|"))
-        };
-        all.iter().map(one).collect::<Vec<_>>().join(" ")
-    }
-
-    #[test]
-    fn challenges() {
-        for (text, wanted) in [
-            (
-                r#"Bearer realm="https://auth.example/token",service="reg.example",scope="repository:a/b:pull,push""#,
-                "bearer[realm=https://auth.example/token|service=reg.example|scope=repository:a/b:pull,push]",
-            ),
-            (r#"Basic realm="a \"b\"", Bearer realm=x"#, r#"basic[realm=a "b"] bearer[realm=x]"#),
-            ("Negotiate, Basic realm = \"x\"", "negotiate[] basic[realm=x]"),
-            ("BASIC Realm=x", "basic[realm=x]"),
-            (r#"Bearer realm="unclosed"#, "bearer[realm=unclosed]"),
-            ("", ""),
-            ("realm=x", "realm[]"),
-            ("\"", ""),
-        ] {
-            assert_eq!(shown(text), wanted, "{text}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn parsing_never_panics_and_ends(text in "[ -~é]{0,80}") {
-            let _ = Challenge::parse(&text);
-        }
-    }
 }

@@ -1,21 +1,26 @@
 //! Requests over http and https, and where redirects lead.
 
-use std::{collections::HashMap, fmt, sync::OnceLock, time::Duration};
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::{HeaderMap, Method, Request, Response, Uri, body::Incoming, header};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::TokioExecutor,
+    client::legacy::Client,
+    rt::{TokioExecutor, TokioTimer},
 };
-use rustls::{ClientConfig, RootCertStore, pki_types::CertificateDer, pki_types::pem::PemObject};
 
-use super::{RegistryError, SILENCE};
+use super::{
+    Network, RegistryError,
+    connect::{ConnectError, Connector, Security, innermost},
+    tls,
+};
 
 /// The body of an answer.
 pub(crate) type Body = Incoming;
+
+/// How long an explanation may take to arrive.
+const DETAIL: Duration = Duration::from_secs(10);
 
 /// A URL that we send requests to: scheme, authority, path and query.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,9 +52,32 @@ impl Target {
         self.0.scheme_str() == Some("https")
     }
 
-    /// The URL with `path` added to its folder. `path` comes from checked names, so that it always fits.
+    /// The URL with `path` below it. `path` comes from checked names, so that it always fits.
     pub(crate) fn join(&self, path: &str) -> Self {
-        Self::parse(&format!("{self}{path}")).unwrap_or_else(|_| self.clone())
+        let base = self.to_string();
+        Self::parse(&format!("{}/{path}", base.trim_end_matches('/'))).unwrap_or_else(|_| self.clone())
+    }
+
+    /// The same in another scheme.
+    pub(crate) fn with_scheme(&self, scheme: &str) -> Option<Self> {
+        Self::parse(&format!("{scheme}://{}{}", self.authority(), self.0.path())).ok()
+    }
+
+    /// The same authority with another path.
+    pub(crate) fn at(&self, path: &str) -> Self {
+        let (scheme, authority) = self.origin();
+        Self::parse(&format!("{scheme}://{authority}{path}")).unwrap_or_else(|_| self.clone())
+    }
+
+    /// The path.
+    pub(crate) fn path(&self) -> &str {
+        self.0.path()
+    }
+
+    /// Host, without brackets, and port.
+    pub(super) fn host_and_port(&self) -> (&str, u16) {
+        let host = self.0.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+        (host, self.0.port_u16().unwrap_or(if self.is_https() { 443 } else { 80 }))
     }
 
     /// Where a `Location` leads from here (RFC 3986, 5.2, without dot segments).
@@ -98,106 +126,132 @@ pub(crate) fn encode(text: &str) -> String {
     encoded
 }
 
-/// Connections to one or more hosts, for the time of one transfer.
-pub(crate) struct Sender {
-    plain: Client<HttpConnector, Full<Bytes>>,
-    // Reading the system's certificates costs time and memory: only when https is spoken.
-    tls: OnceLock<Client<HttpsConnector<HttpConnector>, Full<Bytes>>>,
+/// A body that is sent; asked for again where a request is repeated.
+pub(super) trait Payload: Send + Sync {
+    /// The body from its beginning.
+    fn open(&self) -> Outgoing;
+    /// Its length.
+    fn length(&self) -> u64;
+    /// Bytes handed over so far, in all repetitions.
+    fn sent(&self) -> u64 {
+        0
+    }
 }
 
-fn connector() -> HttpConnector {
-    let mut connector = HttpConnector::new();
-    connector.set_connect_timeout(Some(Duration::from_secs(15)));
-    connector.set_nodelay(true);
-    connector.enforce_http(false);
-    connector
+/// A body on its way out.
+pub(super) type Outgoing = UnsyncBoxBody<Bytes, std::io::Error>;
+
+impl Payload for Bytes {
+    fn open(&self) -> Outgoing {
+        Full::new(self.clone()).map_err(|never| match never {}).boxed_unsync()
+    }
+
+    fn length(&self) -> u64 {
+        self.len() as u64
+    }
+}
+
+/// Connections to one host and to where it redirects, for the time of one transfer.
+pub(super) struct Sender {
+    network: Arc<Network>,
+    own: Client<Connector, Outgoing>,
+    foreign: Client<Connector, Outgoing>,
 }
 
 impl Sender {
     /// No connections yet.
-    pub(crate) fn new() -> Self {
-        Self { plain: Client::builder(TokioExecutor::new()).build(connector()), tls: OnceLock::new() }
+    pub(super) fn new(network: Arc<Network>, security: Arc<Security>) -> Self {
+        let client = |identity| {
+            let connector = Connector::new(network.clone(), security.clone(), identity);
+            Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector)
+        };
+        Self { own: client(true), foreign: client(false), network: network.clone() }
     }
 
-    /// Sends one request; redirects are the caller's matter.
-    pub(crate) async fn send(
+    /// How the network is reached.
+    pub(super) fn network(&self) -> Arc<Network> {
+        self.network.clone()
+    }
+
+    /// How long a connection may be silent.
+    pub(super) fn silence(&self) -> Duration {
+        self.network.silence
+    }
+
+    /// Sends one request; redirects are the caller's matter. `own`: to the host that the credentials are for.
+    pub(super) async fn send(
         &self,
         method: &Method,
         target: &Target,
         headers: HeaderMap,
-        body: Bytes,
+        payload: &dyn Payload,
+        own: bool,
     ) -> Result<Response<Body>, RegistryError> {
-        let host = target.authority();
-        let mut request = Request::new(Full::new(body));
+        let mut request = Request::new(payload.open());
         *request.method_mut() = method.clone();
         *request.uri_mut() = target.0.clone();
         *request.headers_mut() = headers;
-        let sending = if target.is_https() { self.tls()?.request(request) } else { self.plain.request(request) };
-        match tokio::time::timeout(SILENCE, sending).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) if error.is_connect() => {
-                // The outer error only says "client error (Connect)".
-                Err(RegistryError::Unreachable { host, cause: innermost(error) })
-            }
-            Ok(Err(error)) => Err(RegistryError::Cut { host, cause: innermost(error) }),
-            Err(_) => {
-                let cause = std::io::Error::from(std::io::ErrorKind::TimedOut).into();
-                Err(RegistryError::Cut { host, cause })
+        let wrong = |why| RegistryError::Protocol { host: target.authority(), why };
+        if let Some(value) = self.network.authorization(target).map_err(wrong)? {
+            request.headers_mut().insert(header::PROXY_AUTHORIZATION, value);
+        }
+        let direction = if matches!(*method, Method::GET | Method::HEAD) { "from" } else { "to" };
+        let cut = |cause| RegistryError::Cut { direction, host: target.authority(), cause };
+        let mut sending = std::pin::pin!(if own { self.own.request(request) } else { self.foreign.request(request) });
+        let mut sent = payload.sent();
+        loop {
+            match tokio::time::timeout(self.network.silence, &mut sending).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(error)) => return Err(failure(error, target, cut)),
+                // What is on its way out is no silence.
+                Err(_) if payload.sent() > sent => sent = payload.sent(),
+                Err(_) => return Err(cut(silent(self.network.silence))),
             }
         }
     }
+}
 
-    fn tls(&self) -> Result<&Client<HttpsConnector<HttpConnector>, Full<Bytes>>, RegistryError> {
-        if let Some(client) = self.tls.get() {
-            return Ok(client);
+fn failure(
+    error: hyper_util::client::legacy::Error,
+    target: &Target,
+    cut: impl FnOnce(Box<dyn std::error::Error + Send + Sync>) -> RegistryError,
+) -> RegistryError {
+    let host = target.authority();
+    if error.is_connect() {
+        // The outer error only says "client error (Connect)".
+        let inner = std::error::Error::source(&error).map(|source| match source.downcast_ref::<ConnectError>() {
+            Some(error) => error.clone(),
+            None => ConnectError::Dial(innermost(source)),
+        });
+        let cause = inner.unwrap_or_else(|| ConnectError::Dial(error.to_string())).into();
+        return RegistryError::Unreachable { host, cause };
+    }
+    if let Some(alert) = alert(&error) {
+        return RegistryError::Unreachable { cause: ConnectError::Tls(tls::explain(&alert, &host)).into(), host };
+    }
+    let source = std::error::Error::source(&error).and_then(|source| source.downcast_ref::<hyper::Error>());
+    if source.is_some_and(|source| source.is_parse()) {
+        return RegistryError::NotHttp { host, why: format!("its answer is no HTTP ({})", innermost(&error)) };
+    }
+    cut(innermost(&error).into())
+}
+
+// What the other side of TLS complained of after its part of the handshake: with TLS 1.3, our certificate.
+fn alert(error: &(dyn std::error::Error + 'static)) -> Option<rustls::Error> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let inner = error.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref());
+        if let Some(alert @ rustls::Error::AlertReceived(_)) = inner.and_then(|inner| inner.downcast_ref()) {
+            return Some(alert.clone());
         }
-        let provider = rustls::crypto::ring::default_provider();
-        let config = ClientConfig::builder_with_provider(provider.into())
-            .with_safe_default_protocol_versions()
-            .map_err(|error| RegistryError::Tls(error.to_string()))?
-            .with_root_certificates(roots()?)
-            .with_no_client_auth();
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(config)
-            .https_only()
-            .enable_http1()
-            .wrap_connector(connector());
-        Ok(self.tls.get_or_init(|| Client::builder(TokioExecutor::new()).build(connector)))
+        next = error.source();
     }
+    None
 }
 
-// Where distributions keep the certificates they trust.
-const BUNDLES: [&str; 4] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
-
-fn roots() -> Result<RootCertStore, RegistryError> {
-    let mut store = RootCertStore::empty();
-    // The variable that OpenSSL and curl go by.
-    let chosen = std::env::var_os("SSL_CERT_FILE").map(std::path::PathBuf::from);
-    let files = chosen.into_iter().chain(BUNDLES.iter().map(Into::into));
-    let Some(file) = files.into_iter().find(|file| file.exists()) else {
-        return Err(RegistryError::Tls("no CA certificates are installed (package ca-certificates)".into()));
-    };
-    let certificates = CertificateDer::pem_file_iter(&file)
-        .map_err(|error| RegistryError::Tls(format!("{}: {error}", file.display())))?;
-    // Single certificates that rustls can't use are left out, as everywhere.
-    let (added, _) = store.add_parsable_certificates(certificates.filter_map(Result::ok));
-    if added == 0 {
-        return Err(RegistryError::Tls(format!("{} holds no usable CA certificate", file.display())));
-    }
-    Ok(store)
-}
-
-fn innermost(error: impl std::error::Error + Send + Sync + 'static) -> Box<dyn std::error::Error + Send + Sync> {
-    let mut cause: &dyn std::error::Error = &error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    cause.to_string().into()
+/// The error of a connection on which nothing came.
+pub(super) fn silent(limit: Duration) -> Box<dyn std::error::Error + Send + Sync> {
+    format!("silent for {} s", limit.as_secs_f32()).into()
 }
 
 /// The headers that a client wants to be sent along.
@@ -215,7 +269,7 @@ pub(crate) fn headers(map: &HashMap<String, String>) -> Result<HeaderMap, String
 }
 
 /// The next piece of a body.
-pub(crate) async fn next(body: &mut Body) -> Option<Result<Bytes, Box<dyn std::error::Error + Send + Sync>>> {
+pub(super) async fn next(body: &mut Body) -> Option<Result<Bytes, Box<dyn std::error::Error + Send + Sync>>> {
     loop {
         match body.frame().await? {
             // Trailers say nothing to us.
@@ -223,33 +277,37 @@ pub(crate) async fn next(body: &mut Body) -> Option<Result<Bytes, Box<dyn std::e
                 Ok(data) => return Some(Ok(data)),
                 Err(_) => continue,
             },
-            Err(error) => return Some(Err(innermost(error))),
+            Err(error) => return Some(Err(innermost(&error).into())),
         }
     }
 }
 
 /// Reads a body into memory, up to a limit.
-pub(crate) async fn read(mut body: Body, limit: u64, host: &str, what: &str) -> Result<Vec<u8>, RegistryError> {
+pub(super) async fn read(
+    mut body: Body,
+    limit: u64,
+    silence: Duration,
+    host: &str,
+    what: &str,
+) -> Result<Vec<u8>, RegistryError> {
     let mut bytes = Vec::new();
+    let cut = |cause| RegistryError::Cut { direction: "from", host: host.to_owned(), cause };
     loop {
-        match tokio::time::timeout(SILENCE, next(&mut body)).await {
+        match tokio::time::timeout(silence, next(&mut body)).await {
             Ok(Some(Ok(piece))) if (bytes.len() + piece.len()) as u64 <= limit => bytes.extend_from_slice(&piece),
             Ok(Some(Ok(_))) => {
                 return Err(RegistryError::TooBig { what: what.to_owned(), host: host.to_owned(), limit });
             }
-            Ok(Some(Err(cause))) => return Err(RegistryError::Cut { host: host.to_owned(), cause }),
+            Ok(Some(Err(cause))) => return Err(cut(cause)),
             Ok(None) => return Ok(bytes),
-            Err(_) => {
-                let cause = std::io::Error::from(std::io::ErrorKind::TimedOut).into();
-                return Err(RegistryError::Cut { host: host.to_owned(), cause });
-            }
+            Err(_) => return Err(cut(silent(silence))),
         }
     }
 }
 
 /// What a registry says about a refusal, as the end of an error message: `: manifest unknown`. Empty if nothing.
-pub(crate) async fn detail(body: Body) -> String {
-    let Ok(bytes) = read(body, 64 << 10, "", "").await else { return String::new() };
+pub(super) async fn detail(body: Body) -> String {
+    let Ok(bytes) = read(body, 64 << 10, DETAIL, "", "").await else { return String::new() };
     errors(&bytes)
 }
 
@@ -266,7 +324,7 @@ fn errors(bytes: &[u8]) -> String {
         #[serde(default)]
         errors: Vec<One>,
     }
-    let Ok(all) = serde_json::from_slice::<All>(bytes) else { return String::new() };
+    let Ok(all) = serde_json::from_slice::<All>(bytes) else { return plain(bytes) };
     let texts = all.errors.into_iter().take(3).map(|error| {
         let code = error.code.to_lowercase().replace('_', " ");
         let text = match (code.is_empty(), error.message.is_empty()) {
@@ -277,13 +335,32 @@ fn errors(bytes: &[u8]) -> String {
         text.chars().filter(|c| !c.is_control()).take(200).collect::<String>()
     });
     let texts: Vec<_> = texts.filter(|text| !text.is_empty()).collect();
-    if texts.is_empty() { String::new() } else { format!(": {}", texts.join(", ")) }
+    if texts.is_empty() { plain(bytes) } else { format!(": {}", texts.join(", ")) }
 }
 
-/// Where a partial answer begins: `bytes 100-199/200` gives 100.
-pub(crate) fn range_start(headers: &HeaderMap) -> Option<u64> {
-    let value = headers.get(header::CONTENT_RANGE)?.to_str().ok()?;
-    value.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
+// Token services and proxies have words of their own: {"details": …}, {"message": …}, or a line of text.
+fn plain(bytes: &[u8]) -> String {
+    let value = serde_json::from_slice::<serde_json::Value>(bytes).ok();
+    let named = value.as_ref().and_then(|value| {
+        ["details", "message", "error_description", "error"].iter().find_map(|key| value.get(key)?.as_str())
+    });
+    let line = match (named, &value) {
+        (Some(text), _) => text,
+        (None, Some(_)) => return String::new(),
+        // A page for browsers says nothing in one line.
+        (None, None) => std::str::from_utf8(bytes).ok().filter(|text| !text.contains('<')).unwrap_or_default(),
+    };
+    let text: String = line.trim().chars().filter(|c| !c.is_control()).take(200).collect();
+    if text.is_empty() { String::new() } else { format!(": {text}") }
+}
+
+/// Where a partial answer begins, and how much there is in all: `bytes 100-199/200` gives 100 and 200.
+pub(super) fn content_range(headers: &HeaderMap) -> (Option<u64>, Option<u64>) {
+    let value = headers.get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let Some((range, total)) = value.strip_prefix("bytes ").and_then(|value| value.split_once('/')) else {
+        return (None, None);
+    };
+    (range.split('-').next().and_then(|start| start.trim().parse().ok()), total.trim().parse().ok())
 }
 
 #[cfg(test)]
@@ -314,5 +391,24 @@ mod tests {
         assert_eq!(errors(body), ": manifest unknown");
         assert_eq!(errors(br#"{"errors":[{"code":"DENIED","message":"go\naway"}]}"#), ": denied: goaway");
         assert_eq!(errors(b"<html>"), "");
+        assert_eq!(errors(br#"{"details":"incorrect username or password"}"#), ": incorrect username or password");
+        assert_eq!(
+            errors(b"Client sent an HTTP request to an HTTPS server.\n"),
+            ": Client sent an HTTP request to an HTTPS server."
+        );
+    }
+
+    #[test]
+    fn ranges() {
+        for (text, wanted) in [
+            ("bytes 100-199/200", (Some(100), Some(200))),
+            ("bytes 100-199/*", (Some(100), None)),
+            ("bytes */200", (None, Some(200))),
+            ("octets 1", (None, None)),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CONTENT_RANGE, text.parse().unwrap());
+            assert_eq!(content_range(&headers), wanted, "{text}");
+        }
     }
 }

@@ -44,6 +44,10 @@ pub(crate) trait Driver: Send + Sync {
     fn usage(&self, record: &Record) -> Result<Usage, SnapshotError> {
         self.folders().usage(record.id)
     }
+    /// Whether a layer's files are the same whatever is below it.
+    fn fills_apart(&self) -> bool {
+        false
+    }
     /// Where a layer is unpacked for an active snapshot.
     fn target(&self, record: &Record) -> Result<Target, SnapshotError>;
 }

@@ -116,6 +116,23 @@ impl Folders {
         }
     }
 
+    /// Removes everything in a snapshot's folder of files.
+    pub(crate) fn empty(&self, id: u64) -> Result<(), SnapshotError> {
+        let failed = |cause: Errno| io_error(format!("empty snapshot folder {id}"))(cause.into());
+        let files = self.open_files(id)?;
+        let names: Vec<_> = fs::read_dir(self.files(id))
+            .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.file_name())).collect())
+            .map_err(io_error(format!("list snapshot folder {id}")))?;
+        names.iter().try_for_each(|name| layers::tree::remove(&files, name.as_encoded_bytes())).map_err(failed)
+    }
+
+    /// Writes what the files of all snapshots have in memory to the disk.
+    pub(crate) fn sync_all(&self) -> Result<(), SnapshotError> {
+        let failed = || io_error(format!("sync {}", self.root.display()));
+        let root = fs::File::open(&self.root).map_err(failed())?;
+        nix::unistd::syncfs(&root).map_err(|errno| failed()(errno.into()))
+    }
+
     /// Writes what a snapshot's files have in memory to the disk.
     pub(crate) fn sync(&self, id: u64) -> Result<(), SnapshotError> {
         nix::unistd::syncfs(self.open_files(id)?)

@@ -194,6 +194,10 @@ impl Driver for Overlay {
         Ok(vec![Mount { r#type: "overlay".into(), source: "overlay".into(), target: String::new(), options }])
     }
 
+    fn fills_apart(&self) -> bool {
+        true
+    }
+
     fn target(&self, record: &Record) -> Result<Target, SnapshotError> {
         let lowers: Vec<PathBuf> = record.chain.iter().map(|id| self.folders.files(*id)).collect();
         Ok(Target::overlay(&self.folders.files(record.id), &lowers)?)

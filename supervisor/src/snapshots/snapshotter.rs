@@ -32,21 +32,21 @@ use crate::{
 /// One snapshotter: a driver and its records.
 #[derive(Clone)]
 pub(crate) struct Snapshotter {
-    driver: Arc<dyn Driver>,
-    db: Database,
+    pub(super) driver: Arc<dyn Driver>,
+    pub(super) db: Database,
     leases: Leases,
     // As leases name it.
-    resource: Arc<str>,
+    pub(super) resource: Arc<str>,
 }
 
 /// What a snapshot is made of.
-struct New<'a> {
-    kind: Kind,
-    namespace: &'a str,
-    key: &'a str,
-    parent: &'a str,
-    labels: Labels,
-    lease: Option<&'a str>,
+pub(super) struct New<'a> {
+    pub(super) kind: Kind,
+    pub(super) namespace: &'a str,
+    pub(super) key: &'a str,
+    pub(super) parent: &'a str,
+    pub(super) labels: Labels,
+    pub(super) lease: Option<&'a str>,
 }
 
 fn check_name(what: &str, name: &str) -> Result<(), SnapshotError> {
@@ -72,7 +72,7 @@ impl Snapshotter {
         &self.resource
     }
 
-    fn full(&self, key: &str) -> String {
+    pub(super) fn full(&self, key: &str) -> String {
         full(self.name(), key)
     }
 
@@ -153,7 +153,7 @@ impl Snapshotter {
         Ok(record)
     }
 
-    fn reserve(&self, tx: &WriteTx, new: &New<'_>, making: bool) -> Result<Record, SnapshotError> {
+    pub(super) fn reserve(&self, tx: &WriteTx, new: &New<'_>, making: bool) -> Result<Record, SnapshotError> {
         let New { kind, namespace, key, parent, .. } = *new;
         if SNAPSHOTS.get(tx, namespace, &self.full(key))?.is_some() {
             return Err(SnapshotError::Exists(key.to_owned()));
@@ -193,7 +193,7 @@ impl Snapshotter {
     }
 
     // A folder that nothing refers to any more; what resists is swept later.
-    fn sweep(&self, id: u64) {
+    pub(super) fn sweep(&self, id: u64) {
         if let Err(error) = self.driver.remove(id) {
             tracing::warn!(snapshotter = self.name(), id, error = %chain(&error), "snapshot folder left to the collector");
         }
@@ -354,6 +354,20 @@ impl Snapshotter {
     pub(crate) fn folder_of(&self, path: &Path) -> Option<std::path::PathBuf> {
         let folders = self.driver.folders();
         folders.own(path).map(|id| folders.folder(id))
+    }
+
+    /// Opens the files of a committed snapshot.
+    pub(crate) fn open_committed(&self, namespace: &str, key: &str) -> Result<std::os::fd::OwnedFd, SnapshotError> {
+        let record = self.stat(namespace, key)?;
+        if record.kind != Kind::Committed {
+            return Err(SnapshotError::NotCommitted(key.to_owned()));
+        }
+        self.driver.folders().open_files(record.id)
+    }
+
+    /// Whether the files of a snapshot are there, by the number of its record.
+    pub(crate) fn has_files(&self, id: u64) -> bool {
+        self.driver.folders().files(id).is_dir()
     }
 
     /// Removes folders that belong to no snapshot.

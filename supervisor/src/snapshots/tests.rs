@@ -126,7 +126,8 @@ impl Lab {
         let copy = self.stores.snapshots.copy_behind(left, right);
         let scratch = self.stores.snapshots.scratch();
         let mut layer = Vec::new();
-        let difference = Difference { left, right, scratch, copy: copy.as_deref(), epoch: None };
+        let difference =
+            Difference { left, right, scratch, copy: copy.as_deref(), epoch: None, except: Default::default() };
         difference.write(&mut layer, compression).unwrap();
         layer
     }

@@ -39,7 +39,7 @@ use crate::failure::Failure;
 
 /// How long the last descriptor of a process that is being killed may stay open: the kernel closes one after the other, and lets
 /// others run in between.
-const CLOSES: Duration = Duration::from_millis(200);
+pub(super) const CLOSES: Duration = Duration::from_millis(200);
 /// The same of one that is known to be dying, where nobody waits in vain for a shim that lives.
 const CLOSES_AT_LAST: Duration = Duration::from_secs(3);
 
@@ -347,7 +347,7 @@ impl Bundle {
 }
 
 /// Whether a socket's file has outlived its listener.
-async fn is_dead(socket: &Path, patience: Duration) -> bool {
+pub(super) async fn is_dead(socket: &Path, patience: Duration) -> bool {
     loop {
         match UnixStream::connect(socket).await {
             Err(error) => return error.kind() == io::ErrorKind::ConnectionRefused,

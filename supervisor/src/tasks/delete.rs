@@ -9,7 +9,7 @@ use proto::{
         services::tasks::v1::DeleteResponse,
         task::v3::{ConnectRequest, DeleteRequest, KillRequest, ShutdownRequest, WaitRequest},
     },
-    id::{ExecId, NamespaceName},
+    id::{ContainerId, ExecId, NamespaceName},
 };
 use tokio::sync::OwnedMutexGuard;
 use tracing::{info, warn};
@@ -27,12 +27,16 @@ use super::{
 const LEAVE_LIMIT: Duration = Duration::from_secs(5);
 
 impl Tasks {
-    /// Deletes an ended (or never started) task, and answers how it ended.
+    /// Deletes an ended (or never started) task, and answers how it ended. One that is still being made is waited for: whoever
+    /// asked for it may have died, and nobody else would ever find it.
     pub(crate) async fn delete(
         self: &Arc<Self>,
         namespace: &NamespaceName,
         id: &str,
     ) -> Result<DeleteResponse, TaskError> {
+        if let Some(task) = self.known(namespace, &ContainerId::new(id)?) {
+            task.reaches(|phase| phase != Phase::Making).await;
+        }
         let task = self.find(namespace, id).await?;
         let tasks = self.clone();
         task.clone().detached(async move { tasks.delete_in_turn(task).await }).await

@@ -7,7 +7,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::Arc,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use proto::{
@@ -19,7 +19,7 @@ use tracing::{error, warn};
 
 use super::{
     Tasks,
-    bundle::{Bundle, Exit, Origin},
+    bundle::{Bundle, CLOSES, Exit, Origin, is_dead},
     bury::{KILLED, cgroup_folders, kill_leftovers, signal},
 };
 
@@ -65,6 +65,34 @@ impl Tasks {
         }
     }
 
+    /// Removes sockets of shims on which nobody listens any more: one that was killed with us, when its bundle had gone already,
+    /// left it where nobody else looks. On a task of its own.
+    pub(crate) fn sweep_sockets(&self) {
+        let Some(folder) = self.program.socket.parent().map(|root| root.join("s")) else { return };
+        tokio::spawn(async move {
+            let mut dead = Vec::new();
+            for socket in entries(&folder) {
+                // One that is dying just now is found at the next start: there may be a thousand that live.
+                if is_dead(&socket, Duration::ZERO).await {
+                    dead.push(socket);
+                }
+            }
+            if dead.is_empty() {
+                return;
+            }
+            // A shim that begins has its socket a moment before it listens.
+            tokio::time::sleep(BEGINS).await;
+            for socket in dead {
+                if !is_dead(&socket, CLOSES).await {
+                    continue;
+                }
+                if let Err(error) = fs::remove_file(&socket) {
+                    warn!(socket = %socket.display(), %error, "socket of a dead shim not removed");
+                }
+            }
+        });
+    }
+
     /// Leaves a bundle from which the exit can be told.
     fn record_end(&self, (namespace, id): &(NamespaceName, ContainerId), record: &Container, pid: u32) {
         let bundle = Bundle::at(&self.folder, namespace, id);
@@ -96,6 +124,13 @@ impl Tasks {
             error!(%namespace, %id, error = %chain(&error), "exit not recorded as announced");
         }
     }
+}
+
+/// How long a shim may take from its socket to listening on it.
+const BEGINS: Duration = Duration::from_millis(500);
+
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }
 
 fn cgroup(record: &Container) -> Option<String> {

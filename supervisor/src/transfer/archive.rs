@@ -1,31 +1,40 @@
-//! Reads an image archive as it streams in: every file becomes a blob, and what the archive says about images is found in
-//! two small documents, `manifest.json` (docker) and `index.json` (OCI layout), wherever in the stream they are.
+//! Reads an image archive as it streams in: what looks like a part of an image becomes a blob, and what the archive says
+//! about images is found in a few small documents, wherever in the stream they are: `manifest.json` (docker since 1.10),
+//! `index.json` (OCI layout), `repositories` with `ID/json` (docker before that).
+
+mod paths;
+mod pending;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    io::Read,
-    path::{Component, Path},
+    io::{self, Read},
 };
 
 use proto::digest::Digest;
 use serde::Deserialize;
 
+pub(super) use self::paths::Paths;
+use self::pending::Pending;
 use super::{Context, Operation, TransferError};
 use crate::{
     content::ContentError,
     images::manifest::{Descriptor, Index, MANIFEST_LIMIT},
     layers::{
+        LayerError,
         decompress::{Compression, decompressed},
-        tar::{Kind, TarReader},
+        tar::{Entry, Kind, TarError, TarReader},
     },
     leases::unique,
-    store::Labels,
 };
 
 /// Entries that an archive may have; real ones have a few per layer.
 const ENTRIES: usize = 100_000;
-/// Steps from link to link; docker's archives have links to layers that repeat.
-const LINKS: u32 = 8;
+/// Files of no known name that are stored before a document of an image has come by. More is some other archive, say the
+/// root of a file system, which nobody wants in the content store file by file.
+const UNKNOWN: usize = 64;
+/// What `ID/json` files may take in memory, all of them.
+const LEGACY_LIMIT: usize = 4 << 20;
+const CHUNK: usize = 1 << 20;
 
 /// A file of the archive, now a blob.
 #[derive(Debug, Clone, Copy)]
@@ -41,12 +50,26 @@ pub(super) struct Blob {
 /// What an archive holds.
 #[derive(Debug, Default)]
 pub(super) struct Archive {
-    files: HashMap<String, Blob>,
-    links: HashMap<String, String>,
+    /// Its files and links.
+    pub(super) paths: Paths<Blob>,
     /// Images as docker describes them.
     pub(super) docker: Vec<DockerImage>,
     /// Images as an OCI layout describes them.
     pub(super) index: Option<Index>,
+    /// Images as docker described them before 1.10.
+    pub(super) legacy: Legacy,
+}
+
+/// Documents of docker's oldest format.
+#[derive(Debug, Default)]
+pub(super) struct Legacy {
+    /// Repository, tag, layer.
+    pub(super) repositories: BTreeMap<String, BTreeMap<String, String>>,
+    /// `ID/json` by id. Newer archives have it too, for old readers.
+    pub(super) layers: HashMap<String, Vec<u8>>,
+    bytes: usize,
+    /// Not all of them were kept.
+    pub(super) too_big: bool,
 }
 
 /// One entry of `manifest.json`.
@@ -64,20 +87,44 @@ pub(super) struct DockerImage {
 impl Archive {
     /// The blob at a path of the archive, links followed.
     pub(super) fn find(&self, path: &str) -> Result<Blob, TransferError> {
-        let missing = || TransferError::Archive(format!("{path:?} is missing in it"));
-        let mut at = normal(Path::new(path)).ok_or_else(missing)?;
-        for _ in 0..LINKS {
-            if let Some(blob) = self.files.get(&at) {
-                return Ok(*blob);
-            }
-            at = self.links.get(&at).ok_or_else(missing)?.clone();
-        }
-        Err(missing())
+        self.paths.find(path).copied().ok_or_else(|| TransferError::Archive(format!("{path:?} is missing in it")))
     }
 
-    /// Whether the archive brought a blob along.
-    pub(super) fn has(&self, digest: &Digest) -> bool {
-        self.files.contains_key(&format!("blobs/sha256/{}", digest.hex()))
+    /// The blob of a digest, if the archive brought it along.
+    pub(super) fn blob(&self, digest: &Digest) -> Option<Blob> {
+        self.paths.find(&format!("blobs/sha256/{}", digest.hex())).copied()
+    }
+
+    fn is_described(&self) -> bool {
+        !self.docker.is_empty() || self.index.is_some() || !self.legacy.repositories.is_empty()
+    }
+
+    // Takes a document into account; the file is one if its name says so.
+    fn document(&mut self, path: &str, entry: &Entry, tar: &mut impl Read) -> Result<bool, TransferError> {
+        match path {
+            "manifest.json" => self.docker = json(&small(tar, entry.size, path)?, path)?,
+            "index.json" => self.index = Some(json(&small(tar, entry.size, path)?, path)?),
+            "repositories" => self.legacy.repositories = json(&small(tar, entry.size, path)?, path)?,
+            "oci-layout" => drop(small(tar, entry.size, path)?),
+            _ => match path.split_once('/') {
+                Some((id, "json")) => self.legacy.take(id, &small(tar, entry.size, path)?),
+                Some((_, "VERSION")) => {}
+                _ => return Ok(false),
+            },
+        }
+        Ok(true)
+    }
+}
+
+impl Legacy {
+    fn take(&mut self, id: &str, json: &[u8]) {
+        self.bytes += json.len();
+        self.too_big |= self.bytes > LEGACY_LIMIT;
+        if self.too_big {
+            self.layers.clear(); // wanted only if nothing else describes the images
+        } else {
+            self.layers.insert(id.to_owned(), json.to_vec());
+        }
     }
 }
 
@@ -88,57 +135,50 @@ impl Context {
         operation: &Operation,
         stream: impl Read + Send,
     ) -> Result<Archive, TransferError> {
-        let (input, _) = decompressed(stream).map_err(|error| match error {
-            crate::layers::LayerError::Compression(name) => {
-                TransferError::Archive(format!("compression {name} is not supported, only gzip and zstd"))
-            }
+        let unreadable = |error| match error {
+            LayerError::Compression(name) => TransferError::Archive(format!(
+                "its compression {name} is not supported, only gzip, zstd, xz and bzip2"
+            )),
             other => other.into(),
-        })?;
+        };
+        let (input, _) = decompressed(stream).map_err(unreadable)?;
         let mut tar = TarReader::new(input);
         let mut archive = Archive::default();
-        let mut is_layout = false;
-        while let Some(entry) = tar.next_entry()? {
-            if archive.files.len() + archive.links.len() >= ENTRIES {
+        let (mut entries, mut unknown) = (0, 0);
+        let mut room = Room { buffer: vec![0; CHUNK], pending: Pending::default() };
+        let no_image = || {
+            let what = "neither manifest.json nor repositories (docker) nor index.json (OCI layout) is in it";
+            TransferError::Archive(what.into())
+        };
+        while let Some(entry) = tar.next_entry().map_err(torn)? {
+            entries += 1;
+            if entries > ENTRIES {
                 return Err(TransferError::Archive(format!("it has more than {ENTRIES} entries")));
             }
-            let path = String::from_utf8_lossy(&entry.path).into_owned();
-            // An entry that leads out of the archive is nothing that an image could mean.
-            let Some(path) = normal(Path::new(&path)) else { continue };
+            let shown = String::from_utf8_lossy(&entry.path).into_owned();
+            let escapes = || TransferError::Archive(format!("its entry {shown:?} leads out of it; nothing was loaded"));
+            let Some(path) = paths::entry_name(&entry.path).map_err(|()| escapes())? else { continue };
             match &entry.kind {
-                Kind::File if matches!(path.as_str(), "manifest.json" | "index.json" | "oci-layout") => {
-                    let bytes = small(&mut tar, entry.size, &path)?;
-                    match path.as_str() {
-                        "manifest.json" => archive.docker = json(&bytes, &path)?,
-                        "index.json" => archive.index = Some(json(&bytes, &path)?),
-                        _ => is_layout = true,
-                    }
-                }
-                // Files of docker's oldest format; nothing refers to them.
-                Kind::File if path == "repositories" || path.ends_with("/VERSION") || path.ends_with("/json") => {}
                 Kind::File => {
-                    let blob = self.store_file(operation, &path, entry.size, &mut tar)?;
-                    archive.files.insert(path, blob);
-                }
-                Kind::Symlink(target) | Kind::HardLink(target) => {
-                    let target = String::from_utf8_lossy(target);
-                    let folder = match entry.kind {
-                        Kind::Symlink(_) => Path::new(&path).parent().unwrap_or(Path::new("")),
-                        _ => Path::new(""),
-                    };
-                    if let Some(target) = normal(&folder.join(&*target)) {
-                        archive.links.insert(path, target);
+                    if archive.document(&path, &entry, &mut tar)? {
+                        continue;
                     }
+                    unknown += usize::from(!paths::is_usual(&path));
+                    if unknown > UNKNOWN && !archive.is_described() {
+                        return Err(no_image());
+                    }
+                    let blob = self.store_file(operation, &path, entry.size, &mut tar, &mut room)?;
+                    archive.paths.file(path, blob);
                 }
+                Kind::Symlink(target) => archive.paths.symlink(path, target),
+                Kind::HardLink(target) => archive.paths.hard_link(path, target),
                 _ => {}
             }
         }
-        tar.drain()?;
-        if !is_layout {
-            archive.index = None;
-        }
-        if archive.docker.is_empty() && archive.index.is_none() {
-            let what = "neither manifest.json (docker) nor index.json with oci-layout (OCI) is in it";
-            return Err(TransferError::Archive(what.into()));
+        tar.drain().map_err(torn)?;
+        room.pending.finish()?;
+        if !archive.is_described() {
+            return Err(no_image());
         }
         Ok(archive)
     }
@@ -148,53 +188,65 @@ impl Context {
         operation: &Operation,
         path: &str,
         size: u64,
-        data: &mut impl Read,
+        data: &mut (impl Read + Send),
+        room: &mut Room,
     ) -> Result<Blob, TransferError> {
         let expected = path.strip_prefix("blobs/sha256/").and_then(|hex| format!("sha256:{hex}").parse().ok());
+        let read = fill(data, &mut room.buffer).map_err(|error| broken(path, error))?;
+        let unreadable = |error| match error {
+            LayerError::Compression(name) => {
+                TransferError::Archive(format!("{path:?} has the compression {name}, which is not supported"))
+            }
+            other => other.into(),
+        };
+        let compression = Compression::of(&room.buffer[..read]).map_err(unreadable)?;
+        if expected.is_none() && matches!(compression, Compression::Xz | Compression::Bzip2) {
+            // No media type stands for these: such a layer is kept uncompressed, as whoever reads it next expects.
+            let whole = io::Cursor::new(room.buffer[..read].to_vec()).chain(data);
+            let (mut plain, _) = decompressed(whole).map_err(unreadable)?;
+            let read = fill(&mut plain, &mut room.buffer).map_err(|error| broken(path, error))?;
+            return self.store(operation, path, Expected::default(), Compression::Plain, &mut plain, room, read);
+        }
+        self.store(operation, path, Expected { digest: expected, size }, compression, data, room, read)
+    }
+
+    // The first `read` bytes are in the buffer already.
+    #[allow(clippy::too_many_arguments, reason = "one caller's two ways to the same loop")]
+    fn store(
+        &self,
+        operation: &Operation,
+        path: &str,
+        expected: Expected,
+        compression: Compression,
+        data: &mut impl Read,
+        room: &mut Room,
+        mut read: usize,
+    ) -> Result<Blob, TransferError> {
         let (content, namespace) = (&self.stores.content, self.namespace.as_str());
         let reference = unique("import");
-        let broken = |error: std::io::Error| {
-            if error.kind() == std::io::ErrorKind::ConnectionReset {
-                return TransferError::Tar(crate::layers::tar::TarError::Read(error));
-            }
-            TransferError::Archive(format!("{path:?} ends early: {error}"))
-        };
-        let mut chunk = vec![0; (256 << 10).min(usize::try_from(size).unwrap_or(usize::MAX).max(1))];
-        let mut head = Vec::new();
-        let mut fill = |chunk: &mut [u8]| -> Result<usize, TransferError> {
-            let mut filled = 0;
-            while filled < chunk.len() {
-                match data.read(&mut chunk[filled..]).map_err(broken)? {
-                    0 => break,
-                    n => filled += n,
+        let mut writer =
+            match content.writer(namespace, &reference, expected.size, expected.digest, Some(&operation.id)) {
+                Err(ContentError::Exists(digest)) => {
+                    // The rest of it is skipped.
+                    let blob = Blob { digest, size: content.info(namespace, &digest)?.size, compression };
+                    self.announce("already exists", &blob);
+                    return Ok(blob);
                 }
-            }
-            if head.is_empty() {
-                head.extend_from_slice(&chunk[..filled.min(8)]);
-            }
-            Ok(filled)
-        };
-        let mut writer = match content.writer(namespace, &reference, size, expected, Some(&operation.id)) {
-            Err(ContentError::Exists(digest)) => {
-                // The bytes of the archive are skipped, but for the first ones.
-                fill(&mut chunk)?;
-                let compression = Compression::of(&head)?;
-                let blob = Blob { digest, size: content.info(namespace, &digest)?.size, compression };
-                self.announce("already exists", &blob);
-                return Ok(blob);
-            }
-            other => other?,
-        };
+                other => other?,
+            };
+        let mut size = 0;
         let written = loop {
-            match fill(&mut chunk) {
-                Ok(0) => break Ok(()),
-                Ok(n) => {
-                    if let Err(error) = writer.write(&chunk[..n]) {
-                        break Err(error.into());
-                    }
-                }
-                Err(error) => break Err(error),
+            if read == 0 {
+                break Ok(());
             }
+            if let Err(error) = writer.write(&room.buffer[..read]) {
+                break Err(error.into());
+            }
+            size += read as u64;
+            read = match fill(data, &mut room.buffer) {
+                Ok(read) => read,
+                Err(error) => break Err(broken(path, error)),
+            };
         };
         if let Err(error) = written {
             // Its name is used once: nobody would ever take it up.
@@ -202,11 +254,15 @@ impl Context {
             let _ = content.abort(namespace, &reference);
             return Err(error);
         }
-        let digest = match writer.commit(size, expected, &Labels::new()) {
-            Err(ContentError::Exists(digest)) => digest,
-            other => other?,
-        };
-        let blob = Blob { digest, size, compression: Compression::of(&head)? };
+        let digest = writer.digest();
+        if let Some(actual) = expected.digest.filter(|expected| *expected != digest).map(|_| digest) {
+            writer.abort()?;
+            return Err(TransferError::Archive(format!(
+                "{path:?} in it is damaged: its bytes have the digest {actual}"
+            )));
+        }
+        room.pending.commit(writer, size)?;
+        let blob = Blob { digest, size, compression };
         self.announce("complete", &blob);
         Ok(blob)
     }
@@ -216,33 +272,60 @@ impl Context {
     }
 }
 
+/// What one file after another needs.
+struct Room {
+    buffer: Vec<u8>,
+    pending: Pending,
+}
+
+/// What is known of a file before it is read: nothing, if the size is 0.
+#[derive(Default)]
+struct Expected {
+    digest: Option<Digest>,
+    size: u64,
+}
+
+fn torn(error: TarError) -> TransferError {
+    match error {
+        TarError::Read(cause) if cause.kind() != io::ErrorKind::ConnectionReset => {
+            TransferError::Archive(format!("it is cut short or damaged: {cause}"))
+        }
+        other => other.into(),
+    }
+}
+
+fn broken(path: &str, error: io::Error) -> TransferError {
+    if error.kind() == io::ErrorKind::ConnectionReset {
+        return TransferError::Tar(TarError::Read(error));
+    }
+    TransferError::Archive(format!("{path:?} in it is cut short or damaged: {error}"))
+}
+
+/// Reads until the buffer is full or the end is reached.
+fn fill(data: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match data.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
 fn small(data: &mut impl Read, size: u64, path: &str) -> Result<Vec<u8>, TransferError> {
     if size > MANIFEST_LIMIT {
         return Err(TransferError::Archive(format!("{path:?} in it is larger than {MANIFEST_LIMIT} bytes")));
     }
     let mut bytes = Vec::new();
-    data.take(size)
-        .read_to_end(&mut bytes)
-        .map_err(|error| TransferError::Tar(crate::layers::tar::TarError::Read(error)))?;
+    data.take(size).read_to_end(&mut bytes).map_err(|error| broken(path, error))?;
     Ok(bytes)
 }
 
 fn json<T: serde::de::DeserializeOwned>(bytes: &[u8], path: &str) -> Result<T, TransferError> {
     serde_json::from_slice(bytes).map_err(|error| TransferError::Archive(format!("{path:?} is malformed: {error}")))
-}
-
-/// A path without `.` and `..`; `None` if it leads out.
-fn normal(path: &Path) -> Option<String> {
-    let mut parts: Vec<&str> = Vec::new();
-    for part in path.components() {
-        match part {
-            Component::CurDir | Component::RootDir => {}
-            Component::ParentDir => drop(parts.pop()?),
-            Component::Normal(part) => parts.push(part.to_str()?),
-            Component::Prefix(_) => return None,
-        }
-    }
-    (!parts.is_empty()).then(|| parts.join("/"))
 }
 
 /// Annotations of an index entry that hold a name.
@@ -252,35 +335,4 @@ pub(super) fn annotated_name(annotations: &BTreeMap<String, String>) -> Option<&
         .find_map(|key| annotations.get(*key))
         .map(String::as_str)
         .filter(|name| !name.is_empty())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn paths_stay_inside() {
-        for (path, wanted) in [
-            ("./a/layer.tar", Some("a/layer.tar")),
-            ("/a", Some("a")),
-            ("a/../b", Some("b")),
-            ("../a", None),
-            ("a/../../b", None),
-            (".", None),
-        ] {
-            assert_eq!(normal(Path::new(path)).as_deref(), wanted, "{path}");
-        }
-    }
-
-    #[test]
-    fn links_are_followed_but_not_in_circles() {
-        let blob = Blob { digest: Digest::of(b""), size: 0, compression: Compression::Plain };
-        let archive = Archive {
-            files: [("x/layer.tar".to_owned(), blob)].into(),
-            links: [("y".into(), "x/layer.tar".into()), ("a".into(), "b".into()), ("b".into(), "a".into())].into(),
-            ..Archive::default()
-        };
-        assert!(archive.find("y").is_ok() && archive.find("./x/layer.tar").is_ok());
-        assert!(archive.find("a").is_err() && archive.find("none").is_err() && archive.find("../y").is_err());
-    }
 }

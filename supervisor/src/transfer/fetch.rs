@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use proto::containerd::types::transfer::ImageStore;
 
-use super::{Context, Operation, TransferError};
+use super::{Context, Operation, TransferError, unpack::Arrival};
 use crate::{
     images::manifest::{CONFIG_LIMIT, Config, Descriptor, Document, MANIFEST_LIMIT, Manifest, Platform},
+    registry::Registry,
     snapshots::{Snapshotter, Snapshotters},
     store::Labels,
 };
@@ -77,14 +78,14 @@ impl Context {
     ) -> Result<(), TransferError> {
         let (this, copy, snapshotters) = (self.clone(), manifest.clone(), unpack.to_vec());
         let config = Arc::new(self.blocking(move |_| this.config(&copy, &snapshotters)).await?);
-        for (index, layer) in manifest.layers.iter().enumerate() {
-            self.unpack_layer(operation, unpack, &config, index, layer).await?;
-        }
+        let arrivals = manifest.layers.iter().map(|_| Arrival::of_stored()).collect();
+        self.unpack_arriving(operation, unpack, &config, &manifest.layers, arrivals).await?;
+        self.stores.sync_snapshots_behind();
         Ok(())
     }
 }
 
 /// Labels that say where a blob can be had again: `containerd.io/distribution.source.HOST = repository`.
-pub(super) fn source_label(host: &str, path: &str) -> Labels {
-    [(format!("containerd.io/distribution.source.{host}"), path.to_owned())].into()
+pub(super) fn source_label(registry: &Registry) -> Labels {
+    [(registry.source_label(), registry.path().to_owned())].into()
 }

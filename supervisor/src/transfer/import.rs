@@ -1,13 +1,17 @@
-//! Archive -> image store: docker-archive and OCI layout, one or several images.
+//! Archive -> image store: docker-archive (also of the oldest kind) and OCI layout, one or several images, all the platforms
+//! that are in it.
 //!
 //! docker's archives have no manifests; ours are made from the bytes as they are in the archive, so that the digest of the
 //! configuration, which is docker's image id, stays what it was. An image without a name is recorded as `import@DIGEST`
 //! with the label `berth.untagged`.
 
+mod legacy;
+
 use std::sync::Arc;
 
 use proto::{
     containerd::types::transfer::{ImageImportStream, ImageReference, ImageStore},
+    digest::Digest,
     image_ref::ImageRef,
 };
 use serde_json::json;
@@ -19,7 +23,9 @@ use super::{
     streams::StreamReader,
 };
 use crate::{
-    images::manifest::{DOCKER_CONFIG, DOCKER_LAYER, DOCKER_MANIFEST, Descriptor, Document, Manifest},
+    images::manifest::{
+        DOCKER_CONFIG, DOCKER_LAYER, DOCKER_MANIFEST, Descriptor, Document, Index, MANIFEST_LIMIT, Manifest,
+    },
     layers::decompress::Compression,
     store::Labels,
 };
@@ -30,8 +36,10 @@ pub(super) const UNTAGGED: &str = "berth.untagged";
 /// An image of an archive.
 struct Found {
     target: Descriptor,
-    // The manifest to unpack.
-    manifest: Manifest,
+    // The manifest to unpack; none of an artifact that is no image.
+    manifest: Option<Manifest>,
+    // Of every platform that came along.
+    configs: Vec<Digest>,
     names: Vec<String>,
 }
 
@@ -42,7 +50,7 @@ impl Context {
         let stream = self.streams.take(&self.namespace, &from.stream).await?;
         let (operation, found) = {
             let (wanted, naming) = (wanted.clone(), Naming::by(to));
-            self.blocking(move |this| {
+            self.patiently(move |this| {
                 let operation = this.lease()?;
                 let archive = this.read_archive(&operation, StreamReader::new(stream))?;
                 let found = this.images_of(&operation, &archive, &wanted, &naming)?;
@@ -52,10 +60,13 @@ impl Context {
         };
         let operation = Arc::new(operation);
         let labels: Labels = to.labels.clone().into_iter().collect();
-        for image in found {
+        // Names come last: of an archive with one bad image nothing is seen.
+        for manifest in found.iter().filter_map(|image| image.manifest.as_ref()) {
             if !wanted.unpack.is_empty() {
-                self.unpack_image(&operation, &image.manifest, &wanted.unpack).await?;
+                self.unpack_image(&operation, manifest, &wanted.unpack).await?;
             }
+        }
+        for image in found {
             let labels = labels.clone();
             self.blocking(move |this| {
                 if image.names.is_empty() {
@@ -78,32 +89,37 @@ impl Context {
         naming: &Naming,
     ) -> Result<Vec<Found>, TransferError> {
         let mut found = Vec::new();
-        match &archive.index {
-            Some(index) => {
-                for descriptor in &index.manifests {
-                    if !archive.has(&descriptor.digest) {
-                        let digest = descriptor.digest;
-                        return Err(TransferError::Archive(format!(
-                            "its index names {digest}, which is missing in it"
-                        )));
-                    }
-                    let mut target = descriptor.clone();
-                    let annotations = target.annotations.take().unwrap_or_default();
-                    let Some(manifest) = self.choose(&target, wanted)? else { continue };
-                    let names: Vec<String> =
-                        annotated_name(&annotations).and_then(|name| naming.name(name)).into_iter().collect();
-                    // The same image under several names is in the index several times.
-                    match found.iter_mut().find(|known: &&mut Found| known.target.digest == target.digest) {
-                        Some(known) => known.names.extend(names),
-                        None => found.push(Found { target, manifest, names }),
-                    }
+        for descriptor in archive.index.iter().flat_map(|index| &index.manifests) {
+            let mut target = descriptor.clone();
+            let annotations = target.annotations.take().unwrap_or_default();
+            let names: Vec<String> =
+                annotated_name(&annotations).and_then(|name| naming.name(name)).into_iter().collect();
+            // The same image under several names is in the index several times.
+            match found.iter_mut().find(|known: &&mut Found| known.target.digest == target.digest) {
+                Some(known) => known.names.extend(names),
+                None => {
+                    let (manifest, configs) = self.look_through(archive, &target, wanted)?;
+                    found.push(Found { target, manifest, configs, names });
                 }
-                self.names_from_docker(archive, naming, &mut found)?;
             }
-            None => {
-                for image in &archive.docker {
-                    found.push(self.docker_image(operation, archive, image, naming)?);
+        }
+        for image in &archive.docker {
+            let config = archive.find(&image.config)?.digest;
+            // docker and ctr put both documents into one archive; the tags may be in only one of them.
+            match found.iter_mut().find(|known| known.configs.contains(&config)) {
+                Some(known) if known.names.is_empty() => {
+                    let tags = image.repo_tags.iter().flatten();
+                    known.names.extend(tags.filter_map(|tag| naming.name(tag)));
                 }
+                Some(_) => {}
+                None => found.push(self.docker_image(operation, archive, image, naming)?),
+            }
+        }
+        // Newer archives have the old documents too, for old readers.
+        if found.is_empty() {
+            for image in self.legacy_images(operation, archive)? {
+                let names = image.names.iter().filter_map(|name| naming.name(name)).collect();
+                found.push(self.made(operation, image.config, &image.layers, names)?);
             }
         }
         if let [only] = found.as_mut_slice() {
@@ -122,37 +138,95 @@ impl Context {
             image.names.dedup();
         }
         if found.is_empty() {
-            return Err(TransferError::Archive(format!("no image for {} is in it", wanted.platform)));
+            return Err(TransferError::Archive("no image is in it".into()));
         }
         Ok(found)
     }
 
-    // The manifest of an index entry for the platform; `None` for what is no image (attestations and other artifacts).
-    fn choose(&self, target: &Descriptor, wanted: &Wanted) -> Result<Option<Manifest>, TransferError> {
-        let mut descriptor = target.clone();
-        for _ in 0..DEPTH {
-            match self.document(&descriptor)? {
-                Document::Manifest(manifest) => return Ok(Some(manifest)),
-                Document::Index(index) => {
-                    descriptor = index.select(descriptor.digest, &wanted.platform)?.clone();
-                }
-            }
+    // Everything below an entry of the index that came along, each document with the labels that keep what it points to:
+    // the manifest to unpack, and the configurations of all platforms.
+    fn look_through(
+        &self,
+        archive: &Archive,
+        target: &Descriptor,
+        wanted: &Wanted,
+    ) -> Result<(Option<Manifest>, Vec<Digest>), TransferError> {
+        let mut images = Vec::new();
+        if archive.blob(&target.digest).is_none() {
+            let digest = target.digest;
+            return Err(TransferError::Archive(format!("its index names {digest}, which is missing in it")));
         }
-        Err(TransferError::Archive(format!("{}: indexes are nested too deeply", target.digest)))
+        let incomplete = self.gather(archive, target, DEPTH, &mut images)?;
+        if let (true, Some(missing)) = (images.is_empty(), incomplete) {
+            return Err(missing);
+        }
+        images.retain(|(_, manifest)| manifest.config.media_type.contains("image"));
+        let configs = images.iter().map(|(_, manifest)| manifest.config.digest).collect();
+        let choice = Index { manifests: images.iter().map(|(descriptor, _)| descriptor.clone()).collect() };
+        // One for another platform, if it is all there is: as docker loads it.
+        let chosen = choice.select(target.digest, &wanted.platform).map(|chosen| chosen.digest).ok();
+        let position = images.iter().position(|(descriptor, _)| Some(descriptor.digest) == chosen);
+        let runs = |(descriptor, _): &(Descriptor, Manifest)| {
+            descriptor.platform.as_ref().is_none_or(|platform| platform.os != "unknown")
+        };
+        let position = position.or_else(|| images.iter().position(runs));
+        Ok((position.map(|position| images.swap_remove(position).1), configs))
     }
 
-    // docker and ctr put both documents into one archive; the tags may be in only one of them.
-    fn names_from_docker(&self, archive: &Archive, naming: &Naming, found: &mut [Found]) -> Result<(), TransferError> {
-        for image in &archive.docker {
-            let config = archive.find(&image.config)?.digest;
-            for known in found.iter_mut().filter(|known| known.manifest.config.digest == config) {
-                if known.names.is_empty() {
-                    let tags = image.repo_tags.iter().flatten();
-                    known.names.extend(tags.filter_map(|tag| naming.name(tag)));
+    // Collects the manifests that are complete; gives what is missing of one that isn't.
+    fn gather(
+        &self,
+        archive: &Archive,
+        at: &Descriptor,
+        depth: u32,
+        images: &mut Vec<(Descriptor, Manifest)>,
+    ) -> Result<Option<TransferError>, TransferError> {
+        let missing = |what: &str, part: &Descriptor| {
+            TransferError::Archive(format!("{what} {} of image {} is missing in it", part.digest, at.digest))
+        };
+        if at.size > MANIFEST_LIMIT {
+            return Err(TransferError::Archive(format!(
+                "manifest {} in it is larger than {MANIFEST_LIMIT} bytes",
+                at.digest
+            )));
+        }
+        match self.document(at)? {
+            Document::Manifest(manifest) => {
+                for (what, part) in
+                    manifest.layers.iter().map(|layer| ("layer", layer)).chain([("configuration", &manifest.config)])
+                {
+                    // Layers that nobody may pass on are fetched from where they are.
+                    let elsewhere = part.media_type.contains("foreign") || part.media_type.contains("nondistributable");
+                    match archive.blob(&part.digest) {
+                        Some(blob) if blob.size != part.size => {
+                            return Err(TransferError::Archive(format!(
+                                "{what} {} in it is {} bytes long, the manifest says {}",
+                                part.digest, blob.size, part.size
+                            )));
+                        }
+                        None if !elsewhere => return Ok(Some(missing(what, part))),
+                        _ => {}
+                    }
                 }
+                images.push((at.clone(), manifest));
+                Ok(None)
+            }
+            Document::Index(_) if depth == 0 => {
+                Err(TransferError::Archive(format!("{}: indexes are nested too deeply", at.digest)))
+            }
+            Document::Index(index) => {
+                let mut incomplete = None;
+                for entry in &index.manifests {
+                    if archive.blob(&entry.digest).is_some() {
+                        let lacking = self.gather(archive, entry, depth - 1, images)?;
+                        incomplete = incomplete.or(lacking);
+                    } else {
+                        incomplete = incomplete.or_else(|| Some(missing("manifest", entry)));
+                    }
+                }
+                Ok(incomplete)
             }
         }
-        Ok(())
     }
 
     fn docker_image(
@@ -166,14 +240,31 @@ impl Context {
         let mut layers = Vec::new();
         for path in image.layers.iter().flatten() {
             let blob = archive.find(path)?;
-            let media_type = match blob.compression {
+            layers.push((Descriptor::new("", blob.digest, blob.size), blob.compression));
+        }
+        let names = image.repo_tags.iter().flatten().filter_map(|tag| naming.name(tag)).collect();
+        self.made(operation, Descriptor::new(DOCKER_CONFIG, config.digest, config.size), &layers, names)
+    }
+
+    // An image of an archive without manifests gets one.
+    fn made(
+        &self,
+        operation: &Operation,
+        config: Descriptor,
+        layers: &[(Descriptor, Compression)],
+        names: Vec<String>,
+    ) -> Result<Found, TransferError> {
+        let typed = |(layer, compression): &(Descriptor, Compression)| {
+            let media_type = match compression {
                 Compression::Plain => DOCKER_LAYER.to_owned(),
                 Compression::Gzip => format!("{DOCKER_LAYER}.gzip"),
                 Compression::Zstd => format!("{DOCKER_LAYER}.zstd"),
+                Compression::Xz => format!("{DOCKER_LAYER}.xz"),
+                Compression::Bzip2 => format!("{DOCKER_LAYER}.bzip2"),
             };
-            layers.push(Descriptor::new(&media_type, blob.digest, blob.size));
-        }
-        let manifest = Manifest { config: Descriptor::new(DOCKER_CONFIG, config.digest, config.size), layers };
+            Descriptor::new(&media_type, layer.digest, layer.size)
+        };
+        let manifest = Manifest { config, layers: layers.iter().map(typed).collect() };
         let bytes = serde_json::to_vec(&json!({
             "schemaVersion": 2,
             "mediaType": DOCKER_MANIFEST,
@@ -186,8 +277,7 @@ impl Context {
         let labels = Document::Manifest(manifest.clone()).gc_labels();
         let digest = self.stores.content.put(&self.namespace, &bytes, &labels, Some(&operation.id))?;
         let target = Descriptor::new(DOCKER_MANIFEST, digest, bytes.len() as u64);
-        let names = image.repo_tags.iter().flatten().filter_map(|tag| naming.name(tag)).collect();
-        Ok(Found { target, manifest, names })
+        Ok(Found { target, configs: vec![manifest.config.digest], manifest: Some(manifest), names })
     }
 }
 

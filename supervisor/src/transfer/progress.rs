@@ -9,7 +9,7 @@ use std::{
 };
 
 use prost_types::Any;
-use proto::{containerd::types::transfer::Progress as Message, typeurl};
+use proto::{containerd::types::transfer::Progress as Message, digest::Digest, typeurl};
 use tokio::sync::mpsc;
 use tonic::Status;
 
@@ -60,15 +60,41 @@ impl Progress {
         self.send(&message(event, name, target, 0), 0);
     }
 
+    /// Something about a blob that the client knows by another digest, `name`: a layer that was compressed for a push.
+    pub(super) fn pushed(&self, event: &str, name: &Digest, blob: &Descriptor, progress: u64, parent: Option<String>) {
+        let message =
+            Message { parents: parent.into_iter().collect(), ..message(event, &name.to_string(), blob, progress) };
+        self.send(&message, 0);
+    }
+
+    /// A meter for the bytes of such a blob.
+    pub(super) fn push_meter(
+        &self,
+        event: &'static str,
+        name: &Digest,
+        blob: &Descriptor,
+    ) -> Arc<dyn Fn(u64) + Send + Sync> {
+        Arc::new(self.meter_named(event, name.to_string(), blob))
+    }
+
     /// A meter for the bytes of a blob, which passes on a few of the numbers it is told.
     pub(super) fn meter(&self, event: &'static str, blob: &Descriptor) -> impl Fn(u64) + Send + Sync + 'static {
+        self.meter_named(event, blob.digest.to_string(), blob)
+    }
+
+    fn meter_named(
+        &self,
+        event: &'static str,
+        name: String,
+        blob: &Descriptor,
+    ) -> impl Fn(u64) + Send + Sync + 'static {
         let (progress, blob, last) = (self.clone(), blob.clone(), Arc::new(AtomicU64::new(0)));
         move |bytes| {
             let now = progress.began.elapsed().as_millis() as u64;
             let before = last.load(Ordering::Relaxed);
             if before == 0 || now.saturating_sub(before) >= INTERVAL_MS {
                 last.store(now.max(1), Ordering::Relaxed);
-                progress.send(&message(event, &blob.digest.to_string(), &blob, bytes), RESERVE);
+                progress.send(&message(event, &name, &blob, bytes), RESERVE);
             }
         }
     }

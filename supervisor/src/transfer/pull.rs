@@ -1,34 +1,31 @@
-//! Registry -> image store: layers are fetched three at a time, and each is unpacked while the next ones arrive.
+//! Registry -> image store: several layers are fetched at a time, and each is unpacked while it arrives.
 
 use std::sync::Arc;
 
 use proto::{
-    containerd::types::transfer::{AuthRequest, AuthResponse, AuthType, ImageStore, OciRegistry},
+    containerd::types::transfer::{ImageStore, OciRegistry},
     image_ref::ImageRef,
-    typeurl,
 };
 use tokio::{
-    sync::{Mutex, Semaphore, oneshot},
+    sync::{Semaphore, oneshot},
     task::JoinSet,
 };
-use tonic::async_trait;
 
 use super::{
     Context, Operation, TransferError,
     fetch::{DEPTH, Wanted, source_label},
-    streams::Stream,
-    unpack::turn,
+    unpack::{Arrival, turn},
 };
 use crate::{
-    content::ContentError,
+    content::{Arriving, ContentError},
     images::manifest::{CONFIG_LIMIT, Descriptor, Document, MANIFEST_LIMIT, Manifest},
     metrics::METRICS,
-    registry::{Anonymous, Credential, Credentials, Registry, RegistryError},
+    registry::{Access, Registry, RegistryError},
     store::Labels,
 };
 
-/// Layers of one image that are fetched at the same time.
-const PARALLEL: usize = 3;
+/// Layers of one image that are fetched at the same time, unless the request says otherwise.
+const PARALLEL: usize = 6;
 
 impl Context {
     /// Fetches an image by tag or digest, unpacks it if that is asked for, and records its name.
@@ -36,19 +33,14 @@ impl Context {
         let image = from.reference.parse::<ImageRef>()?.with_default_tag();
         let wanted = Wanted::by(to, &self.stores.snapshots)?;
         let resolver = from.resolver.unwrap_or_default();
-        let credentials: Arc<dyn Credentials> = match resolver.auth_stream.as_str() {
-            "" => Arc::new(Anonymous),
-            id => Arc::new(AuthStream {
-                stream: Mutex::new(self.streams.take(&self.namespace, id).await?),
-                reference: from.reference.clone(),
-            }),
-        };
-        let registry = Registry::new(&image, &resolver.default_scheme, &resolver.headers, credentials)?;
-        let source = source_label(&registry.host(), image.path());
+        let credentials = self.credentials(&resolver, &from.reference).await?;
+        let registry = self.registries.open(&image, &Access::of(&resolver, credentials))?;
+        let source = source_label(&registry);
         let this = self.clone();
         let operation = Arc::new(self.blocking(move |_| this.lease()).await?);
         proto::fault!("supervisor.pull.leased");
-        let pull = Pull { context: self, registry: Arc::new(registry), operation, source, wanted };
+        let parallel = at_once(resolver.parallel, PARALLEL);
+        let pull = Pull { context: self, registry: Arc::new(registry), operation, source, wanted, parallel };
         // A digest counts before a tag: it says which image is meant.
         let reference = match (image.digest(), image.tag()) {
             (Some(digest), _) => digest.to_string(),
@@ -59,7 +51,9 @@ impl Context {
         pull.image(target.clone()).await?;
         let name = if to.name.is_empty() { image.to_string() } else { to.name.clone() };
         let labels: Labels = to.labels.clone().into_iter().collect();
-        pull.context.blocking(move |this| this.record_image(&name, &target, &labels)).await
+        pull.context.blocking(move |this| this.record_image(&name, &target, &labels)).await?;
+        pull.context.stores.sync_snapshots_behind();
+        Ok(())
     }
 }
 
@@ -69,6 +63,12 @@ struct Pull {
     operation: Arc<Operation>,
     source: Labels,
     wanted: Wanted,
+    parallel: usize,
+}
+
+/// How many blobs are moved at the same time: as many as the request says, within reason.
+pub(super) fn at_once(asked: u32, usual: usize) -> usize {
+    if asked == 0 { usual } else { asked.min(64) as usize }
 }
 
 impl Pull {
@@ -122,35 +122,52 @@ impl Pull {
         for layer in &manifest.layers {
             self.context.progress.blob("waiting", layer, 0);
         }
-        let config_blob = self.blob(manifest.config.clone());
+        let config_blob = self.blob(manifest.config.clone(), None);
         config_blob.await?;
         let (this, copy, unpack) = (self.context.clone(), manifest.clone(), self.wanted.unpack.clone());
         let config = Arc::new(self.context.blocking(move |_| this.config(&copy, &unpack)).await?);
         proto::fault!("supervisor.pull.config_stored");
+        let (this, copy, conf) = (self.operation.clone(), manifest.clone(), config.clone());
+        let unpack = self.wanted.unpack.clone();
+        let covered = self.context.blocking(move |context| Ok(context.keeper(&this).covered(&copy, &conf, &unpack)?));
+        let covered = covered.await?;
         // Dropped with everything in it if one fails, or if the client goes away.
         let mut fetching = JoinSet::new();
-        let slots = Arc::new(Semaphore::new(PARALLEL));
+        let slots = Arc::new(Semaphore::new(self.parallel));
         let mut arrivals = Vec::new();
-        for layer in &manifest.layers {
-            let (arrived, arrival) = oneshot::channel();
-            let (fetch, slots) = (self.blob(layer.clone()), slots.clone());
+        for (layer, covered) in manifest.layers.iter().zip(covered) {
+            if covered {
+                self.context.progress.blob("already exists", layer, layer.size);
+                arrivals.push(Arrival::of_stored());
+                continue;
+            }
+            let (begin, begun) = oneshot::channel();
+            let (store, stored) = oneshot::channel();
+            let (fetch, slots) = (self.blob(layer.clone(), Some(begin)), slots.clone());
             fetching.spawn(async move {
                 let _slot = slots.acquire_owned().await;
-                let _ = arrived.send(fetch.await);
+                let _ = store.send(fetch.await);
             });
-            arrivals.push(arrival);
+            arrivals.push(Arrival { begun, stored });
         }
-        for (index, (arrival, layer)) in arrivals.into_iter().zip(&manifest.layers).enumerate() {
-            arrival.await.unwrap_or(Err(TransferError::Cut("a download met a bug and was abandoned")))?;
-            if !self.wanted.unpack.is_empty() {
-                self.context.unpack_layer(&self.operation, &self.wanted.unpack, &config, index, layer).await?;
+        if self.wanted.unpack.is_empty() {
+            for arrival in arrivals {
+                arrival.stored().await?;
             }
+            return Ok(());
         }
-        Ok(())
+        let unpack = &self.wanted.unpack;
+        self.context.unpack_arriving(&self.operation, unpack, &config, &manifest.layers, arrivals).await
     }
 
     // One blob into the content store, unless it is there.
-    fn blob(&self, blob: Descriptor) -> impl Future<Output = Result<(), TransferError>> + Send + 'static {
+    //
+    // Whoever unpacks it gets a reader as soon as it begins.
+    fn blob(
+        &self,
+        blob: Descriptor,
+        begin: Option<oneshot::Sender<Option<Arriving>>>,
+    ) -> impl Future<Output = Result<(), TransferError>> + Send + 'static {
         let (context, registry) = (self.context.clone(), self.registry.clone());
         let (operation, labels) = (self.operation.clone(), self.source.clone());
         async move {
@@ -173,10 +190,16 @@ impl Pull {
                     other => Ok((Some(other?), labels)),
                 }
             });
-            let (Some(writer), labels) = opened.await? else {
+            let (Some(mut writer), labels) = opened.await? else {
+                if let Some(begin) = begin {
+                    let _ = begin.send(None);
+                }
                 context.progress.blob("already exists", &blob, blob.size);
                 return Ok(());
             };
+            if let Some(begin) = begin {
+                let _ = begin.send(Some(writer.follow()?));
+            }
             let meter = context.progress.meter("downloading", &blob);
             let writer = registry.blob(&blob, writer, &meter).await?;
             proto::fault!("supervisor.pull.blob_fetched");
@@ -203,35 +226,5 @@ fn media_type_of(document: &Document) -> &'static str {
     match document {
         Document::Manifest(_) => crate::images::manifest::OCI_MANIFEST,
         Document::Index(_) => crate::images::manifest::OCI_INDEX,
-    }
-}
-
-// Asks the client for credentials, when a registry wants some.
-struct AuthStream {
-    stream: Mutex<Stream>,
-    reference: String,
-}
-
-#[async_trait]
-impl Credentials for AuthStream {
-    async fn credential(&self, host: &str, challenges: &[String]) -> Option<Credential> {
-        let request = AuthRequest {
-            host: host.to_owned(),
-            reference: self.reference.clone(),
-            wwwauthenticate: challenges.to_vec(),
-        };
-        let mut stream = self.stream.lock().await;
-        stream.outbound.send(Ok(typeurl::pack(&request))).await.ok()?;
-        // A client that never answers would hold the pull for ever.
-        let patience = std::time::Duration::from_secs(120);
-        let any = tokio::time::timeout(patience, stream.inbound.recv()).await.ok()??.ok()?;
-        let answer: AuthResponse = typeurl::unpack(&any)?.ok()?;
-        match answer.auth_type() {
-            AuthType::None => None,
-            AuthType::Credentials if answer.secret.is_empty() && answer.username.is_empty() => None,
-            AuthType::Credentials => Some(Credential::Password { user: answer.username, secret: answer.secret }),
-            AuthType::Refresh => Some(Credential::Refresh(answer.secret)),
-            AuthType::Header => Some(Credential::Header(answer.secret)),
-        }
     }
 }

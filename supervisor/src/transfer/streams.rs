@@ -188,6 +188,25 @@ impl StreamWriter {
     }
 }
 
+impl StreamWriter {
+    /// Sends `size` bytes of `source`: read straight into the messages.
+    pub(crate) fn copy(&mut self, source: &mut impl Read, size: u64) -> io::Result<()> {
+        let mut left = size;
+        while left > 0 {
+            let room = (CHUNK - self.buffer.len().min(CHUNK)) as u64;
+            let got = source.by_ref().take(room.min(left)).read_to_end(&mut self.buffer)? as u64;
+            if got == 0 && room > 0 {
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it is shorter than recorded"));
+            }
+            left -= got;
+            if self.buffer.len() >= CHUNK {
+                self.send()?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Write for StreamWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let n = bytes.len().min(CHUNK - self.buffer.len().min(CHUNK));

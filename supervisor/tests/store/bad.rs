@@ -109,10 +109,10 @@ async fn bad_archives() {
     let image = Image::new(&[layer(&[("a", &noise(50_000))])], <[u8]>::to_vec);
     let archive = image.docker_archive(&["a:1"]);
     let cases: [(Vec<u8>, &str); 5] = [
-        (archive[..archive.len() / 2].to_vec(), "ends early"),
-        (layer(&[("x", b"y")]), "neither manifest.json (docker) nor index.json"),
+        (archive[..archive.len() / 2].to_vec(), "archive ends within an entry"),
+        (layer(&[("x", b"y")]), "neither manifest.json nor repositories (docker) nor index.json"),
         (vec![b'x'; 3000], "checksum does not match"),
-        (b"\xfd7zXZ\0rest".to_vec(), "compression xz is not supported"),
+        (b"\xfd7zXZ\0rest".to_vec(), "it is cut short or damaged"),
         (layer(&[("manifest.json", br#"[{"Config":"c.json","Layers":["l.tar"]}]"#)]), "\"c.json\" is missing"),
     ];
     for (archive, wanted) in cases {

@@ -10,10 +10,16 @@ use std::{
 use hyper_util::rt::TokioIo;
 use prost_types::Any;
 use proto::{
+    berth::content::v1::{VerifiedObject, VerifyRequest, VerifyTotals, store_client::StoreClient, verify_event},
     containerd::{
         services::{
-            content::v1::{ListContentRequest, content_client::ContentClient},
-            images::v1::{DeleteImageRequest, Image, ListImagesRequest, images_client::ImagesClient},
+            content::v1::{
+                ListContentRequest, ReadContentRequest, WriteAction, WriteContentRequest, content_client::ContentClient,
+            },
+            images::v1::{
+                CreateImageRequest, DeleteImageRequest, Image, ListImagesRequest, images_client::ImagesClient,
+            },
+            leases::v1::{CreateRequest, leases_client::LeasesClient},
             snapshots::v1::{Info, ListSnapshotsRequest, snapshots_client::SnapshotsClient},
             streaming::v1::{StreamInit, streaming_client::StreamingClient},
             transfer::v1::{TransferOptions, TransferRequest, transfer_client::TransferClient},
@@ -26,6 +32,7 @@ use proto::{
             },
         },
     },
+    digest::Digest,
     typeurl,
 };
 use tokio::{net::UnixStream, sync::mpsc};
@@ -49,6 +56,14 @@ impl Supervisor {
     pub(crate) fn start() -> Self {
         let dir = tempfile::Builder::new().prefix("berth-store-").tempdir().unwrap();
         let root = dir.path().to_owned();
+        Self::start_in(root, Some(dir))
+    }
+
+    /// With a configuration file.
+    pub(crate) fn start_with(config: &str) -> Self {
+        let dir = tempfile::Builder::new().prefix("berth-store-").tempdir().unwrap();
+        let root = dir.path().to_owned();
+        std::fs::write(root.join("config.toml"), config.replace("ROOT", root.to_str().unwrap())).unwrap();
         Self::start_in(root, Some(dir))
     }
 
@@ -165,6 +180,9 @@ fn on(root: &Path) -> Command {
     if root.join("config.toml").exists() {
         command.arg("--config").arg(root.join("config.toml"));
     }
+    // And as variables of the environment.
+    let variables = std::fs::read_to_string(root.join("env")).unwrap_or_default();
+    command.envs(variables.lines().filter_map(|line| line.split_once('=')));
     command.stdin(Stdio::null());
     command
 }
@@ -215,10 +233,14 @@ impl Client {
     }
 
     async fn transfer(&self, source: Any, destination: &ImageStore) -> (Result<(), Status>, Vec<Progress>) {
+        self.transfer_to(source, typeurl::pack(destination)).await
+    }
+
+    async fn transfer_to(&self, source: Any, destination: Any) -> (Result<(), Status>, Vec<Progress>) {
         let mut stream = self.stream("progress").await;
         let message = TransferRequest {
             source: Some(source),
-            destination: Some(typeurl::pack(destination)),
+            destination: Some(destination),
             options: Some(TransferOptions { progress_stream: "progress".into() }),
         };
         let mut client = TransferClient::new(self.channel.clone());
@@ -261,8 +283,47 @@ impl Client {
         login: Option<(&str, &str)>,
         to: &ImageStore,
     ) -> (Result<(), Status>, Vec<Progress>) {
+        let source = self.registry(reference, login.map(|(user, secret)| ("", user, secret))).await;
+        self.transfer(typeurl::pack(&source), to).await
+    }
+
+    /// Pushes an image of the store to a name in a registry.
+    pub(crate) async fn push_as(
+        &self,
+        name: &str,
+        reference: &str,
+        login: Option<(&str, &str, &str)>,
+    ) -> (Result<(), Status>, Vec<Progress>) {
+        let from = ImageStore { name: name.into(), ..Default::default() };
+        let to = self.registry(reference, login).await;
+        self.transfer_to(typeurl::pack(&from), typeurl::pack(&to)).await
+    }
+
+    /// Pulls without progress; ends with its future.
+    pub(crate) async fn pull_silently(&self, reference: &str) -> Result<(), Status> {
+        let message = TransferRequest {
+            source: Some(typeurl::pack(&OciRegistry { reference: reference.into(), resolver: None })),
+            destination: Some(typeurl::pack(&unpacking())),
+            options: None,
+        };
+        TransferClient::new(self.channel.clone()).transfer(request(message)).await.map(|_| ())
+    }
+
+    /// Pushes without progress, so that several can go on at once.
+    pub(crate) async fn push_silently(&self, name: &str, reference: &str) -> Result<(), Status> {
+        let message = TransferRequest {
+            source: Some(typeurl::pack(&ImageStore { name: name.into(), ..Default::default() })),
+            destination: Some(typeurl::pack(&OciRegistry { reference: reference.into(), resolver: None })),
+            options: None,
+        };
+        TransferClient::new(self.channel.clone()).transfer(request(message)).await.map(|_| ())
+    }
+
+    // A repository, and credentials for one host (empty: for whoever asks).
+    async fn registry(&self, reference: &str, login: Option<(&str, &str, &str)>) -> OciRegistry {
         let mut resolver = RegistryResolver::default();
-        if let Some((user, secret)) = login {
+        if let Some((host, user, secret)) = login {
+            let host = host.to_owned();
             let (username, secret) = (user.to_owned(), secret.to_owned());
             let mut stream = self.stream("auth").await;
             resolver.auth_stream = "auth".into();
@@ -270,26 +331,89 @@ impl Client {
                 while let Ok(Some(any)) = stream.receive.message().await {
                     let asked = typeurl::unpack::<AuthRequest>(&any).unwrap().unwrap();
                     assert!(!asked.host.is_empty() && !asked.wwwauthenticate.is_empty());
-                    let answer = AuthResponse {
-                        auth_type: 1,
-                        secret: secret.clone(),
-                        username: username.clone(),
-                        expire_at: None,
-                    };
+                    let mut answer = AuthResponse::default();
+                    if host.is_empty() || host == asked.host {
+                        answer.auth_type = 1;
+                        (answer.secret, answer.username) = (secret.clone(), username.clone());
+                    }
                     let _ = stream.send.send(typeurl::pack(&answer)).await;
                 }
             });
         }
-        let source = OciRegistry { reference: reference.into(), resolver: Some(resolver) };
-        self.transfer(typeurl::pack(&source), to).await
+        OciRegistry { reference: reference.into(), resolver: Some(resolver) }
     }
 
     pub(crate) async fn export(&self, names: &[&str]) -> Result<Vec<u8>, Status> {
+        self.export_of(names, ImageExportStream::default()).await
+    }
+
+    /// Writes a blob, with labels that keep other blobs.
+    pub(crate) async fn write(&self, bytes: &[u8], references: &[(String, String)], lease: Option<&str>) {
+        let label = |(name, value): &(String, String)| (format!("containerd.io/gc.ref.content.{name}"), value.clone());
+        let message = WriteContentRequest {
+            action: WriteAction::Commit.into(),
+            r#ref: format!("test-{}", Digest::of(bytes)),
+            total: bytes.len() as i64,
+            expected: Digest::of(bytes).to_string(),
+            offset: 0,
+            data: bytes.to_vec(),
+            labels: references.iter().map(label).collect(),
+        };
+        let messages = tokio_stream::iter([message]);
+        let mut write = request(messages);
+        if let Some(lease) = lease {
+            write.metadata_mut().insert("containerd-lease", lease.parse().unwrap());
+        }
+        let mut answers = ContentClient::new(self.channel.clone()).write(write).await.unwrap().into_inner();
+        while answers.message().await.unwrap().is_some() {}
+    }
+
+    /// Makes a lease that keeps until it is deleted.
+    pub(crate) async fn lease(&self, id: &str) {
+        let message = CreateRequest { id: id.into(), ..Default::default() };
+        LeasesClient::new(self.channel.clone()).create(request(message)).await.unwrap();
+    }
+
+    /// Gives a name to what a descriptor says.
+    pub(crate) async fn name_image(&self, name: &str, descriptor: &serde_json::Value) {
+        let text = |key: &str| descriptor[key].as_str().unwrap().to_owned();
+        let target = proto::containerd::types::Descriptor {
+            media_type: text("mediaType"),
+            digest: text("digest"),
+            size: descriptor["size"].as_i64().unwrap(),
+            annotations: Default::default(),
+        };
+        let image = Image { name: name.into(), target: Some(target), ..Default::default() };
+        let message = CreateImageRequest { image: Some(image) };
+        ImagesClient::new(self.channel.clone()).create(request(message)).await.unwrap();
+    }
+
+    /// Pushes an image under its own name.
+    pub(crate) async fn push(&self, name: &str) -> Result<(), Status> {
+        let from = ImageStore { name: name.into(), ..Default::default() };
+        let to = OciRegistry { reference: name.into(), resolver: None };
+        let message = TransferRequest {
+            source: Some(typeurl::pack(&from)),
+            destination: Some(typeurl::pack(&to)),
+            options: None,
+        };
+        TransferClient::new(self.channel.clone()).transfer(request(message)).await.map(drop)
+    }
+
+    /// Gives an image a further name.
+    pub(crate) async fn tag(&self, name: &str, new: &str) {
+        let image = |name: &str| typeurl::pack(&ImageStore { name: name.into(), ..Default::default() });
+        let message = TransferRequest { source: Some(image(name)), destination: Some(image(new)), options: None };
+        TransferClient::new(self.channel.clone()).transfer(request(message)).await.unwrap();
+    }
+
+    /// Exports with these options.
+    pub(crate) async fn export_of(&self, names: &[&str], to: ImageExportStream) -> Result<Vec<u8>, Status> {
         let Stream { send, mut receive } = self.stream("out").await;
         let from = ImageStore { export_images: names.iter().map(|n| (*n).into()).collect(), ..Default::default() };
         let message = TransferRequest {
             source: Some(typeurl::pack(&from)),
-            destination: Some(typeurl::pack(&ImageExportStream { stream: "out".into(), ..Default::default() })),
+            destination: Some(typeurl::pack(&ImageExportStream { stream: "out".into(), ..to })),
             options: None,
         };
         let mut client = TransferClient::new(self.channel.clone());
@@ -323,6 +447,41 @@ impl Client {
             found.extend(page.info);
         }
         found
+    }
+
+    /// Verifies the namespace, or these images: what was found by name, and the totals.
+    pub(crate) async fn verify(&self, images: &[&str]) -> Result<(Vec<VerifiedObject>, VerifyTotals), Status> {
+        let ask = VerifyRequest { images: images.iter().map(|name| (*name).to_owned()).collect() };
+        let mut stream = StoreClient::new(self.channel.clone()).verify(request(ask)).await?.into_inner();
+        let (mut objects, mut plan, mut totals) = (Vec::new(), None, None);
+        while let Some(event) = stream.message().await? {
+            assert!(totals.is_none(), "nothing comes behind the totals");
+            match event.event.unwrap() {
+                verify_event::Event::Plan(first) => assert!(plan.replace(first).is_none()),
+                verify_event::Event::Object(object) => objects.push(object),
+                verify_event::Event::Totals(last) => totals = Some(last),
+            }
+        }
+        Ok((objects, totals.unwrap()))
+    }
+
+    /// Verifies the namespace and finds nothing wrong.
+    pub(crate) async fn assert_sound(&self) -> VerifyTotals {
+        let (objects, totals) = self.verify(&[]).await.unwrap();
+        let faulty: Vec<_> = objects.iter().filter(|object| !object.problems.is_empty()).collect();
+        assert!(faulty.is_empty() && totals.faulty == 0, "{faulty:#?}");
+        totals
+    }
+
+    /// The bytes of a blob.
+    pub(crate) async fn blob(&self, digest: &str) -> Vec<u8> {
+        let ask = ReadContentRequest { digest: digest.into(), offset: 0, size: 0 };
+        let mut stream = ContentClient::new(self.channel.clone()).read(request(ask)).await.unwrap().into_inner();
+        let mut bytes = Vec::new();
+        while let Some(piece) = stream.message().await.unwrap() {
+            bytes.extend(piece.data);
+        }
+        bytes
     }
 
     pub(crate) async fn blobs(&self) -> Vec<String> {

@@ -26,12 +26,40 @@ pub(crate) struct DockerRegistry {
 
 impl DockerRegistry {
     pub(crate) fn start() -> Self {
+        Self::start_with("", "")
+    }
+
+    /// With TLS by the certificate and key of a folder, and with a user "me" whose password is "secret".
+    pub(crate) fn start_locked(certificates: &std::path::Path) -> Self {
+        let at = certificates.display();
+        let users = certificates.join("htpasswd");
+        std::fs::write(&users, "me:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n").unwrap();
+        Self::start_with(
+            &format!(", tls: {{certificate: {at}/server.crt, key: {at}/server.key}}"),
+            &format!("auth: {{htpasswd: {{realm: here, path: {}}}}}\n", users.display()),
+        )
+    }
+
+    /// With TLS, and for everybody.
+    pub(crate) fn start_open(certificates: &std::path::Path) -> Self {
+        let at = certificates.display();
+        Self::start_with(&format!(", tls: {{certificate: {at}/server.crt, key: {at}/server.key}}"), "")
+    }
+
+    /// With TLS, and for those alone who show a certificate that this one signed.
+    pub(crate) fn start_choosy(certificates: &std::path::Path) -> Self {
+        let at = certificates.display();
+        let tls = format!("certificate: {at}/server.crt, key: {at}/server.key, clientcas: [{at}/server.crt]");
+        Self::start_with(&format!(", tls: {{{tls}}}"), "")
+    }
+
+    fn start_with(http: &str, more: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let port = free_port();
         let config = dir.path().join("config.yml");
         let root = dir.path().join("data");
         let text = format!(
-            "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"127.0.0.1:{port}\"}}\n",
+            "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"127.0.0.1:{port}\"{http}}}\n{more}",
             root.display()
         );
         std::fs::write(&config, text).unwrap();
@@ -114,7 +142,7 @@ pub(crate) struct Fake {
     pub(crate) login: Option<(String, String)>,
     // Blobs are elsewhere.
     redirect_to: Option<u16>,
-    seen: Vec<String>,
+    pub(crate) seen: Vec<String>,
 }
 
 impl Fake {

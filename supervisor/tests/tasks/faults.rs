@@ -227,3 +227,19 @@ async fn shim_and_supervisor_killed_at_any_point_leave_nothing() {
         live_again(&stack, &point).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sockets_of_shims_that_died_with_the_supervisor_go() {
+    let mut stack = Stack::new().await;
+    let folder = stack.run().join("s");
+    std::fs::create_dir_all(&folder).unwrap();
+    let (dead, live) = (folder.join("dead"), folder.join("live"));
+    drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
+    let listener = std::os::unix::net::UnixListener::bind(&live).unwrap();
+    stack.kill();
+    stack.start().await;
+    eventually("the dead shim's socket is removed", || !dead.exists()).await;
+    assert!(live.exists());
+    drop(listener);
+    std::fs::remove_file(live).unwrap();
+}

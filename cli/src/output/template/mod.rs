@@ -1,7 +1,7 @@
-//! Go's text templates, as far as docker's `--format` is used with them: fields, variables, pipelines, if, with, range,
-//! and docker's functions.
+//! Go's text templates, as docker's `--format` takes them: everything that text/template has, with docker's functions.
 
 mod eval;
+mod format;
 mod funcs;
 mod lexer;
 mod parser;
@@ -11,7 +11,8 @@ use super::value::Value;
 /// A template that has been read.
 #[derive(Debug)]
 pub struct Template {
-    nodes: Vec<parser::Node>,
+    text: String,
+    trees: parser::Trees,
 }
 
 /// What a template is applied to.
@@ -19,7 +20,7 @@ pub struct Template {
 pub struct Context {
     /// The fields, "." of the template.
     pub fields: Value,
-    /// Labels, for `.Label "name"`.
+    /// Labels, for `.Label "name"`. A text in their place: the fields are titles, and so are the labels.
     pub labels: Value,
 }
 
@@ -27,29 +28,54 @@ pub struct Context {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
     /// It can't be read.
-    #[error("template: :1: {0}")]
-    Parse(String),
+    #[error("template: :{line}: {cause}")]
+    Parse {
+        /// The line.
+        line: usize,
+        /// Why.
+        cause: String,
+    },
     /// It can't be applied.
-    #[error("template: :1:{at}: executing \"\" at <{what}>: {cause}")]
+    #[error("template: :{place}: executing \"{template}\" at <{what}>: {cause}")]
     Execute {
-        /// Where in the template.
+        /// Where in the template, in bytes.
         at: usize,
+        /// Line and column.
+        place: String,
         /// The piece of the template.
         what: String,
         /// Why.
         cause: String,
+        /// The name of the template.
+        template: String,
     },
+}
+
+impl TemplateError {
+    fn parse(text: &str, at: usize, cause: &str) -> Self {
+        Self::Parse { line: 1 + text[..at].matches('\n').count(), cause: cause.to_owned() }
+    }
+
+    /// Tells where it is by line and column.
+    fn placed(mut self, text: &str) -> Self {
+        if let Self::Execute { at, place, .. } = &mut self {
+            let before = text.get(..*at).unwrap_or_default();
+            let column = before.rfind('\n').map_or(before.len(), |line| before.len() - line - 1);
+            *place = format!("{}:{column}", 1 + before.matches('\n').count());
+        }
+        self
+    }
 }
 
 impl Template {
     /// Reads a template.
     pub fn parse(text: &str) -> Result<Self, TemplateError> {
-        Ok(Self { nodes: parser::parse(text)? })
+        Ok(Self { text: text.to_owned(), trees: parser::parse(text)? })
     }
 
     /// Applies it.
     pub fn execute(&self, context: &Context) -> Result<String, TemplateError> {
-        eval::execute(&self.nodes, context)
+        eval::execute(&self.trees, context).map_err(|error| error.placed(&self.text))
     }
 }
 

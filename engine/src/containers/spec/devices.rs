@@ -15,9 +15,10 @@ pub(super) fn devices(host: &HostConfig) -> ApiResult<Vec<Value>> {
         host_devices(Path::new("/dev"), &mut list, 0);
     }
     for device in &host.devices {
-        let node = node(device)?;
-        list.retain(|other| other["path"] != node["path"]);
-        list.push(node);
+        for node in nodes(device)? {
+            list.retain(|other| other["path"] != node["path"]);
+            list.push(node);
+        }
     }
     Ok(list)
 }
@@ -48,9 +49,11 @@ pub(super) fn cgroup_rules(host: &HostConfig) -> ApiResult<Vec<Value>> {
     }
     rules.push(allow("c", Some(136), None, "rwm"));
     for device in &host.devices {
-        let node = node(device)?;
         let access = if device.cgroup_permissions.is_empty() { "rwm" } else { &device.cgroup_permissions };
-        rules.push(allow(node["type"].as_str().unwrap_or("c"), node["major"].as_i64(), node["minor"].as_i64(), access));
+        for node in nodes(device)? {
+            let kind = node["type"].as_str().unwrap_or("c");
+            rules.push(allow(kind, node["major"].as_i64(), node["minor"].as_i64(), access));
+        }
     }
     for rule in host.device_cgroup_rules.iter().flatten() {
         rules.push(parse_device_rule(rule)?);
@@ -76,9 +79,23 @@ pub fn parse_device_rule(text: &str) -> ApiResult<Value> {
     Ok(rule)
 }
 
-fn node(device: &Device) -> ApiResult<Value> {
+/// One device, or all within a folder.
+fn nodes(device: &Device) -> ApiResult<Vec<Value>> {
     let at = if device.path_in_container.is_empty() { &device.path_on_host } else { &device.path_in_container };
-    describe(Path::new(&device.path_on_host), at).ok_or_else(|| {
+    let path = Path::new(&device.path_on_host);
+    if path.is_dir() {
+        let mut list = Vec::new();
+        host_devices(path, &mut list, 1);
+        for node in &mut list {
+            let below =
+                node["path"].as_str().and_then(|text| text.strip_prefix(device.path_on_host.trim_end_matches('/')));
+            node["path"] = format!("{}{}", at.trim_end_matches('/'), below.unwrap_or_default()).into();
+        }
+        if !list.is_empty() {
+            return Ok(list);
+        }
+    }
+    describe(path, at).map(|node| vec![node]).ok_or_else(|| {
         ApiError::invalid(format!(
             "error gathering device information while adding custom device \"{}\": not a device node",
             device.path_on_host

@@ -6,10 +6,11 @@ mod mounts;
 mod resources;
 
 pub use devices::parse_device_rule;
-pub use resources::rlimit;
+pub use resources::{limits, rlimit};
 
 use super::{
-    caps, merge,
+    caps, cdi, init, merge,
+    namespaces::Joined,
     record::Record,
     seccomp,
     security::{self, Seccomp},
@@ -18,7 +19,10 @@ use super::{
 };
 use crate::{http::ApiResult, networks::NetworkKind};
 use serde_json::{Value, json};
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 /// What the specification depends on besides the record.
 #[derive(Debug)]
@@ -35,6 +39,20 @@ pub struct Surroundings<'a> {
     pub netns: Option<&'a Path>,
     /// Whether /sys/fs/cgroup is cgroup2.
     pub unified_cgroups: bool,
+    /// What `SecurityOpt` says.
+    pub security: &'a security::Security,
+    /// AppArmor's profile.
+    pub apparmor: Option<&'a str>,
+    /// The program of process 1, if it isn't the container's own.
+    pub init: Option<&'a Path>,
+    /// Namespaces of other containers.
+    pub joined: &'a Joined,
+    /// Sources of mounts that were opened, by the place of the mount in the record.
+    pub sources: &'a BTreeMap<usize, String>,
+    /// Variables about linked containers.
+    pub links: &'a [String],
+    /// What requested devices need.
+    pub devices: &'a cdi::Edits,
 }
 
 /// Paths that show or change the host, replaced by nothing.
@@ -58,16 +76,16 @@ const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys",
 pub fn build(record: &Record, around: &Surroundings<'_>) -> ApiResult<Value> {
     let host = &record.host;
     let caps = caps::effective(words(&host.cap_add), words(&host.cap_drop), host.privileged)?;
-    let security = security::parse(host)?;
+    let security = around.security;
     let mut linux = json!({
         "namespaces": namespaces(record, around),
         "cgroupsPath": cgroups_path(record),
         "resources": resources::resources(host)?,
         "devices": devices::devices(host)?,
-        "maskedPaths": masked(record, &security),
-        "readonlyPaths": read_only(record, &security),
+        "maskedPaths": masked(record, security),
+        "readonlyPaths": read_only(record, security),
     });
-    match &security.seccomp {
+    match security.seccomp.as_ref().unwrap_or(&Seccomp::Default) {
         Seccomp::Unconfined => {}
         Seccomp::Default => linux["seccomp"] = seccomp::default_profile(&caps),
         Seccomp::Profile(profile) => linux["seccomp"] = security::resolve_conditions(profile, &caps),
@@ -78,10 +96,17 @@ pub fn build(record: &Record, around: &Surroundings<'_>) -> ApiResult<Value> {
     if !host.sysctls.is_empty() {
         linux["sysctl"] = json!(host.sysctls);
     }
-    let mut args = vec![record.path.clone()];
+    let mut args = Vec::new();
+    if around.init.is_some() {
+        args.extend([init::IN_CONTAINER.to_owned(), "--".to_owned()]);
+    }
+    args.push(record.path.clone());
     args.extend(record.args.iter().cloned());
-    let env = merge::environment(&record.config, around.hostname);
+    let env = merge::environment(&record.config, around.hostname, around.links);
     let mut process = process(record, around.user, &caps, args, env, &record.config.working_dir, record.config.tty)?;
+    if let Some(profile) = around.apparmor {
+        process["apparmorProfile"] = profile.into();
+    }
     let [rows, columns] = host.console_size;
     if record.config.tty && rows > 0 && columns > 0 {
         process["consoleSize"] = json!({"height": rows, "width": columns});
@@ -102,6 +127,7 @@ pub fn build(record: &Record, around: &Surroundings<'_>) -> ApiResult<Value> {
     if !host.annotations.is_empty() {
         spec["annotations"] = json!(host.annotations);
     }
+    around.devices.apply(&mut spec, host.privileged)?;
     Ok(spec)
 }
 
@@ -129,7 +155,7 @@ pub fn process(
         "cwd": if cwd.is_empty() { "/" } else { cwd },
         // Nothing inheritable, nothing ambient (CVE-2022-24769).
         "capabilities": {"bounding": caps, "effective": caps, "permitted": caps, "inheritable": [], "ambient": []},
-        "noNewPrivileges": security.no_new_privileges,
+        "noNewPrivileges": security.no_new_privileges.unwrap_or(false),
         "rlimits": rlimits,
     });
     if record.host.oom_score_adj != 0 {
@@ -152,9 +178,14 @@ fn namespaces(record: &Record, around: &Surroundings<'_>) -> Vec<Value> {
         (_, Some(path)) => list.push(json!({"type": "network", "path": path})),
         (_, None) => list.push(json!({"type": "network"})),
     }
-    for (kind, mode) in [("uts", &host.uts_mode), ("pid", &host.pid_mode), ("ipc", &host.ipc_mode)] {
-        if mode != "host" {
-            list.push(json!({"type": kind}));
+    let joined = around.joined;
+    for (kind, mode, donor) in
+        [("uts", &host.uts_mode, &None), ("pid", &host.pid_mode, &joined.pid), ("ipc", &host.ipc_mode, &joined.ipc)]
+    {
+        match donor {
+            Some(donor) => list.push(json!({"type": kind, "path": donor.namespace(kind)})),
+            None if mode != "host" => list.push(json!({"type": kind})),
+            None => {}
         }
     }
     if own_cgroup_namespace(record, around) {
@@ -184,8 +215,18 @@ fn masked(record: &Record, security: &security::Security) -> Vec<String> {
     match &record.host.masked_paths {
         Some(paths) => paths.clone(),
         None if record.host.privileged || security.system_paths_unconfined => Vec::new(),
-        None => MASKED.iter().map(|&p| p.to_owned()).chain(thermal_throttle()).collect(),
+        None => default_masked(),
     }
+}
+
+/// What is masked unless the user says otherwise.
+pub fn default_masked() -> Vec<String> {
+    MASKED.iter().map(|&p| p.to_owned()).chain(thermal_throttle()).collect()
+}
+
+/// What is read-only unless the user says otherwise.
+pub fn default_read_only() -> Vec<String> {
+    READ_ONLY.map(str::to_owned).to_vec()
 }
 
 /// Counters of each processor that tell about its neighbours (GHSA-6fw5-f8r9-fgfm).
@@ -200,7 +241,7 @@ fn read_only(record: &Record, security: &security::Security) -> Vec<String> {
     match &record.host.readonly_paths {
         Some(paths) => paths.clone(),
         None if record.host.privileged || security.system_paths_unconfined => Vec::new(),
-        None => READ_ONLY.map(str::to_owned).to_vec(),
+        None => default_read_only(),
     }
 }
 

@@ -29,6 +29,8 @@ const LIMITS: [&str; 16] = [
 pub(super) fn resources(host: &HostConfig) -> ApiResult<Value> {
     let mut resources = limits(host);
     resources.insert("devices".into(), cgroup_rules(host)?.into());
+    // For its error: of a device that is not there nothing would be limited.
+    block_io(host)?;
     Ok(resources.into())
 }
 
@@ -50,6 +52,11 @@ pub fn limits(host: &HostConfig) -> Map<String, Value> {
     if let Some(swappiness) = host.memory_swappiness.filter(|n| *n >= 0) {
         memory.insert("swappiness".into(), swappiness.into());
     }
+    for (key, value) in [("kernel", host.kernel_memory), ("kernelTCP", host.kernel_memory_tcp)] {
+        if value > 0 {
+            memory.insert(key.into(), value.into());
+        }
+    }
     if host.oom_kill_disable == Some(true) {
         memory.insert("disableOOMKiller".into(), true.into());
     }
@@ -59,7 +66,13 @@ pub fn limits(host: &HostConfig) -> Map<String, Value> {
         cpu.insert("period".into(), PERIOD.into());
         cpu.insert("quota".into(), (host.nano_cpus / 1000 * PERIOD / 1_000_000).into());
     }
-    for (key, value) in [("shares", host.cpu_shares), ("period", host.cpu_period), ("quota", host.cpu_quota)] {
+    for (key, value) in [
+        ("shares", host.cpu_shares),
+        ("period", host.cpu_period),
+        ("quota", host.cpu_quota),
+        ("realtimePeriod", host.cpu_realtime_period),
+        ("realtimeRuntime", host.cpu_realtime_runtime),
+    ] {
         if value != 0 {
             cpu.insert(key.into(), value.into());
         }
@@ -72,12 +85,51 @@ pub fn limits(host: &HostConfig) -> Map<String, Value> {
     if let Some(limit) = host.pids_limit.filter(|n| *n > 0) {
         resources.insert("pids".into(), json!({ "limit": limit }));
     }
-    for (key, group) in [("memory", memory), ("cpu", cpu)] {
+    let block = block_io(host).unwrap_or_default();
+    for (key, group) in [("memory", memory), ("cpu", cpu), ("blockIO", block)] {
         if !group.is_empty() {
             resources.insert(key.into(), group.into());
         }
     }
     resources
+}
+
+/// `linux.resources.blockIO`; devices are named by their numbers there.
+pub fn block_io(host: &HostConfig) -> ApiResult<Map<String, Value>> {
+    let mut block = Map::new();
+    if host.blkio_weight > 0 {
+        block.insert("weight".into(), host.blkio_weight.into());
+    }
+    let mut weights = Vec::new();
+    for device in &host.blkio_weight_device {
+        let (major, minor) = numbers(&device.path)?;
+        weights.push(json!({"major": major, "minor": minor, "weight": device.weight}));
+    }
+    if !weights.is_empty() {
+        block.insert("weightDevice".into(), weights.into());
+    }
+    for (key, devices) in [
+        ("throttleReadBpsDevice", &host.blkio_device_read_bps),
+        ("throttleWriteBpsDevice", &host.blkio_device_write_bps),
+        ("throttleReadIOPSDevice", &host.blkio_device_read_iops),
+        ("throttleWriteIOPSDevice", &host.blkio_device_write_iops),
+    ] {
+        let mut limits = Vec::new();
+        for device in devices {
+            let (major, minor) = numbers(&device.path)?;
+            limits.push(json!({"major": major, "minor": minor, "rate": device.rate}));
+        }
+        if !limits.is_empty() {
+            block.insert(key.into(), limits.into());
+        }
+    }
+    Ok(block)
+}
+
+fn numbers(path: &str) -> ApiResult<(u64, u64)> {
+    let found = nix::sys::stat::stat(path)
+        .map_err(|error| ApiError::invalid(format!("block device {path}: {}", error.desc().to_lowercase())))?;
+    Ok((nix::sys::stat::major(found.st_rdev), nix::sys::stat::minor(found.st_rdev)))
 }
 
 /// An rlimit by Docker's name (`nofile`); -1 is unlimited.

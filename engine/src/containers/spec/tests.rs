@@ -2,7 +2,10 @@
 
 use super::*;
 use crate::containers::record::{MountKind, MountPoint, Phase, State};
-use crate::{api::Config, time::Timestamp};
+use crate::{
+    api::{Config, HostConfig},
+    time::Timestamp,
+};
 
 fn record(host: &str) -> Record {
     let mut state = State::created();
@@ -19,16 +22,19 @@ fn record(host: &str) -> Record {
         host: serde_json::from_str(host).unwrap(),
         mac: None,
         ip: None,
+        networks: Vec::new(),
         path: "sh".into(),
         args: vec!["-c".into(), "true".into()],
         mounts: Vec::new(),
         registered: false,
+        update_pending: false,
         state,
     }
 }
 
 fn spec_of(record: &Record, network: NetworkKind) -> Value {
     let user = User { uid: 0, gid: 0, groups: vec![0], home: "/root".into() };
+    let security = security::parse(&record.host).unwrap();
     let around = Surroundings {
         user: &user,
         hostname: "abababababab",
@@ -36,12 +42,25 @@ fn spec_of(record: &Record, network: NetworkKind) -> Value {
         network,
         netns: (network != NetworkKind::Host).then_some(Path::new("/netns/x")),
         unified_cgroups: true,
+        security: &security,
+        apparmor: Some("docker-default"),
+        init: None,
+        joined: &Joined::default(),
+        sources: &BTreeMap::new(),
+        links: &[],
+        devices: &cdi::Edits::default(),
     };
     build(record, &around).unwrap()
 }
 
 fn destinations(spec: &Value) -> Vec<&str> {
     spec["mounts"].as_array().unwrap().iter().map(|m| m["destination"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn profile_of_apparmor() {
+    let spec = spec_of(&record("{}"), NetworkKind::Bridge);
+    assert_eq!(spec["process"]["apparmorProfile"], "docker-default");
 }
 
 #[test]
@@ -110,19 +129,31 @@ fn limits_and_modes() {
 }
 
 #[test]
+fn block_devices_are_limited_by_their_numbers() {
+    let host = r#"{"BlkioWeight":300,"BlkioWeightDevice":[{"Path":"/dev/null","Weight":20}],
+        "BlkioDeviceReadBps":[{"Path":"/dev/zero","Rate":5}],"BlkioDeviceWriteIOps":[{"Path":"/dev/full","Rate":6}]}"#;
+    let spec = spec_of(&record(host), NetworkKind::Bridge);
+    let expected = json!({
+        "weight": 300, "weightDevice": [{"major": 1, "minor": 3, "weight": 20}],
+        "throttleReadBpsDevice": [{"major": 1, "minor": 5, "rate": 5}],
+        "throttleWriteIOPSDevice": [{"major": 1, "minor": 7, "rate": 6}],
+    });
+    assert_eq!(spec["linux"]["resources"]["blockIO"], expected);
+    let missing: HostConfig =
+        serde_json::from_str(r#"{"BlkioDeviceReadBps":[{"Path":"/dev/nope","Rate":5}]}"#).unwrap();
+    assert!(resources::resources(&missing).unwrap_err().message.contains("/dev/nope"));
+}
+
+#[test]
 fn mounts_of_the_user_come_last_and_replace() {
     let mut record = record("{}");
     let mount = |kind, source: &str, destination: &str, options: &[&str]| MountPoint {
         kind,
-        volume: None,
         source: source.into(),
         destination: destination.into(),
-        mode: String::new(),
-        writable: false,
         propagation: "rshared".into(),
-        non_recursive: false,
-        anonymous: false,
         options: options.iter().map(|&o| o.to_owned()).collect(),
+        ..MountPoint::default()
     };
     record.mounts = vec![
         mount(MountKind::Bind, "/my/hosts", "/etc/hosts", &[]),

@@ -22,6 +22,8 @@ const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 /// mode.
 const IFLA_BRPORT_STATE: u16 = 1;
 const IFLA_BRPORT_MODE: u16 = 4;
+/// Whether a bridge's port talks to the bridge itself only, and to ports that aren't isolated.
+const IFLA_BRPORT_ISOLATED: u16 = 33;
 /// `BR_STATE_DISABLED`.
 const BR_STATE_DISABLED: u8 = 0;
 /// `RTEXT_FILTER_SKIP_STATS`: leave the counters out of the answer.
@@ -139,6 +141,8 @@ pub(crate) struct VethPair<'a> {
     /// (br_netfilter), their destination is rewritten inside the bridge, which by itself sends nothing back to where it
     /// came from.
     pub(crate) hairpin: bool,
+    /// Whether it reaches the bridge alone, and no other container on it.
+    pub(crate) isolated: bool,
 }
 
 /// Creates a veth pair with the peer already in its namespace and under its final name; then brings the host end up.
@@ -183,7 +187,23 @@ pub(crate) fn create_veth(batch: &mut Batch, pair: &VethPair<'_>) {
     if pair.hairpin {
         change_port(batch, &format!("allow hairpin on {name}"), name, IFLA_BRPORT_MODE, 1);
     }
+    if pair.isolated {
+        change_port(batch, &format!("isolate {name}"), name, IFLA_BRPORT_ISOLATED, 1);
+    }
     change(batch, "bring up", libc::IFF_UP, &|_| {});
+}
+
+/// Notes on a link whose it is.
+pub(crate) fn label(batch: &mut Batch, name: &str, alias: &str) {
+    batch.push(format!("label {name}"), libc::RTM_SETLINK, libc::NLM_F_ACK, &ifinfomsg(0, 0, 0), |a| {
+        a.text(libc::IFLA_IFNAME, name).text(libc::IFLA_IFALIAS, alias);
+    });
+}
+
+/// Lets a port of a bridge send back to where a packet came from, or not: see [`VethPair::hairpin`].
+pub(crate) fn set_hairpin(batch: &mut Batch, name: &str, on: bool) {
+    change_port(batch, &format!("set hairpin of {name}"), name, IFLA_BRPORT_MODE, u8::from(on));
+    batch.tolerating(&[Errno::ENODEV, Errno::EINVAL, Errno::EOPNOTSUPP]);
 }
 
 /// Cuts a link off its bridge at once: nothing goes in or out any more. Gone already, or off the bridge, is fine.

@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use nix::errno::Errno;
 use nix::libc;
 
 use super::message::{self, Batch};
@@ -31,13 +32,23 @@ fn rtmsg(table: u8, protocol: u8, kind: u8) -> [u8; RTMSG] {
     fixed
 }
 
-/// Adds the default route by a gateway.
-pub(crate) fn add_default(batch: &mut Batch, gateway: Ipv4Addr) {
-    let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL | libc::NLM_F_ACK;
+/// Makes the default route lead by this gateway, whatever it was.
+pub(crate) fn replace_default(batch: &mut Batch, gateway: Ipv4Addr) {
+    let flags = libc::NLM_F_CREATE | libc::NLM_F_REPLACE | libc::NLM_F_ACK;
     let fixed = rtmsg(libc::RT_TABLE_MAIN, libc::RTPROT_BOOT, libc::RTN_UNICAST);
-    batch.push(format!("add default route by {gateway}"), libc::RTM_NEWROUTE, flags, &fixed, |a| {
+    batch.push(format!("set default route to {gateway}"), libc::RTM_NEWROUTE, flags, &fixed, |a| {
         a.ipv4(libc::RTA_GATEWAY, gateway);
     });
+}
+
+/// Removes the default route; none there is fine.
+pub(crate) fn delete_default(batch: &mut Batch) {
+    let mut fixed = rtmsg(libc::RT_TABLE_MAIN, 0, 0);
+    // Any scope.
+    fixed[6] = libc::RT_SCOPE_NOWHERE;
+    batch
+        .push("delete default route", libc::RTM_DELROUTE, libc::NLM_F_ACK, &fixed, |_| {})
+        .tolerating(&[Errno::ESRCH, Errno::ENETUNREACH]);
 }
 
 /// The routes of the main table.

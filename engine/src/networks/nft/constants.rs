@@ -36,6 +36,11 @@ pub(super) mod set {
     pub(in super::super) const DATA_TYPE: u16 = 6;
     pub(in super::super) const DATA_LENGTH: u16 = 7;
     pub(in super::super) const ID: u16 = 10;
+    pub(in super::super) const USERDATA: u16 = 13;
+    /// User data by which the nft tool knows in which byte order it has to show keys (libnftnl: type, length, number): names of
+    /// links are in that of the host.
+    pub(in super::super) const KEY_BYTE_ORDER: u8 = 0;
+    pub(in super::super) const HOST_ORDER: u32 = 1;
     pub(in super::super) const LIST_TABLE: u16 = 1;
     pub(in super::super) const LIST_SET: u16 = 2;
     pub(in super::super) const LIST_ELEMENTS: u16 = 3;
@@ -78,6 +83,10 @@ pub(super) mod expression {
     pub(in super::super) const LOOKUP_SET: u16 = 1;
     pub(in super::super) const LOOKUP_SOURCE: u16 = 2;
     pub(in super::super) const LOOKUP_DESTINATION: u16 = 3;
+    pub(in super::super) const LOOKUP_FLAGS: u16 = 5;
+    pub(in super::super) const PAYLOAD_SOURCE: u16 = 5;
+    pub(in super::super) const PAYLOAD_CHECKSUM_TYPE: u16 = 6;
+    pub(in super::super) const PAYLOAD_CHECKSUM_OFFSET: u16 = 7;
     pub(in super::super) const IMMEDIATE_DESTINATION: u16 = 1;
     pub(in super::super) const IMMEDIATE_DATA: u16 = 2;
     pub(in super::super) const NAT_TYPE: u16 = 1;
@@ -96,6 +105,11 @@ pub(super) const CT_ESTABLISHED_OR_RELATED: u32 = 1 << 1 | 1 << 2;
 /// Bit of `ct status` that says that the destination was rewritten (`IPS_DST_NAT`).
 pub(super) const CT_STATUS_DNAT: u32 = 1 << 5;
 
+/// A lookup that matches what is not in the set (`NFT_LOOKUP_F_INV`).
+pub(super) const LOOKUP_INVERTED: u32 = 1;
+/// The kind of checksum that TCP and UDP have (`NFT_PAYLOAD_CSUM_INET`).
+pub(super) const CHECKSUM_INET: u32 = 1;
+
 /// Verdict codes (`NF_DROP`, `NF_ACCEPT`).
 pub(super) const DROP: u32 = 0;
 pub(super) const ACCEPT: u32 = 1;
@@ -104,6 +118,7 @@ pub(super) const ACCEPT: u32 = 1;
 pub(super) mod register {
     pub(in super::super) const VERDICT: u32 = 0;
     pub(in super::super) const FIRST: u32 = 1;
+    pub(in super::super) const SECOND: u32 = 2;
     pub(in super::super) const SECOND_WORD: u32 = 9;
     pub(in super::super) const THIRD_WORD: u32 = 10;
 }
@@ -113,6 +128,12 @@ pub(super) mod datatype {
     const IPV4_ADDRESS: u32 = 7;
     const PROTOCOL: u32 = 12;
     const SERVICE: u32 = 13;
+    const LINK_NAME: u32 = 41;
+
+    /// Name of a link.
+    pub(in super::super) const LINK: u32 = LINK_NAME;
+    /// link . link
+    pub(in super::super) const LINK_LINK: u32 = LINK_NAME << 6 | LINK_NAME;
 
     /// protocol . port
     pub(in super::super) const PROTOCOL_PORT: u32 = PROTOCOL << 6 | SERVICE;

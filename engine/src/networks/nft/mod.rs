@@ -1,28 +1,33 @@
-//! The firewall table of one bridge, family ip, named `berth_BRIDGE`. Everything in it is ours and nothing outside it is
-//! touched, so that any number of stacks, dockerd and the host's own rules live side by side.
+//! The firewall table of one engine, family ip, named `berth_BRIDGE` after its default bridge. Everything in it is ours and
+//! nothing outside it is touched, so that any number of stacks, dockerd and the host's own rules live side by side.
 //!
 //! ```text
 //! table ip berth_BRIDGE
+//!   bridges, internal_bridges, same_bridge    sets of links: all bridges, those of internal networks, pairs of a bridge and itself
 //!   guard        raw prerouting    to 127.0.0.0/8 and not by lo: drop
 //!   prerouting   nat prerouting ┐  to an address of this host: goto published
 //!   output       nat output     ┘
 //!   published                      rewrite the destination by one of two maps:
 //!                                    protocol . address . port -> container . port
 //!                                    protocol . port           -> container . port
-//!   forward      filter forward    into the bridge: known connections and published ports pass, the rest is dropped;
-//!                                  out of the bridge: pass
-//!   postrouting  nat postrouting   out of the bridge by another link: masquerade;
+//!   forward      filter forward    into a bridge: known connections, packets of the same bridge and published ports pass, the
+//!                                  rest is dropped, also what comes from another bridge (isolation);
+//!                                  out of an internal bridge: drop; out of other bridges: pass
+//!   postrouting  nat postrouting   for each network: out of its bridge by another link: masquerade;
 //!                                  into the bridge by a published port from the bridge itself or from 127.0.0.0/8:
 //!                                  masquerade, so that the answer comes back by us
 //! ```
 //!
-//! Rules are static; a container's ports are elements of the maps. Publishing costs one transaction however many ports
-//! there are, and a packet costs two hash lookups however many are published.
+//! A container's ports are elements of the maps, a network's bridge is an element of the sets: publishing costs one transaction
+//! however many ports there are, and a packet costs a few hash lookups however many networks there are. (The rules of
+//! `postrouting` are one by one, but only a connection's first packet meets them.)
 //!
 //! *Accepting* a packet in one table doesn't save it from another: where the host's own forward chain has the policy drop
 //! (dockerd sets it when it switches forwarding on, and ufw does), the host has to let the bridge through.
 
 mod constants;
+pub(super) mod inside;
+mod links;
 mod map;
 mod rule;
 mod transaction;
@@ -34,6 +39,7 @@ use nix::errno::Errno;
 use nix::libc;
 use tracing::{debug, warn};
 
+use self::links::LinkSet;
 use self::map::{Elements, Key, Map};
 use self::rule::{Is, Rule};
 use self::transaction::{Hook, Transaction};
@@ -55,26 +61,43 @@ const PUBLISHED: &str = "published";
 const FORWARD: &str = "forward";
 const POSTROUTING: &str = "postrouting";
 
-/// The firewall of one bridge. Its socket stays open: closing one makes the kernel wait for work it has put off.
+/// A bridge as far as rules are about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BridgeRules {
+    /// Its name.
+    pub(crate) link: String,
+    /// Its network.
+    pub(crate) subnet: Subnet,
+    /// Nothing leads out of it, or into it.
+    pub(crate) internal: bool,
+    /// What leaves by another link gets that one's address.
+    pub(crate) masquerade: bool,
+}
+
+/// The firewall of one engine. Its socket stays open: closing one makes the kernel wait for work it has put off.
 #[derive(Debug)]
 pub(crate) struct Firewall {
     socket: Socket,
     table: String,
-    bridge: String,
-    subnet: Subnet,
+    bridges: Vec<BridgeRules>,
     published: Elements,
 }
 
 impl Firewall {
     /// A firewall that knows of no published port yet. Changes nothing.
-    pub(crate) fn open(bridge: &str, subnet: Subnet) -> Result<Self, NetlinkError> {
+    pub(crate) fn open(default_bridge: &str, bridges: Vec<BridgeRules>) -> Result<Self, NetlinkError> {
         Ok(Self {
             socket: Socket::open(Family::Netfilter)?,
-            table: format!("berth_{bridge}"),
-            bridge: bridge.to_owned(),
-            subnet: subnet.to_network(),
+            table: format!("berth_{default_bridge}"),
+            bridges,
             published: Elements::new(),
         })
+    }
+
+    /// Makes the rules those of these bridges. When that fails they stay what they were.
+    pub(crate) fn set_bridges(&mut self, bridges: Vec<BridgeRules>) -> Result<(), NetlinkError> {
+        let before = std::mem::replace(&mut self.bridges, bridges);
+        self.assert_rules().inspect_err(|_| self.bridges = before)
     }
 
     /// Makes chains and rules what they should be, in one transaction. Ports that are published already, perhaps by an
@@ -199,6 +222,7 @@ impl Firewall {
     /// Maps, chains and rules; rules there are go first.
     fn fill(&self, to: &mut Transaction<'_>) {
         Map::BOTH.into_iter().for_each(|map| to.add_map(map));
+        LinkSet::ALL.into_iter().for_each(|links| to.add_set(links));
         let hook = |kind, number, priority| Some(Hook { kind, number, priority });
         to.add_chain(PUBLISHED, None);
         to.add_chain(GUARD, hook("filter", libc::NF_INET_PRE_ROUTING, PRIORITY_RAW));
@@ -207,44 +231,63 @@ impl Firewall {
         to.add_chain(FORWARD, hook("filter", libc::NF_INET_FORWARD, PRIORITY_FILTER));
         to.add_chain(POSTROUTING, hook("nat", libc::NF_INET_POST_ROUTING, PRIORITY_SOURCE));
         to.flush_rules();
-        for (chain, rule) in rules(&self.bridge, self.subnet) {
+        for links in LinkSet::ALL {
+            let fits = |bridge: &&BridgeRules| links != LinkSet::Internal || bridge.internal;
+            to.fill_set(links, self.bridges.iter().filter(fits).map(|bridge| bridge.link.as_str()));
+        }
+        for (chain, rule) in rules(&self.bridges) {
             to.add_rule(chain, &rule);
         }
     }
 }
 
-/// The static rules, chain by chain.
-fn rules(bridge: &str, subnet: Subnet) -> Vec<(&'static str, Rule)> {
+/// The rules, chain by chain.
+fn rules(bridges: &[BridgeRules]) -> Vec<(&'static str, Rule)> {
     use Is::{Exactly, Not};
     let rule = Rule::new;
-    vec![
+    let (ours, internal, same) = (LinkSet::Bridges.name(), LinkSet::Internal.name(), LinkSet::Same.name());
+    let mut rules = vec![
         (GUARD, rule("loopback is this host's own").came_by(Not, "lo").to(Subnet::LOOPBACK).drop()),
         (PREROUTING, rule("published ports, from elsewhere").for_this_host().goto(PUBLISHED)),
         (OUTPUT, rule("published ports, from this host").for_this_host().goto(PUBLISHED)),
         (PUBLISHED, rule("on one address").redirect_by(Map::OnOneAddress.name(), true)),
         (PUBLISHED, rule("on all addresses").redirect_by(Map::OnAllAddresses.name(), false)),
-        (FORWARD, rule("answers to containers").leaves_by(Exactly, bridge).of_known_connection().accept()),
-        (FORWARD, rule("from containers").came_by(Exactly, bridge).accept()),
-        (FORWARD, rule("to published ports").leaves_by(Exactly, bridge).of_published_port().accept()),
-        (FORWARD, rule("to ports that are not published").leaves_by(Exactly, bridge).drop()),
-        (POSTROUTING, rule("containers to elsewhere").from(subnet).leaves_by(Not, bridge).masquerade()),
+        (FORWARD, rule("answers to containers").leaves_by_one_of(ours).of_known_connection().accept()),
+        (FORWARD, rule("within a network").passes_by_pair_of(same).accept()),
         (
-            POSTROUTING,
-            rule("containers to a published port on the same bridge")
-                .from(subnet)
-                .leaves_by(Exactly, bridge)
+            FORWARD,
+            rule("to published ports")
+                .leaves_by_one_of(ours)
+                .came_by_one_of(Not, internal)
                 .of_published_port()
-                .masquerade(),
+                .accept(),
         ),
+        (FORWARD, rule("to ports that are not published").leaves_by_one_of(ours).drop()),
+        (FORWARD, rule("out of internal networks").came_by_one_of(Exactly, internal).drop()),
+        (FORWARD, rule("from containers").came_by_one_of(Exactly, ours).accept()),
         (
             POSTROUTING,
             rule("127.0.0.1 to a published port")
                 .from(Subnet::LOOPBACK)
-                .leaves_by(Exactly, bridge)
+                .leaves_by_one_of(ours)
                 .of_published_port()
                 .masquerade(),
         ),
-    ]
+    ];
+    for BridgeRules { link, subnet, internal, masquerade } in bridges {
+        if *masquerade && !internal {
+            rules.push((POSTROUTING, rule("containers to elsewhere").from(*subnet).leaves_by(Not, link).masquerade()));
+        }
+        rules.push((
+            POSTROUTING,
+            rule("containers to a published port on the same bridge")
+                .from(*subnet)
+                .leaves_by(Exactly, link)
+                .of_published_port()
+                .masquerade(),
+        ));
+    }
+    rules
 }
 
 fn elements(container: Ipv4Addr, ports: &[PublishedPort]) -> Elements {

@@ -1,17 +1,25 @@
 //! A rule, built expression by expression: what it matches, then what it does.
 
+use std::net::Ipv4Addr;
+
 use nix::libc;
 
 use super::super::netlink::Attributes;
+use super::super::ports::Protocol;
 use super::super::subnet::Subnet;
 use super::constants::{self as c, data, expression as x, register};
+use super::links::padded;
 
 /// Where in the IPv4 header the source address is.
 const SOURCE_ADDRESS: u32 = 12;
 /// Where in the IPv4 header the destination address is.
 const DESTINATION_ADDRESS: u32 = 16;
-/// Where in the header of TCP, UDP and SCTP the destination port is.
+/// Where in the header of TCP, UDP and SCTP the ports are.
+const SOURCE_PORT: u32 = 0;
 const DESTINATION_PORT: u32 = 2;
+/// Where in the headers of TCP and UDP the checksum is.
+const TCP_CHECKSUM: u32 = 16;
+const UDP_CHECKSUM: u32 = 6;
 
 /// Whether a comparison is for equality.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,12 +58,86 @@ impl Rule {
 
     /// The link the packet came by.
     pub(super) fn came_by(self, is: Is, link: &str) -> Self {
-        self.meta(libc::NFT_META_IIFNAME as u32, register::FIRST).compare(is, &padded_name(link))
+        self.meta(libc::NFT_META_IIFNAME as u32, register::FIRST).compare(is, &padded(link))
     }
 
     /// The link the packet leaves by.
     pub(super) fn leaves_by(self, is: Is, link: &str) -> Self {
-        self.meta(libc::NFT_META_OIFNAME as u32, register::FIRST).compare(is, &padded_name(link))
+        self.meta(libc::NFT_META_OIFNAME as u32, register::FIRST).compare(is, &padded(link))
+    }
+
+    /// The link the packet came by is one of the set.
+    pub(super) fn came_by_one_of(self, is: Is, set: &str) -> Self {
+        self.meta(libc::NFT_META_IIFNAME as u32, register::FIRST).member_of(is, set)
+    }
+
+    /// The link the packet leaves by is one of the set.
+    pub(super) fn leaves_by_one_of(self, set: &str) -> Self {
+        self.meta(libc::NFT_META_OIFNAME as u32, register::FIRST).member_of(Is::Exactly, set)
+    }
+
+    /// The links the packet came by and leaves by are a pair of the set.
+    pub(super) fn passes_by_pair_of(self, set: &str) -> Self {
+        self.meta(libc::NFT_META_IIFNAME as u32, register::FIRST)
+            .meta(libc::NFT_META_OIFNAME as u32, register::SECOND)
+            .member_of(Is::Exactly, set)
+    }
+
+    fn member_of(self, is: Is, set: &str) -> Self {
+        self.expression("lookup", |a| {
+            a.text(x::LOOKUP_SET, set).be32(x::LOOKUP_SOURCE, register::FIRST);
+            if is == Is::Not {
+                a.be32(x::LOOKUP_FLAGS, c::LOOKUP_INVERTED);
+            }
+        })
+    }
+
+    /// The packet is of this protocol and goes to this address and port.
+    pub(super) fn for_socket(self, protocol: Protocol, address: Ipv4Addr, port: u16) -> Self {
+        self.of_protocol(protocol).socket(DESTINATION_ADDRESS, address, DESTINATION_PORT, port)
+    }
+
+    /// The packet is of this protocol and comes from this address and port.
+    pub(super) fn of_socket(self, protocol: Protocol, address: Ipv4Addr, port: u16) -> Self {
+        self.of_protocol(protocol).socket(SOURCE_ADDRESS, address, SOURCE_PORT, port)
+    }
+
+    fn of_protocol(self, protocol: Protocol) -> Self {
+        self.meta(libc::NFT_META_L4PROTO as u32, register::FIRST).compare(Is::Exactly, &[protocol.number()])
+    }
+
+    fn socket(self, address_at: u32, address: Ipv4Addr, port_at: u32, port: u16) -> Self {
+        self.payload(libc::NFT_PAYLOAD_NETWORK_HEADER as u32, address_at, 4, register::FIRST)
+            .compare(Is::Exactly, &address.octets())
+            .payload(libc::NFT_PAYLOAD_TRANSPORT_HEADER as u32, port_at, 2, register::FIRST)
+            .compare(Is::Exactly, &port.to_be_bytes())
+    }
+
+    /// Writes another destination port into the packet.
+    pub(super) fn set_destination_port(self, protocol: Protocol, port: u16) -> Self {
+        self.set_port(protocol, DESTINATION_PORT, port)
+    }
+
+    /// Writes another source port into the packet.
+    pub(super) fn set_source_port(self, protocol: Protocol, port: u16) -> Self {
+        self.set_port(protocol, SOURCE_PORT, port)
+    }
+
+    fn set_port(self, protocol: Protocol, offset: u32, port: u16) -> Self {
+        let checksum = if protocol == Protocol::Udp { UDP_CHECKSUM } else { TCP_CHECKSUM };
+        self.expression("immediate", |a| {
+            a.be32(x::IMMEDIATE_DESTINATION, register::FIRST).nest(x::IMMEDIATE_DATA, |value| {
+                value.bytes(data::VALUE, &port.to_be_bytes());
+            });
+        })
+        .expression("payload", |a| {
+            a.be32(x::PAYLOAD_SOURCE, register::FIRST)
+                .be32(x::PAYLOAD_BASE, libc::NFT_PAYLOAD_TRANSPORT_HEADER as u32)
+                .be32(x::PAYLOAD_OFFSET, offset)
+                .be32(x::PAYLOAD_LENGTH, 2)
+                .be32(x::PAYLOAD_CHECKSUM_TYPE, c::CHECKSUM_INET)
+                .be32(x::PAYLOAD_CHECKSUM_OFFSET, checksum);
+        })
     }
 
     /// The source address is in this network.
@@ -214,12 +296,4 @@ impl Rule {
         });
         self
     }
-}
-
-/// Names of links are compared over their whole length of 16 bytes.
-fn padded_name(link: &str) -> [u8; libc::IFNAMSIZ] {
-    let mut padded = [0; libc::IFNAMSIZ];
-    let length = link.len().min(libc::IFNAMSIZ - 1);
-    padded[..length].copy_from_slice(&link.as_bytes()[..length]);
-    padded
 }

@@ -16,6 +16,20 @@ table ip berth_btst0 {
 		elements = { tcp . 8080 : 10.231.1.2 . 80 }
 	}
 
+	set bridges {
+		type ifname
+		elements = { "btst0" }
+	}
+
+	set internal_bridges {
+		type ifname
+	}
+
+	set same_bridge {
+		type ifname . ifname
+		elements = { "btst0" . "btst0" }
+	}
+
 	chain published {
 		dnat ip to meta l4proto . ip daddr . th dport map @published_on_one_address comment "on one address"
 		dnat ip to meta l4proto . th dport map @published_on_all_addresses comment "on all addresses"
@@ -38,17 +52,19 @@ table ip berth_btst0 {
 
 	chain forward {
 		type filter hook forward priority filter; policy accept;
-		oifname "btst0" ct state established,related accept comment "answers to containers"
-		iifname "btst0" accept comment "from containers"
-		oifname "btst0" ct status dnat accept comment "to published ports"
-		oifname "btst0" drop comment "to ports that are not published"
+		oifname @bridges ct state established,related accept comment "answers to containers"
+		iifname . oifname @same_bridge accept comment "within a network"
+		oifname @bridges iifname != @internal_bridges ct status dnat accept comment "to published ports"
+		oifname @bridges drop comment "to ports that are not published"
+		iifname @internal_bridges drop comment "out of internal networks"
+		iifname @bridges accept comment "from containers"
 	}
 
 	chain postrouting {
 		type nat hook postrouting priority srcnat; policy accept;
+		ip saddr 127.0.0.0/8 oifname @bridges ct status dnat masquerade comment "127.0.0.1 to a published port"
 		ip saddr 10.231.1.0/24 oifname != "btst0" masquerade comment "containers to elsewhere"
 		ip saddr 10.231.1.0/24 oifname "btst0" ct status dnat masquerade comment "containers to a published port on the same bridge"
-		ip saddr 127.0.0.0/8 oifname "btst0" ct status dnat masquerade comment "127.0.0.1 to a published port"
 	}
 }
 "#;
@@ -106,7 +122,7 @@ fn two_stacks_and_the_rules_of_others_do_not_meet() {
         let foreign = run("nft", "list table ip nat");
         let one = host.open();
         let other_root = tempfile::tempdir().expect("folder");
-        let two = Networks::open(config("btst1", "10.231.2.1/24"), other_root.path()).expect("open");
+        let two = Networks::open(config("btst1", "10.231.2.1/24"), other_root.path(), Vec::new()).expect("open");
         let of_one = one.attach_bridge("same", &request(&[publish(Protocol::Tcp, None, 8080, 80)])).expect("attach");
         let of_two = two.attach_bridge("same", &request(&[publish(Protocol::Tcp, None, 8081, 80)])).expect("attach");
         serve_tcp(namespace_of(&of_one).as_fd(), 80, "one");
@@ -138,13 +154,15 @@ fn two_stacks_and_the_rules_of_others_do_not_meet() {
 #[test]
 fn a_subnet_the_host_reaches_already_is_refused() {
     on_a_host(|host| {
-        let overlapping = Networks::open(config(BRIDGE, "10.231.0.1/16"), host.run_root()).expect_err("overlaps");
+        let overlapping =
+            Networks::open(config(BRIDGE, "10.231.0.1/16"), host.run_root(), Vec::new()).expect_err("overlaps");
         assert_eq!(
             overlapping.to_string(),
             "subnet 10.231.0.0/16 of bridge btst0 overlaps 10.231.200.0/24, which this host reaches by eth9; \
-             choose another subnet (--bip)"
+             choose another subnet (--subnet of a network, --bip of the default bridge)"
         );
-        let not_a_bridge = Networks::open(config("eth9", "10.231.1.1/24"), host.run_root()).expect_err("veth");
+        let not_a_bridge =
+            Networks::open(config("eth9", "10.231.1.1/24"), host.run_root(), Vec::new()).expect_err("veth");
         assert!(matches!(not_a_bridge, NetworkError::NotABridge { .. }), "{not_a_bridge}");
         assert!(!run("ip", "link").contains(BRIDGE));
         assert_eq!(run("nft", "list ruleset"), "");
@@ -157,16 +175,19 @@ fn a_subnet_is_chosen_and_kept_and_can_be_changed() {
         ip("route add 172.17.0.0/16 dev eth9");
         let chosen = |networks: &Networks| networks.describe()[0].subnet.map(|subnet| subnet.to_string());
         let free = BridgeConfig { address: None, ..config(BRIDGE, "10.231.1.1/24") };
-        let first = Networks::open(free.clone(), host.run_root()).expect("open");
+        let first = Networks::open(free.clone(), host.run_root(), Vec::new()).expect("open");
         assert_eq!(chosen(&first).as_deref(), Some("172.18.0.0/16"));
         ip("route del 172.17.0.0/16");
-        let second = Networks::open(free, host.run_root()).expect("open");
+        let second = Networks::open(free, host.run_root(), Vec::new()).expect("open");
         assert_eq!(chosen(&second).as_deref(), Some("172.18.0.0/16"), "kept");
         let third = host.open();
         assert_eq!(chosen(&third).as_deref(), Some("10.231.1.0/24"), "changed");
         let addresses = run("ip", "-o -4 addr show btst0");
         assert!(addresses.contains("10.231.1.1/24") && !addresses.contains("172.18"), "{addresses}");
         let names: Vec<_> = third.describe().into_iter().map(|network| (network.name, network.driver)).collect();
-        assert_eq!(names, [("bridge", "bridge"), ("host", "host"), ("none", "null")]);
+        assert_eq!(
+            names,
+            [("bridge", "bridge"), ("host", "host"), ("none", "null")].map(|(name, driver)| (name.to_owned(), driver))
+        );
     });
 }

@@ -129,14 +129,19 @@ fn a_link_that_cannot_be_made_is_undone() {
         // Something that isn't a bridge has taken its place, and repairing it is refused.
         ip("link set btst0 name away");
         ip("link add btst0 type veth peer name other");
-        networks.bridge_index.store(9999, Ordering::Relaxed);
+        let id = networks.network_id(NetworkKind::Bridge).to_owned();
+        locked(&networks.leases).bridges.get_mut(&id).expect("bridge").index = 9999;
         let error =
             networks.attach_bridge("c2", &request(&[publish(Protocol::Tcp, None, 8080, 80)])).expect_err("no bridge");
         assert!(proto::kind::chain(&error).starts_with("connect web to bridge btst0: create veth "), "{error}");
         ip("link del btst0");
         assert_eq!(published(BRIDGE).len(), 0);
         eventually("the namespace is gone", || (inventory(host) == before).then_some(()));
-        let full = Networks::open(BridgeConfig { mtu: 70_000, ..config("btst1", "10.231.2.1/24") }, host.run_root());
+        let full = Networks::open(
+            BridgeConfig { mtu: 70_000, ..config("btst1", "10.231.2.1/24") },
+            host.run_root(),
+            Vec::new(),
+        );
         let error = full.expect_err("no such MTU");
         assert!(proto::kind::chain(&error).starts_with("set up bridge btst1: create bridge btst1: "), "{error}");
         assert!(!run("ip", "link").contains("btst1"));

@@ -7,6 +7,7 @@ mod lifecycle;
 mod ports;
 mod restore;
 mod traffic;
+mod users;
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
@@ -38,7 +39,12 @@ impl Host {
     }
 
     fn open(&self) -> Networks {
-        Networks::open(config(BRIDGE, "10.231.1.1/24"), self.run_root()).expect("open networks")
+        self.open_with(Vec::new())
+    }
+
+    /// The same with networks of users on record.
+    fn open_with(&self, definitions: Vec<Definition>) -> Networks {
+        Networks::open(config(BRIDGE, "10.231.1.1/24"), self.run_root(), definitions).expect("open networks")
     }
 }
 
@@ -123,8 +129,25 @@ fn publish(protocol: Protocol, host_ip: Option<Ipv4Addr>, host_port: u16, contai
     PortRequest { protocol, container_port, host_ip, host_port }
 }
 
+/// What a container wants of the default network.
+#[derive(Debug, Clone, Default)]
+struct EndpointRequest {
+    mac: Option<Mac>,
+    ip: Option<Ipv4Addr>,
+    ports: Vec<PortRequest>,
+}
+
+impl Networks {
+    fn attach_bridge(&self, id: &str, request: &EndpointRequest) -> Result<Endpoint, NetworkError> {
+        let network_id = self.network_id(NetworkKind::Bridge).to_owned();
+        let member = MemberRequest { network_id, mac: request.mac, ip: request.ip, gateway_priority: 0 };
+        let (name, ports) = ("web".to_owned(), request.ports.clone());
+        self.attach(id, &AttachRequest { name, ports, members: vec![member] })
+    }
+}
+
 fn request(ports: &[PortRequest]) -> EndpointRequest {
-    EndpointRequest { name: "web".to_owned(), ports: ports.to_vec(), ..EndpointRequest::default() }
+    EndpointRequest { ports: ports.to_vec(), ..EndpointRequest::default() }
 }
 
 /// Serves TCP in a namespace: each client is told `name` and the address it was seen with.
@@ -214,6 +237,8 @@ fn published(bridge: &str) -> Vec<String> {
         .skip(1)
         .flat_map(|rest| rest.split('}').next().unwrap_or_default().split(','))
         .map(|element| element.split_whitespace().collect::<Vec<_>>().join(" "))
+        // Those of maps: sets have links.
+        .filter(|element| element.contains(" : "))
         .collect();
     elements.sort();
     elements

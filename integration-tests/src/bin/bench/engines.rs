@@ -17,7 +17,7 @@ const MANY: usize = 100;
 const LINES_SIZE: usize = 53_000_000;
 
 /// Debian's dockerd with containerd, on roots of its own.
-struct Dockerd {
+pub struct Dockerd {
     folder: tempfile::TempDir,
     child: Child,
     tables: BTreeSet<String>,
@@ -30,7 +30,8 @@ fn tables() -> BTreeSet<String> {
 }
 
 impl Dockerd {
-    fn start() -> Option<Self> {
+    /// Starts it, if it is installed.
+    pub fn start() -> Option<Self> {
         peer("dockerd")?;
         let folder = tempfile::Builder::new().prefix("berth-bench-docker-").tempdir().ok()?;
         let at = |name: &str| folder.path().join(name).display().to_string();
@@ -70,11 +71,22 @@ impl Dockerd {
         None
     }
 
-    fn api(&self) -> Api {
-        Api::new(self.folder.path().join("docker.sock"))
+    /// Its socket.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("docker.sock")
     }
 
-    fn pids(&self) -> Vec<u32> {
+    fn api(&self) -> Api {
+        Api::new(self.socket())
+    }
+
+    /// The folder of all that is its.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// dockerd and its containerd.
+    pub fn pids(&self) -> Vec<u32> {
         daemon_pids(self.folder.path(), &["dockerd", "containerd"])
     }
 }

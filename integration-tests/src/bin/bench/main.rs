@@ -3,9 +3,11 @@
 //! A peer that isn't installed, or doesn't start, leaves its cells empty. No figure is asserted: this prints a table.
 
 mod bundle;
+mod clients;
 mod density;
 mod engines;
 mod floor;
+mod images;
 mod table;
 
 use table::Table;
@@ -30,9 +32,17 @@ fn main() -> std::process::ExitCode {
     if wanted("engine") {
         engines::measure(&mut table);
     }
+    if wanted("clients") {
+        clients::measure(&mut table);
+    }
     // A thousand containers are not for every run.
     if only.iter().any(|part| part == "density") {
         density::measure(&mut table);
+    }
+    if let [mode, names @ ..] = only.as_slice()
+        && mode == "images"
+    {
+        images::measure(&mut table, names);
     }
     table.print();
     std::process::ExitCode::SUCCESS

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use tar::{Builder, EntryType, Header};
 
 use super::*;
+use crate::layers::tree::is_opaque;
 
 /// A layer folder, the folders below it, and a canary beside them all.
 struct Ground {
@@ -30,10 +31,46 @@ impl Ground {
     }
 
     fn apply(&self, archive: &[u8]) -> Result<Applied, LayerError> {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(archive).unwrap();
-        io::Seek::rewind(&mut file).unwrap();
-        apply(file, &Target::overlay(&self.upper, &self.lowers).unwrap(), &|_| ())
+        let is_empty = fs::read_dir(&self.upper).unwrap().next().is_none();
+        let applied = apply(archive, &Target::overlay(&self.upper, &self.lowers).unwrap(), &|_| ());
+        if is_empty && applied.is_ok() {
+            self.assert_same_apart(archive);
+        }
+        applied
+    }
+
+    // A layer that is unpacked before those below it are known comes out the same.
+    fn assert_same_apart(&self, archive: &[u8]) {
+        let twin = tempfile::tempdir().unwrap();
+        // As a new snapshot has it.
+        fs::set_permissions(twin.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let known = Target::overlay(twin.path(), &self.lowers).unwrap();
+        match apply(archive, &Target::apart(twin.path()).unwrap(), &|_| ()) {
+            Ok(applied) => dress(&known, &applied.implied).unwrap(),
+            Err(LayerError::NeedsBelow) => {
+                assert!(!self.lowers.is_empty());
+                return;
+            }
+            Err(error) => panic!("apart: {error}"),
+        }
+        let (mut here, mut there) = (tree(&self.upper), tree(twin.path()));
+        if self.lowers.is_empty() {
+            // The lowest layer is never unpacked so: what it hides doesn't matter to it.
+            for tree in [&mut here, &mut there] {
+                tree.retain(|_, (mode, ..)| *mode & 0o170000 != 0o020000);
+                tree.values_mut().for_each(|entry| entry.4 = false);
+            }
+            here.remove("");
+            there.remove("");
+        } else {
+            // The top of the one was made by the test, not as a snapshot is.
+            let (top, below) = (&there[""], fs::metadata(&self.lowers[0]).unwrap());
+            let described = here[""] == *top;
+            assert!(described || top.0 == below.mode(), "top: {top:?}");
+            here.remove("");
+            there.remove("");
+        }
+        assert_eq!(here, there);
     }
 
     fn upper(&self, path: &str) -> PathBuf {
@@ -51,6 +88,35 @@ impl Ground {
         names.sort();
         assert_eq!(names, ["canary", "upper"]);
     }
+}
+
+type Looks = (u32, u32, u32, Vec<u8>, bool);
+
+/// What is below a folder: mode, owner, group, content or target or device, whether it is opaque.
+fn tree(root: &Path) -> std::collections::BTreeMap<String, Looks> {
+    fn walk(root: &Path, at: &Path, found: &mut std::collections::BTreeMap<String, Looks>) {
+        let meta = at.symlink_metadata().unwrap();
+        let content = match meta.mode() & 0o170000 {
+            0o100000 => fs::read(at).unwrap(),
+            0o120000 => fs::read_link(at).unwrap().into_os_string().into_encoded_bytes(),
+            _ => meta.rdev().to_string().into_bytes(),
+        };
+        let opaque = meta.is_dir() && {
+            // Held open while it is asked about.
+            let dir = fs::File::open(at).unwrap();
+            is_opaque(&dir).unwrap()
+        };
+        let name = at.strip_prefix(root).unwrap().display().to_string();
+        found.insert(name, (meta.mode(), meta.uid(), meta.gid(), content, opaque));
+        if meta.is_dir() {
+            for entry in fs::read_dir(at).unwrap() {
+                walk(root, &entry.unwrap().path(), found);
+            }
+        }
+    }
+    let mut found = std::collections::BTreeMap::new();
+    walk(root, root, &mut found);
+    found
 }
 
 struct Layer(Builder<Vec<u8>>);

@@ -1,0 +1,164 @@
+//! Changing the networks of a container that lives.
+//!
+//! ```text
+//! plan_join / plan_leave   leases only; gives the endpoint as it will be, marked as unsettled
+//!   (the caller writes it down)
+//! rearrange                links, addresses, default route, ports: from what was to what shall be
+//!   (the caller writes down that it is settled)
+//! ```
+//!
+//! An engine that dies in between is followed by one that reads the unsettled endpoint and calls [`Networks::settle`]:
+//! the record wins, the kernel follows.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use tracing::warn;
+
+use super::attach::{Planned, configure_inside, random_id};
+use super::endpoint::{Endpoint, Member, MemberRequest};
+use super::error::NetworkError;
+use super::netlink::{Batch, Family, Socket, link};
+use super::ports::PortRequest;
+use super::{Networks, locked};
+
+impl Networks {
+    /// Leases what a further network takes. The ports are those of the container, for when it hasn't been able to publish them.
+    pub fn plan_join(
+        &self,
+        id: &str,
+        name: &str,
+        endpoint: &Endpoint,
+        wanted: &MemberRequest,
+        ports: &[PortRequest],
+    ) -> Result<Endpoint, NetworkError> {
+        let endpoint_id = random_id()?;
+        let mut leases = locked(&self.leases);
+        let mut next = endpoint.clone();
+        let plan = leases.plan(id, wanted, endpoint_id, endpoint.free_interface())?;
+        next.add(plan.member.clone());
+        next.gateway = leases.way_out(&next);
+        next.unsettled = true;
+        if endpoint.ports.is_empty() && !ports.is_empty() {
+            match leases.acquire_ports(id, name, &next, ports) {
+                Ok(taken) => next.ports = taken,
+                Err(error) => {
+                    leases.release(&plan.member, id);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(next)
+    }
+
+    /// What is left without a network. Nothing is given back yet.
+    pub fn plan_leave(&self, endpoint: &Endpoint, network_id: &str) -> Endpoint {
+        let mut next = endpoint.clone();
+        next.remove(network_id);
+        next.gateway = locked(&self.leases).way_out(&next);
+        next.unsettled = true;
+        if next.gateway_member().is_none() {
+            next.ports.clear();
+        }
+        next
+    }
+
+    /// Makes the kernel's state of a living container from one endpoint into another. On failure the state is between the
+    /// two; calling it the other way round leads back.
+    pub fn rearrange(
+        &self,
+        id: &str,
+        name: &str,
+        from: &Endpoint,
+        to: &Endpoint,
+        namespace: BorrowedFd<'_>,
+    ) -> Result<(), NetworkError> {
+        let moved = from.published_at() != to.published_at() || from.ports != to.ports;
+        if let Some(ip) = from.published_at().filter(|_| moved) {
+            self.unpublish(id, ip, from)?;
+        }
+        proto::fault!("engine.rearrange.unpublished");
+        let gone: Vec<Member> = from
+            .members()
+            .into_iter()
+            .filter(|member| to.member(&member.network_id).as_ref() != Some(member))
+            .collect();
+        if !gone.is_empty() {
+            let mut batch = Batch::new();
+            gone.iter().for_each(|member| link::delete(&mut batch, &member.address.host_link));
+            locked(&self.route).run(&mut batch)?;
+            let mut leases = locked(&self.leases);
+            gone.iter().for_each(|member| leases.release(member, id));
+            drop(leases);
+            let mut homes = locked(&self.homes);
+            gone.iter().for_each(|member| drop(homes.remove(&member.address.host_link)));
+        }
+        proto::fault!("engine.rearrange.links_deleted");
+        let planned: Vec<Planned> = {
+            let leases = locked(&self.leases);
+            let fresh = |member: &Member| from.member(&member.network_id).as_ref() != Some(member);
+            to.members().into_iter().filter(fresh).map(|member| leases.planned(member)).collect()
+        };
+        self.connect_all(id, name, &planned, !to.ports.is_empty(), namespace)?;
+        proto::fault!("engine.rearrange.links_made");
+        let gateway = to.gateway_member().map(|member| member.address.gateway);
+        let mut socket = sys::netns::within(namespace, || Socket::open(Family::Route))??;
+        configure_inside(&mut socket, &planned, gateway)?;
+        planned.iter().try_for_each(|planned| self.wait_for_link(&planned.member))?;
+        proto::fault!("engine.rearrange.configured");
+        if let Some(ip) = to.published_at().filter(|_| moved) {
+            let mut batch = Batch::new();
+            to.members().iter().for_each(|m| link::set_hairpin(&mut batch, &m.address.host_link, !to.ports.is_empty()));
+            locked(&self.route).run(&mut batch)?;
+            let published = locked(&self.firewall).publish(ip, &to.ports);
+            published.map_err(|cause| NetworkError::Publish { endpoint: name.to_owned(), cause })?;
+        }
+        let mut leases = locked(&self.leases);
+        from.ports.iter().filter(|port| !to.ports.contains(port)).for_each(|port| leases.ports.release(id, port));
+        Ok(())
+    }
+
+    /// Gives back what a plan has leased that isn't carried out: what `plan` has and `kept` hasn't.
+    pub fn drop_plan(&self, id: &str, plan: &Endpoint, kept: &Endpoint) {
+        let mut leases = locked(&self.leases);
+        for member in plan.members() {
+            if kept.member(&member.network_id).as_ref() != Some(&member) {
+                leases.release(&member, id);
+            }
+        }
+        plan.ports.iter().filter(|port| !kept.ports.contains(port)).for_each(|port| leases.ports.release(id, port));
+    }
+
+    /// Finishes a change that an engine before this one had written down and perhaps not made. [`Networks::restore`] has
+    /// removed links that are on no record, and has published the ports of the record.
+    pub fn settle(&self, id: &str, name: &str, endpoint: &Endpoint, namespace: &OwnedFd) -> Result<(), NetworkError> {
+        let links = link::list(&mut locked(&self.route))?;
+        let mut there = endpoint.clone();
+        for member in endpoint.members() {
+            if !links.iter().any(|link| link.name == member.address.host_link) {
+                there.remove(&member.network_id);
+            }
+        }
+        // Ports are the same in both, so that nothing is published twice; the address they lead to may have changed.
+        there.ports.clone_from(&endpoint.ports);
+        // A link without its address: the engine died in between. It is made again.
+        let socket = sys::netns::within(namespace.as_fd(), || Socket::open(Family::Route))?;
+        let mut socket = socket?;
+        for member in there.members() {
+            let found = link::find(&mut socket, &member.interface)?;
+            let complete = match found {
+                Some(found) => super::netlink::address::of_link(&mut socket, found.index)?
+                    .iter()
+                    .any(|own| own.address() == member.address.ip),
+                None => false,
+            };
+            if !complete {
+                warn!(id, link = member.address.host_link, "half-made link is made again");
+                let mut batch = Batch::new();
+                link::delete(&mut batch, &member.address.host_link);
+                locked(&self.route).run(&mut batch)?;
+                there.remove(&member.network_id);
+            }
+        }
+        self.rearrange(id, name, &there, endpoint, namespace.as_fd())
+    }
+}
