@@ -53,8 +53,7 @@ erase) rm -f secret ;;
 esac
 "#;
     let path = dir.join("docker-credential-toy");
-    fs::write(&path, script).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    testing::executable(&path, script);
 }
 
 #[test]

@@ -122,7 +122,7 @@ impl Stack {
     pub fn assert_sound(&self, layers: usize, when: &str) {
         let mut findings = Vec::new();
         let waited = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            eventually_within(Duration::from_secs(15), "the stack is sound", || {
+            eventually_within(Duration::from_secs(60), "the stack is sound", || {
                 findings = self.audit(layers);
                 findings.is_empty().then_some(())
             });

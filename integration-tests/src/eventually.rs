@@ -5,10 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Tries `probe` until it gives a value; panics naming `what` after 20 seconds.
+/// Tries `probe` until it gives a value; panics naming `what` after a minute.
 #[track_caller]
 pub fn eventually<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
-    eventually_within(Duration::from_secs(20), what, probe)
+    eventually_within(Duration::from_secs(60), what, probe)
 }
 
 /// How many times longer than on hardware things may take: `BERTH_TEST_PATIENCE`, set in the emulated test VM.

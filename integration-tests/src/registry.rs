@@ -3,7 +3,7 @@
 use crate::eventually;
 use std::{
     fs,
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     path::Path,
     process::{Child, Command, Stdio},
 };
@@ -32,7 +32,7 @@ impl Registry {
     }
 
     fn start_with(folder: &Path, auth: &str) -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = testing::free_port();
         let config = folder.join("registry.yml");
         let root = folder.join("registry");
         let text = format!(

@@ -313,7 +313,7 @@ impl Stack {
     #[track_caller]
     fn await_daemon(&self, what: &str, mut ready: impl FnMut() -> bool) {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            eventually_within(Duration::from_secs(20), what, || ready().then_some(()));
+            eventually_within(Duration::from_secs(60), what, || ready().then_some(()));
         }));
         assert!(result.is_ok(), "{what}: no\n{}", self.logs());
     }

@@ -243,7 +243,7 @@ struct Dockerd {
 
 impl Dockerd {
     fn start(home: &Home) -> Self {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = testing::free_port();
         let log = fs::File::create(home.at("dockerd.log")).unwrap();
         let tls = |name: &str| home.at(&format!("tls/{name}.pem"));
         let child = Command::new("dockerd")
@@ -346,8 +346,7 @@ fn by_ssh(home: &Home, berth: Run<'_>) {
         "#!/bin/sh\necho \"$@\" >> {0}/words\nwhile [ \"$1\" != -- ]; do shift; done\n[ \"$2\" = broken ] && {{ echo \"no route\" >&2; exit 255; }}\nshift 2\nexec env PATH={0}/remote:/usr/bin:/bin sh -c \"$*\"\n",
         home.folder.path().display()
     );
-    fs::write(home.at("bin/ssh"), script).unwrap();
-    fs::set_permissions(home.at("bin/ssh"), fs::Permissions::from_mode(0o755)).unwrap();
+    testing::executable(Path::new(&home.at("bin/ssh")), &script);
     fs::create_dir_all(home.at("remote")).unwrap();
     std::os::unix::fs::symlink(peer("docker").unwrap(), home.at("remote/docker")).unwrap();
     let path = format!("{bin}:/usr/bin:/bin");
@@ -389,9 +388,7 @@ exit 7
 
 fn install(home: &Home, folder: &str, name: &str, script: &str) {
     fs::create_dir_all(home.at(folder)).unwrap();
-    let path = home.at(&format!("{folder}/docker-{name}"));
-    fs::write(&path, script).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    testing::executable(Path::new(&home.at(&format!("{folder}/docker-{name}"))), script);
 }
 
 #[test]

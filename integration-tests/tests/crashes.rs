@@ -2,7 +2,7 @@
 
 use integration_tests::{Daemon, Stack, eventually, programs::program, stack::Setup};
 use serde_json::{Value, json};
-use std::{fs, os::unix::fs::PermissionsExt, thread, time::Duration};
+use std::{fs, thread, time::Duration};
 
 fn numbers(text: &str) -> Vec<u32> {
     text.lines().map(|line| line.parse().unwrap_or_else(|_| panic!("not a number: {line:?}"))).collect()
@@ -207,8 +207,7 @@ fn a_task_made_for_an_engine_that_died_does_not_stay() {
         hold.display(),
         program("berth-runtime").display()
     );
-    fs::write(&slow, script).unwrap();
-    fs::set_permissions(&slow, fs::Permissions::from_mode(0o755)).unwrap();
+    testing::executable(&slow, &script);
     let engine_args = vec!["--add-runtime".into(), format!("slow={}", slow.display())];
     let stack = Stack::start_with(Setup { engine_args, keep_supervisor: true, ..Setup::default() });
     stack.load_busybox();

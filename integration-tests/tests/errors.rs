@@ -121,7 +121,7 @@ fn socket_without_permission() {
         fs::set_permissions(folder, mode).unwrap();
     }
     let copy = stack.path().join("berth-copy");
-    fs::copy(integration_tests::programs::program("berth"), &copy).unwrap();
+    testing::executable(&copy, fs::read(integration_tests::programs::program("berth")).unwrap());
     let mut nobody = std::process::Command::new("setpriv");
     nobody.args(["--reuid=65534", "--regid=65534", "--clear-groups", copy.to_str().unwrap(), "-H", &socket, "ps"]);
     // Root's folder is closed to nobody; its client config isn't what this is about.

@@ -34,7 +34,7 @@ fn mixed(at: &Path, old: &Path) {
         (old, "berth-shim"),
         (old, "berth-runtime"),
     ] {
-        fs::copy(from.join(program), at.join(program)).unwrap();
+        testing::executable(&at.join(program), fs::read(from.join(program)).unwrap());
     }
     std::os::unix::fs::symlink("berth-shim", at.join("containerd-shim-berth-v1")).unwrap();
 }

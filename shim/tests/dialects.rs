@@ -251,8 +251,7 @@ async fn info_tells_what_the_chosen_runtime_can_do() {
         RuntimeInfo::decode(output.stdout.as_slice()).expect("protobuf and nothing else")
     };
     let fake = stage.path("runtime");
-    fs::write(&fake, "#!/bin/sh\ntest \"$1\" = features && echo '{\"ociVersionMax\": \"9.9.9\"}'\n").expect("write");
-    fs::set_permissions(&fake, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("mode");
+    testing::executable(&fake, "#!/bin/sh\ntest \"$1\" = features && echo '{\"ociVersionMax\": \"9.9.9\"}'\n");
     let options = Options { binary_name: fake.display().to_string(), ..Options::default() };
     let told = info(&typeurl::pack(&options).encode_to_vec());
     assert_eq!(told.name, "io.containerd.berth.v1");

@@ -130,8 +130,7 @@ async fn a_runtime_killed_half_way_leaves_nothing() {
     let wrapper = stage.path("wrapper");
     let script =
         format!("#!/bin/sh\ncase \"$*\" in *create*) {} \"$@\"; kill -9 $$;; esac\nexec {0} \"$@\"\n", runtime());
-    fs::write(&wrapper, script).expect("wrapper");
-    fs::set_permissions(&wrapper, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("wrapper");
+    testing::executable(&wrapper, &script);
     let mut request = stage.create("half", &bundle);
     request.options = Some(typeurl::pack(&proto::containerd::runc::v1::Options {
         binary_name: wrapper.display().to_string(),

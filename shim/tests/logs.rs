@@ -10,7 +10,7 @@ use std::{
     os::{
         fd::AsFd as _,
         unix::{
-            fs::{FileExt as _, PermissionsExt as _},
+            fs::FileExt as _,
             net::{UnixDatagram, UnixListener},
         },
     },
@@ -629,8 +629,7 @@ async fn syslog_over_tcp_survives_a_daemon_that_is_started_again() {
 
 fn script(stage: &Stage, name: &str, text: &str) -> PathBuf {
     let path = stage.path(name);
-    fs::write(&path, format!("#!/bin/sh\nexport PATH=/bin:/usr/bin\n{text}\n")).expect("script");
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("mode");
+    testing::executable(&path, format!("#!/bin/sh\nexport PATH=/bin:/usr/bin\n{text}\n"));
     path
 }
 

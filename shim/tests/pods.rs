@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
+use std::{fs, path::Path, time::Duration};
 
 use common::{Shim, Stage, eventually, processes_with, runtime};
 use proto::{
@@ -158,8 +158,7 @@ async fn a_create_that_fails_harms_nobody_else() {
     let wrapper = stage.path("wrapper");
     let script =
         format!("#!/bin/sh\ncase \"$*\" in *create*) {} \"$@\"; kill -9 $$;; esac\nexec {0} \"$@\"\n", runtime());
-    fs::write(&wrapper, script).expect("wrapper");
-    fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).expect("wrapper");
+    testing::executable(&wrapper, &script);
     let bundle = stage.bundle("half", &["sleep", "100"], |spec| spec["annotations"] = json!({ GROUP: "pod" }));
     let mut second = stage.shim("half", bundle.clone()).await;
     assert_eq!(second.socket, first.socket);

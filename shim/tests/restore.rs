@@ -5,7 +5,7 @@ mod common;
 #[path = "../../runtime/tests/suite/criu.rs"]
 mod criu;
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{fs, path::Path};
 
 use common::{Shim, Stage, eventually, log_text, runtime};
 use proto::{
@@ -51,8 +51,7 @@ exec RUNTIME --root "$2" start "$id"
 fn request(stage: &Stage, id: &str, bundle: &Path) -> CreateTaskRequest {
     let (program, folder) = (stage.path("stand-in"), stage.path("images"));
     let text = STAND_IN.replace("RUNTIME", &runtime()).replace("FOLDER", &stage.path("").display().to_string());
-    fs::write(&program, text).expect("stand-in");
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("executable");
+    testing::executable(&program, &text);
     fs::create_dir_all(&folder).expect("images");
     let options = Options { binary_name: program.display().to_string(), ..Options::default() };
     CreateTaskRequest {

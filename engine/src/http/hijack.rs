@@ -2,7 +2,10 @@
 //! output as the body of a plain answer; it cannot send input.
 
 use super::{ApiError, ApiResult, ApiVersion, websocket};
-use crate::containers::streams::{ClientStream, Framing};
+use crate::{
+    containers::streams::{ClientStream, Framing},
+    listen::HalfOpen,
+};
 use axum::{
     body::{Body, Bytes},
     http::{Extensions, HeaderMap, HeaderName, HeaderValue, StatusCode, header},
@@ -92,8 +95,8 @@ impl Takeover {
 }
 
 async fn taken_over(upgrade: OnUpgrade) -> Option<ClientStream> {
-    match upgrade.await.map(|upgraded| upgraded.downcast::<TokioIo<UnixStream>>()) {
-        Ok(Ok(parts)) => Some(ClientStream { stream: parts.io.into_inner(), early: parts.read_buf }),
+    match upgrade.await.map(|upgraded| upgraded.downcast::<TokioIo<HalfOpen<UnixStream>>>()) {
+        Ok(Ok(parts)) => Some(ClientStream { stream: parts.io.into_inner().into_inner(), early: parts.read_buf }),
         Ok(Err(other)) => relayed(other),
         Err(error) => {
             debug!(%error, "client left before the upgrade");

@@ -2,9 +2,11 @@
 //! them; what differs is who is on its other end.
 
 mod certificate;
+mod half;
 mod serve;
 mod tls;
 
+pub use half::HalfOpen;
 pub use serve::{Door, serve};
 pub use tls::{Certificates, TlsError};
 

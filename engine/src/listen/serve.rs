@@ -1,6 +1,10 @@
 //! Connections: taken, met with TLS where it is due, served until they end or the engine is told to.
 
-use super::{Caller, Listener, certificate::common_name};
+use super::{
+    Caller, Listener,
+    certificate::common_name,
+    half::{Carried, Debts, HalfOpen},
+};
 use crate::{
     access::{Gate, Passage},
     app::App,
@@ -13,7 +17,6 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     sync::{mpsc, watch},
 };
@@ -110,19 +113,20 @@ async fn accept(listener: &Listener) -> std::io::Result<Accepted> {
     }
 }
 
-async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
-    stream: S,
-    door: Door,
-    passage: Option<Arc<Passage>>,
-    _alive: mpsc::Sender<()>,
-) {
+async fn connection<S: Carried>(stream: S, door: Door, passage: Option<Arc<Passage>>, _alive: mpsc::Sender<()>) {
     let metrics = &door.app.metrics;
     metrics.tide.rises(metrics.connections.fetch_add(1, Ordering::Relaxed) + 1);
     let mut stopped = door.stopped.clone();
     let app = door.app.clone();
+    let debts = Debts::default();
+    let stream = HalfOpen::new(stream, debts.clone());
     let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-        let (door, passage) = (door.clone(), passage.clone());
-        async move { routes::serve_for(&door.app, door.router, passage, door.stopped, request.map(Body::new)).await }
+        let (door, passage, owed) = (door.clone(), passage.clone(), debts.owe());
+        async move {
+            routes::serve_for(&door.app, door.router, passage, door.stopped, request.map(Body::new))
+                .await
+                .map(|answer| answer.map(|body| owed.until_end_of(body)))
+        }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())

@@ -346,7 +346,7 @@ fn failed_pulls_have_a_status_or_an_error_line() {
         assert_eq!(pull(target).status, status, "{target}");
     }
     // Nobody listens there.
-    let gone = { std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap() };
+    let gone = format!("127.0.0.1:{}", testing::free_port());
     let refused = pull(&format!("fromImage={gone}/a&tag=1"));
     assert!(refused.status >= 500, "{refused:?}");
     assert!(refused.message().to_lowercase().contains("refused"), "{refused:?}");

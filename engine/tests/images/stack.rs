@@ -221,7 +221,7 @@ pub fn eventually(what: &str, mut attempt: impl FnMut() -> Result<(), String>) {
     loop {
         match attempt() {
             Ok(()) => return,
-            Err(why) if started.elapsed() > Duration::from_secs(20) => panic!("{what}: {why}"),
+            Err(why) if started.elapsed() > Duration::from_secs(60) => panic!("{what}: {why}"),
             Err(_) => std::thread::sleep(Duration::from_millis(20)),
         }
     }

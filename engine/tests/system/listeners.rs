@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::{
     io::{Read, Write},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     os::{
         fd::AsRawFd,
         unix::net::{UnixDatagram, UnixListener, UnixStream},
@@ -55,10 +55,6 @@ fn certificates(folder: &Path, clients: &[&str]) -> bool {
         && clients.iter().all(|name| sign(name, "ca", "client"))
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 fn docker(folder: &Path, port: u16, who: Option<&str>, args: &[&str]) -> (Option<i32>, String) {
     let mut command = Command::new("docker");
     command.env("DOCKER_CONFIG", folder.join("client")).args(["-H", &format!("tcp://127.0.0.1:{port}")]);
@@ -80,7 +76,7 @@ fn tcp_is_for_those_with_certificates() {
     if !certificates(folder.path(), &["alice", "bob"]) {
         return eprintln!("skipped: there is no openssl to make certificates with");
     }
-    let port = free_port();
+    let port = testing::free_port();
     let at = |name: &str| folder.path().join(name).display().to_string();
     let config = format!(
         "hosts = ['unix://', 'tcp://127.0.0.1:{port}']\ntlsverify = true\ntlscacert = '{}'\ntlscert = '{}'\ntlskey = '{}'\naudit = true\n\
@@ -135,7 +131,7 @@ fn tcp_is_for_those_with_certificates() {
 
 #[test]
 fn tcp_without_certificates_is_asked_for_by_name() {
-    let port = free_port();
+    let port = testing::free_port();
     let mut command = Command::new(env!("CARGO_BIN_EXE_berth-engine"));
     let refused = command.args(["--validate", "-H", &format!("tcp://127.0.0.1:{port}")]).output().unwrap();
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();

@@ -6,7 +6,12 @@ use super::{
     stack::{Stack, eventually},
 };
 use serde_json::json;
-use std::{io::Write, net::Shutdown, os::unix::net::UnixStream, time::Duration};
+use std::{
+    io::{Read, Write},
+    net::Shutdown,
+    os::unix::net::UnixStream,
+    time::Duration,
+};
 
 /// More than the engine's runtime has threads that may wait (512).
 const COPIES: usize = 540;
@@ -113,4 +118,17 @@ fn loads_and_saves_that_stall_hold_up_nobody() {
     }
     let answer = stack.request("POST", "/images/load", "application/x-tar", &saved.body);
     assert!(answer.status == 200 && answer.text().contains("Loaded image"), "{}", answer.text());
+}
+
+#[test]
+fn a_client_that_has_ended_its_side_gets_its_answer() {
+    let stack = engine!();
+    for number in 0..200 {
+        let mut client = ask(&stack, "GET /info HTTP/1.1\r\nHost: d\r\n\r\n");
+        client.shutdown(Shutdown::Write).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("}\n"), "{number}: {answer:?}");
+    }
 }

@@ -318,11 +318,7 @@ fn what_cannot_be_checkpointed_says_why() {
         assert!(stderr.contains(words), "{stderr}");
     };
     with_path("criu is not installed (no such program in $PATH): install the package criu");
-    let fake = |text: &str| {
-        use std::os::unix::fs::PermissionsExt;
-        std::fs::write(folder.join("criu"), text).expect("write");
-        std::fs::set_permissions(folder.join("criu"), std::fs::Permissions::from_mode(0o755)).expect("mode");
-    };
+    let fake = |text: &str| testing::executable(&folder.join("criu"), text);
     fake("#!/bin/sh\nexit 7\n");
     with_path("criu ended without an answer, with status 7");
     fake("#!/no/such/interpreter\n");

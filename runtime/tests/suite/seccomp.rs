@@ -111,8 +111,7 @@ fn probing(machine: Machine, number: u32, arguments: &[u32], profile: Value) -> 
     }
     let bundle = Bundle::new()?;
     let path = bundle.rootfs("data/probe");
-    std::fs::write(&path, probe(machine, number, arguments)).expect("write");
-    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("mode");
+    testing::executable(&path, probe(machine, number, arguments));
     Some(bundle.set("/process/args", json!(["/data/probe"])).set("/linux/seccomp", profile))
 }
 

@@ -3,7 +3,6 @@
 use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -81,7 +80,7 @@ impl Supervisor {
     fn wait_until_up(&self) {
         let began = Instant::now();
         while std::os::unix::net::UnixStream::connect(self.socket()).is_err() {
-            assert!(began.elapsed() < Duration::from_secs(20), "not up: {}", self.log());
+            assert!(began.elapsed() < Duration::from_secs(60), "not up: {}", self.log());
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -499,14 +498,7 @@ impl Client {
 pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let began = Instant::now();
     while !condition().await {
-        assert!(began.elapsed() < Duration::from_secs(15), "never: {what}");
+        assert!(began.elapsed() < Duration::from_secs(60), "never: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-}
-
-/// A port on loopback that was free a moment ago.
-pub(crate) fn free_port() -> u16 {
-    static TAKEN: AtomicU32 = AtomicU32::new(0);
-    TAKEN.fetch_add(1, Ordering::Relaxed);
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

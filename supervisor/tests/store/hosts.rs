@@ -19,7 +19,7 @@ use tonic::{Code, Status};
 
 use crate::{
     archives::{Image, descriptor, gzip, layer, noise},
-    harness::{Client, Supervisor, free_port, request, unpacking},
+    harness::{Client, Supervisor, request, unpacking},
     push::{fill, run},
     registries::{DockerRegistry, Fake},
     weather::{Act, Sky, rule, under},
@@ -206,7 +206,7 @@ async fn mirrors_are_tried_in_order_and_the_server_last() {
     let empty = DockerRegistry::start();
     let supervisor = Supervisor::start_with(CONFIG);
     let client = supervisor.client().await;
-    let dead = free_port();
+    let dead = testing::free_port();
     let (lacking, lacking_sky) = under(empty.port, Sky::default());
     let (broken, broken_sky) =
         under(full.port, Sky { rules: vec![rule("GET", 99, Act::Status("500 x", ""))], ..Sky::default() });
@@ -378,14 +378,14 @@ async fn questions() {
     fill(&image, &format!("127.0.0.1:{}/app:1", registry.port));
     let mut registries = RegistryClient::new(client.channel.clone());
     let reference = format!("127.0.0.1:{}/app:1", registry.port);
-    let asked = ResolveRequest { reference: reference.clone(), ..Default::default() };
+    let asked = ResolveRequest { reference, ..Default::default() };
     let found = registries.resolve(request(asked.clone())).await.unwrap().into_inner();
     assert_eq!((found.digest, found.size as usize), (image.digest().to_string(), image.manifest.len()));
     assert!(found.manifest == image.manifest && found.config.is_empty());
     let asked = ResolveRequest { with_config: true, ..asked };
     let found = registries.resolve(request(asked)).await.unwrap().into_inner();
     assert!(found.config == image.config && found.image_digest == image.digest().to_string());
-    let none = ResolveRequest { reference: reference.replace(":1", ":none"), ..Default::default() };
+    let none = ResolveRequest { reference: format!("127.0.0.1:{}/app:none", registry.port), ..Default::default() };
     assert_eq!(registries.resolve(request(none)).await.unwrap_err().code(), Code::NotFound);
 
     let found = |name: &str, stars, official| json!({"name": name, "description": "d", "star_count": stars, "is_official": official});

@@ -1,7 +1,7 @@
 //! A checkpoint becomes blobs. criu doesn't run on every kernel, so an OCI runtime stands in for it that writes two files
 //! when it is to make a checkpoint, and does everything else as Berth's.
 
-use std::{fs, io::Read, os::unix::fs::PermissionsExt};
+use std::{fs, io::Read};
 
 use crate::stack::{Stack, program, request};
 use proto::{
@@ -42,8 +42,7 @@ async fn read(stack: &Stack, blob: &Descriptor) -> Vec<u8> {
 async fn a_checkpoint_is_two_blobs_or_files_where_they_are_wanted() {
     let stack = Stack::new().await;
     let runtime = stack.folder().join("runtime");
-    fs::write(&runtime, RUNTIME.replace("RUNTIME", &program("berth-runtime").display().to_string())).unwrap();
-    fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).unwrap();
+    testing::executable(&runtime, RUNTIME.replace("RUNTIME", &program("berth-runtime").display().to_string()));
     stack.record_on("a", "sleep 1000", "io.containerd.berth.v1", &runtime.display().to_string()).await.unwrap();
     stack.create("a").await;
     let ask = |options: Option<CheckpointOptions>, parent: &str| {

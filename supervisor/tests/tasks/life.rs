@@ -1,9 +1,6 @@
 //! Lives without accidents of the supervisor's own; the shim may die or hang.
 
-use std::{
-    os::unix::fs::PermissionsExt,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use crate::{
     spec,
@@ -257,8 +254,7 @@ async fn what_can_not_be_is_refused_and_leaves_nothing() {
 
 fn script(stack: &Stack, name: &str, text: &str) -> String {
     let at = stack.folder().join(name);
-    std::fs::write(&at, format!("#!/bin/sh\n{text}\n")).expect("script");
-    std::fs::set_permissions(&at, std::fs::Permissions::from_mode(0o755)).expect("mode");
+    testing::executable(&at, format!("#!/bin/sh\n{text}\n"));
     at.display().to_string()
 }
 
@@ -325,7 +321,7 @@ async fn attachments_are_passed_on_to_the_shim() {
         let mut line = String::new();
         std::io::BufRead::read_line(&mut std::io::BufReader::new(from), &mut line).map(|_| line)
     });
-    assert_eq!(tokio::time::timeout(Duration::from_secs(10), line).await.unwrap().unwrap().unwrap(), "got this\n");
+    assert_eq!(tokio::time::timeout(Duration::from_secs(60), line).await.unwrap().unwrap().unwrap(), "got this\n");
     let absent = AttachRequest { container_id: "absent".into(), ..attach };
     assert_eq!(stack.streams().attach(request(absent)).await.unwrap_err().code(), Code::NotFound);
     let absent = ReopenLogRequest { container_id: "absent".into(), exec_id: String::new() };

@@ -3,7 +3,6 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
     path::Path,
     process::Command,
     time::{Duration, Instant},
@@ -134,8 +133,7 @@ fn slow_shim(stack: &Stack, seconds: u32) -> String {
     // Once only: what cleans up after it isn't kept waiting.
     let once = format!("[ -e {0} ] && exit 1; touch {0}", marker.display());
     let script = format!("#!/bin/sh\n{once}\nsleep {seconds}\necho slow shim says no >&2\nexit 1\n");
-    fs::write(&at, script).expect("script");
-    fs::set_permissions(&at, fs::Permissions::from_mode(0o755)).expect("mode");
+    testing::executable(&at, &script);
     at.display().to_string()
 }
 
@@ -205,7 +203,7 @@ async fn an_idle_supervisor_and_its_shims_stay_asleep() {
         if now == before {
             break;
         }
-        assert!(began.elapsed() < Duration::from_secs(20), "never quiet: {before:?} {now:?}\n{}", stack.log());
+        assert!(began.elapsed() < Duration::from_secs(60), "never quiet: {before:?} {now:?}\n{}", stack.log());
         before = now;
     }
     tokio::time::sleep(Duration::from_secs(3)).await;

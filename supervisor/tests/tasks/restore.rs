@@ -7,7 +7,6 @@ mod criu;
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -75,8 +74,7 @@ async fn checkpointed() -> (Stack, Descriptor) {
     let stack = Stack::new().await;
     let runtime = stack.folder().join("runtime");
     let text = STAND_IN.replace("RUNTIME", &program("berth-runtime").display().to_string());
-    fs::write(&runtime, text.replace("FOLDER", &stack.folder().display().to_string())).unwrap();
-    fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).unwrap();
+    testing::executable(&runtime, text.replace("FOLDER", &stack.folder().display().to_string()));
     stack.record_on("a", SCRIPT, "io.containerd.berth.v1", &runtime.display().to_string()).await.unwrap();
     stack.create("a").await;
     stack.start_task("a").await;

@@ -3,7 +3,6 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -49,8 +48,7 @@ fn wrapper(stack: &Stack, verb: &str, fate: Fate) -> PathBuf {
     let path = stack.folder().join("runtime");
     let _ = fs::remove_dir(stack.folder().join("met"));
     let _ = fs::remove_file(&path);
-    fs::write(&path, script).expect("wrapper");
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("wrapper");
+    testing::executable(&path, &script);
     path
 }
 

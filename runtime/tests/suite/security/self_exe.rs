@@ -1,6 +1,6 @@
 //! CVE-2019-5736, and CVE-2020-14298 that opened it anew: a container makes the kernel execute the runtime itself, and overwrites its file.
 
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -25,8 +25,7 @@ fn runtime() -> (&'static Path, Vec<u8>) {
 fn plant(bundle: &Bundle) -> [Vec<&'static str>; 3] {
     nix::unistd::mkfifo(&bundle.rootfs("data/fifo"), nix::sys::stat::Mode::from_bits_truncate(0o666)).expect("fifo");
     let script = bundle.rootfs("data/script");
-    std::fs::write(&script, "#!/proc/self/exe --log=/data/fifo\n").expect("write");
-    std::fs::set_permissions(script, std::fs::Permissions::from_mode(0o755)).expect("mode");
+    testing::executable(&script, "#!/proc/self/exe --log=/data/fifo\n");
     symlink("/proc/self/exe", bundle.rootfs("data/link")).expect("link");
     symlink("/proc/thread-self/exe", bundle.rootfs("data/thread")).expect("link");
     let rest = ["--log=/data/fifo", "list"];
