@@ -14,6 +14,11 @@ pub fn random_bytes<const N: usize>() -> std::io::Result<[u8; N]> {
     Ok(bytes)
 }
 
+/// Whether `text` can be one of these.
+pub fn is_full(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
+}
+
 /// The first twelve digits, which is how users see an id.
 pub fn short(id: &str) -> &str {
     id.get(..12).unwrap_or(id)

@@ -127,7 +127,24 @@ impl Stack {
                 findings.is_empty().then_some(())
             });
         }));
-        assert!(waited.is_ok(), "{when}: {findings:#?}");
+        assert!(waited.is_ok(), "{when}: {findings:#?}\n{}", self.said_of(&findings));
+    }
+
+    /// What the logs say of the containers that are named in `findings`.
+    fn said_of(&self, findings: &[Finding]) -> String {
+        let words = findings.iter().flat_map(|finding| finding.split(|c: char| !c.is_ascii_hexdigit()));
+        let ids: BTreeSet<&str> = words.filter(|word| is_id(word)).map(|id| &id[..12]).collect();
+        let mut said = String::new();
+        for log in ["berth-engine.log", "berth-supervisor.log"] {
+            let text = fs::read_to_string(self.path().join(log)).unwrap_or_default();
+            said.push_str(&format!("--- {log}, of these\n"));
+            for line in text.lines().filter(|line| line.contains(" serves ") || ids.iter().any(|id| line.contains(id)))
+            {
+                said.push_str(line);
+                said.push('\n');
+            }
+        }
+        said
     }
 
     /// Shims of this stack: container and process id.

@@ -170,7 +170,7 @@ async fn finish(app: &Arc<App>, container: &Arc<Container>, exit: Exit) {
             warn!(id, error = %chain(&error), "exit not kept");
         }
         proto::fault!("engine.exit.recorded");
-        start::delete_task(app, &container.id).await;
+        start::delete_task_of(app, container).await;
         proto::fault!("engine.exit.task_deleted");
         // The shim has written all of the output by now.
         app.containers.relays.end(&container.id).await;
@@ -288,6 +288,9 @@ async fn compare(app: &Arc<App>, first: bool) -> Result<(), SupervisorError> {
     if first {
         sweep::sweep(app).await;
     }
+    for id in tasks.into_keys() {
+        sweep::stray_task(app, &id).await;
+    }
     Ok(())
 }
 
@@ -302,7 +305,7 @@ async fn compare_one(app: &Arc<App>, container: &Arc<Container>, task: Option<Pr
         if live.starting || live.ending {
             return;
         }
-        live.inherited |= first;
+        live.may_have_task |= first;
         live.record.state.phase
     };
     let id = ids::short(&container.id);
@@ -367,7 +370,7 @@ async fn compare_one(app: &Arc<App>, container: &Arc<Container>, task: Option<Pr
                 (false, _) => abandon_task(app, container).await,
             }
         }
-        (false, Some(task)) if task.status() == Status::Created => sweep::late_task(app, &container.id),
+        (false, Some(_)) => sweep::late_task(app, &container.id),
         (false, None) if first => forget_endpoint(app, container).await,
         _ => {}
     }
@@ -375,7 +378,7 @@ async fn compare_one(app: &Arc<App>, container: &Arc<Container>, task: Option<Pr
 
 /// Takes away the task of a container that nobody started.
 pub async fn abandon_task(app: &Arc<App>, container: &Container) {
-    start::delete_task(app, &container.id).await;
+    start::delete_task_of(app, container).await;
     app.containers.relays.end(&container.id).await;
     forget_endpoint(app, container).await;
 }

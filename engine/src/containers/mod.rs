@@ -122,8 +122,8 @@ pub struct Live {
     pub snapshot: Option<Vec<Mount>>,
     /// Others are linked to it.
     pub linked: bool,
-    /// It was there when this engine started: the one before may have asked for its task, which the supervisor still makes.
-    pub inherited: bool,
+    /// The supervisor may have a task of it, or be making one: asked for here or by the engine before, and not known to be gone.
+    pub may_have_task: bool,
 }
 
 /// How a process ended.
@@ -175,7 +175,7 @@ impl Container {
                 forwarding: false,
                 snapshot: None,
                 linked: false,
-                inherited: false,
+                may_have_task: false,
             }),
             ends: watch::Sender::new(ends),
             starts: tokio::sync::Notify::new(),

@@ -60,11 +60,17 @@ pub async fn remove(app: &Arc<App>, container: &Arc<Container>, options: Options
         return Err(ApiError::unexpected(&error));
     }
     proto::fault!("engine.remove.begun");
-    let inherited = container.live().inherited;
-    if inherited {
-        start::delete_task(app, &container.id).await;
-    }
-    if let Err(error) = take_apart(app, &record, record.registered || inherited).await {
+    let may_have_task = container.live().may_have_task;
+    let taken_apart = if !may_have_task || start::delete_task_of(app, container).await {
+        take_apart(app, &record, record.registered || may_have_task).await
+    } else {
+        let text = format!(
+            "remove container {}: its task in the supervisor can't be deleted, as the engine's log tells",
+            record.id
+        );
+        Err(ApiError::internal(text))
+    };
+    if let Err(error) = taken_apart {
         let mut live = container.live();
         live.record.state.phase = before;
         app.containers.store.put_soon(&live.record);

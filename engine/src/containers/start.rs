@@ -200,6 +200,7 @@ async fn launch(app: &Arc<App>, container: &Arc<Container>, record: Record) -> A
         live.record.state.endpoint.clone_from(&undo.endpoint);
         live.record.state.apparmor = apparmor;
         live.record.state.launched_at = Timestamp::now();
+        live.may_have_task = true;
     }
     // The record must know of the endpoint before the process can live: an engine that dies in between finds both.
     let current = container.record();
@@ -258,12 +259,12 @@ impl Drop for Undo {
         if !self.armed {
             return;
         }
-        let (app, id) = (self.app.clone(), self.container.id.clone());
+        let (app, container, id) = (self.app.clone(), self.container.clone(), self.container.id.clone());
         let (endpoint, task) = (self.endpoint.take(), self.task);
         let record = self.container.record();
         self.container.undo(async move {
             if task {
-                delete_task(&app, &id).await;
+                delete_task_of(&app, &container).await;
             }
             app.containers.relays.end(&id).await;
             if let Some(endpoint) = endpoint {
@@ -274,21 +275,28 @@ impl Drop for Undo {
     }
 }
 
-/// Kills and deletes a task whatever its state; what is not there is fine.
-pub async fn delete_task(app: &App, id: &str) {
+/// Kills and deletes the task of a container whatever its state; what is not there is fine. Notes and tells whether none is left.
+pub async fn delete_task_of(app: &App, container: &Container) -> bool {
+    let gone = delete_task(app, &container.id).await;
+    container.live().may_have_task &= !gone;
+    gone
+}
+
+/// Kills and deletes a task whatever its state; tells whether none is left.
+pub async fn delete_task(app: &App, id: &str) -> bool {
     let delete = DeleteTaskRequest { container_id: id.to_owned() };
     let deleted = app
         .supervisor
         .retry(delete.clone(), |client, request| async move { client.tasks().delete(request).await })
         .await;
     let error = match deleted {
-        Ok(_) => return,
-        Err(error) if error.is_not_found() => return,
+        Ok(_) => return true,
+        Err(error) if error.is_not_found() => return true,
         Err(error) => error,
     };
     if error.kind() != ErrorKind::FailedPrecondition {
         warn!(id = ids::short(id), error = %chain(&error), "task left behind");
-        return;
+        return false;
     }
     let kill = KillRequest { container_id: id.to_owned(), exec_id: String::new(), signal: 9, all: true };
     let _ = app.supervisor.tasks().kill(kill).await;
@@ -299,8 +307,11 @@ pub async fn delete_task(app: &App, id: &str) {
         .retry(delete.clone(), |client, request| async move { client.tasks().delete(request).await })
         .await
     {
-        Err(error) if !error.is_not_found() => warn!(id = ids::short(id), error = %chain(&error), "task left behind"),
-        _ => {}
+        Err(error) if !error.is_not_found() => {
+            warn!(id = ids::short(id), error = %chain(&error), "task left behind");
+            false
+        }
+        _ => true,
     }
 }
 

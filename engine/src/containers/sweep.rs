@@ -9,11 +9,10 @@ use crate::{
 };
 use proto::{
     containerd::services::{
-        containers::v1::{DeleteContainerRequest, ListContainersRequest},
+        containers::v1::{DeleteContainerRequest, GetContainerRequest, ListContainersRequest},
         snapshots::v1::{ListSnapshotsRequest, RemoveSnapshotRequest},
         tasks::v1::GetRequest,
     },
-    containerd::v1::types::Status,
     kind::chain,
 };
 use std::{
@@ -43,10 +42,14 @@ pub async fn sweep(app: &Arc<App>) {
     sources::sweep(app);
 }
 
-/// A task was made. If nobody here is starting its container, an engine that died had asked for it: it would wait for its
-/// start for ever.
+/// A task was made, or is there. If its container neither lives for us nor is being started, an engine that died had asked for
+/// it, or a failed start could not be taken back: nobody else would ever end it.
 pub fn late_task(app: &Arc<App>, id: &str) {
-    let Some(container) = app.containers.get(id) else { return };
+    let Some(container) = app.containers.get(id) else {
+        let (app, id) = (app.clone(), id.to_owned());
+        tokio::spawn(async move { stray_task(&app, &id).await });
+        return;
+    };
     let awaited = |live: &super::Live| live.starting || live.record.state.phase.is_live();
     if awaited(&container.live()) {
         return;
@@ -56,16 +59,29 @@ pub fn late_task(app: &Arc<App>, id: &str) {
         let _turn = container.turn.lock().await;
         container.undone().await;
         let request = GetRequest { container_id: container.id.clone(), exec_id: String::new() };
-        let waits = match app.supervisor.tasks().get(request).await {
-            Ok(answer) => answer.into_inner().process.is_some_and(|task| task.status() == Status::Created),
-            // Gone, or the supervisor is: then all is compared again.
-            Err(_) => false,
-        };
-        if waits && !awaited(&container.live()) {
+        // Else it is gone, or the supervisor is: then all is compared again.
+        let is_there = app.supervisor.tasks().get(request).await.is_ok();
+        if is_there && !awaited(&container.live()) {
             info!(id = ids::short(&container.id), "task of an interrupted start swept up");
             exits::abandon_task(&app, &container).await;
         }
     });
+}
+
+/// Removes a task that nobody has a record of, neither we nor the supervisor. Others' containers in our namespace have records
+/// there, without our label.
+pub async fn stray_task(app: &Arc<App>, id: &str) {
+    if !ids::is_full(id) || app.containers.get(id).is_some() {
+        return;
+    }
+    let request = GetContainerRequest { id: id.to_owned() };
+    match app.supervisor.containers().get(request).await.map_err(SupervisorError::from) {
+        Err(error) if error.is_not_found() => {
+            info!(id = ids::short(id), "task without a container swept up");
+            start::delete_task(app, id).await;
+        }
+        _ => {}
+    }
 }
 
 async fn sweep_containers(app: &Arc<App>, ours: &str) {
@@ -131,7 +147,7 @@ async fn undo_half_made(app: &Arc<App>, snapshots: &HashMap<String, HashSet<Stri
 fn sweep_folders(app: &App) {
     for entry in std::fs::read_dir(&app.containers.folder).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        if name.to_str().is_some_and(|id| id.len() == 64 && app.containers.get(id).is_none()) {
+        if name.to_str().is_some_and(|id| ids::is_full(id) && app.containers.get(id).is_none()) {
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }

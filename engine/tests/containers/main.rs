@@ -16,6 +16,7 @@ mod namespaces;
 #[allow(dead_code, reason = "other suites use it too")]
 mod stack;
 mod stats;
+mod strays;
 mod update;
 mod websocket;
 

@@ -272,8 +272,9 @@ fn signals_by_name_and_number() {
     let Some(bundle) = Bundle::new() else { return };
     let signals = ["HUP", "USR1", "USR2", "WINCH"];
     let traps: String = signals.iter().map(|name| format!("trap 'echo {name} >> /data/got' {name}; ")).collect();
-    let bundle = bundle
-        .shell(&format!("{traps} trap 'echo RT >> /data/got' 37; touch /data/ready; while :; do sleep 0.02; done"));
+    let bundle = bundle.shell(&format!(
+        "{traps} trap 'echo RT >> /data/got' 37; sleep 1000 & touch /data/ready; while :; do wait; done"
+    ));
     bundle.start();
     eventually("traps are set", || bundle.rootfs("data/ready").exists());
     let got = || std::fs::read_to_string(bundle.rootfs("data/got")).unwrap_or_default();
