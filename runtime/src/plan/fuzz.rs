@@ -233,7 +233,9 @@ fn change(value: &mut Value, donor: &Value, random: &mut Random) {
         (0, Value::Array(list)) if size > 0 => drop(list.remove(random.below(size))),
         (1, Value::Array(list)) if size > 0 => {
             let copy = list[random.below(size)].clone();
-            list.extend(std::iter::repeat_n(copy, 1 + random.below(400)));
+            // Copies of copies of copies would take all memory.
+            let most = 100_000 / copy.to_string().len().max(250);
+            list.extend(std::iter::repeat_n(copy, 1 + random.below(most)));
         }
         (0, Value::Object(map)) if size > 0 => {
             let key = map.keys().nth(random.below(size)).cloned().unwrap_or_default();

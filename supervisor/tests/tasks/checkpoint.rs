@@ -9,6 +9,7 @@ use proto::{
         runc::v1::CheckpointOptions,
         services::{
             content::v1::{ReadContentRequest, content_client::ContentClient},
+            leases::v1::{self as leases, leases_client::LeasesClient},
             tasks::v1::CheckpointTaskRequest,
         },
         types::Descriptor,
@@ -47,8 +48,14 @@ async fn a_checkpoint_is_two_blobs_or_files_where_they_are_wanted() {
     stack.create("a").await;
     let ask = |options: Option<CheckpointOptions>, parent: &str| {
         let options = options.map(|options| typeurl::pack(&options));
-        request(CheckpointTaskRequest { container_id: "a".into(), parent_checkpoint: parent.into(), options })
+        let ask = CheckpointTaskRequest { container_id: "a".into(), parent_checkpoint: parent.into(), options };
+        let mut ask = request(ask);
+        ask.metadata_mut().insert("containerd-lease", "checkpoint".parse().unwrap());
+        ask
     };
+    // Nobody makes an image of it, so a lease keeps it.
+    let lease = leases::CreateRequest { id: "checkpoint".into(), ..Default::default() };
+    LeasesClient::new(stack.channel()).create(request(lease)).await.unwrap();
     let early = stack.tasks().checkpoint(ask(None, "")).await.unwrap_err();
     assert_eq!(early.code(), Code::FailedPrecondition, "{early}");
     stack.start_task("a").await;
