@@ -76,6 +76,25 @@ impl Arriving {
         let begun_anew = growth.lock().begun_anew;
         Ok(Self { file: File::open(data)?, at: 0, begun_anew, growth })
     }
+
+    /// Tells, also when the reader is gone, whether what it read may not be what was stored in the end.
+    pub(crate) fn beginning(&self) -> Beginning {
+        Beginning { begun_anew: self.begun_anew, growth: self.growth.clone() }
+    }
+}
+
+/// Where a reader of a blob on its way began.
+#[derive(Debug)]
+pub(crate) struct Beginning {
+    begun_anew: u32,
+    growth: Arc<Growth>,
+}
+
+impl Beginning {
+    /// Whether the writer has begun anew since.
+    pub(crate) fn is_over(&self) -> bool {
+        self.growth.lock().begun_anew != self.begun_anew
+    }
 }
 
 impl Read for Arriving {
@@ -137,8 +156,11 @@ mod tests {
         reader.read_exact(&mut three).unwrap();
         growth.given_up();
         assert_eq!(reader.read(&mut three).unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+        let beginning = reader.beginning();
+        assert!(!beginning.is_over());
         growth.cut(0);
         growth.grown(5);
+        assert!(beginning.is_over());
         assert_eq!(reader.read(&mut three).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     }
 }

@@ -6,7 +6,7 @@
 
 use std::{
     collections::HashMap,
-    io::{self, Read},
+    io::Read,
     sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
 };
 
@@ -25,7 +25,6 @@ use crate::{
     layers::{
         LayerError,
         apply::{Applied, Target, apply, dress},
-        tar::TarError,
     },
     leases::unique,
     snapshots::{Apart, Layered, SnapshotError, Snapshotter},
@@ -221,6 +220,7 @@ impl Context {
                 // Its end says why it didn't begin.
                 if let Ok(arriving) = arrival.begun.await {
                     let _slot = slots.acquire_owned().await;
+                    let beginning = arriving.as_ref().map(Arriving::beginning);
                     let diff_id = config.diff_ids[first + index];
                     let work = move |this: &Self| {
                         // The lowest has nothing below it that it could depend on.
@@ -235,7 +235,9 @@ impl Context {
                             None => this.fill_from_store(&target, &diff_id, &layer),
                         };
                         filled.map(Filled::Whole).or_else(|error| match &error {
-                            TransferError::Layer(LayerError::Layer { cause, .. }) if is_again(cause) => {
+                            TransferError::Layer(LayerError::Layer { cause, .. })
+                                if matches!(**cause, LayerError::NeedsBelow) =>
+                            {
                                 Ok(Filled::Again)
                             }
                             _ => Err(error),
@@ -246,6 +248,9 @@ impl Context {
                     // A download that failed is why unpacking did.
                     let stored = arrival.stored.await;
                     stored.unwrap_or(Err(TransferError::Cut("a download met a bug and was abandoned")))?;
+                    // A host may have sent something else before another one sent what is stored.
+                    let other_bytes = || beginning.is_some_and(|beginning| beginning.is_over());
+                    let filled = filled.or_else(|error| if other_bytes() { Ok(Filled::Again) } else { Err(error) });
                     return filled.map(|filled| (index, filled));
                 }
                 arrival.stored.await.unwrap_or(Err(TransferError::Cut("a download met a bug and was abandoned")))?;
@@ -401,13 +406,4 @@ impl Context {
 
 fn uncompressed(diff_id: &Digest) -> Labels {
     [("containerd.io/uncompressed".to_owned(), diff_id.to_string())].into()
-}
-
-fn is_again(cause: &LayerError) -> bool {
-    let began_anew = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionReset;
-    match cause {
-        LayerError::NeedsBelow => true,
-        LayerError::Read(error) | LayerError::Tar(TarError::Read(error)) => began_anew(error),
-        _ => false,
-    }
 }

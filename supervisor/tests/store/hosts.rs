@@ -252,6 +252,27 @@ async fn mirrors_are_tried_in_order_and_the_server_last() {
     assert_eq!(lacking_sky.lock().unwrap().count("PUT"), 0);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_corrupt_mirror_sent_is_unpacked_again_from_what_is_stored() {
+    // Large, so that unpacking meets the damage long before the digest shows it.
+    let image = Image::new(&[layer(&[("a", &noise(8 << 20))]), layer(&[("b", &noise(8 << 20))])], gzip);
+    let full = DockerRegistry::start();
+    fill(&image, &format!("127.0.0.1:{}/app:1", full.port));
+    let (corrupt, corrupt_sky) =
+        under(full.port, Sky { rules: vec![rule("GET blobs", 9, Act::Corrupt(1))], ..Sky::default() });
+    let supervisor = Supervisor::start_with(CONFIG);
+    let client = supervisor.client().await;
+    let server = full.port;
+    write(
+        supervisor.root.join(format!("own/127.0.0.1:{server}/hosts.toml")),
+        &format!("[host.'http://127.0.0.1:{corrupt}']\ncapabilities = ['pull']\n"),
+    );
+    client.pull(&format!("127.0.0.1:{server}/app:1"), None, &unpacking()).await.0.unwrap();
+    assert!(corrupt_sky.lock().unwrap().count("GET blobs") >= 3, "config and layers");
+    assert_eq!(client.snapshots().await.len(), 2);
+    client.assert_sound().await;
+}
+
 // A proxy: CONNECT goes to `tls`, plain requests to `plain`, whatever host they name.
 fn forward(plain: u16, tls: u16) -> (u16, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
