@@ -110,7 +110,7 @@ pub const LINES: &[&str] = &[
     "run --rm --init busybox echo init",
     "run --rm -t busybox tty",
     "run --rm --network none busybox sh -c 'ip -o link | wc -l'",
-    "run --rm --add-host db:10.0.0.5 busybox grep db /etc/hosts",
+    "run --rm --add-host db:10.0.0.5 busybox grep -w db /etc/hosts",
     "run -d --name snap -l color=blue -l size=big --network none busybox sh -c 'echo one; echo two; sleep 1000'",
     "run -d --name snap busybox true",
     "ps --format '{{.Names}} {{.Image}} {{.Command}} {{.Status}} {{.State}} {{.Ports}}|'",
