@@ -183,16 +183,17 @@ pub fn zone(app: &App, record: &Record, endpoint: &Endpoint) -> Option<Zone> {
             names: wishes::dns_names(record, joining),
             network: definition.id,
             network_name: definition.name,
-            ip: member.address.ip,
+            addresses: vec![member.address.ip.into()],
         });
     }
     let ndots = |option: &String| option.strip_prefix("ndots:").and_then(|n| n.parse::<u8>().ok()).unwrap_or(0) > 0;
+    let options = &record.host.dns_options;
     (!members.is_empty()).then(|| Zone {
         id: record.id.clone(),
         members,
         upstreams: record.host.dns.iter().filter_map(|server| server.parse().ok()).collect(),
         forwards: !internal,
-        completes: record.host.dns_options.iter().any(ndots),
+        completes: (!options.is_empty()).then(|| options.iter().any(ndots)),
     })
 }
 

@@ -18,8 +18,13 @@
 //! resolver has died and was started anew ([`Names::died`]). An engine that starts finds the resolver by its socket in the
 //! run root.
 
+mod cache;
+mod host;
+mod lifetime;
 mod message;
+mod outside;
 mod protocol;
+mod served;
 mod server;
 mod sockets;
 mod upstream;
@@ -40,6 +45,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use tokio::sync::Notify;
 use tracing::{debug, info, warn};
 
+pub use self::protocol::Counters;
 use self::protocol::{LONGEST, PAGE, Reply, Request, VERSION};
 pub use self::sockets::RESOLVER;
 pub use self::zone::{Zone, ZoneMember};
@@ -47,6 +53,8 @@ use super::error::NetworkError;
 
 /// The program's argument that makes it a resolver.
 pub const ARGUMENT: &str = "resolver";
+/// Where the host names its name servers.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// How long the resolver may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -110,6 +118,11 @@ impl Names {
         all
     }
 
+    /// What the resolver that is there has done; none when there is none.
+    pub fn counters(&self) -> Option<Counters> {
+        self.ask(&Request::Count, &[], false).ok().flatten().map(|reply| reply.counters)
+    }
+
     /// Ends the resolver, if there is one, and waits until it has ended.
     pub(super) fn end(&self) {
         let mut connection = self.lock();
@@ -123,11 +136,11 @@ impl Names {
 
     /// A resolver that is no process: for tests.
     #[cfg(test)]
-    pub(super) fn start_in_this_process(&self) {
+    pub(super) fn start_in_this_process(&self, resolv_conf: &Path) {
         let (ours, theirs) = sys::fd::message_pair().expect("pair");
         nix::fcntl::fcntl(&theirs, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).expect("flags");
-        let path = self.socket.clone();
-        std::thread::spawn(move || server::run(&path, theirs).expect("resolver"));
+        let (path, resolv_conf) = (self.socket.clone(), resolv_conf.to_owned());
+        std::thread::spawn(move || server::run(&path, theirs, &resolv_conf).expect("resolver"));
         *self.lock() = Some(Connection::new(ours).expect("connection"));
     }
 
@@ -274,5 +287,5 @@ pub fn main(path: &Path) -> io::Result<()> {
     sys::process::null_stdio(true, false, false)?;
     nix::fcntl::fcntl(&first, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
     let _ = sys::process::set_name("berth-resolver");
-    server::run(path, first)
+    server::run(path, first, RESOLV_CONF.as_ref())
 }

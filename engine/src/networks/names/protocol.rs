@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::zone::Zone;
 
 /// Changes when an older resolver would misunderstand; it is then replaced.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 /// Longest message: a container has few networks and few names in each.
 pub(super) const LONGEST: usize = 60 * 1024;
 
@@ -24,18 +24,40 @@ pub(super) enum Request {
     Change(Zone),
     /// A container is gone.
     Forget(String),
+    /// What have you done so far?
+    Count,
     /// End.
     Quit,
 }
 
+/// What a resolver has done since it was started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Counters {
+    /// Questions answered from what is known of containers.
+    pub answered: u64,
+    /// Questions that a name server elsewhere was asked for, with an answer.
+    pub forwarded: u64,
+    /// Questions about what a name server elsewhere had answered before, or was just being asked for another.
+    pub cached: u64,
+    /// Questions whose asker was told of a failure: nobody has answered, or nobody may be asked.
+    pub failed: u64,
+    /// Messages and connections that got no answer: what is no question, answers that its asker had no room for, and clients
+    /// beyond the limit.
+    pub dropped: u64,
+}
+
 /// From the resolver.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Reply {
     /// Its version.
     pub(super) version: u32,
     /// Ids of the containers that it serves, in answer to `Hello`.
     #[serde(default)]
     pub(super) serves: Vec<String>,
+    /// In answer to `Count`.
+    #[serde(default)]
+    pub(super) counters: Counters,
     /// Why it couldn't.
     #[serde(default)]
     pub(super) error: Option<String>,

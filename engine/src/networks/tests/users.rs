@@ -315,7 +315,7 @@ fn resolve(endpoint: &Endpoint, name: &str, by_tcp: bool) -> Option<(u8, Ipv4Add
 fn names_are_answered_beside_a_name_server_of_the_container() {
     on_a_host(|host| {
         let networks = host.open();
-        networks.names().start_in_this_process();
+        networks.names().start_in_this_process(&host.run_root().join("resolv.conf"));
         let net = plain(&networks, "net");
         let (a, b) = (join(&networks, "a", &[&net], &[]), join(&networks, "b", &[&net], &[]));
         let zone = |id: &str, endpoint: &Endpoint, upstreams: Vec<IpAddr>| Zone {
@@ -323,12 +323,12 @@ fn names_are_answered_beside_a_name_server_of_the_container() {
             members: vec![ZoneMember {
                 network: net.id.clone(),
                 network_name: "net".into(),
-                ip: at(endpoint, &net),
+                addresses: vec![at(endpoint, &net).into()],
                 names: vec![id.to_owned(), format!("{id}-alias")],
             }],
             forwards: !upstreams.is_empty(),
             upstreams,
-            completes: false,
+            completes: None,
         };
         // A name server of its own in the container, on all addresses, as containers with one have it.
         let own = within(&namespace_of(&a), || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 53)).expect("port 53 is free"));
