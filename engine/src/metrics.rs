@@ -1,7 +1,9 @@
 //! What an operator watches: counters that cost an atomic addition each, written as Prometheus reads them when it asks. Names are
 //! dockerd's (`engine_daemon_…`) where it has the same number, ours (`berth_engine_…`) where not.
 
-use crate::{app::App, config::Address, containers::record::Phase, listen::ListenError, tide::Tide};
+use crate::{
+    app::App, config::Address, containers::record::Phase, listen::ListenError, networks::names::Counters, tide::Tide,
+};
 use axum::{body::Body, http::Method, response::Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
@@ -101,7 +103,7 @@ impl Metrics {
     }
 }
 
-/// The whole page.
+/// The whole page. May wait for the resolver of names: call it off the async threads.
 pub fn page(app: &App) -> String {
     let mut page = String::new();
     let metrics = &app.metrics;
@@ -152,6 +154,9 @@ pub fn page(app: &App) -> String {
     one(&mut page, "berth_engine_panics_total", "counter", "Requests that met a defect.", count(&metrics.panics));
     one(&mut page, "berth_engine_cleanups_total", "counter", "Clean-ups by a budget.", count(&metrics.cleanups));
     one(&mut page, "berth_engine_cleanup_freed_bytes_total", "counter", "Bytes they freed.", count(&metrics.freed));
+    if let Some(names) = app.networks.names().counters() {
+        write_names(&mut page, &names);
+    }
     let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
     one(&mut page, "berth_engine_tasks", "gauge", "Tasks of the engine.", tasks as f64);
     let files = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
@@ -159,6 +164,20 @@ pub fn page(app: &App) -> String {
     one(&mut page, "process_resident_memory_bytes", "gauge", "Memory of the engine.", resident() as f64);
     one(&mut page, "process_start_time_seconds", "gauge", "When it started.", app.started.seconds() as f64);
     page
+}
+
+/// What the resolver has done, which counts from when it was started.
+fn write_names(page: &mut String, names: &Counters) {
+    head(page, "berth_engine_dns_questions_total", "counter", "Questions for names, by what became of them.");
+    for (result, count) in [
+        ("answered", names.answered),
+        ("cached", names.cached),
+        ("dropped", names.dropped),
+        ("failed", names.failed),
+        ("forwarded", names.forwarded),
+    ] {
+        let _ = writeln!(page, "berth_engine_dns_questions_total{{result=\"{result}\"}} {count}");
+    }
 }
 
 fn head(page: &mut String, name: &str, kind: &str, help: &str) {
@@ -251,13 +270,16 @@ pub async fn serve(entrance: Entrance, app: Arc<App>) {
 async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, app: Arc<App>) {
     let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
         let found = request.method() == Method::GET && request.uri().path() == "/metrics";
-        let text = if found { page(&app) } else { "metrics are at /metrics\n".to_owned() };
-        let response = Response::builder()
-            .status(if found { 200 } else { 404 })
-            .header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-            .body(Body::from(text))
-            .unwrap_or_default();
-        async move { Ok::<_, Infallible>(response) }
+        let app = app.clone();
+        async move {
+            let written = if found { tokio::task::spawn_blocking(move || page(&app)).await.ok() } else { None };
+            let response = Response::builder()
+                .status(if written.is_some() { 200 } else { 404 })
+                .header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+                .body(Body::from(written.unwrap_or_else(|| "metrics are at /metrics\n".to_owned())))
+                .unwrap_or_default();
+            Ok::<_, Infallible>(response)
+        }
     });
     let mut server = hyper::server::conn::http1::Builder::new();
     // Who connects and says nothing keeps nobody else out for long.
@@ -288,6 +310,13 @@ mod tests {
         }
         let counts: Vec<u64> = metrics.actions.iter().map(|times| times.count.load(Relaxed)).collect();
         assert_eq!(counts, [1, 1, 1, 1, 1]);
+        let mut names = String::new();
+        write_names(&mut names, &Counters { answered: 7, dropped: 1, ..Counters::default() });
+        assert!(names.contains("\nberth_engine_dns_questions_total{result=\"answered\"} 7\n"), "{names}");
+        assert!(
+            names.ends_with("{result=\"failed\"} 0\nberth_engine_dns_questions_total{result=\"forwarded\"} 0\n"),
+            "{names}"
+        );
         let classes: Vec<u64> = metrics.statuses.iter().map(|count| count.load(Relaxed)).collect();
         assert_eq!(classes, [0, 1, 6, 0, 1, 0]);
         let mut text = String::new();

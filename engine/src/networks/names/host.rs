@@ -80,7 +80,9 @@ fn parse(text: &str) -> Said {
                     let (name, value) = word.split_once(':').unwrap_or((word, ""));
                     match (name, value.parse::<u8>()) {
                         // As glibc has it: no more than 30 seconds, five times.
-                        ("timeout", Ok(seconds @ 1..)) => servers.patience = Duration::from_secs(seconds.min(30).into()),
+                        ("timeout", Ok(seconds @ 1..)) => {
+                            servers.patience = Duration::from_secs(seconds.min(30).into())
+                        }
                         ("attempts", Ok(times @ 1..)) => servers.attempts = times.min(5),
                         ("rotate", _) => servers.rotate = true,
                         ("ndots", Ok(dots)) => completes = dots > 0,
@@ -120,11 +122,17 @@ mod tests {
              nameserver x\n",
         );
         assert_eq!(addresses(&said), ["127.0.0.53:53", "[fe80::1%1]:53"]);
-        assert_eq!((said.servers.patience, said.servers.attempts, said.servers.rotate), (Duration::from_secs(2), 2, false));
+        assert_eq!(
+            (said.servers.patience, said.servers.attempts, said.servers.rotate),
+            (Duration::from_secs(2), 2, false)
+        );
         assert!(!said.completes);
         let said = parse("search a\noptions timeout:1 attempts:9 edns0\noptions rotate ndots:2 timeout:x\n");
         assert_eq!(addresses(&said), ["127.0.0.1:53"]);
-        assert_eq!((said.servers.patience, said.servers.attempts, said.servers.rotate), (Duration::from_secs(1), 5, true));
+        assert_eq!(
+            (said.servers.patience, said.servers.attempts, said.servers.rotate),
+            (Duration::from_secs(1), 5, true)
+        );
         assert!(said.completes && !parse("options ndots:0\n").completes);
     }
 

@@ -45,7 +45,8 @@ pub(super) fn of(reply: &[u8], question: &Question) -> Option<Lifetime> {
         return None;
     }
     let code = message::code_of(reply);
-    if !message::repeats(reply) || message::is_truncated(reply) || !matches!(code, message::NO_ERROR | message::NO_NAME) {
+    if !message::repeats(reply) || message::is_truncated(reply) || !matches!(code, message::NO_ERROR | message::NO_NAME)
+    {
         return None;
     }
     let (mut at, mut lasts) = (Vec::new(), LONGEST);

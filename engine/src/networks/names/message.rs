@@ -393,7 +393,9 @@ mod tests {
         second[..2].copy_from_slice(&[0x56, 0x78]);
         let (question, other) = (parse(&first).expect("question"), parse(&second).expect("question"));
         assert_eq!(essence(&first, &question), essence(&second, &other));
-        for different in [ask("web.net", kind::AAAA, Some(1232)), ask("web.net", kind::A, None), ask("web", kind::A, None)] {
+        for different in
+            [ask("web.net", kind::AAAA, Some(1232)), ask("web.net", kind::A, None), ask("web", kind::A, None)]
+        {
             let question = parse(&different).expect("question");
             assert_ne!(essence(&different, &question), essence(&second, &other));
         }

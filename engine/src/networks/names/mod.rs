@@ -12,11 +12,37 @@
 //!
 //! The sockets are opened inside of the container's namespace by the engine, which has it at hand when a container starts, and
 //! passed to the resolver: a process of its own that needs to enter no namespace (but to ask a name server that
-//! the container was given), and that outlives the engine. Containers find each other while engine and supervisor are down.
+//! the container was given), and that outlives the engine.
 //!
-//! The engine is the only one that knows who is called what; it tells each change, and everything again when the
-//! resolver has died and was started anew ([`Names::died`]). An engine that starts finds the resolver by its socket in the
-//! run root.
+//! # What is answered
+//!
+//! Names, aliases, short ids and host names of the containers on one's own networks, also as `name.network`: their IPv4
+//! addresses (A), their IPv6 addresses (AAAA), and the way back (PTR). A name that several have takes turns, for each version of
+//! its own. A name that is known and has nothing of the kind asked for gets an empty answer: no such question leaves the host.
+//!
+//! All else goes to the name servers of the host, or to those that the container was given (`upstream`), by UDP or TCP as it was
+//! asked, and their answers come back as they are. An answer that is cut short makes its asker come back by TCP. From a container
+//! whose networks are all internal nothing is passed on, whatever it is about (CVE-2024-29018).
+//!
+//! # What is kept
+//!
+//! Answers of name servers, for as long as their owners allow and five minutes at most, and half a minute at most that there is
+//! nothing (`lifetime`, `cache`): one set for the host's servers, and one for each container that has servers of its own, as
+//! these may answer otherwise. All is forgotten when the servers change. Who asks what another one is just asking waits for the same
+//! answer (`outside`). A server that was silent is asked after the others for ten seconds.
+//!
+//! # When processes die
+//!
+//! The engine is the only one that knows who is called what; it tells each change. An engine that starts finds the resolver by
+//! its socket in the run root, and tells everything anew.
+//!
+//! | down | names |
+//! |---|---|
+//! | engine, supervisor or both | are answered as they were when the engine ended: no container is started, renamed or forgotten meanwhile |
+//! | resolver | fail for the moment that it takes the engine to notice ([`Names::died`]), start another one and tell it everything |
+//! | engine *and* resolver | fail until the engine is started: nobody else knows them. Programs see that nobody listens, at once |
+//!
+//! What was kept of others' answers goes with the resolver.
 
 mod cache;
 mod host;

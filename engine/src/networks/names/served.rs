@@ -101,7 +101,9 @@ impl Served {
             Some((servers, outside)) => {
                 Way { servers: servers.clone(), outside: outside.clone(), namespace: Some(&self.namespace) }
             }
-            None => Way { servers: server.host.get().servers.clone(), outside: server.outside.clone(), namespace: None },
+            None => {
+                Way { servers: server.host.get().servers.clone(), outside: server.outside.clone(), namespace: None }
+            }
         }
     }
 

@@ -113,7 +113,12 @@ impl Experience {
 }
 
 /// Asks one server after the other until one has an answer, which has the id of the question. None when there is none.
-pub(super) async fn ask(servers: &Servers, experience: &Experience, means: &Means, asked: Asked<'_>) -> Option<Vec<u8>> {
+pub(super) async fn ask(
+    servers: &Servers,
+    experience: &Experience,
+    means: &Means,
+    asked: Asked<'_>,
+) -> Option<Vec<u8>> {
     let mut id = [0; 2];
     (&means.random).read_exact(&mut id).ok()?;
     let mut message = asked.message.to_vec();

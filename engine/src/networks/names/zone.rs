@@ -45,8 +45,34 @@ pub(super) enum Version {
 }
 
 impl Version {
-    fn has(self, ip: &IpAddr) -> bool {
-        ip.is_ipv4() == (self == Self::Four)
+    fn of(ip: IpAddr) -> Self {
+        if ip.is_ipv4() { Self::Four } else { Self::Six }
+    }
+}
+
+impl Named {
+    fn add(&mut self, id: &Rc<str>, ip: IpAddr) {
+        self.holders.push((id.clone(), ip));
+        let all = &mut self.addresses[Version::of(ip) as usize];
+        if !all.contains(&ip) {
+            all.push(ip);
+        }
+    }
+
+    fn remove(&mut self, id: &str) {
+        let mut gone = Vec::new();
+        self.holders.retain(|(holder, ip)| {
+            let stays = **holder != *id;
+            if !stays {
+                gone.push(*ip);
+            }
+            stays
+        });
+        for ip in gone {
+            if !self.holders.iter().any(|(_, other)| *other == ip) {
+                self.addresses[Version::of(ip) as usize].retain(|other| *other != ip);
+            }
+        }
     }
 }
 
@@ -69,6 +95,8 @@ struct Network {
 struct Named {
     /// Containers and their addresses.
     holders: Vec<(Rc<str>, IpAddr)>,
+    /// The addresses of each version, each once.
+    addresses: [Vec<IpAddr>; 2],
     /// Where the next answer begins, for each version. Clients ask for both at once: one number for both would always begin the
     /// same way.
     turns: [usize; 2],
@@ -83,8 +111,7 @@ impl Index {
             let network = self.networks.entry(member.network.clone()).or_default();
             for ip in &member.addresses {
                 for name in &member.names {
-                    let named = network.names.entry(name.to_ascii_lowercase()).or_default();
-                    named.holders.push((id.clone(), *ip));
+                    network.names.entry(name.to_ascii_lowercase()).or_default().add(&id, *ip);
                 }
                 if let Some(name) = member.names.first() {
                     network.owners.entry(*ip).or_default().push((id.clone(), name.clone()));
@@ -102,7 +129,7 @@ impl Index {
             for name in &member.names {
                 let name = name.to_ascii_lowercase();
                 if let Some(named) = network.names.get_mut(&name) {
-                    named.holders.retain(|(holder, _)| **holder != *id);
+                    named.remove(id);
                     if named.holders.is_empty() {
                         network.names.remove(&name);
                     }
@@ -130,7 +157,8 @@ impl Index {
     /// Whether a name (in lower case) is one of a container's networks, whatever it has.
     pub(super) fn knows(&self, id: &str, name: &str) -> bool {
         self.zones.get(id).is_some_and(|zone| {
-            spellings(zone, name).any(|(network, name)| self.networks.get(network).is_some_and(|n| n.names.contains_key(name)))
+            spellings(zone, name)
+                .any(|(network, name)| self.networks.get(network).is_some_and(|n| n.names.contains_key(name)))
         })
     }
 
@@ -144,12 +172,7 @@ impl Index {
                 continue;
             };
             known = true;
-            let mut found = Vec::with_capacity(named.holders.len());
-            for (_, ip) in &named.holders {
-                if version.has(ip) && !found.contains(ip) {
-                    found.push(*ip);
-                }
-            }
+            let mut found = named.addresses[version as usize].clone();
             if found.len() > 1 {
                 let turn = &mut named.turns[version as usize];
                 *turn = turn.wrapping_add(1);

@@ -4,6 +4,7 @@
 
 mod firewall;
 mod lifecycle;
+mod names;
 mod ports;
 mod restore;
 mod traffic;

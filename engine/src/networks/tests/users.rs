@@ -1,11 +1,7 @@
 //! Networks of the user: several per container, apart from each other, changed while the container lives, and taken over by the
 //! next engine.
 
-use std::io::{Read, Write};
-use std::net::IpAddr;
-
 use super::*;
-use crate::networks::names::{RESOLVER, Zone, ZoneMember};
 
 const FRONT: Ipv4Addr = Ipv4Addr::new(10, 231, 10, 1);
 
@@ -18,17 +14,17 @@ fn make(networks: &Networks, name: &str, change: impl FnOnce(&mut NetworkRequest
     definition
 }
 
-fn plain(networks: &Networks, name: &str) -> Definition {
+pub(super) fn plain(networks: &Networks, name: &str) -> Definition {
     make(networks, name, |_| {})
 }
 
-fn join(networks: &Networks, id: &str, on: &[&Definition], ports: &[PortRequest]) -> Endpoint {
+pub(super) fn join(networks: &Networks, id: &str, on: &[&Definition], ports: &[PortRequest]) -> Endpoint {
     let member = |network: &&Definition| MemberRequest { network_id: network.id.clone(), ..MemberRequest::default() };
     let members = on.iter().map(member).collect();
     networks.attach(id, &AttachRequest { name: id.to_owned(), ports: ports.to_vec(), members }).expect("attach")
 }
 
-fn at(endpoint: &Endpoint, network: &Definition) -> Ipv4Addr {
+pub(super) fn at(endpoint: &Endpoint, network: &Definition) -> Ipv4Addr {
     endpoint.member(&network.id).expect("member").address.ip
 }
 
@@ -267,100 +263,5 @@ fn a_bridge_that_was_there_stays() {
         networks.forget_network(&adopted.id).expect("forget");
         networks.raze_network(&adopted).expect("raze");
         assert!(run("ip", "link").contains("mine"));
-    });
-}
-
-/// A message with one question.
-fn question(name: &str, kind: u16) -> Vec<u8> {
-    let mut message = vec![0xab, 0xcd, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
-    for label in name.split('.') {
-        message.push(label.len() as u8);
-        message.extend(label.as_bytes());
-    }
-    message.push(0);
-    message.extend(kind.to_be_bytes());
-    message.extend([0, 1]);
-    message
-}
-
-/// What the resolver says in a namespace: the code and the last four bytes, which are the address if there is one.
-fn resolve(endpoint: &Endpoint, name: &str, by_tcp: bool) -> Option<(u8, Ipv4Addr)> {
-    let message = question(name, 1);
-    let reply = within(&namespace_of(endpoint), || -> Option<Vec<u8>> {
-        if by_tcp {
-            let mut stream = TcpStream::connect((RESOLVER, 53)).ok()?;
-            stream.set_read_timeout(Some(PATIENCE)).ok()?;
-            stream.write_all(&[&(message.len() as u16).to_be_bytes(), message.as_slice()].concat()).ok()?;
-            let mut length = [0; 2];
-            stream.read_exact(&mut length).ok()?;
-            let mut reply = vec![0; usize::from(u16::from_be_bytes(length))];
-            stream.read_exact(&mut reply).ok()?;
-            return Some(reply);
-        }
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
-        socket.set_read_timeout(Some(PATIENCE)).ok()?;
-        // Connected: an answer from another port than 53 isn't heard.
-        socket.connect((RESOLVER, 53)).ok()?;
-        socket.send(&message).ok()?;
-        let mut buffer = [0; 1500];
-        let length = socket.recv(&mut buffer).ok()?;
-        Some(buffer[..length].to_vec())
-    })?;
-    assert_eq!(reply[..2], [0xab, 0xcd]);
-    let last: [u8; 4] = reply[reply.len() - 4..].try_into().expect("four bytes");
-    Some((reply[3] & 0xf, last.into()))
-}
-
-#[test]
-fn names_are_answered_beside_a_name_server_of_the_container() {
-    on_a_host(|host| {
-        let networks = host.open();
-        networks.names().start_in_this_process(&host.run_root().join("resolv.conf"));
-        let net = plain(&networks, "net");
-        let (a, b) = (join(&networks, "a", &[&net], &[]), join(&networks, "b", &[&net], &[]));
-        let zone = |id: &str, endpoint: &Endpoint, upstreams: Vec<IpAddr>| Zone {
-            id: id.to_owned(),
-            members: vec![ZoneMember {
-                network: net.id.clone(),
-                network_name: "net".into(),
-                addresses: vec![at(endpoint, &net).into()],
-                names: vec![id.to_owned(), format!("{id}-alias")],
-            }],
-            forwards: !upstreams.is_empty(),
-            upstreams,
-            completes: None,
-        };
-        // A name server of its own in the container, on all addresses, as containers with one have it.
-        let own = within(&namespace_of(&a), || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 53)).expect("port 53 is free"));
-        let own_tcp =
-            within(&namespace_of(&a), || TcpListener::bind((Ipv4Addr::UNSPECIFIED, 53)).expect("port 53 is free"));
-        std::thread::spawn(move || {
-            let mut buffer = [0; 512];
-            while let Ok((length, from)) = own.recv_from(&mut buffer) {
-                let mut reply = buffer[..length].to_vec();
-                reply[2..8].copy_from_slice(&[0x81, 0x80, 0, 1, 0, 1]);
-                reply.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4, 9, 9, 9, 9]);
-                let _ = own.send_to(&reply, from);
-            }
-        });
-        drop(own_tcp);
-        networks.serve_names(&zone("a", &a, vec![at(&a, &net).into()]), None).expect("serve");
-        networks.serve_names(&zone("b", &b, Vec::new()), None).expect("serve");
-        for by_tcp in [false, true] {
-            assert_eq!(resolve(&a, "b", by_tcp), Some((0, at(&b, &net))));
-            assert_eq!(resolve(&b, "A-Alias.Net", by_tcp), Some((0, at(&a, &net))));
-            assert_eq!(resolve(&b, "example.com", by_tcp).map(|(code, _)| code), Some(2), "nobody to ask");
-        }
-        assert_eq!(resolve(&a, "example.com", false), Some((0, [9, 9, 9, 9].into())), "by the server it was given");
-        // b is called otherwise from now on, then gone.
-        let mut renamed = zone("b", &b, Vec::new());
-        renamed.members[0].names = vec!["c".into()];
-        networks.names().change(&renamed).expect("change");
-        assert_eq!(resolve(&b, "c", false), Some((0, at(&b, &net))));
-        assert_eq!(resolve(&b, "b", false).map(|(code, _)| code), Some(2));
-        networks.detach("b", &b).expect("detach");
-        assert_eq!(networks.names().served().into_iter().collect::<Vec<_>>(), ["a"]);
-        networks.detach("a", &a).expect("detach");
-        networks.names().end();
     });
 }
