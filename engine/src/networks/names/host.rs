@@ -20,12 +20,12 @@ const FALLBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 #[derive(Debug)]
 pub(super) struct Host {
     path: PathBuf,
-    read: RefCell<Option<(Stamp, Rc<Said>)>>,
+    read: RefCell<Option<(Stamp, Rc<Settings>)>>,
 }
 
 /// What the file says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Said {
+pub(super) struct Settings {
     /// The servers and how they are asked.
     pub(super) servers: Rc<Servers>,
     /// Whether names of few dots are completed before they are looked up as they are.
@@ -41,23 +41,23 @@ impl Host {
     }
 
     /// What the file says now. While it isn't there or empty, somebody is about to write it: what it said before.
-    pub(super) fn get(&self) -> Rc<Said> {
+    pub(super) fn get(&self) -> Rc<Settings> {
         let mut read = self.read.borrow_mut();
         // Before its content: a change that comes between is seen the next time.
         let stamp = self.stamp().unwrap_or_default();
-        if let Some((then, said)) = read.as_ref()
+        if let Some((then, settings)) = read.as_ref()
             && stamp == *then
         {
-            return said.clone();
+            return settings.clone();
         }
         let text = fs::read_to_string(&self.path).unwrap_or_default();
-        let said = match read.take() {
+        let settings = match read.take() {
             Some((_, before)) if text.trim().is_empty() => before,
             Some((_, before)) if *before == parse(&text) => before,
             _ => Rc::new(parse(&text)),
         };
-        *read = Some((stamp, said.clone()));
-        said
+        *read = Some((stamp, settings.clone()));
+        settings
     }
 
     fn stamp(&self) -> io::Result<Stamp> {
@@ -68,7 +68,7 @@ impl Host {
     }
 }
 
-fn parse(text: &str) -> Said {
+fn parse(text: &str) -> Settings {
     let mut servers = Servers { addresses: Vec::new(), ..Servers::of(&[]) };
     let mut completes = false;
     for line in text.lines() {
@@ -96,7 +96,7 @@ fn parse(text: &str) -> Said {
     if servers.addresses.is_empty() {
         servers.addresses.push(SocketAddr::new(FALLBACK, DOMAIN));
     }
-    Said { servers: Rc::new(servers), completes }
+    Settings { servers: Rc::new(servers), completes }
 }
 
 /// `fe80::1%eth0` is one on that link.
@@ -111,29 +111,29 @@ mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
 
-    fn addresses(said: &Said) -> Vec<String> {
-        said.servers.addresses.iter().map(ToString::to_string).collect()
+    fn addresses(settings: &Settings) -> Vec<String> {
+        settings.servers.addresses.iter().map(ToString::to_string).collect()
     }
 
     #[test]
     fn servers_of_the_host() {
-        let said = parse(
+        let settings = parse(
             "# x\nnameserver 127.0.0.53\nsearch a\nnameserver fe80::1%lo\nnameserver fe80::1%no-such-link\nnameserver\n\
              nameserver x\n",
         );
-        assert_eq!(addresses(&said), ["127.0.0.53:53", "[fe80::1%1]:53"]);
+        assert_eq!(addresses(&settings), ["127.0.0.53:53", "[fe80::1%1]:53"]);
         assert_eq!(
-            (said.servers.patience, said.servers.attempts, said.servers.rotate),
+            (settings.servers.patience, settings.servers.attempts, settings.servers.rotate),
             (Duration::from_secs(2), 2, false)
         );
-        assert!(!said.completes);
-        let said = parse("search a\noptions timeout:1 attempts:9 edns0\noptions rotate ndots:2 timeout:x\n");
-        assert_eq!(addresses(&said), ["127.0.0.1:53"]);
+        assert!(!settings.completes);
+        let settings = parse("search a\noptions timeout:1 attempts:9 edns0\noptions rotate ndots:2 timeout:x\n");
+        assert_eq!(addresses(&settings), ["127.0.0.1:53"]);
         assert_eq!(
-            (said.servers.patience, said.servers.attempts, said.servers.rotate),
+            (settings.servers.patience, settings.servers.attempts, settings.servers.rotate),
             (Duration::from_secs(1), 5, true)
         );
-        assert!(said.completes && !parse("options ndots:0\n").completes);
+        assert!(settings.completes && !parse("options ndots:0\n").completes);
     }
 
     #[test]

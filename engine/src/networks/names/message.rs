@@ -338,7 +338,7 @@ mod tests {
         let six: Vec<IpAddr> = (0..200u16).map(|n| [0xfd00, 0, 0, 0, 0, 0, 0, n].into()).collect();
         for (all, edns, by_udp, count) in [
             (&four, None, true, 30),
-            (&four, Some(4096), true, 74),
+            (&four, Some(4096), true, 75),
             (&four, None, false, 200),
             (&six, None, true, 17),
             (&six, Some(1232), true, 42),
