@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::net::if_::if_nametoindex;
 
@@ -33,7 +33,14 @@ pub(super) struct Settings {
 }
 
 /// What changes with a file's content, or when another one takes its place: by a rename, or by a link that leads elsewhere.
-type Stamp = [i128; 5];
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    file: u64,
+    size: u64,
+    written: (i64, i64),
+    changed: (i64, i64),
+}
 
 impl Host {
     pub(super) fn new(path: PathBuf) -> Self {
@@ -47,6 +54,7 @@ impl Host {
         let stamp = self.stamp().unwrap_or_default();
         if let Some((then, settings)) = read.as_ref()
             && stamp == *then
+            && stamp.is_settled()
         {
             return settings.clone();
         }
@@ -62,9 +70,21 @@ impl Host {
 
     fn stamp(&self) -> io::Result<Stamp> {
         let meta = fs::metadata(&self.path)?;
-        let nanos = |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
-        let (changed, touched) = (nanos(meta.mtime(), meta.mtime_nsec()), nanos(meta.ctime(), meta.ctime_nsec()));
-        Ok([meta.dev().into(), meta.ino().into(), meta.size().into(), changed, touched])
+        Ok(Stamp {
+            device: meta.dev(),
+            file: meta.ino(),
+            size: meta.size(),
+            written: (meta.mtime(), meta.mtime_nsec()),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+        })
+    }
+}
+
+impl Stamp {
+    /// Whether a change would show: times of files are as coarse as the kernel's ticks, so two changes in a row may look like one.
+    fn is_settled(self) -> bool {
+        let changed = UNIX_EPOCH + Duration::from_secs(self.changed.0.try_into().unwrap_or(0));
+        SystemTime::now().duration_since(changed).is_ok_and(|age| age > Duration::from_secs(2))
     }
 }
 
