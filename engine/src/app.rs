@@ -16,7 +16,7 @@ use crate::{
     launch::{self, LaunchError},
     listen::{self, Certificates, Door, ListenError, Listeners},
     metrics::{self, Metrics},
-    networks::{BridgeConfig, NetworkError, NetworkIds, Networks, Subnet},
+    networks::{BridgeConfig, NetworkError, NetworkIds, Networks, unique_local_bridge},
     supervisor::{Client, DriverError},
     time::Timestamp,
     volumes::Volumes,
@@ -115,8 +115,6 @@ pub enum AppError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Network(#[from] NetworkError),
-    #[error("bridge address: {0}")]
-    Subnet(String),
     #[error(transparent)]
     Identity(#[from] IdentityError),
     #[error(transparent)]
@@ -301,13 +299,15 @@ fn open(config: Config, supervisor: Client) -> Result<Arc<App>, AppError> {
     let volumes_folder = data.join("volumes");
     let volumes =
         Volumes::open(volumes_folder.clone()).map_err(|cause| AppError::Folder { path: volumes_folder, cause })?;
+    let wanted = &config.bridge;
+    let own = || unique_local_bridge(&identity.bridge);
     let bridge = BridgeConfig {
-        name: config.bridge.clone(),
-        address: config
-            .bip
-            .as_deref()
-            .map(|text| text.parse::<Subnet>().map_err(|e| AppError::Subnet(e.to_string())))
-            .transpose()?,
+        name: wanted.name.clone(),
+        address: wanted.address,
+        address_v6: wanted.address_v6.or_else(own).filter(|_| wanted.ipv6),
+        ranges: wanted.ranges.clone(),
+        icc: wanted.icc,
+        masquerade: wanted.masquerade,
         mtu: config.mtu,
         ids: NetworkIds { bridge: identity.bridge.clone(), host: identity.host.clone(), none: identity.none.clone() },
     };

@@ -47,6 +47,9 @@ pub struct Args {
     /// Address and prefix of the default bridge [default: the first free of docker's]
     #[arg(long, value_name = "CIDR")]
     pub bip: Option<String>,
+    /// IPv6 address and prefix of the default bridge
+    #[arg(long, value_name = "CIDR")]
+    pub bip6: Option<String>,
     /// MTU of containers' networks [default: 1500]
     #[arg(long, value_name = "BYTES")]
     pub mtu: Option<u32>,
@@ -142,17 +145,22 @@ pub struct Args {
     pub iptables: Option<bool>,
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
     pub ip6tables: Option<bool>,
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    /// The default bridge has IPv6, too
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub ipv6: Option<bool>,
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
     pub ip_forward: Option<bool>,
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    /// What leaves the default bridge gets the host's address
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub ip_masq: Option<bool>,
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    /// Containers on the default bridge reach each other
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub icc: Option<bool>,
-    #[arg(long, hide = true)]
+    /// Where containers on the default bridge get their IPv4 addresses from
+    #[arg(long, value_name = "CIDR")]
     pub fixed_cidr: Option<String>,
-    #[arg(long, hide = true)]
+    /// The default bridge's IPv6 network
+    #[arg(long, value_name = "CIDR")]
     pub fixed_cidr_v6: Option<String>,
     #[arg(long, hide = true)]
     pub default_gateway: Option<String>,
@@ -161,7 +169,8 @@ pub struct Args {
     /// Where the subnets of new networks are taken from, may be repeated
     #[arg(long = "default-address-pool", value_name = "base=CIDR,size=BITS")]
     pub default_address_pools: Vec<String>,
-    #[arg(long = "default-network-opt", hide = true)]
+    /// Option of new networks that say nothing about it, may be repeated
+    #[arg(long = "default-network-opt", value_name = "DRIVER=OPTION=VALUE")]
     pub default_network_opts: Vec<String>,
     #[arg(long, hide = true)]
     pub firewall_backend: Option<String>,
@@ -273,11 +282,21 @@ impl Args {
         let Ok(Value::Object(mut map)) = serde_json::to_value(self) else { return Ok(Map::new()) };
         map.retain(|_, value| !value.is_null() && value.as_array().is_none_or(|list| !list.is_empty()));
         let words = |value: &Value| -> Vec<String> { serde_json::from_value(value.clone()).unwrap_or_default() };
-        for (key, flag) in [("log-opts", "--log-opt"), ("default-network-opts", "--default-network-opt")] {
-            if let Some(value) = map.get_mut(key) {
-                let pairs = words(value).into_iter().map(|text| pair(&text, flag)).collect::<Result<Map<_, _>, _>>()?;
-                *value = pairs.into();
+        if let Some(value) = map.get_mut("log-opts") {
+            let options = words(value).into_iter().map(|text| pair(&text, "--log-opt"));
+            *value = options.collect::<Result<Map<_, _>, _>>()?.into();
+        }
+        if let Some(value) = map.get_mut("default-network-opts") {
+            let mut drivers = Map::new();
+            for text in words(value) {
+                let (driver, option) = text.split_once('=').unwrap_or((&text, ""));
+                let (name, value) = pair(option, "--default-network-opt").map_err(|_| {
+                    format!("invalid argument {text:?} for --default-network-opt: not DRIVER=OPTION=VALUE")
+                })?;
+                let options = drivers.entry(driver).or_insert_with(|| Map::new().into());
+                options[name] = value;
             }
+            *value = drivers.into();
         }
         if let Some(value) = map.get_mut("features") {
             let mut features = Map::new();

@@ -19,6 +19,7 @@ const HONOURED: &[&str] = &[
     "api-cors-header",
     "audit",
     "bip",
+    "bip6",
     "bridge",
     "builder",
     "cdi-spec-dirs",
@@ -28,6 +29,7 @@ const HONOURED: &[&str] = &[
     "default-address-pools",
     "default-cgroupns-mode",
     "default-ipc-mode",
+    "default-network-opts",
     "default-runtime",
     "default-shm-size",
     "default-ulimits",
@@ -38,14 +40,19 @@ const HONOURED: &[&str] = &[
     "exec-root",
     "experimental",
     "features",
+    "fixed-cidr",
+    "fixed-cidr-v6",
     "group",
     "hosts",
+    "icc",
     "image-budget",
     "image-budget-named",
     "init",
     "init-path",
     "insecure-registries",
     "ip",
+    "ip-masq",
+    "ipv6",
     "labels",
     "log-budget",
     "log-driver",
@@ -108,22 +115,12 @@ const FIXED: &[(&str, Only, &str)] = &[
     ("cri-containerd", Only::Unset, "the supervisor serves the CRI itself: see supervisor.toml"),
     ("default-gateway", Only::Unset, "the bridge is the gateway of its containers"),
     ("default-gateway-v6", Only::Unset, "IPv6 is not on the default bridge yet"),
-    ("default-network-opts", Only::Unset, "options are given when a network is made"),
     ("firewall-backend", Only::Word("nftables"), "rules are made with nftables"),
-    ("fixed-cidr", Only::Unset, "containers take addresses from the whole network of the bridge (bip)"),
-    ("fixed-cidr-v6", Only::Unset, "IPv6 is not on the default bridge yet"),
     ("host-gateway-ip", Only::Unset, "host-gateway is the address of the bridge"),
     ("host-gateway-ips", Only::Unset, "host-gateway is the address of the bridge"),
-    (
-        "icc",
-        Only::Yes,
-        "containers on the default bridge reach each other; make a network of their own for those that must not",
-    ),
     ("ip-forward", Only::Yes, "without forwarding no container has a network"),
-    ("ip-masq", Only::Yes, "containers' addresses are known to this host alone"),
     ("ip6tables", Only::Either, ""),
     ("iptables", Only::Yes, "published ports are firewall rules, in a table of their own"),
-    ("ipv6", Only::Unset, "IPv6 is not on the default bridge yet"),
     ("live-restore", Only::Yes, "containers never depend on the engine, there is no other mode"),
     ("max-download-attempts", Only::Unset, "the supervisor decides on retries: see [registry] in supervisor.toml"),
     ("network-control-plane-mtu", Only::Unset, "there is no swarm here"),
@@ -216,7 +213,7 @@ mod tests {
     #[test]
     fn every_key_of_dockers_file_is_known() {
         // The keys of dockerd's configuration that exist on Linux.
-        for key in "allow-nondistributable-artifacts api-cors-header authorization-plugins bip bridge builder cdi-spec-dirs cgroup-parent \
+        for key in "allow-nondistributable-artifacts api-cors-header authorization-plugins bip bip6 bridge builder cdi-spec-dirs cgroup-parent \
                     containerd containerd-namespace containerd-plugins-namespace cpu-rt-period cpu-rt-runtime data-root debug \
                     default-address-pools default-cgroupns-mode default-gateway default-gateway-v6 default-ipc-mode default-network-opts \
                     default-runtime default-shm-size default-ulimits dns dns-opts dns-search exec-opts exec-root experimental features \

@@ -8,6 +8,7 @@ mod budget;
 mod container;
 mod keys;
 mod live;
+mod network;
 mod settings;
 
 pub use address::Address;
@@ -15,6 +16,7 @@ pub use args::Args;
 pub use budget::Budget;
 pub use container::ContainerDefaults;
 pub use live::Live;
+pub use network::DefaultBridge;
 pub use settings::{AddressPool, Proxies};
 
 use crate::access::{AccessConfig, AccessError};
@@ -22,6 +24,7 @@ use crate::http::{ApiVersion, Manner};
 use crate::registries::RegistriesError;
 use serde_json::{Map, Value};
 use settings::Settings;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Where a configuration is looked for, in this order.
@@ -55,10 +58,10 @@ pub struct Config {
     pub proxies: Proxies,
     /// Snapshotter for what is made from now on, if one was chosen.
     pub storage_driver: Option<String>,
-    /// Name of the default bridge.
-    pub bridge: String,
-    /// Address of the default bridge with prefix length, if one was chosen.
-    pub bip: Option<String>,
+    /// The default bridge.
+    pub bridge: DefaultBridge,
+    /// Options of new networks that say nothing about them, by driver.
+    pub network_options: BTreeMap<String, BTreeMap<String, String>>,
     /// MTU of networks.
     pub mtu: u32,
     /// Where subnets of new networks are taken from; empty for docker's.
@@ -153,6 +156,9 @@ impl Config {
     }
 
     fn of(args: Args, settings: Settings) -> Result<Self, Wrong> {
+        let pools = network::pools(&settings)?;
+        let network_options = network::options(&settings)?;
+        let bridge = DefaultBridge::read(&settings)?;
         let live = Live::new(&settings, std::env::var("BERTH_LOG").ok()).map_err(ConfigError::from)?;
         let data_root = settings.data_root.unwrap_or_else(|| "/var/lib/berth".into());
         let run_root = settings.exec_root.unwrap_or_else(|| "/run/berth".into());
@@ -225,18 +231,6 @@ impl Config {
             settings.log_budget.as_deref(),
             &data_root,
         )?;
-        let mut pools = Vec::new();
-        for pool in &settings.default_address_pools {
-            let text = format!("base={},size={}", pool.base, pool.size);
-            pools.push(
-                text.parse().map_err(|error: crate::networks::PoolError| {
-                    Wrong::Text(format!("default-address-pools: {error}"))
-                })?,
-            );
-        }
-        if pools.is_empty() {
-            pools = crate::networks::default_pools();
-        }
         if let Some(mtu) = settings.mtu.filter(|mtu| *mtu != 0 && !(68..=65_535).contains(mtu)) {
             return Err(Wrong::Text(format!("mtu: {mtu} is not from 68 to 65535")));
         }
@@ -253,8 +247,8 @@ impl Config {
             supervisor,
             proxies: settings.proxies,
             storage_driver: settings.storage_driver.filter(|name| !name.is_empty()),
-            bridge: settings.bridge.filter(|name| !name.is_empty()).unwrap_or_else(|| "berth0".to_owned()),
-            bip: settings.bip.filter(|text| !text.is_empty()),
+            bridge,
+            network_options,
             mtu: settings.mtu.filter(|mtu| *mtu != 0).unwrap_or(1500),
             address_pools: settings.default_address_pools,
             pools,
@@ -375,7 +369,7 @@ mod tests {
         let text = "data-root = '/d'\nrun-root = '/r'\nbridge = 'b1'\nstorage-driver = 'native'\n";
         let config = load("engine.toml", text, "--bridge b2").unwrap();
         assert_eq!(config.data_root, Path::new("/d"));
-        assert_eq!(config.bridge, "b2");
+        assert_eq!(config.bridge.name, "b2");
         assert_eq!(config.storage_driver.as_deref(), Some("native"));
         assert!(config.listen.is_empty());
         assert_eq!(config.default_socket(), Path::new("/r/engine.sock"));
@@ -407,9 +401,9 @@ mod tests {
         assert_eq!(config.address_pools.len(), 1);
         assert!(config.tls.verify && config.manner.experimental);
         // By its content, where the name tells nothing.
-        assert_eq!(load("config", r#"{"bridge": "b7"}"#, "").unwrap().bridge, "b7");
-        assert_eq!(load("config", "bridge = 'b8'", "").unwrap().bridge, "b8");
-        assert_eq!(load("daemon.json", " \n", "").unwrap().bridge, "berth0");
+        assert_eq!(load("config", r#"{"bridge": "b7"}"#, "").unwrap().bridge.name, "b7");
+        assert_eq!(load("config", "bridge = 'b8'", "").unwrap().bridge.name, "b8");
+        assert_eq!(load("daemon.json", " \n", "").unwrap().bridge.name, "berth0");
     }
 
     #[test]
@@ -459,7 +453,7 @@ mod tests {
             ("engine.toml", "data-rot = '/d'", "", "data-rot (did you mean data-root?)"),
             ("engine.toml", "data-root = 'rel'", "", "data root rel is not an absolute path"),
             ("engine.toml", "", "-H /path", "neither unix:///PATH"),
-            ("engine.toml", "", "--icc=false", "icc: false can't be had"),
+            ("engine.toml", "", "--bip=x", "bip: "),
         ] {
             let error = load(name, text, line).unwrap_err();
             assert!(error.contains(words), "{text} {line}: {error}");

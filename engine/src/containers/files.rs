@@ -1,12 +1,7 @@
 //! `/etc/hostname`, `/etc/hosts` and `/etc/resolv.conf` of a container: written beside its log, bind-mounted into it.
 
 use crate::{http::ApiError, networks::names::RESOLVER};
-use std::{
-    fmt::Write as _,
-    io,
-    net::{IpAddr, Ipv4Addr},
-    path::Path,
-};
+use std::{fmt::Write as _, io, net::IpAddr, path::Path};
 
 /// What the files say.
 #[derive(Debug, Clone)]
@@ -16,9 +11,9 @@ pub struct Facts<'a> {
     /// Its domain.
     pub domainname: &'a str,
     /// Its addresses.
-    pub addresses: &'a [Ipv4Addr],
+    pub addresses: &'a [IpAddr],
     /// What `host-gateway` stands for.
-    pub gateway: Option<Ipv4Addr>,
+    pub gateway: Option<IpAddr>,
     /// `name:address` entries.
     pub extra_hosts: &'a [String],
     /// Name servers asked for.
@@ -168,7 +163,7 @@ mod tests {
         Facts {
             hostname: "web",
             domainname: "",
-            addresses: const { &[Ipv4Addr::new(10, 0, 0, 2)] },
+            addresses: const { &[IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2))] },
             gateway: Some([10, 0, 0, 1].into()),
             extra_hosts: &[],
             dns: &[],

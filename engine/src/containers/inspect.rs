@@ -109,7 +109,9 @@ fn network_settings(app: &App, record: &Record) -> Value {
     }
     for port in endpoint.iter().flat_map(|e| &e.ports) {
         let entry = published.entry(ports::port_key(port.container_port, port.protocol)).or_insert(Value::Null);
-        let binding = json!({"HostIp": port.host_ip, "HostPort": port.host_port.to_string()});
+        // One of a container whose own address is known outside has none on the host.
+        let host_port = if port.host_port == 0 { String::new() } else { port.host_port.to_string() };
+        let binding = json!({"HostIp": port.host_ip, "HostPort": host_port});
         match entry {
             Value::Array(list) => list.push(binding),
             other => *other = json!([binding]),
@@ -130,11 +132,11 @@ fn network_settings(app: &App, record: &Record) -> Value {
         "Ports": published,
         "EndpointID": text("EndpointID"),
         "Gateway": text("Gateway"),
-        "GlobalIPv6Address": "",
-        "GlobalIPv6PrefixLen": 0,
+        "GlobalIPv6Address": text("GlobalIPv6Address"),
+        "GlobalIPv6PrefixLen": network["GlobalIPv6PrefixLen"].as_u64().unwrap_or(0),
         "IPAddress": text("IPAddress"),
         "IPPrefixLen": network["IPPrefixLen"].as_i64().unwrap_or(0),
-        "IPv6Gateway": "",
+        "IPv6Gateway": text("IPv6Gateway"),
         "MacAddress": text("MacAddress"),
         "Networks": networks,
     })

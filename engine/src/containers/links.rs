@@ -7,7 +7,7 @@ use crate::{
     http::{ApiError, ApiResult},
     networks::Protocol,
 };
-use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 use tracing::warn;
 
 /// `container` or `container:alias`; also `/container:/this/alias`, as inspect shows it.
@@ -93,7 +93,7 @@ pub fn shown(app: &App, record: &Record) -> Option<Vec<String>> {
 struct Other {
     name: String,
     hostname: String,
-    address: Ipv4Addr,
+    address: IpAddr,
     ports: BTreeSet<(u16, Protocol)>,
     env: Vec<String>,
 }
@@ -111,7 +111,7 @@ fn others(app: &App, record: &Record) -> ApiResult<Vec<(String, Other)>> {
                 other.name, record.name
             )));
         }
-        let address = other.state.endpoint.as_ref().and_then(|e| e.address.as_ref()).map(|address| address.ip);
+        let address = main_address(&other);
         let Some(address) = address else { continue };
         let mut ports = BTreeSet::new();
         for key in &other.config.exposed_ports.0 {
@@ -125,6 +125,12 @@ fn others(app: &App, record: &Record) -> ApiResult<Vec<(String, Other)>> {
         ));
     }
     Ok(others)
+}
+
+/// The address of a container in its first network: that of IPv4, if it has one.
+fn main_address(record: &Record) -> Option<IpAddr> {
+    let address = record.state.endpoint.as_ref()?.address.as_ref()?;
+    address.all().next().map(|address| address.ip)
 }
 
 /// Notes at the start of the engine which containers others are linked to.
@@ -185,7 +191,7 @@ fn names(alias: &str, hostname: &str, name: &str) -> String {
 
 /// A container has started, maybe with another address: those that are linked to it and run are told.
 pub fn tell_others(app: &App, started: &Record) {
-    let Some(address) = started.state.endpoint.as_ref().and_then(|e| e.address.as_ref()).map(|a| a.ip) else { return };
+    let Some(address) = main_address(started) else { return };
     if !app.containers.get(&started.id).is_some_and(|container| container.live().linked) {
         return;
     }
@@ -208,7 +214,7 @@ pub fn tell_others(app: &App, started: &Record) {
 }
 
 /// The text with another address for these names; none if nothing changes.
-fn with_address(text: &str, names: &str, address: Ipv4Addr) -> Option<String> {
+fn with_address(text: &str, names: &str, address: IpAddr) -> Option<String> {
     let mut changed = false;
     let lines = text.lines().map(|line| match line.split_once('\t') {
         Some((old, rest)) if rest == names && old != address.to_string() => {

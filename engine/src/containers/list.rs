@@ -213,8 +213,13 @@ fn row(app: &App, record: &Record) -> Value {
 fn ports(record: &Record) -> Vec<Value> {
     let mut list: Vec<Value> = endpoint_ports(&record.state)
         .map(|port| {
-            json!({"IP": port.host_ip, "PrivatePort": port.container_port, "PublicPort": port.host_port,
-                   "Type": port.protocol.name()})
+            let mut shown = json!({"PrivatePort": port.container_port, "Type": port.protocol.name()});
+            // One of a container whose own address is known outside has none on the host.
+            if port.host_port != 0 {
+                shown["IP"] = port.host_ip.to_string().into();
+                shown["PublicPort"] = port.host_port.into();
+            }
+            shown
         })
         .collect();
     let published = |port: u16, protocol: Protocol| {

@@ -48,7 +48,7 @@ pub fn requests(host: &HostConfig, exposed: &Set) -> Result<Vec<PortRequest>, Ap
         };
         for container_port in first..=last {
             for binding in bindings {
-                requests.extend(request(container_port, protocol, binding, u32::from(container_port - first))?);
+                requests.push(request(container_port, protocol, binding, u32::from(container_port - first))?);
             }
         }
     }
@@ -75,20 +75,13 @@ fn request(
     protocol: Protocol,
     binding: &PortBinding,
     offset: u32,
-) -> Result<Option<PortRequest>, ApiError> {
+) -> Result<PortRequest, ApiError> {
     let host_ip = match binding.host_ip.trim_matches(['[', ']']) {
-        "" | "0.0.0.0" => None,
-        // All IPv6 addresses, beside a binding for all IPv4 ones: the network is IPv4 only so far.
-        "::" => return Ok(None),
-        text => match text.parse::<IpAddr>() {
-            Ok(IpAddr::V4(ip)) => Some(ip),
-            Ok(IpAddr::V6(_)) => {
-                return Err(ApiError::not_implemented(format!(
-                    "publish port {container_port} on {text}: IPv6 is not implemented in berth yet"
-                )));
-            }
-            Err(_) => return Err(ApiError::invalid(format!("invalid IP address {text:?} to publish a port on"))),
-        },
+        "" => None,
+        text => {
+            let wrong = || ApiError::invalid(format!("invalid IP address {text:?} to publish a port on"));
+            Some(text.parse::<IpAddr>().map_err(|_| wrong())?)
+        }
     };
     let bad = || ApiError::invalid(format!("invalid port specification: \"{}\"", binding.host_port));
     let host_port = match binding.host_port.split('/').next().unwrap_or("") {
@@ -101,7 +94,7 @@ fn request(
             (first, last) => HostPort::Range { first, last },
         },
     };
-    Ok(Some(PortRequest { protocol, container_port, host_ip, host_port }))
+    Ok(PortRequest { protocol, container_port, host_ip, host_port })
 }
 
 #[cfg(test)]
@@ -125,6 +118,7 @@ mod tests {
             [
                 (53, Protocol::Udp, HostPort::Ephemeral, None),
                 (80, Protocol::Tcp, HostPort::Exact(8080), None),
+                (80, Protocol::Tcp, HostPort::Exact(8080), Some(std::net::Ipv6Addr::UNSPECIFIED.into())),
                 (90, Protocol::Tcp, HostPort::Range { first: 9000, last: 9010 }, Some([127, 0, 0, 1].into())),
             ]
         );
@@ -142,11 +136,9 @@ mod tests {
         for text in ["", "x", "0", "70000", "80/x", "9-8", "+1", "1-"] {
             assert!(parse_port(text).is_err(), "{text}");
         }
-        for json in [
-            r#"{"PortBindings":{"80":[{"HostPort":"x"}]}}"#,
-            r#"{"PortBindings":{"80":[{"HostIp":"nowhere"}]}}"#,
-            r#"{"PortBindings":{"80":[{"HostIp":"fe80::1"}]}}"#,
-        ] {
+        for json in
+            [r#"{"PortBindings":{"80":[{"HostPort":"x"}]}}"#, r#"{"PortBindings":{"80":[{"HostIp":"nowhere"}]}}"#]
+        {
             assert!(requests(&host(json), &Set::default()).is_err(), "{json}");
         }
     }

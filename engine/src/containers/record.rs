@@ -72,13 +72,15 @@ pub struct Joining {
     pub id: String,
     /// A certain IPv4 address.
     pub ip: Option<String>,
+    /// A certain IPv6 address.
+    pub ip6: Option<String>,
     /// A certain MAC address.
     pub mac: Option<String>,
     /// Further names in the network.
     pub aliases: Option<Vec<String>>,
     /// `container:alias` pairs: names that only this container uses.
     pub links: Option<Vec<String>>,
-    /// Options of the driver; shown.
+    /// Options of the driver.
     pub driver_opts: Option<BTreeMap<String, String>>,
     /// The network with the highest one is the way out.
     pub gateway_priority: i64,

@@ -5,7 +5,9 @@ use crate::{
     api::config::EndpointSettings,
     app::App,
     containers::{list, networking, remove::parse_until},
-    networks::{Found, NetworkDescription, NetworkError, NetworkKind, NetworkRequest, SubnetRequest},
+    networks::{
+        Definition, Driver, Found, NetworkDescription, NetworkError, NetworkKind, NetworkRequest, Pooled, SubnetRequest,
+    },
 };
 use axum::{
     body::Body,
@@ -131,27 +133,29 @@ pub async fn inspect(State(app): State<Arc<App>>, Path(id): Path<String>, RawQue
 /// `POST /networks/create`
 pub async fn create(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> ApiResult {
     let request: CreateNetwork = json_body(&headers, body).await?;
-    let request = checked(request)?;
+    let request = checked(request, &app.config.network_options)?;
     let id = run_to_end(make(app, request)).await?;
     Ok(json(StatusCode::CREATED, &json!({"Id": id, "Warning": ""})))
 }
 
-fn checked(request: CreateNetwork) -> ApiResult<NetworkRequest> {
-    let not_yet = |what: &str| Err(ApiError::not_implemented(format!("{what} is not implemented in berth yet")));
+/// What is asked for, checked as far as that goes without knowing of other networks; completed by what the engine was told of networks that
+/// say nothing.
+fn checked(request: CreateNetwork, defaults: &BTreeMap<String, BTreeMap<String, String>>) -> ApiResult<NetworkRequest> {
     let forbidden = |text: String| Err(ApiError::new(StatusCode::FORBIDDEN, text));
-    match request.driver.as_deref().unwrap_or_default() {
-        "" | "default" | "bridge" => {}
+    let driver = match request.driver.as_deref().unwrap_or_default() {
+        "" | "default" | "bridge" => Driver::Bridge,
+        "macvlan" => Driver::Macvlan,
+        "ipvlan" => Driver::Ipvlan,
         driver @ ("host" | "null") => {
             return forbidden(format!("only one instance of \"{driver}\" network is allowed"));
         }
         "overlay" => return Err(super::absent::no_swarm()),
-        driver @ ("macvlan" | "ipvlan") => return not_yet(&format!("network driver {driver}")),
         driver => {
             return Err(ApiError::not_found(format!(
                 "could not find plugin {driver} in v1 plugin registry: plugin \"{driver}\" not found"
             )));
         }
-    }
+    };
     match request.scope.as_deref().unwrap_or_default() {
         "" | "local" => {}
         "swarm" | "global" => return Err(super::absent::no_swarm()),
@@ -160,39 +164,39 @@ fn checked(request: CreateNetwork) -> ApiResult<NetworkRequest> {
     if request.ingress == Some(true) {
         return Err(super::absent::no_swarm());
     }
-    if request.config_only == Some(true) || request.config_from.is_some_and(|from| !from.network.is_empty()) {
-        return not_yet("a network that only holds a configuration (ConfigOnly, ConfigFrom)");
-    }
-    if request.enable_ipv6 == Some(true) {
-        return not_yet("EnableIPv6");
-    }
-    if request.enable_ipv4 == Some(false) {
-        return not_yet("EnableIPv4=false");
-    }
+    let config_from = request.config_from.map(|from| from.network).filter(|name| !name.is_empty());
+    let config_only = request.config_only.unwrap_or_default();
     let ipam = request.ipam.unwrap_or_default();
     if let driver @ Some(name) = ipam.driver.as_deref()
         && !matches!(driver, Some("" | "default"))
     {
         return Err(ApiError::not_found(format!("could not find IPAM driver {name}: berth has default alone")));
     }
-    let mut configs = ipam.config.unwrap_or_default();
-    if configs.len() > 1 {
-        return forbidden("bridge driver doesn't support multiple subnets".to_owned());
-    }
-    let subnet = configs.pop().map(|config| SubnetRequest {
+    let subnets = ipam.config.unwrap_or_default().into_iter().map(|config| SubnetRequest {
         subnet: config.subnet.unwrap_or_default(),
         range: config.ip_range.unwrap_or_default(),
         gateway: config.gateway.unwrap_or_default(),
         auxiliary: config.aux_address.unwrap_or_default(),
     });
+    let mut options = request.options.unwrap_or_default();
+    if config_from.is_none() && !config_only {
+        for (key, value) in defaults.get(driver.name()).into_iter().flatten() {
+            options.entry(key.clone()).or_insert_with(|| value.clone());
+        }
+    }
     Ok(NetworkRequest {
         name: request.name,
+        driver,
+        enable_ipv4: request.enable_ipv4,
+        enable_ipv6: request.enable_ipv6,
         internal: request.internal.unwrap_or_default(),
         attachable: request.attachable.unwrap_or_default(),
+        config_only,
+        config_from,
         labels: request.labels.unwrap_or_default(),
-        options: request.options.unwrap_or_default(),
+        options,
         ipam_options: ipam.options.unwrap_or_default(),
-        subnet: subnet.filter(|subnet| *subnet != SubnetRequest::default()),
+        subnets: subnets.filter(|subnet| *subnet != SubnetRequest::default()).collect(),
     })
 }
 
@@ -225,7 +229,7 @@ async fn make(app: Arc<App>, request: NetworkRequest) -> ApiResult<String> {
         return Err(error.into());
     }
     proto::fault!("engine.network.built");
-    tell(&app, "create", &id, &definition.name);
+    tell(&app, "create", &definition);
     Ok(id)
 }
 
@@ -259,13 +263,13 @@ async fn unmake(app: Arc<App>, found: Found) -> ApiResult<()> {
         return Err(ApiError::unexpected(&error));
     }
     proto::fault!("engine.network.off_record");
-    let owner = app.clone();
+    let (owner, gone) = (app.clone(), definition.clone());
     // It is off the record: what is left of it the next start removes.
-    if let Err(error) = blocking(move || owner.networks.raze_network(&definition)).await? {
+    if let Err(error) = blocking(move || owner.networks.raze_network(&gone)).await? {
         warn!(id = found.id, error = %chain(&error), "bridge of a removed network stays");
     }
     proto::fault!("engine.network.razed");
-    tell(&app, "destroy", &found.id, &found.name);
+    tell(&app, "destroy", &definition);
     Ok(())
 }
 
@@ -321,9 +325,10 @@ pub async fn prune(State(app): State<Arc<App>>, RawQuery(query): RawQuery) -> Ap
     Ok(json(StatusCode::OK, &json!({"NetworksDeleted": removed})))
 }
 
-fn tell(app: &App, action: &'static str, id: &str, name: &str) {
-    let attributes = BTreeMap::from([("name".into(), name.to_owned()), ("type".into(), "bridge".into())]);
-    app.events.publish("network", action, id, attributes);
+fn tell(app: &App, action: &'static str, network: &Definition) {
+    let driver = network.driver.name().to_owned();
+    let attributes = BTreeMap::from([("name".into(), network.name.clone()), ("type".into(), driver)]);
+    app.events.publish("network", action, &network.id, attributes);
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> ApiResult<T> {
@@ -332,39 +337,61 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 
 fn show(app: &App, network: &NetworkDescription, members: BTreeMap<String, Value>) -> Value {
     let user = network.definition.as_ref();
-    let ipam = match (&network.subnet, network.gateway) {
-        (Some(subnet), Some(gateway)) => {
-            let mut config = json!({"Subnet": subnet.to_string(), "Gateway": gateway});
-            if let Some(range) = user.and_then(|user| user.range) {
-                config["IPRange"] = range.to_string().into();
-            }
-            if let Some(user) = user.filter(|user| !user.auxiliary.is_empty()) {
-                config["AuxiliaryAddresses"] = json!(user.auxiliary);
-            }
-            json!([config])
-        }
-        _ => json!(null),
+    let ipam = if let Some(held) = user.filter(|user| user.config_only) {
+        held.requested.iter().map(requested).collect()
+    } else if let Some(user) = user {
+        user.subnets.iter().map(pooled).collect()
+    } else {
+        let own = network.subnets.iter();
+        own.map(|own| json!({"Subnet": own.to_network().to_string(), "Gateway": own.address()})).collect::<Vec<_>>()
     };
+    let is_ipv4 = |user: &Definition| user.ipv4;
     json!({
         "Name": network.name,
         "Id": network.id,
         "Created": user.map_or(app.started, |user| user.created),
         "Scope": "local",
         "Driver": network.driver,
-        "EnableIPv4": network.kind != NetworkKind::None,
-        "EnableIPv6": false,
+        "EnableIPv4": user.map_or(network.kind != NetworkKind::None, is_ipv4),
+        "EnableIPv6": network.subnets.iter().any(|subnet| !subnet.is_ipv4()) || user.is_some_and(|user| user.ipv6),
         "IPAM": {
             "Driver": "default",
             "Options": user.map(|user| &user.ipam_options),
-            "Config": ipam,
+            "Config": if ipam.is_empty() { Value::Null } else { ipam.into() },
         },
         "Internal": user.is_some_and(|user| user.internal),
         "Attachable": user.is_some_and(|user| user.attachable),
         "Ingress": false,
-        "ConfigFrom": {"Network": ""},
-        "ConfigOnly": false,
+        "ConfigFrom": {"Network": user.and_then(|user| user.config_from.as_deref()).unwrap_or_default()},
+        "ConfigOnly": user.is_some_and(|user| user.config_only),
         "Containers": members,
         "Options": network.options,
         "Labels": user.map_or_else(|| json!({}), |user| json!(user.labels)),
     })
+}
+
+/// A subnet of a network.
+fn pooled(subnet: &Pooled) -> Value {
+    let mut config = json!({"Subnet": subnet.address.to_network().to_string(), "Gateway": subnet.address.address()});
+    if let Some(range) = subnet.range {
+        config["IPRange"] = range.to_string().into();
+    }
+    if !subnet.auxiliary.is_empty() {
+        config["AuxiliaryAddresses"] = json!(subnet.auxiliary);
+    }
+    config
+}
+
+/// A subnet that networks are to be made with.
+fn requested(subnet: &SubnetRequest) -> Value {
+    let mut config = json!({});
+    for (key, text) in [("Subnet", &subnet.subnet), ("IPRange", &subnet.range), ("Gateway", &subnet.gateway)] {
+        if !text.is_empty() {
+            config[key] = text.clone().into();
+        }
+    }
+    if !subnet.auxiliary.is_empty() {
+        config["AuxiliaryAddresses"] = json!(subnet.auxiliary);
+    }
+    config
 }

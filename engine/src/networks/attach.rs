@@ -6,21 +6,24 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use tracing::warn;
 
-use super::endpoint::{AttachRequest, Endpoint, EndpointAddress, Member, MemberRequest, NetworkKind};
+use super::endpoint::{
+    AttachRequest, Endpoint, EndpointAddress, FamilyAddress, Member, MemberRequest, NetworkKind, Targets,
+};
 use super::error::NetworkError;
 use super::mac::Mac;
 use super::netlink::{self, Batch, NetlinkError, Socket, address, link, route};
 use super::netns::Namespace;
-use super::ports::PortRequest;
+use super::options::{Driver, GatewayMode, LinkMode};
+use super::ports::{PortError, PortRequest, PublishedPort, Wanted};
 use super::subnet::Subnet;
-use super::{HELD, Leases, Networks, locked};
+use super::{HELD, Leases, Network, Networks, locked, sysctl};
 
 /// The time that the kernel gets to delete the link of a container that is gone.
 const DEPARTURE: Duration = Duration::from_secs(2);
@@ -33,6 +36,23 @@ pub(super) struct Planned {
     index: u32,
     mtu: u32,
     isolated: bool,
+    /// How the link shares the one it is on; none for a link to a bridge.
+    mode: Option<LinkMode>,
+}
+
+/// Where the default routes of a container lead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Ways {
+    v4: Way,
+    v6: Way,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Way {
+    By(IpAddr),
+    /// Out of a link of the container's.
+    Out(String),
+    Nowhere,
 }
 
 impl Networks {
@@ -42,31 +62,37 @@ impl Networks {
         if let Err(error) = self.reap(DEPARTURE) {
             warn!(%error, "links of former containers stay");
         }
-        let (mut attaching, mut namespace) = Attaching::begin(self, id, NetworkKind::Bridge)?;
+        let ipv6 = {
+            let leases = locked(&self.leases);
+            let mut joined = request.members.iter().filter_map(|member| leases.networks.get(&member.network_id));
+            joined.any(|network| network.has_family(false))
+        };
+        let (mut attaching, mut namespace) = Attaching::begin(self, id, NetworkKind::Bridge, ipv6)?;
         proto::fault!("engine.attach.namespace_made");
         let name = if request.name.is_empty() { id } else { &request.name };
         let planned = self.reserve(id, name, request, &mut attaching.endpoint)?;
         proto::fault!("engine.attach.address_leased");
         let endpoint = &attaching.endpoint;
         self.connect_all(id, name, &planned, !endpoint.ports.is_empty(), namespace.fd.as_fd())?;
-        let gateway = endpoint.gateway_member().map(|member| member.address.gateway);
+        let ways = locked(&self.leases).ways(endpoint);
+        if planned.iter().any(|planned| planned.differs(ipv6)) {
+            prepare_links(&planned, namespace.fd.as_fd())?;
+        }
         let first = planned.first().map_or_else(String::new, |planned| planned.bridge.clone());
-        configure_inside(&mut namespace.socket, &planned, gateway)
+        configure_inside(&mut namespace.socket, &planned, &ways)
             .and_then(|()| planned.iter().try_for_each(|planned| self.wait_for_link(&planned.member)))
             .map_err(|cause| NetworkError::Connect { endpoint: name.to_owned(), bridge: first, cause })?;
         proto::fault!("engine.attach.connected");
-        if let Some(ip) = endpoint.published_at() {
-            locked(&self.firewall)
-                .publish(ip, &endpoint.ports)
-                .map_err(|cause| NetworkError::Publish { endpoint: name.to_owned(), cause })?;
-        }
+        locked(&self.firewall)
+            .publish(endpoint.targets(), &endpoint.ports)
+            .map_err(|cause| NetworkError::Publish { endpoint: name.to_owned(), cause })?;
         proto::fault!("engine.attach.published");
         Ok(attaching.finish(namespace.fd))
     }
 
     /// Gives a container a namespace with lo and nothing else.
     pub fn attach_none(&self, id: &str) -> Result<Endpoint, NetworkError> {
-        let (attaching, namespace) = Attaching::begin(self, id, NetworkKind::None)?;
+        let (attaching, namespace) = Attaching::begin(self, id, NetworkKind::None, false)?;
         Ok(attaching.finish(namespace.fd))
     }
 
@@ -93,8 +119,9 @@ impl Networks {
         let mut failures = Vec::new();
         self.names.forget(id);
         let mut unpublished = true;
-        if let Some(ip) = endpoint.published_at() {
-            let done = self.unpublish(id, ip, endpoint);
+        let targets = endpoint.targets();
+        if !targets.is_empty() {
+            let done = self.unpublish(id, targets, endpoint);
             unpublished = done.is_ok();
             failures.extend(done.err());
             proto::fault!("engine.detach.unpublished");
@@ -121,8 +148,8 @@ impl Networks {
         Err(first)
     }
 
-    pub(super) fn unpublish(&self, id: &str, ip: Ipv4Addr, endpoint: &Endpoint) -> Result<(), NetworkError> {
-        let unpublished = locked(&self.firewall).unpublish(ip, &endpoint.ports);
+    pub(super) fn unpublish(&self, id: &str, from: Targets, endpoint: &Endpoint) -> Result<(), NetworkError> {
+        let unpublished = locked(&self.firewall).unpublish(from, &endpoint.ports);
         unpublished.map_err(|cause| NetworkError::Unpublish { id: id.to_owned(), cause })
     }
 
@@ -141,11 +168,11 @@ impl Networks {
                 true => std::mem::take(&mut endpoint.endpoint_id),
                 false => random_id()?,
             };
-            let plan = leases.plan(id, wanted, endpoint_id, endpoint.free_interface())?;
+            let plan = leases.plan(id, wanted, endpoint_id, endpoint)?;
             endpoint.add(plan.member.clone());
             planned.push(plan);
         }
-        endpoint.gateway = leases.way_out(endpoint);
+        leases.find_ways_out(endpoint);
         endpoint.ports = leases.acquire_ports(id, name, endpoint, &request.ports)?;
         Ok(planned)
     }
@@ -202,6 +229,19 @@ impl Networks {
         }
         let mut batch = Batch::new();
         let address = &planned.member.address;
+        if let Some(mode) = planned.mode {
+            let parented = link::Parented {
+                parent: planned.index,
+                mode,
+                namespace,
+                name: &planned.member.interface,
+                mac: address.mac,
+                mtu: None,
+            };
+            link::create_parented(&mut batch, &parented);
+            proto::fault!("engine.attach.parented_planned");
+            return locked(&self.route).run(&mut batch).map(drop);
+        }
         link::create_veth(
             &mut batch,
             &link::VethPair {
@@ -222,13 +262,20 @@ impl Networks {
     }
 
     pub(super) fn wait_for_link(&self, member: &Member) -> Result<(), NetlinkError> {
-        link::wait_until_operational(&mut locked(&self.route), &member.address.host_link)
+        match member.address.host_link.as_str() {
+            "" => Ok(()),
+            host_link => link::wait_until_operational(&mut locked(&self.route), host_link),
+        }
     }
 
     /// Cuts the container's link off the bridge. The kernel deletes it with the namespace, in the background and many at
     /// once; should something hold the namespace, [`Networks::reap`] does.
     fn disconnect(&self, id: &str, member: &Member) -> Result<(), NetworkError> {
         let host_link = &member.address.host_link;
+        if host_link.is_empty() {
+            // Its link is in the container alone.
+            return Ok(());
+        }
         let cut = link::cut_off(&mut locked(&self.route), host_link);
         locked(&self.homes).remove(host_link);
         locked(&self.departing).push((Instant::now(), host_link.to_owned()));
@@ -264,31 +311,44 @@ impl Networks {
 }
 
 impl Leases {
-    /// Takes an address for a member of a network.
+    /// Takes addresses for a member of a network.
     pub(super) fn plan(
         &mut self,
         id: &str,
         wanted: &MemberRequest,
         endpoint_id: String,
-        interface: String,
+        endpoint: &Endpoint,
     ) -> Result<Planned, NetworkError> {
         let network = self
-            .bridges
+            .networks
             .get_mut(&wanted.network_id)
             .ok_or_else(|| NetworkError::NotFound(wanted.network_id.clone()))?;
-        let ip = match wanted.ip {
-            Some(ip) => network.ipam.reserve(ip, id).map(|()| ip),
-            None => network.ipam.allocate(id),
-        }?;
+        if network.definition.as_ref().is_some_and(|definition| definition.config_only) {
+            return Err(NetworkError::ConfigurationOnly(network.name.clone()));
+        }
+        let v4 = network.lease(id, wanted, true)?;
+        let v6 = network.lease(id, wanted, false).inspect_err(|_| {
+            if let Some(v4) = &v4 {
+                network.release(v4.ip, id);
+            }
+        })?;
+        let main = v4.or(v6).map_or(IpAddr::from([127, 0, 0, 1]), |address| address.ip);
         // Not of the container's id: when a container is started again, the kernel may still be taking its former link down.
-        let host_link = format!("veth{}", &endpoint_id[..11.min(endpoint_id.len())]);
+        let host_link = match network.driver {
+            Driver::Bridge => format!("veth{}", &endpoint_id[..11.min(endpoint_id.len())]),
+            Driver::Macvlan | Driver::Ipvlan => String::new(),
+        };
         let address = EndpointAddress {
-            ip,
-            prefix: network.address.prefix(),
-            gateway: network.address.address(),
-            mac: wanted.mac.unwrap_or_else(|| Mac::of_address(ip)),
+            v4,
+            v6,
+            mac: wanted.mac.unwrap_or_else(|| Mac::of_address(main)),
             host_link,
             gateway_priority: wanted.gateway_priority,
+            link: wanted.link.clone(),
+        };
+        let interface = match &wanted.interface {
+            Some(name) => name.clone(),
+            None => endpoint.free_interface(&network.options.interface),
         };
         let member = Member { network_id: wanted.network_id.clone(), endpoint_id, interface, address };
         Ok(self.planned(member))
@@ -296,22 +356,29 @@ impl Leases {
 
     /// What the link of a member needs to know.
     pub(super) fn planned(&self, member: Member) -> Planned {
-        let network = self.bridges.get(&member.network_id);
+        let network = self.networks.get(&member.network_id);
         Planned {
             bridge: network.map_or_else(String::new, |network| network.link.clone()),
             index: network.map_or(0, |network| network.index),
             mtu: network.map_or(1500, |network| network.mtu),
-            isolated: network.is_some_and(|network| !network.icc),
+            isolated: network.is_some_and(|network| !network.options.icc),
+            mode: network.and_then(|network| network.options.link_mode),
             member,
         }
     }
 
-    /// The network by which the default route of a container leads: of the highest priority, then the first by name. Empty
+    /// Notes the networks by which the default routes of a container lead.
+    pub(super) fn find_ways_out(&self, endpoint: &mut Endpoint) {
+        endpoint.gateway = self.way_out(endpoint, true);
+        endpoint.gateway_v6 = self.way_out(endpoint, false);
+    }
+
+    /// The network by which the default route of a family leads: of the highest priority, then the first by name. Empty
     /// stands for the first network; an internal one is no way out.
-    pub(super) fn way_out(&self, endpoint: &Endpoint) -> String {
+    fn way_out(&self, endpoint: &Endpoint, is_ipv4: bool) -> String {
         let members = endpoint.members();
-        let open = members.iter().filter_map(|member| {
-            let network = self.bridges.get(&member.network_id).filter(|network| !network.internal)?;
+        let open = members.iter().filter(|member| member.address.of(is_ipv4).is_some()).filter_map(|member| {
+            let network = self.networks.get(&member.network_id).filter(|network| network.leads_out(is_ipv4))?;
             Some((std::cmp::Reverse(member.address.gateway_priority), network.name.clone(), &member.network_id))
         });
         match open.min() {
@@ -321,51 +388,191 @@ impl Leases {
         }
     }
 
-    /// Takes host ports for what leads to the way out; nothing where there is none.
+    /// Where the default routes of a container lead.
+    pub(super) fn ways(&self, endpoint: &Endpoint) -> Ways {
+        let way = |is_ipv4| {
+            let Some(member) = endpoint.gateway_member(is_ipv4) else { return Way::Nowhere };
+            let network = self.networks.get(&member.network_id);
+            match member.address.of(is_ipv4).and_then(|address| address.gateway) {
+                Some(gateway) => Way::By(gateway),
+                None if network.is_some_and(|network| network.driver != Driver::Bridge) => Way::Out(member.interface),
+                None => Way::Nowhere,
+            }
+        };
+        Ways { v4: way(true), v6: way(false) }
+    }
+
+    /// Takes host ports for what leads to the ways out; nothing where there is none.
     pub(super) fn acquire_ports(
         &mut self,
         id: &str,
         name: &str,
         endpoint: &Endpoint,
         requests: &[PortRequest],
-    ) -> Result<Vec<super::PublishedPort>, NetworkError> {
-        let Some(gateway) = endpoint.gateway_member() else { return Ok(Vec::new()) };
-        let host_ip = self.bridges.get(&gateway.network_id).and_then(|network| network.host_ip);
-        let requests: Vec<PortRequest> =
-            requests.iter().map(|request| PortRequest { host_ip: request.host_ip.or(host_ip), ..*request }).collect();
-        let taken = self.ports.acquire(id, &requests);
-        taken.map_err(|cause| NetworkError::Port { endpoint: name.to_owned(), cause })
+    ) -> Result<Vec<PublishedPort>, NetworkError> {
+        let failed = |cause| NetworkError::Port { endpoint: name.to_owned(), cause };
+        let published_by = |is_ipv4| {
+            let member = endpoint.gateway_member(is_ipv4)?;
+            // What is on a link of the host's is reached by its own address.
+            self.networks.get(&member.network_id).filter(|network| network.is_bridge())
+        };
+        let (v4, v6) = (published_by(true), published_by(false));
+        if v4.is_none() && v6.is_none() {
+            return Ok(Vec::new());
+        }
+        let is_routed = |is_ipv4: bool| {
+            let network = if is_ipv4 { v4 } else { v6 };
+            network.is_some_and(|network| network.options.mode(is_ipv4) == GatewayMode::Routed)
+        };
+        let mut wanted = Vec::with_capacity(requests.len());
+        let mut routed = Vec::new();
+        for request in requests {
+            let (mut ips, container_port) = (Vec::new(), request.container_port);
+            match request.host_ip {
+                Some(ip) if ip.is_ipv4() && v4.is_some() || ip.is_ipv6() && v6.is_some() => ips.push(ip),
+                // Clients ask for all addresses of both families, whatever the container has.
+                Some(ip) if ip.is_unspecified() => {}
+                Some(ip) => return Err(failed(PortError::Family { ip, container_port })),
+                None => ips.extend(bindings(v4, v6)),
+            }
+            let (known, translated) = ips.into_iter().partition(|ip: &IpAddr| is_routed(ip.is_ipv4()));
+            let port = |host_ip| PublishedPort { protocol: request.protocol, container_port, host_ip, host_port: 0 };
+            routed.extend(Vec::into_iter(known).map(port));
+            wanted.push(Wanted { request: *request, ips: translated });
+        }
+        let mut ports = self.ports.acquire(id, &wanted).map_err(failed)?;
+        ports.extend(routed);
+        Ok(ports)
     }
 
-    /// Gives the address of a member back.
+    /// Gives the addresses of a member back.
     pub(super) fn release(&mut self, member: &Member, id: &str) {
-        if let Some(network) = self.bridges.get_mut(&member.network_id) {
-            network.ipam.release(member.address.ip, id);
+        if let Some(network) = self.networks.get_mut(&member.network_id) {
+            member.address.all().for_each(|address| network.release(address.ip, id));
         }
+    }
+}
+
+/// Where ports are published that say nothing.
+fn bindings(v4: Option<&Network>, v6: Option<&Network>) -> Vec<IpAddr> {
+    let default_v4 = v4.map(|network| network.options.host_ip.0.unwrap_or(UNSPECIFIED_V4));
+    let default_v6 = v6.and_then(|network| match network.options.host_ip {
+        (_, Some(ip)) => Some(ip),
+        // Who names an address of IPv4 doesn't mean all those of IPv6.
+        (Some(v4), None) if !v4.is_unspecified() => None,
+        _ => Some(UNSPECIFIED_V6),
+    });
+    default_v4.into_iter().chain(default_v6).collect()
+}
+
+const UNSPECIFIED_V4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
+const UNSPECIFIED_V6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
+
+impl Network {
+    /// Takes an address of a family: the one that is wanted, or the next free one of any of its subnets.
+    fn lease(
+        &mut self,
+        id: &str,
+        wanted: &MemberRequest,
+        is_ipv4: bool,
+    ) -> Result<Option<FamilyAddress>, NetworkError> {
+        let chosen = wanted.ips.iter().find(|ip| ip.is_ipv4() == is_ipv4).copied();
+        let mut refused = None;
+        let mut leased = None;
+        for pool in self.pools.iter_mut().filter(|pool| pool.subnet().is_ipv4() == is_ipv4) {
+            let got = match chosen {
+                Some(ip) => pool.reserve(ip, id).map(|()| ip),
+                None => pool.allocate(id),
+            };
+            match got {
+                Ok(ip) => {
+                    leased = Some((ip, pool.subnet()));
+                    break;
+                }
+                // What somebody has says more than what isn't there.
+                Err(error) => {
+                    let keep = matches!(refused, Some(super::ipam::IpamError::InUse { .. }));
+                    refused = if keep { refused } else { Some(error) };
+                }
+            }
+        }
+        let Some((ip, subnet)) = leased else {
+            return match refused {
+                Some(error) => Err(error.into()),
+                None => Ok(None),
+            };
+        };
+        Ok(Some(FamilyAddress { ip, prefix: subnet.prefix(), gateway: self.gateway(subnet) }))
+    }
+
+    /// The router of a subnet, as its containers see it.
+    fn gateway(&self, subnet: Subnet) -> Option<IpAddr> {
+        let is_ipv4 = subnet.is_ipv4();
+        let pooled = self.definition.iter().flat_map(|definition| &definition.subnets);
+        let mut own = pooled.filter(|pooled| pooled.address == subnet);
+        // Docker's way of naming another router than the bridge.
+        let name = if is_ipv4 { "DefaultGatewayIPv4" } else { "DefaultGatewayIPv6" };
+        let other = own.find_map(|pooled| pooled.auxiliary.get(name)).copied();
+        let here = match self.options.link_mode {
+            None => self.options.bridge_has_address(is_ipv4),
+            Some(mode) => mode.is_switched(),
+        };
+        other.or(here.then_some(subnet.address()))
+    }
+
+    fn leads_out(&self, is_ipv4: bool) -> bool {
+        !self.internal && self.options.mode(is_ipv4) != GatewayMode::Isolated
+    }
+
+    fn release(&mut self, ip: IpAddr, id: &str) {
+        self.pools.iter_mut().for_each(|pool| pool.release(ip, id));
+    }
+}
+
+impl Planned {
+    /// Whether its link isn't as links in the namespace are by default.
+    fn differs(&self, ipv6: bool) -> bool {
+        let address = &self.member.address;
+        address.v6.is_some() != ipv6 || !address.link.sysctls.is_empty() || (ipv6 && self.mode.is_some())
     }
 }
 
 /// In place of a network's id: none leads out.
 const NOWHERE: &str = "none";
 
-/// Addresses and default route. The indices are asked for: tunnel devices of some kernels come first.
-pub(super) fn configure_inside(
-    socket: &mut Socket,
-    planned: &[Planned],
-    gateway: Option<Ipv4Addr>,
-) -> Result<(), NetlinkError> {
+/// Settings of links that are to be made before they are up.
+pub(super) fn prepare_links(planned: &[Planned], namespace: BorrowedFd<'_>) -> Result<(), NetworkError> {
+    sys::netns::within(namespace, || {
+        for Planned { member, mode, .. } in planned {
+            sysctl::of_link(&member.interface, member.address.v6.is_some(), mode.is_some())?;
+            for (path, value) in &member.address.link.sysctls {
+                sysctl::set_by_user(&path.replace("IFNAME", &member.interface), value)?;
+            }
+        }
+        Ok(())
+    })?
+}
+
+/// Addresses and default routes. The indices are asked for: tunnel devices of some kernels come first.
+pub(super) fn configure_inside(socket: &mut Socket, planned: &[Planned], ways: &Ways) -> Result<(), NetlinkError> {
     let mut batch = Batch::new();
+    let missing = |name: &str| NetlinkError::Unanswered { step: format!("look up {name}") };
     for Planned { member, .. } in planned {
         let name = &member.interface;
-        let missing = || NetlinkError::Unanswered { step: format!("look up {name}") };
-        let index = link::find(socket, name)?.ok_or_else(missing)?.index;
-        let own = Subnet::new(member.address.ip, member.address.prefix).map_err(|_| missing())?;
-        address::add(&mut batch, index, own);
+        let index = link::find(socket, name)?.ok_or_else(|| missing(name))?.index;
+        for own in member.address.all() {
+            let own = Subnet::new(own.ip, own.prefix).map_err(|_| missing(name))?;
+            address::add(&mut batch, index, own);
+        }
         link::bring_up(&mut batch, name, None);
     }
-    match gateway {
-        Some(gateway) => route::replace_default(&mut batch, gateway),
-        None => route::delete_default(&mut batch),
+    for (is_ipv4, way) in [(true, &ways.v4), (false, &ways.v6)] {
+        let way = match way {
+            Way::By(gateway) => route::Way::By(*gateway),
+            Way::Out(name) => route::Way::Out(link::find(socket, name)?.ok_or_else(|| missing(name))?.index),
+            Way::Nowhere => route::Way::Nowhere,
+        };
+        route::set_default(&mut batch, is_ipv4, way);
     }
     socket.run(&mut batch).map(drop)
 }
@@ -380,10 +587,15 @@ struct Attaching<'a> {
 
 impl<'a> Attaching<'a> {
     /// Makes the namespace. A container that has one is refused here, before anything of it is touched.
-    fn begin(networks: &'a Networks, id: &'a str, network: NetworkKind) -> Result<(Self, Namespace), NetworkError> {
+    fn begin(
+        networks: &'a Networks,
+        id: &'a str,
+        network: NetworkKind,
+        ipv6: bool,
+    ) -> Result<(Self, Namespace), NetworkError> {
         let pin = networks.pins.path(id)?;
         let endpoint_id = random_id()?;
-        let namespace = networks.pins.create(&pin)?;
+        let namespace = networks.pins.create(&pin, ipv6)?;
         let mut endpoint = empty_endpoint(network, pin, endpoint_id);
         if network == NetworkKind::None {
             endpoint.network_id = networks.network_id(network).to_owned();
@@ -409,9 +621,11 @@ fn empty_endpoint(network: NetworkKind, netns: std::path::PathBuf, endpoint_id: 
         endpoint_id,
         netns,
         address: None,
+        interface: "eth0".to_owned(),
         ports: Vec::new(),
         further: Vec::new(),
         gateway: String::new(),
+        gateway_v6: String::new(),
         unsettled: false,
     }
 }

@@ -11,6 +11,14 @@ pub struct BridgeConfig {
     /// The bridge's own address and its network (`--bip`). `None`: what the bridge has if it exists, else the first
     /// of docker's default subnets that the host has no route to.
     pub address: Option<Subnet>,
+    /// The bridge's IPv6 address and its network; none for a network without IPv6.
+    pub address_v6: Option<Subnet>,
+    /// Where containers on it get their addresses from, at most one range of each family; else the whole networks.
+    pub ranges: Vec<Subnet>,
+    /// Containers on it reach each other.
+    pub icc: bool,
+    /// What leaves the host gets the host's address.
+    pub masquerade: bool,
     /// MTU of the bridge and its links.
     pub mtu: u32,
     /// Ids of the networks.

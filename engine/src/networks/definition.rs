@@ -1,50 +1,50 @@
 //! A network of the user: what was asked for, checked; and what is kept of it on disk. Pure.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
 use super::config;
 use super::error::NetworkError;
-use super::subnet::Subnet;
+use super::options::Driver;
+use super::subnet::{Subnet, bits, from_bits};
 use crate::time::Timestamp;
 
 /// Names of the networks that are always there.
 pub const PREDEFINED: [&str; 3] = ["bridge", "host", "none"];
-
-/// Options of the bridge driver that are understood.
-mod option {
-    pub(super) const NAME: &str = "com.docker.network.bridge.name";
-    pub(super) const ICC: &str = "com.docker.network.bridge.enable_icc";
-    pub(super) const MASQUERADE: &str = "com.docker.network.bridge.enable_ip_masquerade";
-    pub(super) const HOST_BINDING: &str = "com.docker.network.bridge.host_binding_ipv4";
-    pub(super) const MTU: &str = "com.docker.network.driver.mtu";
-    pub(super) const DEFAULT_BRIDGE: &str = "com.docker.network.bridge.default_bridge";
-    pub(super) const PREFIX: &str = "com.docker.network.";
-}
 
 /// What is asked for when a network is made.
 #[derive(Debug, Clone, Default)]
 pub struct NetworkRequest {
     /// Its name.
     pub name: String,
+    /// What it is made of.
+    pub driver: Driver,
+    /// Whether containers get IPv4 addresses; they do if nothing is said.
+    pub enable_ipv4: Option<bool>,
+    /// Whether containers get IPv6 addresses.
+    pub enable_ipv6: Option<bool>,
     /// Nothing outside can be reached from it.
     pub internal: bool,
     /// Containers outside of services may join; means nothing on one machine, but is shown.
     pub attachable: bool,
+    /// It is no network, and holds what others are made with.
+    pub config_only: bool,
+    /// The name of a network that holds what this one is made with.
+    pub config_from: Option<String>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
     /// Options of the driver.
     pub options: BTreeMap<String, String>,
     /// Options of the address management; shown only.
     pub ipam_options: BTreeMap<String, String>,
-    /// The subnet; none for one of the pools.
-    pub subnet: Option<SubnetRequest>,
+    /// The subnets; those of a family that needs one and has none come from the pools.
+    pub subnets: Vec<SubnetRequest>,
 }
 
 /// A subnet that is asked for.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SubnetRequest {
     /// The network, `10.1.0.0/16`; empty for one of the pools.
     pub subnet: String,
@@ -56,29 +56,12 @@ pub struct SubnetRequest {
     pub auxiliary: BTreeMap<String, String>,
 }
 
-/// A network of the user as it is kept on disk.
+/// A subnet of a network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Definition {
-    /// 64 hex digits.
-    pub id: String,
-    /// Its name.
-    pub name: String,
-    /// When it was made.
-    pub created: Timestamp,
-    /// Nothing outside can be reached from it.
-    pub internal: bool,
-    /// Shown only.
-    pub attachable: bool,
-    /// Labels.
-    pub labels: BTreeMap<String, String>,
-    /// Options of the driver, as they were given.
-    pub options: BTreeMap<String, String>,
-    /// Options of the address management.
-    #[serde(default)]
-    pub ipam_options: BTreeMap<String, String>,
-    /// The bridge's address and its network.
+pub struct Pooled {
+    /// The gateway's address and its network.
     pub address: Subnet,
-    /// The user chose the subnet: only then can containers choose addresses.
+    /// The user chose it: only then can containers choose addresses.
     pub chosen: bool,
     /// The gateway was given.
     #[serde(default)]
@@ -87,59 +70,114 @@ pub struct Definition {
     pub range: Option<Subnet>,
     /// Addresses that belong to others.
     #[serde(default)]
-    pub auxiliary: BTreeMap<String, Ipv4Addr>,
-    /// Name of the bridge.
+    pub auxiliary: BTreeMap<String, IpAddr>,
+}
+
+/// A network of the user as it is kept on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Stored")]
+pub struct Definition {
+    /// 64 hex digits.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// What it is made of.
+    pub driver: Driver,
+    /// When it was made.
+    pub created: Timestamp,
+    /// Containers get IPv4 addresses.
+    pub ipv4: bool,
+    /// Containers get IPv6 addresses.
+    pub ipv6: bool,
+    /// Nothing outside can be reached from it.
+    pub internal: bool,
+    /// Shown only.
+    pub attachable: bool,
+    /// It is no network, and holds what others are made with.
+    pub config_only: bool,
+    /// The name of the network that holds what this one was made with.
+    pub config_from: Option<String>,
+    /// What such a network was asked to hold.
+    pub requested: Vec<SubnetRequest>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Options of the driver, as they were given.
+    pub options: BTreeMap<String, String>,
+    /// Options of the address management.
+    pub ipam_options: BTreeMap<String, String>,
+    /// Its subnets.
+    pub subnets: Vec<Pooled>,
+    /// Name of the bridge, or of the link that containers' links are on; empty for one that only holds what others are made with.
     pub bridge: String,
-    /// The bridge was there before and stays.
-    #[serde(default)]
+    /// That link was there before and stays.
     pub adopted: bool,
 }
 
-/// What the options of the driver say.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct DriverOptions {
-    pub(super) bridge: Option<String>,
-    pub(super) icc: bool,
-    pub(super) masquerade: bool,
-    pub(super) host_ip: Option<Ipv4Addr>,
-    pub(super) mtu: u32,
+/// What is on disk, also of engines that knew bridges with one IPv4 subnet only.
+#[derive(Deserialize)]
+struct Stored {
+    id: String,
+    name: String,
+    #[serde(default)]
+    driver: Driver,
+    created: Timestamp,
+    #[serde(default = "yes")]
+    ipv4: bool,
+    #[serde(default)]
+    ipv6: bool,
+    internal: bool,
+    attachable: bool,
+    #[serde(default)]
+    config_only: bool,
+    #[serde(default)]
+    config_from: Option<String>,
+    #[serde(default)]
+    requested: Vec<SubnetRequest>,
+    labels: BTreeMap<String, String>,
+    options: BTreeMap<String, String>,
+    #[serde(default)]
+    ipam_options: BTreeMap<String, String>,
+    #[serde(default)]
+    subnets: Vec<Pooled>,
+    #[serde(flatten)]
+    only: Option<Pooled>,
+    bridge: String,
+    #[serde(default)]
+    adopted: bool,
 }
 
-impl DriverOptions {
-    /// Reads them; `mtu` is the one of networks that say nothing.
-    pub(super) fn parse(options: &BTreeMap<String, String>, mtu: u32) -> Result<Self, NetworkError> {
-        let mut parsed = Self { bridge: None, icc: true, masquerade: true, host_ip: None, mtu };
-        for (key, value) in options {
-            let bad = || NetworkError::Option { key: key.clone(), value: value.clone() };
-            let flag = || parse_bool(value).ok_or_else(bad);
-            match key.as_str() {
-                option::NAME => parsed.bridge = (!value.is_empty()).then(|| value.clone()),
-                option::ICC => parsed.icc = flag()?,
-                option::MASQUERADE => parsed.masquerade = flag()?,
-                option::HOST_BINDING => {
-                    let ip: Ipv4Addr = value.parse().map_err(|_| bad())?;
-                    parsed.host_ip = (!ip.is_unspecified()).then_some(ip);
-                }
-                option::MTU => {
-                    parsed.mtu = value.parse().ok().filter(|mtu| (68..=65535).contains(mtu)).ok_or_else(bad)?;
-                }
-                // What `docker network inspect bridge` shows and scripts copy.
-                option::DEFAULT_BRIDGE if parse_bool(value) == Some(false) => {}
-                key if key.starts_with(option::PREFIX) => return Err(NetworkError::UnknownOption(key.to_owned())),
-                // dockerd takes options of others without a word, and shows them.
-                _ => {}
-            }
+fn yes() -> bool {
+    true
+}
+
+impl From<Stored> for Definition {
+    fn from(stored: Stored) -> Self {
+        Self {
+            id: stored.id,
+            name: stored.name,
+            driver: stored.driver,
+            created: stored.created,
+            ipv4: stored.ipv4,
+            ipv6: stored.ipv6,
+            internal: stored.internal,
+            attachable: stored.attachable,
+            config_only: stored.config_only,
+            config_from: stored.config_from,
+            requested: stored.requested,
+            labels: stored.labels,
+            options: stored.options,
+            ipam_options: stored.ipam_options,
+            subnets: stored.only.into_iter().chain(stored.subnets).collect(),
+            bridge: stored.bridge,
+            adopted: stored.adopted,
         }
-        Ok(parsed)
     }
 }
 
-/// Go's idea of a boolean.
-fn parse_bool(text: &str) -> Option<bool> {
-    match text {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
-        _ => None,
+impl Definition {
+    /// The subnets of a family.
+    pub fn of_family(&self, is_ipv4: bool) -> impl Iterator<Item = &Pooled> {
+        self.subnets.iter().filter(move |pooled| pooled.address.is_ipv4() == is_ipv4)
     }
 }
 
@@ -165,13 +203,13 @@ pub(super) fn check_network_name(name: &str) -> Result<(), NetworkError> {
 }
 
 /// A subnet that was asked for, read and checked.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Chosen {
     /// None when one of the pools is to be taken.
     pub(super) subnet: Option<Subnet>,
-    pub(super) gateway: Option<Ipv4Addr>,
+    pub(super) gateway: Option<IpAddr>,
     pub(super) range: Option<Subnet>,
-    pub(super) auxiliary: BTreeMap<String, Ipv4Addr>,
+    pub(super) auxiliary: BTreeMap<String, IpAddr>,
 }
 
 impl SubnetRequest {
@@ -183,9 +221,6 @@ impl SubnetRequest {
             if text.is_empty() {
                 return Ok(None);
             }
-            if text.contains("::") {
-                return Err(NetworkError::Ipv6);
-            }
             text.parse().map(Some).map_err(|_| bad(what, text, "invalid CIDR block notation".to_owned()))
         };
         let subnet = prefixed("subnet", &self.subnet)?;
@@ -195,25 +230,30 @@ impl SubnetRequest {
                 let why = format!("it should be {}", subnet.to_network());
                 return Err(bad("subnet", &self.subnet, why));
             }
-            if subnet.prefix() > 30 {
-                return Err(bad("subnet", &self.subnet, "it has no room for containers (at most /30)".to_owned()));
+            let most = subnet.width() - 2;
+            if subnet.prefix() > most {
+                let why = format!("it has no room for containers (at most /{most})");
+                return Err(bad("subnet", &self.subnet, why));
             }
-            if subnet.prefix() == 0 || subnet.overlaps(Subnet::LOOPBACK) || subnet.network().is_multicast() {
+            let network = subnet.network();
+            let link_local = matches!(network, IpAddr::V6(v6) if v6.is_unicast_link_local());
+            let special = network.is_loopback() || network.is_multicast() || link_local;
+            if subnet.prefix() == 0 || subnet.overlaps(Subnet::LOOPBACK) || special {
                 return Err(bad("subnet", &self.subnet, "containers can't have such addresses".to_owned()));
             }
         }
-        let inside = |what, text: &str| -> Result<Ipv4Addr, NetworkError> {
-            let ip: Ipv4Addr = text.parse().map_err(|_| bad(what, text, "it is no IPv4 address".to_owned()))?;
+        let inside = |what, text: &str| -> Result<IpAddr, NetworkError> {
+            let ip: IpAddr = text.parse().map_err(|_| bad(what, text, "it is no IP address".to_owned()))?;
             match subnet {
                 None => Err(bad(what, text, "it needs a subnet beside it".to_owned())),
-                Some(subnet) if !subnet.contains(ip) || ip == subnet.network() || ip == subnet.broadcast() => {
+                Some(subnet) if !subnet.is_host(ip) => {
                     Err(bad(what, text, format!("no address of a host in {subnet}")))
                 }
                 Some(_) => Ok(ip),
             }
         };
         if let (Some(range), text) = (range, &self.range) {
-            let within = subnet.is_some_and(|s| s.contains(range.network()) && s.contains(range.broadcast()));
+            let within = subnet.is_some_and(|s| s.contains(range.network()) && s.contains(range.last()));
             if !within {
                 return Err(bad("ip-range", text, format!("it is not inside of the subnet {:?}", self.subnet)));
             }
@@ -227,17 +267,18 @@ impl SubnetRequest {
     }
 }
 
-/// The bridge's address in a subnet: the given one, else the first that is nobody's.
-pub(super) fn bridge_address(subnet: Subnet, chosen: &Chosen) -> Result<Subnet, NetworkError> {
-    let first = match chosen.range {
-        // As docker: the gateway comes out of the range, too.
-        Some(range) => range.network().to_bits().max(subnet.network().to_bits() + 1),
-        None => subnet.network().to_bits() + 1,
-    };
-    let free = |ip: &Ipv4Addr| !chosen.auxiliary.values().any(|taken| taken == ip);
+/// The gateway's address in a subnet: the given one, else the first that is nobody's.
+pub(super) fn gateway_address(subnet: Subnet, chosen: &Chosen) -> Result<Subnet, NetworkError> {
+    let (lowest, last) = subnet.hosts();
+    // As docker: the gateway comes out of the range, too.
+    let first = chosen.range.map_or(lowest, |range| bits(range.network()).max(lowest));
+    let free = |ip: &IpAddr| !chosen.auxiliary.values().any(|taken| taken == ip);
     let address = match chosen.gateway {
         Some(gateway) => gateway,
-        None => (first..subnet.broadcast().to_bits()).map(Ipv4Addr::from_bits).find(free).unwrap_or(subnet.network()),
+        None => {
+            let mut all = (first..=last).map(|bits| from_bits(bits, subnet.is_ipv4()));
+            all.find(free).unwrap_or(subnet.network())
+        }
     };
     Subnet::new(address, subnet.prefix()).and_then(Subnet::check_bridge_address).map_err(NetworkError::BridgeAddress)
 }
@@ -245,6 +286,11 @@ pub(super) fn bridge_address(subnet: Subnet, chosen: &Chosen) -> Result<Subnet, 
 /// The name of a bridge that nobody named.
 pub(super) fn bridge_name(id: &str) -> String {
     format!("br-{}", &id[..12.min(id.len())])
+}
+
+/// The name of a link that takes the place of one of the host's where none was given.
+pub(super) fn dummy_name(id: &str) -> String {
+    format!("dm-{}", &id[..12.min(id.len())])
 }
 
 /// Checks the name of a bridge that the user gives.
@@ -274,14 +320,22 @@ mod tests {
             ("10.1.0.0/31", "", "", "", false),
             ("127.0.0.0/24", "", "", "", false),
             ("0.0.0.0/0", "", "", "", false),
-            ("fd00::/64", "", "", "", false),
             ("10.1.0.0/16", "10.2.0.0/24", "", "", false),
             ("10.1.0.0/16", "", "10.2.0.1", "", false),
             ("10.1.0.0/16", "", "10.1.255.255", "", false),
             ("10.1.0.0/16", "", "", "10.2.0.1", false),
+            ("10.1.0.0/16", "", "fd00::1", "", false),
             ("", "", "10.1.0.1", "", false),
             ("", "10.1.0.0/24", "", "", false),
             ("", "", "", "", true),
+            ("fd00::/64", "", "", "", true),
+            ("fd00::/64", "fd00::1:0/112", "fd00::9", "fd00::7", true),
+            ("fd00::1/64", "", "", "", false),
+            ("fd00::/127", "", "", "", false),
+            ("fe80::/64", "", "", "", false),
+            ("ff00::/64", "", "", "", false),
+            ("::/0", "", "", "", false),
+            ("fd00::/64", "10.1.0.0/24", "", "", false),
         ] {
             let aux: &[(&str, &str)] = if auxiliary.is_empty() { &[] } else { &[("x", auxiliary)] };
             let parsed = request(subnet, range, gateway, aux).parse();
@@ -293,16 +347,17 @@ mod tests {
     fn the_bridge_takes_the_first_free_address() {
         let address = |request: SubnetRequest| {
             let chosen = request.parse().expect("parse");
-            bridge_address(chosen.subnet.expect("subnet"), &chosen).map(|subnet| subnet.to_string()).ok()
+            gateway_address(chosen.subnet.expect("subnet"), &chosen).map(|subnet| subnet.to_string()).ok()
         };
         assert_eq!(address(request("10.1.0.0/16", "", "", &[])), Some("10.1.0.1/16".into()));
         assert_eq!(address(request("10.1.0.0/16", "", "", &[("a", "10.1.0.1")])), Some("10.1.0.2/16".into()));
         assert_eq!(address(request("10.1.0.0/16", "", "10.1.0.9", &[])), Some("10.1.0.9/16".into()));
         assert_eq!(address(request("10.1.0.0/16", "10.1.4.0/24", "", &[])), Some("10.1.4.0/16".into()));
+        assert_eq!(address(request("fd00:5::/64", "", "", &[])), Some("fd00:5::1/64".into()));
     }
 
     #[test]
-    fn names_and_options() {
+    fn names() {
         for (name, fine) in [
             ("web", true),
             ("my_net-1.x", true),
@@ -317,13 +372,18 @@ mod tests {
         ] {
             assert_eq!(check_network_name(name).is_ok(), fine, "{name:?}");
         }
-        let options =
-            map(&[(option::ICC, "false"), (option::MTU, "1400"), (option::HOST_BINDING, "127.0.0.1"), ("x", "y")]);
-        let parsed = DriverOptions::parse(&options, 1500).expect("options");
-        assert_eq!((parsed.icc, parsed.mtu, parsed.host_ip), (false, 1400, Some(Ipv4Addr::LOCALHOST)));
-        for (key, value) in [(option::ICC, "maybe"), (option::MTU, "9"), ("com.docker.network.nonsense", "1")] {
-            let error = DriverOptions::parse(&map(&[(key, value)]), 1500).expect_err(key);
-            assert!(error.to_string().contains(key), "{error}");
-        }
+    }
+
+    #[test]
+    fn what_an_older_engine_wrote() {
+        let text = r#"{"id":"ab","name":"n","created":"2026-01-02T03:04:05Z","internal":false,"attachable":false,"labels":{},
+            "options":{},"ipam_options":{},"address":"10.1.0.1/24","chosen":true,"gateway_chosen":false,"range":null,
+            "auxiliary":{"a":"10.1.0.9"},"bridge":"br-ab","adopted":false}"#;
+        let old: Definition = serde_json::from_str(text).expect("definition");
+        assert_eq!((old.driver, old.ipv4, old.ipv6, old.subnets.len()), (Driver::Bridge, true, false, 1));
+        assert_eq!(old.subnets[0].address.to_string(), "10.1.0.1/24");
+        assert_eq!(old.subnets[0].auxiliary.len(), 1);
+        let again: Definition = serde_json::from_str(&serde_json::to_string(&old).expect("text")).expect("definition");
+        assert_eq!(again, old);
     }
 }

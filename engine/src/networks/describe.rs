@@ -1,7 +1,7 @@
 //! Networks as `GET /networks` shows them.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use super::definition::Definition;
 use super::endpoint::NetworkKind;
@@ -17,12 +17,10 @@ pub struct NetworkDescription {
     pub id: String,
     /// Its name: `bridge`, `host`, `none`, or the user's.
     pub name: String,
-    /// Its driver: `bridge`, `host`, `null`.
+    /// Its driver: `bridge`, `macvlan`, `ipvlan`, `host`, `null`.
     pub driver: &'static str,
-    /// Its subnet, where it has one: `172.17.0.0/16`.
-    pub subnet: Option<Subnet>,
-    /// The address of the bridge, where there is one.
-    pub gateway: Option<Ipv4Addr>,
+    /// Its subnets with the gateways' addresses: `172.17.0.1/16`.
+    pub subnets: Vec<Subnet>,
     /// Options of the driver.
     pub options: BTreeMap<String, String>,
     /// What is on record; none for the predefined ones.
@@ -37,13 +35,13 @@ impl Networks {
             .map(|kind| self.one(kind))
             .collect();
         let leases = locked(&self.leases);
-        all.extend(leases.bridges.values().filter_map(|network| network.definition.clone()).map(of_user));
+        all.extend(leases.networks.values().filter_map(|network| network.definition.clone()).map(of_user));
         all
     }
 
     /// The address of the default bridge, which is the containers' name for the host.
-    pub fn gateway(&self) -> Ipv4Addr {
-        self.subnet.address()
+    pub fn gateway(&self) -> Option<IpAddr> {
+        self.subnets.first().map(|subnet| subnet.address())
     }
 
     /// The id of a predefined network.
@@ -60,8 +58,8 @@ impl Networks {
         let bridge = kind == NetworkKind::Bridge;
         let options = [
             ("com.docker.network.bridge.default_bridge", "true".to_owned()),
-            ("com.docker.network.bridge.enable_icc", "true".to_owned()),
-            ("com.docker.network.bridge.enable_ip_masquerade", "true".to_owned()),
+            ("com.docker.network.bridge.enable_icc", self.config.icc.to_string()),
+            ("com.docker.network.bridge.enable_ip_masquerade", self.config.masquerade.to_string()),
             ("com.docker.network.bridge.host_binding_ipv4", "0.0.0.0".to_owned()),
             ("com.docker.network.bridge.name", self.config.name.clone()),
             ("com.docker.network.driver.mtu", self.config.mtu.to_string()),
@@ -72,8 +70,7 @@ impl Networks {
             id: self.network_id(kind).to_owned(),
             name: kind.name().to_owned(),
             driver: kind.driver(),
-            subnet: bridge.then(|| self.subnet.to_network()),
-            gateway: bridge.then(|| self.subnet.address()),
+            subnets: if bridge { self.subnets.clone() } else { Vec::new() },
             options: if bridge { BTreeMap::from(options) } else { BTreeMap::new() },
             definition: None,
         }
@@ -85,9 +82,8 @@ fn of_user(definition: Definition) -> NetworkDescription {
         kind: NetworkKind::Bridge,
         id: definition.id.clone(),
         name: definition.name.clone(),
-        driver: NetworkKind::Bridge.driver(),
-        subnet: Some(definition.address.to_network()),
-        gateway: Some(definition.address.address()),
+        driver: definition.driver.name(),
+        subnets: definition.subnets.iter().map(|pooled| pooled.address).collect(),
         options: definition.options.clone(),
         definition: Some(definition),
     }

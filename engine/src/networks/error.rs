@@ -200,9 +200,46 @@ pub enum NetworkError {
         /// What is wrong.
         why: String,
     },
-    /// IPv6 is not built.
-    #[error("IPv6 networks are not implemented in berth yet")]
-    Ipv6,
+    /// A bridge has one subnet of each family.
+    #[error("bridge driver doesn't support multiple subnets ({0})")]
+    SeveralSubnets(&'static str),
+    /// What is asked for can't go together.
+    #[error("invalid network configuration: {0}")]
+    Configuration(&'static str),
+    /// The network holds what others are made with, and nothing else.
+    #[error("network {0} is configuration only and cannot be connected to")]
+    ConfigurationOnly(String),
+    /// The network doesn't hold what others are made with.
+    #[error("{0} is not a configuration network")]
+    NotConfiguration(String),
+    /// Others were made with what the network holds.
+    #[error("configuration network {name:?} is in use by network {by}")]
+    ConfigurationUsed {
+        /// The network.
+        name: String,
+        /// One that was made with it.
+        by: String,
+    },
+    /// The host has no such link.
+    #[error("invalid parent interface {0:?}: this host has no such link")]
+    NoParent(String),
+    /// Another network is on the link.
+    #[error("network {network} is already using parent interface {parent}")]
+    ParentTaken {
+        /// The link.
+        parent: String,
+        /// The other network.
+        network: String,
+    },
+    /// The link that others are to be on couldn't be made.
+    #[error("set up parent interface {name}")]
+    Parent {
+        /// The link.
+        name: String,
+        /// Why.
+        #[source]
+        cause: NetlinkError,
+    },
     /// An option of the driver has a value that it can't have.
     #[error("invalid value {value:?} for option {key}")]
     Option {
@@ -257,6 +294,9 @@ impl NetworkError {
             | Self::Ambiguous { .. }
             | Self::NetworkName { .. }
             | Self::Ipam { .. }
+            | Self::Configuration(_)
+            | Self::NotConfiguration(_)
+            | Self::NoParent(_)
             | Self::Option { .. } => ErrorKind::InvalidArgument,
             Self::NotFound(_) | Self::Unknown { .. } => ErrorKind::NotFound,
             Self::NameTaken(_) => ErrorKind::AlreadyExists,
@@ -264,18 +304,23 @@ impl NetworkError {
             Self::Predefined(_)
             | Self::SubnetTaken { .. }
             | Self::BridgeTaken { .. }
+            | Self::ParentTaken { .. }
+            | Self::SeveralSubnets(_)
+            | Self::ConfigurationOnly(_)
+            | Self::ConfigurationUsed { .. }
             | Self::Active { .. }
             | Self::Address(IpamError::InUse { .. }) => ErrorKind::PermissionDenied,
-            Self::Ipv6 | Self::UnknownOption(_) => ErrorKind::Unimplemented,
+            Self::UnknownOption(_) => ErrorKind::Unimplemented,
             Self::NotABridge { .. } | Self::Overlap { .. } | Self::LinkGone(_) => ErrorKind::FailedPrecondition,
             Self::PoolsExhausted | Self::NoSubnet { .. } | Self::Address(IpamError::Exhausted { .. }) => {
                 ErrorKind::ResourceExhausted
             }
-            Self::Address(IpamError::OutOfRange { .. }) => ErrorKind::InvalidArgument,
+            Self::Address(IpamError::OutOfRange { .. } | IpamError::Foreign { .. }) => ErrorKind::InvalidArgument,
             // docker answers 500 when a port is taken, and clients look at the text; so it isn't AlreadyExists.
             Self::Port { .. }
             | Self::Publish { .. }
             | Self::Bridge { .. }
+            | Self::Parent { .. }
             | Self::Sysctl(_)
             | Self::Firewall { .. }
             | Self::Namespace(_)

@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use tracing::warn;
 
-use super::attach::{Planned, configure_inside, random_id};
+use super::attach::{Planned, configure_inside, prepare_links, random_id};
 use super::endpoint::{Endpoint, Member, MemberRequest};
 use super::error::NetworkError;
 use super::netlink::{Batch, Family, Socket, link};
@@ -34,9 +34,9 @@ impl Networks {
         let endpoint_id = random_id()?;
         let mut leases = locked(&self.leases);
         let mut next = endpoint.clone();
-        let plan = leases.plan(id, wanted, endpoint_id, endpoint.free_interface())?;
+        let plan = leases.plan(id, wanted, endpoint_id, endpoint)?;
         next.add(plan.member.clone());
-        next.gateway = leases.way_out(&next);
+        leases.find_ways_out(&mut next);
         next.unsettled = true;
         if endpoint.ports.is_empty() && !ports.is_empty() {
             match leases.acquire_ports(id, name, &next, ports) {
@@ -54,11 +54,10 @@ impl Networks {
     pub fn plan_leave(&self, endpoint: &Endpoint, network_id: &str) -> Endpoint {
         let mut next = endpoint.clone();
         next.remove(network_id);
-        next.gateway = locked(&self.leases).way_out(&next);
+        locked(&self.leases).find_ways_out(&mut next);
         next.unsettled = true;
-        if next.gateway_member().is_none() {
-            next.ports.clear();
-        }
+        let targets = next.targets();
+        next.ports.retain(|port| targets.of(port.host_ip.is_ipv4()).is_some());
         next
     }
 
@@ -72,9 +71,9 @@ impl Networks {
         to: &Endpoint,
         namespace: BorrowedFd<'_>,
     ) -> Result<(), NetworkError> {
-        let moved = from.published_at() != to.published_at() || from.ports != to.ports;
-        if let Some(ip) = from.published_at().filter(|_| moved) {
-            self.unpublish(id, ip, from)?;
+        let moved = from.targets() != to.targets() || from.ports != to.ports;
+        if moved {
+            self.unpublish(id, from.targets(), from)?;
         }
         proto::fault!("engine.rearrange.unpublished");
         let gone: Vec<Member> = from
@@ -83,9 +82,7 @@ impl Networks {
             .filter(|member| to.member(&member.network_id).as_ref() != Some(member))
             .collect();
         if !gone.is_empty() {
-            let mut batch = Batch::new();
-            gone.iter().for_each(|member| link::delete(&mut batch, &member.address.host_link));
-            locked(&self.route).run(&mut batch)?;
+            self.delete_links(&gone, namespace)?;
             let mut leases = locked(&self.leases);
             gone.iter().for_each(|member| leases.release(member, id));
             drop(leases);
@@ -100,21 +97,42 @@ impl Networks {
         };
         self.connect_all(id, name, &planned, !to.ports.is_empty(), namespace)?;
         proto::fault!("engine.rearrange.links_made");
-        let gateway = to.gateway_member().map(|member| member.address.gateway);
+        let ways = locked(&self.leases).ways(to);
+        if !planned.is_empty() {
+            prepare_links(&planned, namespace)?;
+        }
         let mut socket = sys::netns::within(namespace, || Socket::open(Family::Route))??;
-        configure_inside(&mut socket, &planned, gateway)?;
+        configure_inside(&mut socket, &planned, &ways)?;
         planned.iter().try_for_each(|planned| self.wait_for_link(&planned.member))?;
         proto::fault!("engine.rearrange.configured");
-        if let Some(ip) = to.published_at().filter(|_| moved) {
+        if moved {
             let mut batch = Batch::new();
-            to.members().iter().for_each(|m| link::set_hairpin(&mut batch, &m.address.host_link, !to.ports.is_empty()));
+            let members = to.members();
+            let on_bridges = members.iter().filter(|member| !member.address.host_link.is_empty());
+            on_bridges.for_each(|m| link::set_hairpin(&mut batch, &m.address.host_link, !to.ports.is_empty()));
             locked(&self.route).run(&mut batch)?;
-            let published = locked(&self.firewall).publish(ip, &to.ports);
+            let published = locked(&self.firewall).publish(to.targets(), &to.ports);
             published.map_err(|cause| NetworkError::Publish { endpoint: name.to_owned(), cause })?;
         }
         let mut leases = locked(&self.leases);
         from.ports.iter().filter(|port| !to.ports.contains(port)).for_each(|port| leases.ports.release(id, port));
         Ok(())
+    }
+
+    /// Deletes the links of members: by their ends on the host, or those that have none in the container.
+    fn delete_links(&self, gone: &[Member], namespace: BorrowedFd<'_>) -> Result<(), NetworkError> {
+        let (inside, here): (Vec<&Member>, Vec<&Member>) =
+            gone.iter().partition(|member| member.address.host_link.is_empty());
+        let mut batch = Batch::new();
+        here.iter().for_each(|member| link::delete(&mut batch, &member.address.host_link));
+        locked(&self.route).run(&mut batch)?;
+        if inside.is_empty() {
+            return Ok(());
+        }
+        let mut socket = sys::netns::within(namespace, || Socket::open(Family::Route))??;
+        let mut batch = Batch::new();
+        inside.iter().for_each(|member| link::delete(&mut batch, &member.interface));
+        Ok(socket.run(&mut batch).map(drop)?)
     }
 
     /// Gives back what a plan has leased that isn't carried out: what `plan` has and `kept` hasn't.
@@ -134,7 +152,8 @@ impl Networks {
         let links = link::list(&mut locked(&self.route))?;
         let mut there = endpoint.clone();
         for member in endpoint.members() {
-            if !links.iter().any(|link| link.name == member.address.host_link) {
+            let host_link = &member.address.host_link;
+            if !host_link.is_empty() && !links.iter().any(|link| link.name == *host_link) {
                 there.remove(&member.network_id);
             }
         }
@@ -146,16 +165,15 @@ impl Networks {
         for member in there.members() {
             let found = link::find(&mut socket, &member.interface)?;
             let complete = match found {
-                Some(found) => super::netlink::address::of_link(&mut socket, found.index)?
-                    .iter()
-                    .any(|own| own.address() == member.address.ip),
+                Some(found) => {
+                    let has = super::netlink::address::of_link(&mut socket, found.index)?;
+                    member.address.all().all(|own| has.iter().any(|other| other.address() == own.ip))
+                }
                 None => false,
             };
             if !complete {
                 warn!(id, link = member.address.host_link, "half-made link is made again");
-                let mut batch = Batch::new();
-                link::delete(&mut batch, &member.address.host_link);
-                locked(&self.route).run(&mut batch)?;
+                self.delete_links(std::slice::from_ref(&member), namespace.as_fd())?;
                 there.remove(&member.network_id);
             }
         }

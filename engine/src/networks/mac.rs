@@ -1,10 +1,12 @@
 //! Link layer addresses.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+use super::subnet::bits;
 
 /// Why a text is no usable MAC address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -23,10 +25,10 @@ pub enum MacError {
 pub struct Mac([u8; 6]);
 
 impl Mac {
-    /// The MAC that goes with an address, as docker forms it: `02:42` and the four bytes. An address that is handed
+    /// The MAC that goes with an address, as docker forms it: `02:42` and the four bytes, of IPv6 the last four. An address that is handed
     /// out again keeps its MAC, so no neighbour ever holds a stale entry for it.
-    pub fn of_address(address: Ipv4Addr) -> Self {
-        let [a, b, c, d] = address.octets();
+    pub fn of_address(address: IpAddr) -> Self {
+        let [.., a, b, c, d] = bits(address).to_be_bytes();
         Self([0x02, 0x42, a, b, c, d])
     }
 
@@ -83,7 +85,7 @@ mod tests {
 
     #[test]
     fn parsing_and_printing() {
-        assert_eq!(Mac::of_address(Ipv4Addr::new(172, 17, 0, 2)).to_string(), "02:42:ac:11:00:02");
+        assert_eq!(Mac::of_address([172, 17, 0, 2].into()).to_string(), "02:42:ac:11:00:02");
         for (text, fine) in [
             ("02:42:ac:11:00:02", true),
             ("02-42-AC-11-00-02", true),

@@ -1,5 +1,5 @@
-//! Bridge networks, the default one and those of users, made directly over netlink and nftables: no helper program, no
-//! user-space proxy.
+//! Networks, the default bridge and those of users, made directly over netlink and nftables: no helper program, no
+//! user-space proxy. IPv4 and IPv6 go the same ways.
 //!
 //! ```text
 //!            container                                   host
@@ -34,8 +34,9 @@
 //! # What is changed on the host
 //!
 //! The bridges and their links, the table `berth_BRIDGE` (`nft`), `net.ipv4.ip_forward`, and for each bridge alone
-//! `route_localnet=1`, `accept_ra=0`, `disable_ipv6=1`. Nothing of other tables, chains, bridges or policies; stacks with
-//! different bridge names and subnets don't meet. IPv6 is off on these links; ports are published on IPv4 addresses only.
+//! `route_localnet=1`, `accept_ra=0`, and `disable_ipv6=1` unless the network has IPv6. Once one has it,
+//! `net.ipv6.conf.all.forwarding`; links that listened to routers go on doing so (`accept_ra=2`). Nothing of other tables,
+//! chains, bridges or policies; stacks with different bridge names and subnets don't meet.
 //!
 //! With `ip_forward` the host routes between its other links, too. Who doesn't want that says so in the host's own forward
 //! chain, which then has to let the bridge through: an accept here doesn't overrule a drop there.
@@ -58,6 +59,8 @@ pub mod names;
 mod netlink;
 mod netns;
 mod nft;
+mod options;
+mod parent;
 mod pools;
 mod ports;
 mod restore;
@@ -66,29 +69,29 @@ mod sysctl;
 mod user;
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use self::config::{BridgeConfig, NetworkIds};
-pub use self::definition::{Definition, NetworkRequest, SubnetRequest};
+pub use self::definition::{Definition, NetworkRequest, Pooled, SubnetRequest};
 pub use self::describe::NetworkDescription;
-pub use self::endpoint::{AttachRequest, Endpoint, Member, MemberRequest, NetworkKind};
+pub use self::endpoint::{AttachRequest, Endpoint, LinkOptions, MemberRequest, NetworkKind};
 pub use self::error::NetworkError;
 pub use self::mac::Mac;
-pub use self::pools::{Pool, PoolError, default_pools};
+pub use self::options::{Driver, check_options};
+pub use self::pools::{Pool, PoolError, default_pools, unique_local_bridge};
 pub use self::ports::{HostPort, PortRequest, Protocol, PublishedPort};
 pub use self::subnet::Subnet;
 pub use self::user::Found;
 
-use self::definition::DriverOptions;
 use self::ipam::Ipam;
 use self::names::Names;
 use self::netlink::{Family, NetlinkError, Socket};
 use self::netns::Pins;
-use self::nft::{BridgeRules, Firewall};
+use self::nft::{BridgeRules, Firewall, SubnetRules};
+use self::options::{DriverOptions, GatewayMode};
 use self::ports::Ports;
 
 /// Most namespaces that are held, for descriptors are few in a shell's usual limits.
@@ -99,8 +102,8 @@ const HELD: usize = 256;
 #[derive(Debug)]
 pub struct Networks {
     config: BridgeConfig,
-    /// The default bridge's address and network.
-    subnet: Subnet,
+    /// The default bridge's addresses and networks.
+    subnets: Vec<Subnet>,
     pins: Pins,
     // Where several are locked at once, then in this order.
     firewall: Mutex<Firewall>,
@@ -120,71 +123,116 @@ pub struct Networks {
 /// What containers have of things that are counted.
 #[derive(Debug)]
 struct Leases {
-    /// The bridge networks by id, the default one too.
-    bridges: BTreeMap<String, Bridged>,
+    /// The networks by id, the default one too.
+    networks: BTreeMap<String, Network>,
     ports: Ports,
 }
 
-/// A bridge network.
+/// A network that containers join.
 #[derive(Debug)]
-struct Bridged {
+struct Network {
     /// The network's name.
     name: String,
     /// What is on disk; none for the default one.
     definition: Option<Definition>,
-    /// The bridge.
+    driver: Driver,
+    /// The bridge, or the link that containers' links are on.
     link: String,
-    /// Its index; changes when somebody deletes the bridge and we make it again, and is 0 while it can't be made.
+    /// Its index; changes when somebody deletes it and we make it again, and is 0 while it can't be made.
     index: u32,
-    /// The bridge's address and network.
-    address: Subnet,
     mtu: u32,
-    icc: bool,
     internal: bool,
-    masquerade: bool,
-    /// Where ports are published that say nothing.
-    host_ip: Option<Ipv4Addr>,
-    ipam: Ipam,
+    options: DriverOptions,
+    /// Its subnets, with the gateways' addresses, and who has which address.
+    pools: Vec<Ipam>,
 }
 
-impl Bridged {
-    /// A network of the user whose bridge isn't there yet.
+impl Network {
+    /// A network of the user whose link isn't there yet.
     fn of(definition: Definition, mtu: u32) -> Result<Self, NetworkError> {
-        let options = DriverOptions::parse(&definition.options, mtu)?;
+        let options = DriverOptions::parse(definition.driver, &definition.options)?;
+        let pool = |pooled: &Pooled| Ipam::with(pooled.address, pooled.range, pooled.auxiliary.values().copied());
         Ok(Self {
             name: definition.name.clone(),
+            driver: definition.driver,
             link: definition.bridge.clone(),
             index: 0,
-            address: definition.address,
-            mtu: options.mtu,
-            icc: options.icc,
+            mtu: options.mtu.unwrap_or(mtu),
             internal: definition.internal,
-            masquerade: options.masquerade,
-            host_ip: options.host_ip,
-            ipam: Ipam::with(definition.address, definition.range, definition.auxiliary.values().copied()),
+            pools: definition.subnets.iter().map(pool).collect(),
+            options,
             definition: Some(definition),
         })
+    }
+
+    /// Whether it has a bridge.
+    fn is_bridge(&self) -> bool {
+        self.driver == Driver::Bridge && !self.link.is_empty()
+    }
+
+    /// Its networks of a family, with the gateways' addresses.
+    fn subnets(&self, is_ipv4: bool) -> impl Iterator<Item = Subnet> {
+        self.pools.iter().map(Ipam::subnet).filter(move |subnet| subnet.is_ipv4() == is_ipv4)
+    }
+
+    fn has_family(&self, is_ipv4: bool) -> bool {
+        self.subnets(is_ipv4).next().is_some()
+    }
+
+    fn is_unused(&self) -> bool {
+        self.pools.iter().all(Ipam::is_unused)
+    }
+
+    /// What its bridge has to be.
+    fn bridge<'a>(&'a self, alias: Option<&'a str>) -> bridge::Wanted<'a> {
+        let (addresses, silent) = self
+            .pools
+            .iter()
+            .map(Ipam::subnet)
+            .partition(|subnet: &Subnet| self.options.bridge_has_address(subnet.is_ipv4()));
+        bridge::Wanted {
+            name: &self.link,
+            addresses,
+            silent,
+            ipv6: self.has_family(false),
+            mtu: self.mtu,
+            alias,
+            adopted: self.definition.as_ref().is_some_and(|definition| definition.adopted),
+        }
+    }
+
+    fn rules(&self) -> BridgeRules {
+        let subnets = self.pools.iter().map(Ipam::subnet).map(|subnet| {
+            let mode = self.options.mode(subnet.is_ipv4());
+            let translated = matches!(mode, GatewayMode::Nat | GatewayMode::NatUnprotected);
+            SubnetRules {
+                subnet: subnet.to_network(),
+                mode,
+                masquerade: self.options.masquerade && translated,
+                source: if subnet.is_ipv4() { self.options.source.0 } else { self.options.source.1 },
+            }
+        });
+        BridgeRules {
+            link: self.link.clone(),
+            internal: self.internal,
+            trusted: self.options.trusted.clone(),
+            subnets: subnets.collect(),
+        }
     }
 }
 
 impl Leases {
     fn index_of(&self, network_id: &str) -> u32 {
-        self.bridges.get(network_id).map_or(0, |network| network.index)
+        self.networks.get(network_id).map_or(0, |network| network.index)
     }
 
     fn link_of(&self, network_id: &str) -> String {
-        self.bridges.get(network_id).map_or_else(|| "gone".to_owned(), |network| network.link.clone())
+        self.networks.get(network_id).map_or_else(|| "gone".to_owned(), |network| network.link.clone())
     }
 
     /// What the firewall has to know of all bridges.
     fn rules(&self) -> Vec<BridgeRules> {
-        let rule = |network: &Bridged| BridgeRules {
-            link: network.link.clone(),
-            subnet: network.address.to_network(),
-            internal: network.internal,
-            masquerade: network.masquerade,
-        };
-        self.bridges.values().map(rule).collect()
+        self.networks.values().filter(|network| network.is_bridge()).map(Network::rules).collect()
     }
 }
 
@@ -197,34 +245,41 @@ impl Networks {
     pub fn open(config: BridgeConfig, run_root: &Path, definitions: Vec<Definition>) -> Result<Self, NetworkError> {
         let mut route = Socket::open(Family::Route)?;
         let pins = Pins::open(run_root)?;
-        let wanted = bridge::Wanted { name: &config.name, address: config.address, mtu: config.mtu, alias: None };
-        let bridge = bridge::ensure(&mut route, &wanted)?;
-        sysctl::forward_packets()?;
-        let default = Bridged {
+        let mut subnets = vec![match config.address {
+            Some(address) => address,
+            None => bridge::default_address(&mut route, &config.name)?,
+        }];
+        subnets.extend(config.address_v6);
+        let range_of =
+            |subnet: &Subnet| config.ranges.iter().find(|range| range.is_ipv4() == subnet.is_ipv4()).copied();
+        let mut default = Network {
             name: NetworkKind::Bridge.name().to_owned(),
             definition: None,
+            driver: Driver::Bridge,
             link: config.name.clone(),
-            index: bridge.index,
-            address: bridge.address,
+            index: 0,
             mtu: config.mtu,
-            icc: true,
             internal: false,
-            masquerade: true,
-            host_ip: None,
-            ipam: Ipam::new(bridge.address),
+            options: DriverOptions { icc: config.icc, masquerade: config.masquerade, ..DriverOptions::default() },
+            pools: subnets.iter().map(|subnet| Ipam::with(*subnet, range_of(subnet), [])).collect(),
         };
-        let mut bridges = BTreeMap::from([(config.ids.bridge.clone(), default)]);
+        default.index = bridge::ensure(&mut route, &default.bridge(None))?;
+        sysctl::forward_packets()?;
+        let mut all = BTreeMap::from([(config.ids.bridge.clone(), default)]);
         for definition in definitions {
             let (id, name) = (definition.id.clone(), definition.name.clone());
-            match Bridged::of(definition, config.mtu) {
-                Ok(network) => drop(bridges.insert(id, network)),
+            match Network::of(definition, config.mtu) {
+                Ok(network) => drop(all.insert(id, network)),
                 Err(error) => tracing::warn!(network = name, %error, "network can't be used"),
             }
         }
-        let leases = Leases { bridges, ports: Ports::new() };
+        if all.values().any(|network| network.has_family(false)) {
+            sysctl::forward_ipv6_packets()?;
+        }
+        let leases = Leases { networks: all, ports: Ports::new() };
         let firewall = Firewall::open(&config.name, leases.rules())?;
         let networks = Self {
-            subnet: bridge.address,
+            subnets,
             names: Names::new(run_root),
             pins,
             leases: Mutex::new(leases),
@@ -235,7 +290,7 @@ impl Networks {
             held: Mutex::new(HashMap::new()),
             config,
         };
-        networks.ensure_bridges_of_users();
+        networks.ensure_links_of_users();
         locked(&networks.firewall).assert_rules().map_err(|cause| networks.firewall_error(cause))?;
         Ok(networks)
     }
@@ -243,17 +298,15 @@ impl Networks {
     /// Makes bridges and firewall what they should be, after somebody changed them: `nft flush ruleset`, a firewall's
     /// reload, a deleted bridge. Returns whether a bridge had to be made again.
     pub fn repair(&self) -> Result<bool, NetworkError> {
-        let default =
-            bridge::Wanted { name: &self.config.name, address: Some(self.subnet), mtu: self.config.mtu, alias: None };
-        let bridge = bridge::ensure(&mut locked(&self.route), &default)?;
-        let before = {
+        let (before, index) = {
             let mut leases = locked(&self.leases);
-            let network = leases.bridges.get_mut(&self.config.ids.bridge);
-            network.map_or(0, |network| std::mem::replace(&mut network.index, bridge.index))
+            let Some(network) = leases.networks.get_mut(&self.config.ids.bridge) else { return Ok(false) };
+            let index = bridge::ensure(&mut locked(&self.route), &network.bridge(None))?;
+            (std::mem::replace(&mut network.index, index), index)
         };
-        let others = self.ensure_bridges_of_users();
+        let others = self.ensure_links_of_users();
         locked(&self.firewall).assert_all().map_err(|cause| self.firewall_error(cause))?;
-        let made_again = before != bridge.index || others;
+        let made_again = before != index || others;
         if made_again {
             self.put_links_back()?;
         }
@@ -263,7 +316,7 @@ impl Networks {
     /// Leaves the host as it was found, if no container is attached: for an engine that ends in an orderly way. Returns
     /// whether it did. With containers attached everything stays, for their traffic and for the next engine.
     pub fn remove_if_unused(&self) -> Result<bool, NetworkError> {
-        let idle = locked(&self.leases).bridges.values().all(|network| network.ipam.is_unused());
+        let idle = locked(&self.leases).networks.values().all(Network::is_unused);
         let unused = idle && self.pins.list()?.is_empty();
         if unused {
             self.destroy()?;
@@ -279,8 +332,9 @@ impl Networks {
         locked(&self.firewall).delete().map_err(|cause| self.firewall_error(cause))?;
         let ours: Vec<String> = {
             let leases = locked(&self.leases);
-            let own = |network: &&Bridged| network.definition.as_ref().is_none_or(|definition| !definition.adopted);
-            leases.bridges.values().filter(own).map(|network| network.link.clone()).collect()
+            let own = |network: &&Network| network.definition.as_ref().is_none_or(|definition| !definition.adopted);
+            let made = leases.networks.values().filter(own).map(|network| network.link.clone());
+            made.filter(|link| !link.is_empty()).collect()
         };
         ours.iter().try_for_each(|name| bridge::delete(&mut locked(&self.route), name))?;
         self.pins.remove();

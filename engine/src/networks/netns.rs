@@ -45,9 +45,9 @@ impl Pins {
         Ok(self.folder.join(id))
     }
 
-    /// Makes the namespace of a container, with lo up and without IPv6 on links to come.
-    pub(super) fn create(&self, pin: &Path) -> Result<Namespace, NetworkError> {
-        let (fd, prepared) = sys::netns::create(pin, prepare)?;
+    /// Makes the namespace of a container, with lo up, and with or without IPv6 on links to come.
+    pub(super) fn create(&self, pin: &Path, ipv6: bool) -> Result<Namespace, NetworkError> {
+        let (fd, prepared) = sys::netns::create(pin, move || prepare(ipv6))?;
         match prepared {
             Ok(socket) => Ok(Namespace { fd, socket }),
             Err(error) => {
@@ -73,8 +73,8 @@ impl Pins {
 }
 
 /// Runs on a thread in the new namespace.
-fn prepare() -> Result<Socket, NetworkError> {
-    sysctl::keep_ipv6_off()?;
+fn prepare(ipv6: bool) -> Result<Socket, NetworkError> {
+    sysctl::prepare_namespace(ipv6)?;
     let mut socket = Socket::open(Family::Route)?;
     let mut batch = Batch::new();
     link::bring_up_loopback(&mut batch);

@@ -1,9 +1,9 @@
 //! Where subnets come from that nobody chose.
 
-use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
 use std::str::FromStr;
 
-use super::subnet::Subnet;
+use super::subnet::{Subnet, bits, from_bits};
 
 /// A stock of subnets of equal size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,20 +27,25 @@ impl Pool {
         let why = match () {
             () if base.address() != base.network() => "the base is not the address of a network",
             () if size < base.prefix() => "the size is shorter than the prefix of the base",
-            () if size > 30 => "networks of that size have no room for containers",
+            () if size > base.width().saturating_sub(2) => "networks of that size have no room for containers",
             () => return Ok(Self { base, size }),
         };
         Err(PoolError { text: format!("base={base},size={size}"), why })
     }
 
-    /// Its subnets in order.
+    /// Whether its subnets are of IPv4.
+    pub fn is_ipv4(self) -> bool {
+        self.base.is_ipv4()
+    }
+
+    /// Its subnets in order; of IPv6 the first 2^32 of them.
     pub(super) fn subnets(self) -> impl Iterator<Item = Subnet> {
-        let count = 1u64 << (self.size - self.base.prefix());
-        let step = 1u64 << (32 - self.size);
-        let first = u64::from(self.base.network().to_bits());
+        let count = 1u128 << (self.size - self.base.prefix()).min(32);
+        let step = self.base.width() - self.size;
+        let first = bits(self.base.network());
         (0..count).filter_map(move |position| {
-            let bits = u32::try_from(first + position * step).ok()?;
-            Subnet::new(Ipv4Addr::from_bits(bits), self.size).ok()
+            let bits = first.checked_add(position.checked_shl(step.into())?)?;
+            Subnet::new(from_bits(bits, self.base.is_ipv4()), self.size).ok()
         })
     }
 }
@@ -53,7 +58,7 @@ impl FromStr for Pool {
         let (mut base, mut size) = (None, None);
         for part in text.split(',') {
             match part.split_once('=').map(|(key, value)| (key.trim(), value.trim())) {
-                Some(("base", value)) => base = Some(value.parse().map_err(|_| bad("the base is no IPv4 network"))?),
+                Some(("base", value)) => base = Some(value.parse().map_err(|_| bad("the base is no network"))?),
                 Some(("size", value)) => size = Some(value.parse().map_err(|_| bad("the size is no prefix length"))?),
                 _ => return Err(bad("it takes base and size")),
             }
@@ -71,6 +76,18 @@ pub fn default_pools() -> Vec<Pool> {
         .filter_map(|(octets, prefix): ([u8; 4], u8)| Subnet::new(octets.into(), prefix).ok())
         .filter_map(|base| Pool::new(base, 24).ok())
         .collect()
+}
+
+/// A /64 for each network out of a prefix that is this engine's alone (RFC 4193: 40 random bits), formed from its id.
+pub(super) fn unique_local(id: &str) -> Option<Pool> {
+    let global = u64::from_str_radix(id.get(..10)?, 16).ok()?;
+    let bits = 0xfd_u128 << 120 | u128::from(global) << 80;
+    Pool::new(Subnet::new(Ipv6Addr::from_bits(bits).into(), 48).ok()?, 64).ok()
+}
+
+/// The bridge's address in the first of them: for a default bridge of which nothing is said.
+pub fn unique_local_bridge(id: &str) -> Option<Subnet> {
+    unique_local(id)?.subnets().next()?.first_host().ok()
 }
 
 /// The first subnet that overlaps none of the taken ones.
@@ -104,6 +121,17 @@ mod tests {
     }
 
     #[test]
+    fn an_engine_has_its_own_prefix() {
+        let pool = unique_local(&"0123456789ab".repeat(6)).expect("pool");
+        let firsts: Vec<String> = pool.subnets().take(2).map(|subnet| subnet.to_string()).collect();
+        assert_eq!(firsts, ["fd01:2345:6789::/64", "fd01:2345:6789:1::/64"]);
+        assert_eq!(pool.subnets().count(), 65_536);
+        assert_eq!(unique_local("x"), None);
+        let wide: Pool = "base=fd00::/8,size=126".parse().expect("pool");
+        assert_eq!(wide.subnets().nth(1), Some(subnet("fd00::4/126")));
+    }
+
+    #[test]
     fn texts() {
         for (text, fine) in [
             ("base=10.0.0.0/8,size=24", true),
@@ -113,6 +141,8 @@ mod tests {
             ("base=10.0.0.0/8,size=31", false),
             ("base=10.0.0.0/8", false),
             ("10.0.0.0/8", false),
+            ("base=fd00::/48,size=64", true),
+            ("base=fd00::/48,size=127", false),
         ] {
             assert_eq!(text.parse::<Pool>().is_ok(), fine, "{text}");
         }

@@ -5,13 +5,13 @@
 //! have it: it is bound and never listens. It is all that is lost when the engine dies; it comes back with `restore`.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, bind, setsockopt, socket, sockopt,
+    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt,
 };
 use serde::{Deserialize, Serialize};
 
@@ -73,10 +73,17 @@ pub struct PortRequest {
     pub protocol: Protocol,
     /// The port in the container.
     pub container_port: u16,
-    /// The host's address to publish it on; `None` for all IPv4 addresses.
-    pub host_ip: Option<Ipv4Addr>,
+    /// The host's address to publish it on; `None` for all of them.
+    pub host_ip: Option<IpAddr>,
     /// The port on the host.
     pub host_port: HostPort,
+}
+
+/// A request, and the addresses of the host on which it is to be fulfilled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) request: PortRequest,
+    pub(crate) ips: Vec<IpAddr>,
 }
 
 /// A port that is published.
@@ -86,9 +93,9 @@ pub struct PublishedPort {
     pub protocol: Protocol,
     /// The port in the container.
     pub container_port: u16,
-    /// The host's address; 0.0.0.0 for all.
-    pub host_ip: Ipv4Addr,
-    /// The port on the host.
+    /// The host's address; 0.0.0.0 for all of IPv4, :: for all of IPv6.
+    pub host_ip: IpAddr,
+    /// The port on the host; 0 where the container's own address is known outside.
     pub host_port: u16,
 }
 
@@ -96,30 +103,40 @@ pub struct PublishedPort {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PortError {
     /// Another container of this engine has it.
-    #[error("Bind for {ip}:{port} failed: port is already allocated")]
+    #[error("Bind for {} failed: port is already allocated", SocketAddr::new(*ip, *port))]
     Allocated {
         /// The address asked for.
-        ip: Ipv4Addr,
+        ip: IpAddr,
         /// The port asked for.
         port: u16,
     },
     /// Each one of a range is taken.
-    #[error("Bind for {ip}:{first}-{last} failed: all ports are allocated")]
+    #[error("Bind for {}-{last} failed: all ports are allocated", SocketAddr::new(*ip, *first))]
     RangeAllocated {
         /// The address asked for.
-        ip: Ipv4Addr,
+        ip: IpAddr,
         /// First of the range.
         first: u16,
         /// Last of the range.
         last: u16,
     },
+    /// The container has no address of that family.
+    #[error("publish port {container_port} on {ip}: the container has no {} address", if ip.is_ipv4() { "IPv4" } else { "IPv6" })]
+    Family {
+        /// The address asked for.
+        ip: IpAddr,
+        /// The port in the container.
+        container_port: u16,
+    },
     /// The kernel refuses: a process has it, or the address isn't the host's.
-    #[error("listen {protocol}4 {ip}:{port}: bind: {}", in_words(*cause))]
+    #[error(
+        "listen {protocol}{} {}: bind: {}", if ip.is_ipv4() { 4 } else { 6 }, SocketAddr::new(*ip, *port), in_words(*cause)
+    )]
     Bind {
         /// The protocol's name.
         protocol: &'static str,
         /// The address asked for.
-        ip: Ipv4Addr,
+        ip: IpAddr,
         /// The port asked for.
         port: u16,
         /// What the kernel said.
@@ -140,7 +157,7 @@ fn in_words(errno: Errno) -> String {
 /// A host port in use.
 #[derive(Debug)]
 struct Hold {
-    ip: Ipv4Addr,
+    ip: IpAddr,
     owner: String,
     /// The socket that occupies the port. None when the kernel lacks the protocol, or when somebody took the port
     /// while the engine was away.
@@ -161,15 +178,15 @@ impl Ports {
         Self { holds: BTreeMap::new(), next: *EPHEMERAL.start() }
     }
 
-    /// Takes a host port for each request: all of them or none.
-    pub(crate) fn acquire(&mut self, owner: &str, requests: &[PortRequest]) -> Result<Vec<PublishedPort>, PortError> {
-        let mut published = Vec::with_capacity(requests.len());
+    /// Takes a host port for each request on each of its addresses, the same on all of them: all of them or none.
+    pub(crate) fn acquire(&mut self, owner: &str, wanted: &[Wanted]) -> Result<Vec<PublishedPort>, PortError> {
+        let mut published = Vec::with_capacity(wanted.len());
         // Fixed ports first, so that an ephemeral one never takes what the same container asks for by number.
         let (fixed, free): (Vec<_>, Vec<_>) =
-            requests.iter().enumerate().partition(|(_, request)| matches!(request.host_port, HostPort::Exact(1..)));
-        for (position, request) in fixed.into_iter().chain(free) {
-            match self.acquire_one(owner, request) {
-                Ok(port) => published.push((position, port)),
+            wanted.iter().enumerate().partition(|(_, wanted)| matches!(wanted.request.host_port, HostPort::Exact(1..)));
+        for (position, wanted) in fixed.into_iter().chain(free) {
+            match self.acquire_one(owner, wanted) {
+                Ok(ports) => published.extend(ports.into_iter().map(|port| (position, port))),
                 Err(error) => {
                     published.iter().for_each(|(_, port)| self.release(owner, port));
                     return Err(error);
@@ -207,24 +224,10 @@ impl Ports {
         }
     }
 
-    fn acquire_one(&mut self, owner: &str, request: &PortRequest) -> Result<PublishedPort, PortError> {
-        let ip = request.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED);
-        let with = |host_port| PublishedPort {
-            protocol: request.protocol,
-            container_port: request.container_port,
-            host_ip: ip,
-            host_port,
-        };
-        let (candidates, first, last): (Vec<u16>, _, _) = match request.host_port {
-            HostPort::Exact(port @ 1..) => {
-                if self.conflicts(request.protocol, ip, port) {
-                    return Err(PortError::Allocated { ip, port });
-                }
-                let port = with(port);
-                let socket = occupy(port.protocol, ip, port.host_port)?;
-                self.insert(owner, &port, socket);
-                return Ok(port);
-            }
+    fn acquire_one(&mut self, owner: &str, wanted: &Wanted) -> Result<Vec<PublishedPort>, PortError> {
+        let Some(ip) = wanted.ips.first().copied() else { return Ok(Vec::new()) };
+        let (candidates, first, last): (Vec<u16>, _, _) = match wanted.request.host_port {
+            HostPort::Exact(port @ 1..) => return self.take(owner, wanted, port),
             HostPort::Range { first, last } => ((first.max(1)..=last).collect(), first, last),
             HostPort::Ephemeral | HostPort::Exact(0) => {
                 let (first, last) = EPHEMERAL.into_inner();
@@ -232,24 +235,41 @@ impl Ports {
             }
         };
         for candidate in candidates {
-            if self.conflicts(request.protocol, ip, candidate) {
-                continue;
-            }
-            let port = with(candidate);
-            match occupy(request.protocol, ip, candidate) {
-                Ok(socket) => {
-                    self.insert(owner, &port, socket);
-                    if !matches!(request.host_port, HostPort::Range { .. }) {
+            match self.take(owner, wanted, candidate) {
+                Ok(ports) => {
+                    if !matches!(wanted.request.host_port, HostPort::Range { .. }) {
                         self.next = if candidate >= last { first } else { candidate + 1 };
                     }
-                    return Ok(port);
+                    return Ok(ports);
                 }
-                Err(PortError::Bind { cause: Errno::EADDRINUSE, .. }) => {}
+                Err(PortError::Allocated { .. } | PortError::Bind { cause: Errno::EADDRINUSE, .. }) => {}
                 // An address that isn't the host's stays so for every port.
                 Err(error) => return Err(error),
             }
         }
         Err(PortError::RangeAllocated { ip, first, last })
+    }
+
+    /// Takes one port on all addresses that are wanted, or on none.
+    fn take(&mut self, owner: &str, wanted: &Wanted, host_port: u16) -> Result<Vec<PublishedPort>, PortError> {
+        let mut taken = Vec::with_capacity(wanted.ips.len());
+        for ip in &wanted.ips {
+            let PortRequest { protocol, container_port, .. } = wanted.request;
+            if self.conflicts(protocol, *ip, host_port) {
+                taken.iter().for_each(|port| self.release(owner, port));
+                return Err(PortError::Allocated { ip: *ip, port: host_port });
+            }
+            let port = PublishedPort { protocol, container_port, host_ip: *ip, host_port };
+            match occupy(protocol, *ip, host_port) {
+                Ok(socket) => self.insert(owner, &port, socket),
+                Err(error) => {
+                    taken.iter().for_each(|port| self.release(owner, port));
+                    return Err(error);
+                }
+            }
+            taken.push(port);
+        }
+        Ok(taken)
     }
 
     fn insert(&mut self, owner: &str, port: &PublishedPort, socket: Option<OwnedFd>) {
@@ -258,15 +278,16 @@ impl Ports {
     }
 
     /// Whether a container has the port on the same address, or one of the two has it on all addresses.
-    fn conflicts(&self, protocol: Protocol, ip: Ipv4Addr, port: u16) -> bool {
+    fn conflicts(&self, protocol: Protocol, ip: IpAddr, port: u16) -> bool {
         self.holds.get(&(protocol, port)).is_some_and(|holds| {
-            holds.iter().any(|hold| hold.ip == ip || hold.ip.is_unspecified() || ip.is_unspecified())
+            let mut same_family = holds.iter().filter(|hold| hold.ip.is_ipv4() == ip.is_ipv4());
+            same_family.any(|hold| hold.ip == ip || hold.ip.is_unspecified() || ip.is_unspecified())
         })
     }
 }
 
 /// Binds a socket to the port. None when the kernel doesn't know the protocol: then no process can have the port either.
-fn occupy(protocol: Protocol, ip: Ipv4Addr, port: u16) -> Result<Option<OwnedFd>, PortError> {
+fn occupy(protocol: Protocol, ip: IpAddr, port: u16) -> Result<Option<OwnedFd>, PortError> {
     let refused = |cause| PortError::Bind { protocol: protocol.name(), ip, port, cause };
     let (kind, number) = match protocol {
         Protocol::Tcp => (SockType::Stream, SockProtocol::Tcp),
@@ -274,7 +295,15 @@ fn occupy(protocol: Protocol, ip: Ipv4Addr, port: u16) -> Result<Option<OwnedFd>
         // Opening an SCTP socket loads a module that most hosts never use; our own table has to do.
         Protocol::Sctp => return Ok(None),
     };
-    let socket = socket(AddressFamily::Inet, kind, SockFlag::SOCK_CLOEXEC, number).map_err(refused)?;
+    let family = if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let socket = match socket(family, kind, SockFlag::SOCK_CLOEXEC, number) {
+        // A kernel without IPv6: no process can have the port either.
+        Err(Errno::EAFNOSUPPORT) if !ip.is_ipv4() => return Ok(None),
+        other => other.map_err(refused)?,
+    };
+    if !ip.is_ipv4() {
+        setsockopt(&socket, sockopt::Ipv6V6Only, &true).map_err(refused)?;
+    }
     // While binding, TCP connections in TIME_WAIT of a server that is gone don't count (servers bind that way, too, and
     // an active listener counts nevertheless). Afterwards the option is off, so that nobody can share the port with us:
     // whoever binds it with SO_REUSEADDR is then refused at listen(2).
@@ -283,7 +312,7 @@ fn occupy(protocol: Protocol, ip: Ipv4Addr, port: u16) -> Result<Option<OwnedFd>
         Protocol::Udp | Protocol::Sctp => Ok(()),
     };
     reuse(true).map_err(refused)?;
-    let address = SockaddrIn::from(SocketAddrV4::new(ip, port));
+    let address = SockaddrStorage::from(SocketAddr::new(ip, port));
     bind(socket.as_raw_fd(), &address).map_err(refused)?;
     reuse(false).map_err(refused)?;
     Ok(Some(socket))
@@ -291,14 +320,18 @@ fn occupy(protocol: Protocol, ip: Ipv4Addr, port: u16) -> Result<Option<OwnedFd>
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, TcpStream, UdpSocket};
+    use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 
     use super::*;
 
     const LOCAL: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 77);
 
-    fn request(protocol: Protocol, host_port: HostPort) -> PortRequest {
-        PortRequest { protocol, container_port: 80, host_ip: Some(LOCAL), host_port }
+    fn request(protocol: Protocol, host_port: HostPort) -> Wanted {
+        on(protocol, host_port, &[LOCAL.into()])
+    }
+
+    fn on(protocol: Protocol, host_port: HostPort, ips: &[IpAddr]) -> Wanted {
+        Wanted { request: PortRequest { protocol, container_port: 80, host_ip: None, host_port }, ips: ips.to_vec() }
     }
 
     /// Waits for a port that was given back: a program that another test is just starting holds a copy of every
@@ -320,17 +353,17 @@ mod tests {
     fn a_port_is_had_once_and_given_back() {
         for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
             let mut ports = Ports::new();
-            let wanted = request(protocol, HostPort::Exact(free_port()));
-            let HostPort::Exact(port) = wanted.host_port else { unreachable!() };
-            let first = ports.acquire("a", &[wanted]).expect("free");
-            let error = ports.acquire("b", &[wanted]).expect_err("taken");
+            let port = free_port();
+            let wanted = [request(protocol, HostPort::Exact(port))];
+            let first = ports.acquire("a", &wanted).expect("free");
+            let error = ports.acquire("b", &wanted).expect_err("taken");
             assert_eq!(error.to_string(), format!("Bind for 127.0.0.77:{port} failed: port is already allocated"));
-            let on_all = PortRequest { host_ip: None, ..wanted };
+            let on_all = on(protocol, HostPort::Exact(port), &[Ipv4Addr::UNSPECIFIED.into()]);
             assert!(matches!(ports.acquire("b", &[on_all]), Err(PortError::Allocated { .. })), "{protocol:?}");
             ports.release("b", &first[0]);
-            assert!(ports.acquire("b", &[wanted]).is_err(), "only the owner gives back");
+            assert!(ports.acquire("b", &wanted).is_err(), "only the owner gives back");
             ports.release("a", &first[0]);
-            eventually(|| ports.acquire("b", &[wanted]).is_ok());
+            eventually(|| ports.acquire("b", &wanted).is_ok());
         }
     }
 
@@ -339,12 +372,12 @@ mod tests {
         let mut ports = Ports::new();
         let listener = TcpListener::bind((LOCAL, 0)).expect("listener");
         let port = listener.local_addr().expect("address").port();
-        let wanted = request(Protocol::Tcp, HostPort::Exact(port));
-        let error = ports.acquire("a", &[wanted]).expect_err("a process has it");
+        let wanted = [request(Protocol::Tcp, HostPort::Exact(port))];
+        let error = ports.acquire("a", &wanted).expect_err("a process has it");
         assert_eq!(error.to_string(), format!("listen tcp4 127.0.0.77:{port}: bind: address already in use"));
 
         drop(listener);
-        eventually(|| ports.acquire("a", &[wanted]).is_ok());
+        eventually(|| ports.acquire("a", &wanted).is_ok());
         // std binds with SO_REUSEADDR, like most servers.
         assert!(TcpListener::bind((LOCAL, port)).is_err(), "a process can't take it");
         assert!(TcpStream::connect((LOCAL, port)).is_err(), "nobody answers");
@@ -373,16 +406,16 @@ mod tests {
     fn ephemeral_ports_and_ranges() {
         let mut ports = Ports::new();
         let any = request(Protocol::Tcp, HostPort::Ephemeral);
-        let two = ports.acquire("a", &[any, any]).expect("two");
+        let two = ports.acquire("a", &[any.clone(), any]).expect("two");
         assert_ne!(two[0].host_port, two[1].host_port);
         assert!(two.iter().all(|port| EPHEMERAL.contains(&port.host_port)));
 
         let first = two[1].host_port;
-        let range = request(Protocol::Tcp, HostPort::Range { first, last: first });
-        let error = ports.acquire("b", &[range]).expect_err("the only one is taken");
-        assert_eq!(error, PortError::RangeAllocated { ip: LOCAL, first, last: first });
+        let range = [request(Protocol::Tcp, HostPort::Range { first, last: first })];
+        let error = ports.acquire("b", &range).expect_err("the only one is taken");
+        assert_eq!(error, PortError::RangeAllocated { ip: LOCAL.into(), first, last: first });
         ports.release("a", &two[1]);
-        eventually(|| ports.acquire("b", &[range]).is_ok_and(|got| got[0].host_port == first));
+        eventually(|| ports.acquire("b", &range).is_ok_and(|got| got[0].host_port == first));
     }
 
     #[test]
@@ -390,9 +423,9 @@ mod tests {
         let mut ports = Ports::new();
         let port = free_port();
         let exact = request(Protocol::Tcp, HostPort::Exact(port));
-        let taken = ports.acquire("a", &[exact]).expect("free");
+        let taken = ports.acquire("a", std::slice::from_ref(&exact)).expect("free");
         let other = request(Protocol::Udp, HostPort::Exact(port));
-        assert!(ports.acquire("b", &[other, exact]).is_err());
+        assert!(ports.acquire("b", &[other.clone(), exact]).is_err());
         let got =
             ports.acquire("b", &[request(Protocol::Tcp, HostPort::Ephemeral), other]).expect("udp was given back");
         assert_eq!(got.iter().map(|port| port.protocol).collect::<Vec<_>>(), [Protocol::Tcp, Protocol::Udp]);
@@ -404,7 +437,7 @@ mod tests {
         let mut ports = Ports::new();
         let thief = TcpListener::bind((LOCAL, 0)).expect("listener");
         let host_port = thief.local_addr().expect("address").port();
-        let port = PublishedPort { protocol: Protocol::Tcp, container_port: 80, host_ip: LOCAL, host_port };
+        let port = PublishedPort { protocol: Protocol::Tcp, container_port: 80, host_ip: LOCAL.into(), host_port };
         assert!(matches!(ports.restore("a", &port), Err(PortError::Bind { .. })));
         let other = ports.acquire("b", &[request(Protocol::Tcp, HostPort::Exact(host_port))]);
         assert!(matches!(other, Err(PortError::Allocated { .. })), "it counts as taken");
@@ -416,9 +449,23 @@ mod tests {
 
     #[test]
     fn an_address_of_another_host_is_refused() {
-        let elsewhere =
-            PortRequest { host_ip: Some(Ipv4Addr::new(192, 0, 2, 1)), ..request(Protocol::Tcp, HostPort::Ephemeral) };
+        let elsewhere = on(Protocol::Tcp, HostPort::Ephemeral, &[[192, 0, 2, 1].into()]);
         let error = Ports::new().acquire("a", &[elsewhere]).expect_err("not ours");
         assert!(error.to_string().ends_with("bind: cannot assign requested address"), "{error}");
+    }
+
+    #[test]
+    fn the_same_port_for_both_families() {
+        let mut ports = Ports::new();
+        let both = [IpAddr::from(LOCAL), Ipv6Addr::LOCALHOST.into()];
+        let got = ports.acquire("a", &[on(Protocol::Tcp, HostPort::Ephemeral, &both)]).expect("both");
+        assert_eq!(got.iter().map(|port| port.host_ip).collect::<Vec<_>>(), both);
+        assert_eq!(got[0].host_port, got[1].host_port);
+        // Taken in one family: neither is had.
+        let port = got[0].host_port;
+        ports.release("a", &got[0]);
+        let error = ports.acquire("b", &[on(Protocol::Tcp, HostPort::Exact(port), &both)]).expect_err("taken");
+        assert_eq!(error.to_string(), format!("Bind for [::1]:{port} failed: port is already allocated"));
+        eventually(|| ports.acquire("b", &[on(Protocol::Tcp, HostPort::Exact(port), &both[..1])]).is_ok());
     }
 }

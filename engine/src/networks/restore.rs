@@ -6,8 +6,10 @@ use tracing::{info, warn};
 
 use super::endpoint::{Endpoint, Member, NetworkKind};
 use super::error::NetworkError;
+use super::ipam::IpamError;
 use super::netlink::{Batch, LINKS_AT_ONCE, link};
-use super::{Networks, locked};
+use super::ports::PublishedPort;
+use super::{Network, Networks, locked};
 
 /// What couldn't be restored for a container.
 #[derive(Debug)]
@@ -42,7 +44,11 @@ impl Networks {
             let members = endpoint.members();
             // Links go all at once, with the namespace; one alone is missing when a change of a living container's networks was
             // cut short.
-            let gone = |member: &&Member| !there.contains(member.address.host_link.as_str());
+            // What is in the container alone isn't seen from here.
+            let gone = |member: &&Member| {
+                let host_link = member.address.host_link.as_str();
+                !host_link.is_empty() && !there.contains(host_link)
+            };
             if let Some(missing) = members.iter().find(gone)
                 && !endpoint.unsettled
             {
@@ -71,32 +77,33 @@ impl Networks {
         let mut batch = Batch::new();
         let mut usable = Vec::new();
         for member in members {
-            let Some(network) = leases.bridges.get_mut(&member.network_id) else {
+            let Some(network) = leases.networks.get_mut(&member.network_id) else {
                 errors.push(NetworkError::NotFound(member.network_id.clone()));
                 continue;
             };
             // Another subnet since, most likely: the container keeps running, but nothing leads to it.
-            if let Err(error) = network.ipam.reserve(member.address.ip, id) {
+            if let Err(error) = network.take_back(member, id) {
                 errors.push(error.into());
                 continue;
             }
             usable.push(member.network_id.as_str());
-            if network.index != 0 && there.contains(member.address.host_link.as_str()) {
+            if network.is_bridge() && network.index != 0 && there.contains(member.address.host_link.as_str()) {
                 link::bring_up(&mut batch, &member.address.host_link, Some(network.index));
                 locked(&self.homes).insert(member.address.host_link.clone(), member.network_id.clone());
             }
         }
-        let gateway = endpoint.gateway_member().filter(|gateway| usable.contains(&gateway.network_id.as_str()));
-        if let Some(gateway) = gateway {
-            for port in &endpoint.ports {
-                let held = leases.ports.restore(id, port);
-                errors.extend(held.err().map(|cause| NetworkError::Port { endpoint: id.to_owned(), cause }));
-            }
-            drop(leases);
-            locked(&self.firewall).remember(gateway.address.ip, &endpoint.ports);
-        } else {
-            drop(leases);
+        let leads = |is_ipv4| {
+            let gateway = endpoint.gateway_member(is_ipv4);
+            gateway.is_some_and(|gateway| usable.contains(&gateway.network_id.as_str()))
+        };
+        let led: Vec<PublishedPort> =
+            endpoint.ports.iter().filter(|port| leads(port.host_ip.is_ipv4())).copied().collect();
+        for port in led.iter().filter(|port| port.host_port != 0) {
+            let held = leases.ports.restore(id, port);
+            errors.extend(held.err().map(|cause| NetworkError::Port { endpoint: id.to_owned(), cause }));
         }
+        drop(leases);
+        locked(&self.firewall).remember(endpoint.targets(), &led);
         if let Err(cause) = locked(&self.route).run(&mut batch) {
             let (endpoint, bridge) = (id.to_owned(), self.config.name.clone());
             errors.push(NetworkError::Connect { endpoint, bridge, cause });
@@ -114,8 +121,9 @@ impl Networks {
         let prefix = self.alias_prefix();
         let (bridges, networks): (HashSet<u32>, HashSet<String>) = {
             let leases = locked(&self.leases);
-            let indices = leases.bridges.values().map(|network| network.index).collect();
-            (indices, leases.bridges.keys().map(|id| self.network_alias(id)).collect())
+            let bridges = leases.networks.values().filter(|network| network.is_bridge());
+            let indices = bridges.map(|network| network.index).collect();
+            (indices, leases.networks.keys().map(|id| self.network_alias(id)).collect())
         };
         let mut left = Vec::new();
         for link in links {
@@ -127,8 +135,9 @@ impl Networks {
             let end = link.kind.as_deref() == Some("veth")
                 && (labelled || unlabelled)
                 && !known_links.contains(link.name.as_str());
-            let bridge = link.kind.as_deref() == Some("bridge") && labelled && !networks.contains(alias);
-            if end || bridge {
+            // A bridge, or what took the place of a link of the host's.
+            let made = matches!(link.kind.as_deref(), Some("bridge" | "dummy" | "vlan"));
+            if end || (made && labelled && !networks.contains(alias)) {
                 info!(link = link.name, alias = link.alias, "left-over link is removed");
                 left.push(link.name.as_str());
             }
@@ -145,6 +154,26 @@ impl Networks {
                     warn!(id, %error, "network namespace stays");
                 }
             }
+        }
+        Ok(())
+    }
+}
+
+impl Network {
+    /// Takes the addresses of a member again: all or none.
+    fn take_back(&mut self, member: &Member, id: &str) -> Result<(), IpamError> {
+        let mut taken = Vec::new();
+        for own in member.address.all() {
+            let fits = |pool: &&mut super::Ipam| pool.subnet().contains(own.ip);
+            let result = match self.pools.iter_mut().find(fits) {
+                Some(pool) => pool.reserve(own.ip, id),
+                None => Err(IpamError::Foreign { address: own.ip }),
+            };
+            if let Err(error) = result {
+                taken.into_iter().for_each(|ip| self.pools.iter_mut().for_each(|pool| pool.release(ip, id)));
+                return Err(error);
+            }
+            taken.push(own.ip);
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 //! lives (`live`).
 
 pub mod live;
+mod options;
 mod show;
 mod wishes;
 
@@ -86,13 +87,13 @@ fn write_files(app: &Arc<App>, record: &Record, endpoint: Option<&Endpoint>) -> 
     if kind(record) == NetworkKind::Container {
         return share_files(app, record);
     }
-    let facts_addresses: Vec<_> = endpoint.map(Endpoint::members).unwrap_or_default();
-    let addresses: Vec<_> = facts_addresses.iter().map(|member| member.address.ip).collect();
+    let members: Vec<_> = endpoint.map(Endpoint::members).unwrap_or_default();
+    let addresses: Vec<_> = members.iter().flat_map(|member| member.address.all().map(|address| address.ip)).collect();
     let facts = files::Facts {
         hostname: &record.config.hostname,
         domainname: &record.config.domainname,
         addresses: &addresses,
-        gateway: Some(app.networks.gateway()),
+        gateway: app.networks.gateway(),
         extra_hosts: &links::hosts(app, record),
         dns: &record.host.dns,
         dns_search: &record.host.dns_search,
@@ -150,11 +151,14 @@ fn member_request(app: &App, joining: &Joining) -> ApiResult<MemberRequest> {
     let found = find(app, joining)?;
     let user = app.networks.definition(&found.id);
     wishes::check_wish(joining, user.as_ref())?;
+    let options = options::read(joining)?;
     Ok(MemberRequest {
         network_id: found.id,
         mac: joining.mac.as_deref().and_then(|mac| mac.parse().ok()),
-        ip: joining.ip.as_deref().and_then(|ip| ip.parse().ok()),
+        ips: [&joining.ip, &joining.ip6].into_iter().flatten().filter_map(|ip| ip.parse().ok()).collect(),
         gateway_priority: joining.gateway_priority,
+        interface: options.interface,
+        link: options.link,
     })
 }
 
@@ -168,7 +172,7 @@ fn find(app: &App, joining: &Joining) -> Result<crate::networks::Found, NetworkE
 pub fn zone(app: &App, record: &Record, endpoint: &Endpoint) -> Option<Zone> {
     let joinings = wishes::of_record(app, record);
     let mut gateway_first = endpoint.members();
-    let gateway = endpoint.gateway_member().map(|member| member.network_id);
+    let gateway = endpoint.main_network();
     gateway_first.sort_by_key(|member| Some(&member.network_id) != gateway.as_ref());
     let mut internal = true;
     let mut members = Vec::new();
@@ -183,7 +187,7 @@ pub fn zone(app: &App, record: &Record, endpoint: &Endpoint) -> Option<Zone> {
             names: wishes::dns_names(record, joining),
             network: definition.id,
             network_name: definition.name,
-            addresses: vec![member.address.ip.into()],
+            addresses: member.address.all().map(|address| address.ip).collect(),
         });
     }
     let ndots = |option: &String| option.strip_prefix("ndots:").and_then(|n| n.parse::<u8>().ok()).unwrap_or(0) > 0;

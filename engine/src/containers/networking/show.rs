@@ -2,10 +2,7 @@
 
 use super::super::record::{Joining, Record};
 use super::wishes;
-use crate::{
-    app::App,
-    networks::{Endpoint, Member},
-};
+use crate::{app::App, networks::Endpoint};
 use serde_json::{Map, Value, json};
 
 /// `NetworkSettings.Networks`.
@@ -21,9 +18,6 @@ pub fn networks(app: &App, record: &Record) -> Map<String, Value> {
 fn one(app: &App, record: &Record, joining: &Joining, endpoint: Option<&Endpoint>) -> Value {
     let member = endpoint.and_then(|endpoint| endpoint.member(&joining.id));
     let address = member.as_ref().map(|member| &member.address);
-    let is_way_out = |member: &Member| {
-        endpoint.and_then(Endpoint::gateway_member).is_some_and(|gateway| gateway.network_id == member.network_id)
-    };
     let internal = app.networks.definition(&joining.id).is_some_and(|network| network.internal);
     // On network none there is an endpoint without an address.
     let endpoint_id = match (&member, endpoint) {
@@ -32,9 +26,18 @@ fn one(app: &App, record: &Record, joining: &Joining, endpoint: Option<&Endpoint
         (None, _) => "",
     };
     let user = app.networks.definition(&joining.id).is_some();
-    let gateway = member.as_ref().filter(|member| is_way_out(member) || !internal);
+    let of = |is_ipv4: bool| address.and_then(|address| address.of(is_ipv4));
+    let gateway = |is_ipv4: bool| {
+        let gateway = of(is_ipv4).filter(|_| !internal).and_then(|own| own.gateway);
+        gateway.map_or(String::new(), |gateway| gateway.to_string())
+    };
+    let ip = |is_ipv4: bool| of(is_ipv4).map_or(String::new(), |own| own.ip.to_string());
+    let prefix = |is_ipv4: bool| of(is_ipv4).map_or(0, |own| own.prefix);
+    let asked = [("IPv4Address", &joining.ip), ("IPv6Address", &joining.ip6)];
+    let asked: Map<String, Value> =
+        asked.into_iter().filter_map(|(key, ip)| Some((key.to_owned(), ip.clone()?.into()))).collect();
     json!({
-        "IPAMConfig": joining.ip.as_ref().map(|ip| json!({"IPv4Address": ip})),
+        "IPAMConfig": (!asked.is_empty()).then_some(asked),
         "Links": joining.links,
         "Aliases": joining.aliases,
         "MacAddress": address.map_or(String::new(), |a| a.mac.to_string()),
@@ -42,12 +45,12 @@ fn one(app: &App, record: &Record, joining: &Joining, endpoint: Option<&Endpoint
         "GwPriority": joining.gateway_priority,
         "NetworkID": joining.id,
         "EndpointID": endpoint_id,
-        "Gateway": gateway.map_or(String::new(), |member| member.address.gateway.to_string()),
-        "IPAddress": address.map_or(String::new(), |a| a.ip.to_string()),
-        "IPPrefixLen": address.map_or(0, |a| a.prefix),
-        "IPv6Gateway": "",
-        "GlobalIPv6Address": "",
-        "GlobalIPv6PrefixLen": 0,
+        "Gateway": gateway(true),
+        "IPAddress": ip(true),
+        "IPPrefixLen": prefix(true),
+        "IPv6Gateway": gateway(false),
+        "GlobalIPv6Address": ip(false),
+        "GlobalIPv6PrefixLen": prefix(false),
         "DNSNames": user.then(|| wishes::dns_names(record, Some(joining))),
     })
 }
@@ -60,11 +63,15 @@ pub fn member_of(record: &Record, network_id: &str) -> Option<Value> {
         return None;
     }
     let address = member.as_ref().map(|member| &member.address);
+    let text = |is_ipv4: bool| {
+        let own = address.and_then(|address| address.of(is_ipv4));
+        own.map_or(String::new(), |own| format!("{}/{}", own.ip, own.prefix))
+    };
     Some(json!({
         "Name": record.name,
         "EndpointID": member.as_ref().map_or(&endpoint.endpoint_id, |member| &member.endpoint_id),
         "MacAddress": address.map_or(String::new(), |a| a.mac.to_string()),
-        "IPv4Address": address.map_or(String::new(), |a| format!("{}/{}", a.ip, a.prefix)),
-        "IPv6Address": "",
+        "IPv4Address": text(true),
+        "IPv6Address": text(false),
     }))
 }

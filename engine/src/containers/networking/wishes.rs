@@ -13,7 +13,11 @@ use crate::{
     networks::{Definition, Mac, NetworkKind},
 };
 use serde_json::Value;
-use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
 
 /// The prefix of a mode that shares another container's network.
 const CONTAINER: &str = "container:";
@@ -179,6 +183,10 @@ pub(super) fn joining(name: &str, settings: Option<&EndpointSettings>) -> ApiRes
                             let wrong = || ApiError::invalid(format!("invalid IPv4 address: {text}"));
                             joining.ip = Some(text.parse::<Ipv4Addr>().map_err(|_| wrong())?.to_string());
                         }
+                        "IPv6Address" => {
+                            let wrong = || ApiError::invalid(format!("invalid IPv6 address: {text}"));
+                            joining.ip6 = Some(text.parse::<Ipv6Addr>().map_err(|_| wrong())?.to_string());
+                        }
                         other => return Err(not_yet(&format!("EndpointsConfig.{name}.IPAMConfig.{other}"))),
                     }
                 }
@@ -193,6 +201,7 @@ pub(super) fn joining(name: &str, settings: Option<&EndpointSettings>) -> ApiRes
             other => return Err(not_yet(&format!("NetworkingConfig.EndpointsConfig.{name}.{other}"))),
         }
     }
+    super::options::read(&joining)?;
     for alias in joining.aliases.iter().flatten() {
         if alias.is_empty() || alias.len() > 253 || alias.contains(|c: char| c.is_whitespace() || c.is_control()) {
             return Err(ApiError::invalid(format!("invalid alias {alias:?} in network {name}")));
@@ -208,24 +217,30 @@ fn list(value: &Value) -> Option<Vec<String>> {
 /// Refuses what a network doesn't give. `user` is none for the default one.
 pub(super) fn check_wish(joining: &Joining, user: Option<&Definition>) -> ApiResult<()> {
     let aliases = joining.aliases.as_ref().is_some_and(|aliases| !aliases.is_empty());
-    match user {
-        None if joining.ip.is_some() => {
-            Err(ApiError::invalid("user specified IP address is supported on user defined networks only"))
+    let ips = [&joining.ip, &joining.ip6].into_iter().flatten().filter_map(|ip| ip.parse::<IpAddr>().ok());
+    let ips: Vec<IpAddr> = ips.collect();
+    let Some(network) = user else {
+        if !ips.is_empty() {
+            return Err(ApiError::invalid("user specified IP address is supported on user defined networks only"));
         }
-        None if aliases => {
-            Err(ApiError::invalid("network-scoped alias is supported only for containers in user defined networks"))
+        if aliases {
+            return Err(ApiError::invalid(
+                "network-scoped alias is supported only for containers in user defined networks",
+            ));
         }
-        Some(network) if joining.ip.is_some() && !network.chosen => Err(ApiError::invalid(
-            "user specified IP address is supported only when connecting to networks with user configured subnets",
-        )),
-        Some(network) => match joining.ip.as_ref().and_then(|ip| ip.parse::<Ipv4Addr>().ok()) {
-            Some(ip) if !network.address.contains(ip) => {
-                Err(ApiError::invalid(format!("no configured subnet contains IP address {ip}")))
-            }
-            _ => Ok(()),
-        },
-        None => Ok(()),
+        return Ok(());
+    };
+    for ip in ips {
+        if !network.of_family(ip.is_ipv4()).any(|pooled| pooled.chosen) {
+            return Err(ApiError::invalid(
+                "user specified IP address is supported only when connecting to networks with user configured subnets",
+            ));
+        }
+        if !network.of_family(ip.is_ipv4()).any(|pooled| pooled.address.contains(ip)) {
+            return Err(ApiError::invalid(format!("no configured subnet contains IP address {ip}")));
+        }
     }
+    Ok(())
 }
 
 /// What a container's record says; a record of an older engine has it in other places.
@@ -287,10 +302,7 @@ mod tests {
                 r#"{"NetworkingConfig":{"EndpointsConfig":{"a":{"IPAMConfig":{"IPv4Address":"x"}}}}}"#,
                 Some("400 invalid IPv4 address: x"),
             ),
-            (
-                r#"{"NetworkingConfig":{"EndpointsConfig":{"a":{"IPAMConfig":{"IPv6Address":"fd00::1"}}}}}"#,
-                Some("501 EndpointsConfig.a.IPAMConfig.IPv6Address"),
-            ),
+            (r#"{"NetworkingConfig":{"EndpointsConfig":{"a":{"IPAMConfig":{"IPv6Address":"fd00::1"}}}}}"#, None),
             (
                 r#"{"NetworkingConfig":{"EndpointsConfig":{"a":{"Nonsense":1}}}}"#,
                 Some("501 NetworkingConfig.EndpointsConfig.a.Nonsense"),

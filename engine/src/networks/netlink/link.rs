@@ -1,4 +1,4 @@
-//! Links: the bridge, the veth pairs on it, and lo.
+//! Links: bridges, the veth pairs on them, links on other links, and lo.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
@@ -7,9 +7,15 @@ use nix::errno::Errno;
 use nix::libc;
 
 use super::super::mac::Mac;
+use super::super::options::LinkMode;
 use super::message::{self, Attributes, Batch};
 use super::socket::{NetlinkError, Socket};
 
+/// Settings of links on other links, within `IFLA_INFO_DATA`.
+const IFLA_MACVLAN_MODE: u16 = 1;
+const IFLA_IPVLAN_MODE: u16 = 1;
+const IFLA_IPVLAN_FLAGS: u16 = 2;
+const IFLA_VLAN_ID: u16 = 1;
 /// Length of `struct ifinfomsg`.
 const IFINFOMSG: usize = 16;
 /// `VETH_INFO_PEER`: the other end of a veth pair, within `IFLA_INFO_DATA`.
@@ -191,6 +197,70 @@ pub(crate) fn create_veth(batch: &mut Batch, pair: &VethPair<'_>) {
         change_port(batch, &format!("isolate {name}"), name, IFLA_BRPORT_ISOLATED, 1);
     }
     change(batch, "bring up", libc::IFF_UP, &|_| {});
+}
+
+/// A link on a link of the host's to create in a container.
+pub(crate) struct Parented<'a> {
+    /// Index of the host's link.
+    pub(crate) parent: u32,
+    /// How they share it.
+    pub(crate) mode: LinkMode,
+    /// The container's namespace.
+    pub(crate) namespace: BorrowedFd<'a>,
+    /// Its name in the container.
+    pub(crate) name: &'a str,
+    /// Its MAC, where it has one of its own.
+    pub(crate) mac: Mac,
+    /// Its MTU; none for that of the host's link.
+    pub(crate) mtu: Option<u32>,
+}
+
+/// Creates a link on a link of the host's, in the container's namespace and under its final name.
+pub(crate) fn create_parented(batch: &mut Batch, wanted: &Parented<'_>) {
+    let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL | libc::NLM_F_ACK;
+    let (kind, what) = match wanted.mode {
+        LinkMode::Macvlan(_) => ("macvlan", "create macvlan link"),
+        LinkMode::Ipvlan(..) => ("ipvlan", "create ipvlan link"),
+    };
+    batch.push(format!("{what} {}", wanted.name), libc::RTM_NEWLINK, flags, &ifinfomsg(0, 0, 0), |a| {
+        a.text(libc::IFLA_IFNAME, wanted.name)
+            .u32(libc::IFLA_LINK, wanted.parent)
+            .bytes(libc::IFLA_NET_NS_FD, &wanted.namespace.as_raw_fd().to_ne_bytes());
+        if let Some(mtu) = wanted.mtu {
+            a.u32(libc::IFLA_MTU, mtu);
+        }
+        if let LinkMode::Macvlan(_) = wanted.mode {
+            a.bytes(libc::IFLA_ADDRESS, &wanted.mac.octets());
+        }
+        a.nest(libc::IFLA_LINKINFO, |info| {
+            info.text(libc::IFLA_INFO_KIND, kind);
+            info.nest(libc::IFLA_INFO_DATA, |data| match wanted.mode {
+                LinkMode::Macvlan(mode) => drop(data.u32(IFLA_MACVLAN_MODE, mode)),
+                LinkMode::Ipvlan(mode, flags) => {
+                    data.bytes(IFLA_IPVLAN_MODE, &mode.to_ne_bytes()).bytes(IFLA_IPVLAN_FLAGS, &flags.to_ne_bytes());
+                }
+            });
+        });
+    });
+}
+
+/// Creates a link to nowhere, or one that tags packets with a VLAN's number on another link of the host's; down.
+pub(crate) fn create_parent(batch: &mut Batch, name: &str, vlan: Option<(u32, u16)>) {
+    let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL | libc::NLM_F_ACK;
+    batch.push(format!("create link {name}"), libc::RTM_NEWLINK, flags, &ifinfomsg(0, 0, 0), |a| {
+        a.text(libc::IFLA_IFNAME, name);
+        if let Some((on, _)) = vlan {
+            a.u32(libc::IFLA_LINK, on);
+        }
+        a.nest(libc::IFLA_LINKINFO, |info| {
+            info.text(libc::IFLA_INFO_KIND, if vlan.is_some() { "vlan" } else { "dummy" });
+            if let Some((_, number)) = vlan {
+                info.nest(libc::IFLA_INFO_DATA, |data| {
+                    data.bytes(IFLA_VLAN_ID, &number.to_ne_bytes());
+                });
+            }
+        });
+    });
 }
 
 /// Notes on a link whose it is.

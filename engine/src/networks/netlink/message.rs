@@ -4,7 +4,7 @@
 //! error can say which of them failed.
 
 use std::borrow::Cow;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use nix::errno::Errno;
 use nix::libc;
@@ -60,8 +60,11 @@ impl<'a> Attributes<'a> {
     }
 
     /// An address.
-    pub(crate) fn ipv4(&mut self, kind: u16, value: Ipv4Addr) -> &mut Self {
-        self.bytes(kind, &value.octets())
+    pub(crate) fn ip(&mut self, kind: u16, value: IpAddr) -> &mut Self {
+        match value {
+            IpAddr::V4(v4) => self.bytes(kind, &v4.octets()),
+            IpAddr::V6(v6) => self.bytes(kind, &v6.octets()),
+        }
     }
 
     /// A string, with the NUL at its end that most of the kernel's parsers want.
@@ -252,9 +255,10 @@ pub(crate) fn text(value: &[u8]) -> String {
     String::from_utf8_lossy(&value[..end]).into_owned()
 }
 
-/// An address; `None` when the value isn't four bytes.
-pub(crate) fn ipv4(value: &[u8]) -> Option<Ipv4Addr> {
-    <[u8; 4]>::try_from(value).ok().map(Ipv4Addr::from)
+/// An address; `None` when the value is neither four nor sixteen bytes.
+pub(crate) fn ip(value: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(value).ok().map(IpAddr::from);
+    v4.or_else(|| <[u8; 16]>::try_from(value).ok().map(IpAddr::from))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! A small synchronous netlink client: what the default bridge network needs of rtnetlink(7), and the socket and
+//! A small synchronous netlink client: what networks need of rtnetlink(7), and the socket and
 //! message layer that nftables (`super::nft`) shares.
 //!
 //! Functions of `link`, `address` and `route` append a message to a [`Batch`]; whoever composes the batch sends it
@@ -13,6 +13,6 @@ mod socket;
 /// So many changes of links go into one batch: their answers have to fit into a socket's receive buffer as it is by default.
 pub(crate) const LINKS_AT_ONCE: usize = 64;
 
-pub(crate) use message::{Attributes, Batch, attribute, ipv4};
+pub(crate) use message::{Attributes, Batch, attribute, ip};
 pub use socket::NetlinkError;
 pub(crate) use socket::{Family, Socket};

@@ -120,12 +120,17 @@ pub(super) mod register {
     pub(in super::super) const FIRST: u32 = 1;
     pub(in super::super) const SECOND: u32 = 2;
     pub(in super::super) const SECOND_WORD: u32 = 9;
-    pub(in super::super) const THIRD_WORD: u32 = 10;
+
+    /// The word that comes so many bytes after the first.
+    pub(in super::super) fn after(bytes: u32) -> u32 {
+        8 + bytes / 4
+    }
 }
 
 /// Numbers by which the nft tool knows the types of keys and values; only for showing them.
 pub(super) mod datatype {
     const IPV4_ADDRESS: u32 = 7;
+    const IPV6_ADDRESS: u32 = 8;
     const PROTOCOL: u32 = 12;
     const SERVICE: u32 = 13;
     const LINK_NAME: u32 = 41;
@@ -135,10 +140,20 @@ pub(super) mod datatype {
     /// link . link
     pub(in super::super) const LINK_LINK: u32 = LINK_NAME << 6 | LINK_NAME;
 
+    fn address(is_ipv4: bool) -> u32 {
+        if is_ipv4 { IPV4_ADDRESS } else { IPV6_ADDRESS }
+    }
+
     /// protocol . port
     pub(in super::super) const PROTOCOL_PORT: u32 = PROTOCOL << 6 | SERVICE;
+
     /// protocol . address . port
-    pub(in super::super) const PROTOCOL_ADDRESS_PORT: u32 = (PROTOCOL << 6 | IPV4_ADDRESS) << 6 | SERVICE;
+    pub(in super::super) fn protocol_address_port(is_ipv4: bool) -> u32 {
+        (PROTOCOL << 6 | address(is_ipv4)) << 6 | SERVICE
+    }
+
     /// address . port
-    pub(in super::super) const ADDRESS_PORT: u32 = IPV4_ADDRESS << 6 | SERVICE;
+    pub(in super::super) fn address_port(is_ipv4: bool) -> u32 {
+        address(is_ipv4) << 6 | SERVICE
+    }
 }

@@ -24,7 +24,7 @@ const DOMAIN: u16 = 53;
 /// Leads port 53 of an address to these ports, in the namespace of the calling thread.
 pub(in super::super) fn redirect_names(address: Ipv4Addr, udp: u16, tcp: u16) -> Result<(), NetlinkError> {
     let mut socket = Socket::open(Family::Netfilter)?;
-    let mut transaction = Transaction::new(TABLE);
+    let mut transaction = Transaction::new(libc::NFPROTO_IPV4, TABLE);
     transaction.add_table(); // so that deleting finds one
     transaction.delete_table();
     transaction.add_table();

@@ -16,36 +16,33 @@ pub(super) enum LinkSet {
     Bridges,
     /// Those that lead nowhere.
     Internal,
-    /// Each bridge with itself.
-    Same,
+    /// Links that may pass packets on to a bridge: the bridge itself, and those that its network trusts.
+    Pairs,
 }
 
 impl LinkSet {
-    pub(super) const ALL: [Self; 3] = [Self::Bridges, Self::Internal, Self::Same];
+    pub(super) const ALL: [Self; 3] = [Self::Bridges, Self::Internal, Self::Pairs];
 
     /// The set's name.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Bridges => "bridges",
             Self::Internal => "internal_bridges",
-            Self::Same => "same_bridge",
+            Self::Pairs => "passing_links",
         }
     }
 
     fn key(self) -> (u32, u32) {
         match self {
             Self::Bridges | Self::Internal => (datatype::LINK, NAME as u32),
-            Self::Same => (datatype::LINK_LINK, 2 * NAME as u32),
+            Self::Pairs => (datatype::LINK_LINK, 2 * NAME as u32),
         }
     }
+}
 
-    fn encoded(self, link: &str) -> Vec<u8> {
-        let name = padded(link);
-        match self {
-            Self::Bridges | Self::Internal => name.to_vec(),
-            Self::Same => [name, name].concat(),
-        }
-    }
+/// One name, or one after the other, as registers hold them.
+fn encoded(links: &[&str]) -> Vec<u8> {
+    links.iter().flat_map(|link| padded(link)).collect()
 }
 
 /// A name as registers hold it.
@@ -67,26 +64,25 @@ impl Transaction<'_> {
                 .be32(set::KEY_TYPE, key_type)
                 .be32(set::KEY_LENGTH, key_length)
                 .be32(set::ID, links as u32 + 11);
-            if links != LinkSet::Same {
+            if links != LinkSet::Pairs {
                 let order = [[set::KEY_BYTE_ORDER, 4].as_slice(), &set::HOST_ORDER.to_ne_bytes()].concat();
                 a.bytes(set::USERDATA, &order);
             }
         });
     }
 
-    /// Makes these links the elements of a set.
-    pub(super) fn fill_set<'a>(&mut self, links: LinkSet, names: impl IntoIterator<Item = &'a str>) {
+    /// Makes these links, or pairs of links, the elements of a set.
+    pub(super) fn fill_set(&mut self, links: LinkSet, elements: &[Vec<&str>]) {
         self.message("flush", links.name(), libc::NFT_MSG_DELSETELEM, 0, |a, table| {
             a.text(set::LIST_TABLE, table).text(set::LIST_SET, links.name());
         });
-        let names: Vec<&str> = names.into_iter().collect();
-        for some in names.chunks(500) {
+        for some in elements.chunks(500) {
             self.message("fill", links.name(), libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, |a, table| {
                 a.text(set::LIST_TABLE, table).text(set::LIST_SET, links.name()).nest(set::LIST_ELEMENTS, |list| {
-                    for name in some {
+                    for names in some {
                         list.nest(data::LIST_ELEMENT, |element| {
                             element.nest(set::ELEMENT_KEY, |value| {
-                                value.bytes(data::VALUE, &links.encoded(name));
+                                value.bytes(data::VALUE, &encoded(names));
                             });
                         });
                     }

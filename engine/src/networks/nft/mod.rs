@@ -1,19 +1,23 @@
-//! The firewall table of one engine, family ip, named `berth_BRIDGE` after its default bridge. Everything in it is ours and
+//! The firewall table of one engine, family inet, named `berth_BRIDGE` after its default bridge. Everything in it is ours and
 //! nothing outside it is touched, so that any number of stacks, dockerd and the host's own rules live side by side.
 //!
 //! ```text
-//! table ip berth_BRIDGE
-//!   bridges, internal_bridges, same_bridge    sets of links: all bridges, those of internal networks, pairs of a bridge and itself
+//! table inet berth_BRIDGE
+//!   bridges, internal_bridges    sets of links: all bridges, those of internal networks
+//!   passing_links                pairs of a link and a bridge: each bridge and itself, and links that a network trusts
 //!   guard        raw prerouting    to 127.0.0.0/8 and not by lo: drop
-//!   prerouting   nat prerouting ┐  to an address of this host: goto published
+//!   prerouting   nat prerouting ┐  to an address of this host (but not ::1): goto published
 //!   output       nat output     ┘
-//!   published                      rewrite the destination by one of two maps:
+//!   published                      rewrite the destination by one of two maps for each family:
 //!                                    protocol . address . port -> container . port
 //!                                    protocol . port           -> container . port
-//!   forward      filter forward    into a bridge: known connections, packets of the same bridge and published ports pass, the
+//!   forward      filter forward    jump user;
+//!                                  into a bridge: known connections, pairs of passing_links, published and routed ports pass, the
 //!                                  rest is dropped, also what comes from another bridge (isolation);
 //!                                  out of an internal bridge: drop; out of other bridges: pass
-//!   postrouting  nat postrouting   for each network: out of its bridge by another link: masquerade;
+//!   user                           empty, and left alone: the host's owner may add rules
+//!   postrouting  nat postrouting   for each network: out of its bridge by another link: masquerade, or the source address that
+//!                                  the network was given;
 //!                                  into the bridge by a published port from the bridge itself or from 127.0.0.0/8:
 //!                                  masquerade, so that the answer comes back by us
 //! ```
@@ -21,6 +25,9 @@
 //! A container's ports are elements of the maps, a network's bridge is an element of the sets: publishing costs one transaction
 //! however many ports there are, and a packet costs a few hash lookups however many networks there are. (The rules of
 //! `postrouting` are one by one, but only a connection's first packet meets them.)
+//!
+//! ::1 can't be led to a container: there is no `route_localnet` for IPv6. A published port refuses there, and clients that try
+//! `localhost` go on to 127.0.0.1.
 //!
 //! *Accepting* a packet in one table doesn't save it from another: where the host's own forward chain has the policy drop
 //! (dockerd sets it when it switches forwarding on, and ufw does), the host has to let the bridge through.
@@ -33,21 +40,25 @@ mod rule;
 mod transaction;
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv6Addr};
 
 use nix::errno::Errno;
 use nix::libc;
 use tracing::{debug, warn};
 
 use self::links::LinkSet;
-use self::map::{Elements, Key, Map};
+use self::map::{Elements, Key, Kind, Map, elements};
 use self::rule::{Is, Rule};
 use self::transaction::{Hook, Transaction};
 use super::conntrack;
+use super::endpoint::Targets;
 use super::netlink::{Family, NetlinkError, Socket};
+use super::options::GatewayMode;
 use super::ports::{Protocol, PublishedPort};
 use super::subnet::Subnet;
 
+/// The family that has both IPv4 and IPv6.
+const FAMILY: i32 = libc::NFPROTO_INET;
 /// Before connection tracking.
 const PRIORITY_RAW: i32 = -300;
 const PRIORITY_DESTINATION: i32 = -100;
@@ -60,18 +71,36 @@ const OUTPUT: &str = "output";
 const PUBLISHED: &str = "published";
 const FORWARD: &str = "forward";
 const POSTROUTING: &str = "postrouting";
+/// Rules of the host's owner.
+const USER: &str = "user";
+
+/// The chains that are ours to fill.
+const OWN: [&str; 6] = [GUARD, PREROUTING, OUTPUT, PUBLISHED, FORWARD, POSTROUTING];
 
 /// A bridge as far as rules are about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BridgeRules {
     /// Its name.
     pub(crate) link: String,
-    /// Its network.
-    pub(crate) subnet: Subnet,
     /// Nothing leads out of it, or into it.
     pub(crate) internal: bool,
+    /// Links by which all of it may be reached.
+    pub(crate) trusted: Vec<String>,
+    /// Its networks.
+    pub(crate) subnets: Vec<SubnetRules>,
+}
+
+/// A network of one family on a bridge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SubnetRules {
+    /// The network.
+    pub(crate) subnet: Subnet,
+    /// How it is joined to the world.
+    pub(crate) mode: GatewayMode,
     /// What leaves by another link gets that one's address.
     pub(crate) masquerade: bool,
+    /// Or this one.
+    pub(crate) source: Option<IpAddr>,
 }
 
 /// The firewall of one engine. Its socket stays open: closing one makes the kernel wait for work it has put off.
@@ -81,6 +110,8 @@ pub(crate) struct Firewall {
     table: String,
     bridges: Vec<BridgeRules>,
     published: Elements,
+    /// Whether a table of an older engine may still be there.
+    older: bool,
 }
 
 impl Firewall {
@@ -91,6 +122,7 @@ impl Firewall {
             table: format!("berth_{default_bridge}"),
             bridges,
             published: Elements::new(),
+            older: true,
         })
     }
 
@@ -103,10 +135,17 @@ impl Firewall {
     /// Makes chains and rules what they should be, in one transaction. Ports that are published already, perhaps by an
     /// engine before this one, stay so.
     pub(crate) fn assert_rules(&mut self) -> Result<(), NetlinkError> {
-        let mut kept = Transaction::new(&self.table);
+        let mut kept = Transaction::new(FAMILY, &self.table);
+        if self.older {
+            // Engines before had a table of this name for IPv4 alone.
+            kept.delete_table_of(libc::NFPROTO_IPV4);
+        }
         kept.add_table();
         self.fill(&mut kept);
-        let Err(error) = kept.commit(&mut self.socket) else { return Ok(()) };
+        let Err(error) = kept.commit(&mut self.socket) else {
+            self.older = false;
+            return Ok(());
+        };
         // A table of the same name with chains or maps of another form: of another release, most likely.
         warn!(%error, table = self.table, "firewall table is replaced");
         self.replace_table()
@@ -114,10 +153,10 @@ impl Firewall {
 
     /// Makes the whole table what it should be: rules, and the ports this engine has published and no others.
     pub(crate) fn assert_all(&mut self) -> Result<(), NetlinkError> {
-        let mut kept = Transaction::new(&self.table);
+        let mut kept = Transaction::new(FAMILY, &self.table);
         kept.add_table();
         self.fill(&mut kept);
-        Map::BOTH.into_iter().for_each(|map| kept.flush_map(map));
+        Map::all().for_each(|map| kept.flush_map(map));
         kept.publish(&self.published);
         let Err(error) = kept.commit(&mut self.socket) else { return Ok(()) };
         warn!(%error, table = self.table, "firewall table is replaced");
@@ -125,17 +164,17 @@ impl Firewall {
     }
 
     /// Notes that ports lead to a container, for the next `assert_all`.
-    pub(crate) fn remember(&mut self, container: Ipv4Addr, ports: &[PublishedPort]) {
+    pub(crate) fn remember(&mut self, container: Targets, ports: &[PublishedPort]) {
         self.published.append(&mut elements(container, ports));
     }
 
     /// Publishes the ports of a container, in one transaction. A table that somebody has deleted comes back whole.
-    pub(crate) fn publish(&mut self, container: Ipv4Addr, ports: &[PublishedPort]) -> Result<(), NetlinkError> {
+    pub(crate) fn publish(&mut self, container: Targets, ports: &[PublishedPort]) -> Result<(), NetlinkError> {
         if ports.is_empty() {
             return Ok(());
         }
         let mut new = elements(container, ports);
-        let mut transaction = Transaction::new(&self.table);
+        let mut transaction = Transaction::new(FAMILY, &self.table);
         transaction.publish(&new);
         let published = match transaction.commit(&mut self.socket) {
             Ok(()) => {
@@ -158,7 +197,7 @@ impl Firewall {
     }
 
     /// Takes the ports of a container back; gone already is fine.
-    pub(crate) fn unpublish(&mut self, container: Ipv4Addr, ports: &[PublishedPort]) -> Result<(), NetlinkError> {
+    pub(crate) fn unpublish(&mut self, container: Targets, ports: &[PublishedPort]) -> Result<(), NetlinkError> {
         let mut gone = elements(container, ports);
         // What was published again for another container meanwhile isn't this one's to remove.
         gone.retain(|key, to| self.published.get(key).is_none_or(|now| now == to));
@@ -166,19 +205,20 @@ impl Firewall {
         if gone.is_empty() {
             return Ok(());
         }
-        let mut transaction = Transaction::new(&self.table);
+        let gone_from: Vec<IpAddr> = container.all().collect();
+        let mut transaction = Transaction::new(FAMILY, &self.table);
         transaction.unpublish(&gone);
         match transaction.commit(&mut self.socket) {
             Err(error) if error.errno() == Some(Errno::ENOENT) => self.unpublish_one_by_one(&gone),
             result => result,
         }?;
-        self.forget_flows(|socket| conntrack::forget_flows_to_container(socket, container), ports);
+        self.forget_flows(|socket| conntrack::forget_flows_to_container(socket, &gone_from), ports);
         Ok(())
     }
 
     /// Deletes the table; gone already is fine.
     pub(crate) fn delete(&mut self) -> Result<(), NetlinkError> {
-        let mut transaction = Transaction::new(&self.table);
+        let mut transaction = Transaction::new(FAMILY, &self.table);
         transaction.delete_table();
         match transaction.commit(&mut self.socket) {
             Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(()),
@@ -199,7 +239,7 @@ impl Firewall {
     /// One missing element fails a transaction as a whole; so each gets its own.
     fn unpublish_one_by_one(&mut self, gone: &Elements) -> Result<(), NetlinkError> {
         for (key, to) in gone {
-            let mut transaction = Transaction::new(&self.table);
+            let mut transaction = Transaction::new(FAMILY, &self.table);
             transaction.unpublish(&Elements::from([(*key, *to)]));
             match transaction.commit(&mut self.socket) {
                 Err(error) if error.errno() != Some(Errno::ENOENT) => return Err(error),
@@ -210,7 +250,7 @@ impl Firewall {
     }
 
     fn replace_table(&mut self) -> Result<(), NetlinkError> {
-        let mut new = Transaction::new(&self.table);
+        let mut new = Transaction::new(FAMILY, &self.table);
         new.add_table(); // so that deleting finds one
         new.delete_table();
         new.add_table();
@@ -221,7 +261,7 @@ impl Firewall {
 
     /// Maps, chains and rules; rules there are go first.
     fn fill(&self, to: &mut Transaction<'_>) {
-        Map::BOTH.into_iter().for_each(|map| to.add_map(map));
+        Map::all().for_each(|map| to.add_map(map));
         LinkSet::ALL.into_iter().for_each(|links| to.add_set(links));
         let hook = |kind, number, priority| Some(Hook { kind, number, priority });
         to.add_chain(PUBLISHED, None);
@@ -230,13 +270,32 @@ impl Firewall {
         to.add_chain(OUTPUT, hook("nat", libc::NF_INET_LOCAL_OUT, PRIORITY_DESTINATION));
         to.add_chain(FORWARD, hook("filter", libc::NF_INET_FORWARD, PRIORITY_FILTER));
         to.add_chain(POSTROUTING, hook("nat", libc::NF_INET_POST_ROUTING, PRIORITY_SOURCE));
-        to.flush_rules();
+        to.add_chain(USER, None);
+        OWN.into_iter().for_each(|chain| to.flush_chain(chain));
         for links in LinkSet::ALL {
-            let fits = |bridge: &&BridgeRules| links != LinkSet::Internal || bridge.internal;
-            to.fill_set(links, self.bridges.iter().filter(fits).map(|bridge| bridge.link.as_str()));
+            to.fill_set(links, &self.members(links));
         }
         for (chain, rule) in rules(&self.bridges) {
             to.add_rule(chain, &rule);
+        }
+    }
+
+    fn members(&self, links: LinkSet) -> Vec<Vec<&str>> {
+        let bridges = self.bridges.iter();
+        match links {
+            LinkSet::Bridges => bridges.map(|bridge| vec![bridge.link.as_str()]).collect(),
+            LinkSet::Internal => {
+                bridges.filter(|bridge| bridge.internal).map(|bridge| vec![bridge.link.as_str()]).collect()
+            }
+            LinkSet::Pairs => {
+                let mut pairs: Vec<Vec<&str>> = Vec::new();
+                for bridge in bridges {
+                    pairs.push(vec![&bridge.link, &bridge.link]);
+                    let trusted: BTreeSet<&str> = bridge.trusted.iter().map(String::as_str).collect();
+                    pairs.extend(trusted.into_iter().filter(|by| *by != bridge.link).map(|by| vec![by, &bridge.link]));
+                }
+                pairs
+            }
         }
     }
 }
@@ -245,24 +304,50 @@ impl Firewall {
 fn rules(bridges: &[BridgeRules]) -> Vec<(&'static str, Rule)> {
     use Is::{Exactly, Not};
     let rule = Rule::new;
-    let (ours, internal, same) = (LinkSet::Bridges.name(), LinkSet::Internal.name(), LinkSet::Same.name());
+    let (ours, internal, pairs) = (LinkSet::Bridges.name(), LinkSet::Internal.name(), LinkSet::Pairs.name());
     let mut rules = vec![
         (GUARD, rule("loopback is this host's own").came_by(Not, "lo").to(Subnet::LOOPBACK).drop()),
         (PREROUTING, rule("published ports, from elsewhere").for_this_host().goto(PUBLISHED)),
+        (OUTPUT, rule("no way from ::1 to a container").to(loopback_v6()).accept()),
         (OUTPUT, rule("published ports, from this host").for_this_host().goto(PUBLISHED)),
-        (PUBLISHED, rule("on one address").redirect_by(Map::OnOneAddress.name(), true)),
-        (PUBLISHED, rule("on all addresses").redirect_by(Map::OnAllAddresses.name(), false)),
-        (FORWARD, rule("answers to containers").leaves_by_one_of(ours).of_known_connection().accept()),
-        (FORWARD, rule("within a network").passes_by_pair_of(same).accept()),
-        (
-            FORWARD,
-            rule("to published ports")
-                .leaves_by_one_of(ours)
-                .came_by_one_of(Not, internal)
-                .of_published_port()
-                .accept(),
-        ),
-        (FORWARD, rule("to ports that are not published").leaves_by_one_of(ours).drop()),
+    ];
+    for map in Map::all().filter(|map| map.kind != Kind::Routed) {
+        rules.push((PUBLISHED, rule("published").redirect_by(map)));
+    }
+    let into = |comment| rule(comment).leaves_by_one_of(ours);
+    rules.extend([
+        (FORWARD, rule("what the host's owner wants").jump(USER)),
+        (FORWARD, into("answers to containers").of_known_connection().accept()),
+        (FORWARD, rule("within a network, or from a trusted link").passes_by_pair_of(pairs).accept()),
+        (FORWARD, into("to published ports").came_by_one_of(Not, internal).of_published_port().accept()),
+    ]);
+    let has = |mode: GatewayMode, is_ipv4: bool| {
+        let fits = |subnet: &SubnetRules| subnet.mode == mode && subnet.subnet.is_ipv4() == is_ipv4;
+        bridges.iter().any(|bridge| bridge.subnets.iter().any(fits))
+    };
+    for is_ipv4 in [true, false] {
+        if has(GatewayMode::Routed, is_ipv4) {
+            let routed = Map { kind: Kind::Routed, is_ipv4 };
+            let port = into("to ports of routed networks").came_by_one_of(Not, internal).for_port_of(routed);
+            rules.push((FORWARD, port.accept()));
+        }
+    }
+    for bridge in bridges.iter().filter(|bridge| !bridge.internal) {
+        for subnet in &bridge.subnets {
+            let to =
+                |comment| rule(comment).leaves_by(Exactly, &bridge.link).came_by_one_of(Not, ours).to(subnet.subnet);
+            match subnet.mode {
+                GatewayMode::NatUnprotected => rules.push((FORWARD, to("to an unprotected network").accept())),
+                GatewayMode::Routed => {
+                    let control = to("errors and questions to a routed network").of_control(subnet.subnet.is_ipv4());
+                    rules.push((FORWARD, control.accept()));
+                }
+                GatewayMode::Nat | GatewayMode::Isolated => {}
+            }
+        }
+    }
+    rules.extend([
+        (FORWARD, into("to ports that are not published").drop()),
         (FORWARD, rule("out of internal networks").came_by_one_of(Exactly, internal).drop()),
         (FORWARD, rule("from containers").came_by_one_of(Exactly, ours).accept()),
         (
@@ -273,23 +358,32 @@ fn rules(bridges: &[BridgeRules]) -> Vec<(&'static str, Rule)> {
                 .of_published_port()
                 .masquerade(),
         ),
-    ];
-    for BridgeRules { link, subnet, internal, masquerade } in bridges {
-        if *masquerade && !internal {
-            rules.push((POSTROUTING, rule("containers to elsewhere").from(*subnet).leaves_by(Not, link).masquerade()));
+    ]);
+    for BridgeRules { link, internal, subnets, .. } in bridges {
+        for SubnetRules { subnet, masquerade, source, .. } in subnets {
+            if *masquerade && !internal {
+                let out = rule("containers to elsewhere").from(*subnet).leaves_by(Not, link);
+                rules.push((
+                    POSTROUTING,
+                    match source {
+                        Some(address) => out.set_source(*address),
+                        None => out.masquerade(),
+                    },
+                ));
+            }
+            rules.push((
+                POSTROUTING,
+                rule("containers to a published port on the same bridge")
+                    .from(*subnet)
+                    .leaves_by(Exactly, link)
+                    .of_published_port()
+                    .masquerade(),
+            ));
         }
-        rules.push((
-            POSTROUTING,
-            rule("containers to a published port on the same bridge")
-                .from(*subnet)
-                .leaves_by(Exactly, link)
-                .of_published_port()
-                .masquerade(),
-        ));
     }
     rules
 }
 
-fn elements(container: Ipv4Addr, ports: &[PublishedPort]) -> Elements {
-    ports.iter().map(|port| (Key::of(port), SocketAddrV4::new(container, port.container_port))).collect()
+fn loopback_v6() -> Subnet {
+    Subnet::host(Ipv6Addr::LOCALHOST.into())
 }

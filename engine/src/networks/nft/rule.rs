@@ -1,19 +1,23 @@
 //! A rule, built expression by expression: what it matches, then what it does.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use nix::libc;
 
 use super::super::netlink::Attributes;
 use super::super::ports::Protocol;
-use super::super::subnet::Subnet;
+use super::super::subnet::{Subnet, octets};
 use super::constants::{self as c, data, expression as x, register};
 use super::links::padded;
+use super::map::{Kind, Map};
 
 /// Where in the IPv4 header the source address is.
 const SOURCE_ADDRESS: u32 = 12;
 /// Where in the IPv4 header the destination address is.
 const DESTINATION_ADDRESS: u32 = 16;
+/// The same in the IPv6 header.
+const SOURCE_ADDRESS_V6: u32 = 8;
+const DESTINATION_ADDRESS_V6: u32 = 24;
 /// Where in the header of TCP, UDP and SCTP the ports are.
 const SOURCE_PORT: u32 = 0;
 const DESTINATION_PORT: u32 = 2;
@@ -28,6 +32,14 @@ pub(super) enum Is {
     Exactly,
     /// Not equal.
     Not,
+}
+
+fn destination_of(is_ipv4: bool) -> u32 {
+    if is_ipv4 { DESTINATION_ADDRESS } else { DESTINATION_ADDRESS_V6 }
+}
+
+fn nat_family(is_ipv4: bool) -> u32 {
+    (if is_ipv4 { libc::NFPROTO_IPV4 } else { libc::NFPROTO_IPV6 }) as u32
 }
 
 /// A rule in the making.
@@ -142,12 +154,30 @@ impl Rule {
 
     /// The source address is in this network.
     pub(super) fn from(self, network: Subnet) -> Self {
-        self.address_in(SOURCE_ADDRESS, network)
+        let at = if network.is_ipv4() { SOURCE_ADDRESS } else { SOURCE_ADDRESS_V6 };
+        self.address_in(at, network)
     }
 
     /// The destination address is in this network.
     pub(super) fn to(self, network: Subnet) -> Self {
-        self.address_in(DESTINATION_ADDRESS, network)
+        self.address_in(destination_of(network.is_ipv4()), network)
+    }
+
+    /// The packet is of this family.
+    pub(super) fn of_family(self, is_ipv4: bool) -> Self {
+        let number = if is_ipv4 { libc::NFPROTO_IPV4 } else { libc::NFPROTO_IPV6 };
+        self.meta(libc::NFT_META_NFPROTO as u32, register::FIRST).compare(Is::Exactly, &[number as u8])
+    }
+
+    /// The packet is of the protocol by which hosts of this family tell each other of errors, and whether they are there.
+    pub(super) fn of_control(self, is_ipv4: bool) -> Self {
+        let number = if is_ipv4 { libc::IPPROTO_ICMP } else { libc::IPPROTO_ICMPV6 };
+        self.meta(libc::NFT_META_L4PROTO as u32, register::FIRST).compare(Is::Exactly, &[number as u8])
+    }
+
+    /// Protocol, destination address and destination port are an element of the set.
+    pub(super) fn for_port_of(self, set: Map) -> Self {
+        self.of_family(set.is_ipv4).port_key(set).member_of(Is::Exactly, set.name())
     }
 
     /// The destination address is one of this host's own.
@@ -180,6 +210,11 @@ impl Rule {
         self.verdict(c::DROP, None)
     }
 
+    /// Goes on in another chain, and comes back if that decides nothing.
+    pub(super) fn jump(self, chain: &str) -> Self {
+        self.verdict(libc::NFT_JUMP as u32, Some(chain))
+    }
+
     /// Goes on in another chain and doesn't come back.
     pub(super) fn goto(self, chain: &str) -> Self {
         self.verdict(libc::NFT_GOTO as u32, Some(chain))
@@ -190,39 +225,63 @@ impl Rule {
         self.expression("masq", |_| {})
     }
 
-    /// Rewrites the destination to what `map` has for the protocol, the destination address if `with_address`, and
+    /// Gives the packet this source address.
+    pub(super) fn set_source(self, address: IpAddr) -> Self {
+        self.expression("immediate", |a| {
+            a.be32(x::IMMEDIATE_DESTINATION, register::FIRST).nest(x::IMMEDIATE_DATA, |value| {
+                value.bytes(data::VALUE, &octets(address));
+            });
+        })
+        .expression("nat", |a| {
+            a.be32(x::NAT_TYPE, libc::NFT_NAT_SNAT as u32)
+                .be32(x::NAT_FAMILY, nat_family(address.is_ipv4()))
+                .be32(x::NAT_ADDRESS, register::FIRST);
+        })
+    }
+
+    /// Rewrites the destination to what `map` has for the protocol, the destination address where it is about one, and
     /// the destination port; does nothing when the map hasn't.
-    pub(super) fn redirect_by(self, map: &str, with_address: bool) -> Self {
-        let mut rule = self.meta(libc::NFT_META_L4PROTO as u32, register::FIRST);
-        let network = libc::NFT_PAYLOAD_NETWORK_HEADER as u32;
-        let transport = libc::NFT_PAYLOAD_TRANSPORT_HEADER as u32;
-        if with_address {
-            rule = rule.payload(network, DESTINATION_ADDRESS, 4, register::SECOND_WORD).payload(
-                transport,
-                DESTINATION_PORT,
-                2,
-                register::THIRD_WORD,
-            );
-        } else {
-            rule = rule.payload(transport, DESTINATION_PORT, 2, register::SECOND_WORD);
-        }
+    pub(super) fn redirect_by(self, map: Map) -> Self {
+        let rule = self.of_family(map.is_ipv4).port_key(map);
         rule.expression("lookup", |a| {
-            a.text(x::LOOKUP_SET, map)
+            a.text(x::LOOKUP_SET, map.name())
                 .be32(x::LOOKUP_SOURCE, register::FIRST)
                 .be32(x::LOOKUP_DESTINATION, register::FIRST);
         })
         .expression("nat", |a| {
             a.be32(x::NAT_TYPE, libc::NFT_NAT_DNAT as u32)
-                .be32(x::NAT_FAMILY, libc::NFPROTO_IPV4 as u32)
+                .be32(x::NAT_FAMILY, nat_family(map.is_ipv4))
                 .be32(x::NAT_ADDRESS, register::FIRST)
-                .be32(x::NAT_PORT, register::SECOND_WORD);
+                .be32(x::NAT_PORT, register::after(map.address_length()));
         })
     }
 
+    /// Loads what the keys of a map consist of.
+    fn port_key(self, map: Map) -> Self {
+        let network = libc::NFT_PAYLOAD_NETWORK_HEADER as u32;
+        let transport = libc::NFT_PAYLOAD_TRANSPORT_HEADER as u32;
+        let rule = self.meta(libc::NFT_META_L4PROTO as u32, register::FIRST);
+        if map.kind == Kind::OnAllAddresses {
+            return rule.payload(transport, DESTINATION_PORT, 2, register::SECOND_WORD);
+        }
+        let length = map.address_length();
+        rule.payload(network, destination_of(map.is_ipv4), length, register::SECOND_WORD).payload(
+            transport,
+            DESTINATION_PORT,
+            2,
+            register::after(4 + length),
+        )
+    }
+
     fn address_in(self, offset: u32, network: Subnet) -> Self {
-        self.payload(libc::NFT_PAYLOAD_NETWORK_HEADER as u32, offset, 4, register::FIRST)
-            .mask(&network.mask().octets())
-            .compare(Is::Exactly, &network.network().octets())
+        let address = octets(network.network());
+        let rule = self.of_family(network.is_ipv4()).payload(
+            libc::NFT_PAYLOAD_NETWORK_HEADER as u32,
+            offset,
+            address.len() as u32,
+            register::FIRST,
+        );
+        rule.mask(&network.mask()).compare(Is::Exactly, &address)
     }
 
     fn any_bit_of(self, key: u32, bits: u32) -> Self {
@@ -248,16 +307,16 @@ impl Rule {
         })
     }
 
-    fn mask(self, mask: &[u8; 4]) -> Self {
+    fn mask(self, mask: &[u8]) -> Self {
         self.expression("bitwise", |a| {
             a.be32(x::BITWISE_SOURCE, register::FIRST)
                 .be32(x::BITWISE_DESTINATION, register::FIRST)
-                .be32(x::BITWISE_LENGTH, 4)
+                .be32(x::BITWISE_LENGTH, mask.len() as u32)
                 .nest(x::BITWISE_MASK, |value| {
                     value.bytes(data::VALUE, mask);
                 })
                 .nest(x::BITWISE_XOR, |value| {
-                    value.bytes(data::VALUE, &[0; 4]);
+                    value.bytes(data::VALUE, &vec![0; mask.len()]);
                 });
         })
     }

@@ -20,19 +20,20 @@ pub(super) struct Hook {
     pub(super) priority: i32,
 }
 
-/// A transaction in the making, for one table of family ip.
+/// A transaction in the making, for one table.
 #[derive(Debug)]
 pub(super) struct Transaction<'a> {
+    family: i32,
     table: &'a str,
     batch: Batch,
 }
 
 impl<'a> Transaction<'a> {
-    /// An empty transaction.
-    pub(super) fn new(table: &'a str) -> Self {
+    /// An empty transaction for a table of this family (`NFPROTO_*`).
+    pub(super) fn new(family: i32, table: &'a str) -> Self {
         let mut batch = Batch::new();
         batch.push("begin", BATCH_BEGIN, 0, &delimiter(), |_| {});
-        Self { table, batch }
+        Self { family, table, batch }
     }
 
     /// Carries it out.
@@ -55,10 +56,18 @@ impl<'a> Transaction<'a> {
         });
     }
 
-    /// Deletes all rules of the table; chains and maps stay.
-    pub(super) fn flush_rules(&mut self) {
-        self.message("flush rules of", "", libc::NFT_MSG_DELRULE, 0, |a, table| {
-            a.text(c::rule::TABLE, table);
+    /// Deletes the table of this name and another family, whether it is there or not.
+    pub(super) fn delete_table_of(&mut self, family: i32) {
+        let own = std::mem::replace(&mut self.family, family);
+        self.add_table(); // so that deleting finds one
+        self.delete_table();
+        self.family = own;
+    }
+
+    /// Deletes all rules of a chain.
+    pub(super) fn flush_chain(&mut self, chain: &str) {
+        self.message("flush rules of", chain, libc::NFT_MSG_DELRULE, 0, |a, table| {
+            a.text(c::rule::TABLE, table).text(c::rule::CHAIN, chain);
         });
     }
 
@@ -100,7 +109,7 @@ impl<'a> Transaction<'a> {
         let table = self.table;
         let separator = if object.is_empty() { "" } else { " " };
         let what = format!("{verb} firewall table {table}{separator}{object}");
-        let family = [libc::NFPROTO_IPV4 as u8, 0, 0, 0];
+        let family = [self.family as u8, 0, 0, 0];
         self.batch.push(what, NFTABLES << 8 | kind as u16, flags | libc::NLM_F_ACK, &family, |a| attributes(a, table));
     }
 }

@@ -5,7 +5,7 @@ use super::*;
 /// What `nft list table` prints for a bridge with two published ports. Written by hand from the intent of each rule; the
 /// tool decodes what we encoded.
 const EXPECTED: &str = r#"
-table ip berth_btst0 {
+table inet berth_btst0 {
 	map published_on_one_address {
 		type inet_proto . ipv4_addr . inet_service : ipv4_addr . inet_service
 		elements = { udp . 127.0.0.1 . 5353 : 10.231.1.2 . 53 }
@@ -14,6 +14,22 @@ table ip berth_btst0 {
 	map published_on_all_addresses {
 		type inet_proto . inet_service : ipv4_addr . inet_service
 		elements = { tcp . 8080 : 10.231.1.2 . 80 }
+	}
+
+	set routed {
+		type inet_proto . ipv4_addr . inet_service
+	}
+
+	map published_on_one_address_v6 {
+		type inet_proto . ipv6_addr . inet_service : ipv6_addr . inet_service
+	}
+
+	map published_on_all_addresses_v6 {
+		type inet_proto . inet_service : ipv6_addr . inet_service
+	}
+
+	set routed_v6 {
+		type inet_proto . ipv6_addr . inet_service
 	}
 
 	set bridges {
@@ -25,14 +41,16 @@ table ip berth_btst0 {
 		type ifname
 	}
 
-	set same_bridge {
+	set passing_links {
 		type ifname . ifname
 		elements = { "btst0" . "btst0" }
 	}
 
 	chain published {
-		dnat ip to meta l4proto . ip daddr . th dport map @published_on_one_address comment "on one address"
-		dnat ip to meta l4proto . th dport map @published_on_all_addresses comment "on all addresses"
+		dnat ip to meta l4proto . ip daddr . th dport map @published_on_one_address comment "published"
+		meta nfproto ipv4 dnat ip to meta l4proto . th dport map @published_on_all_addresses comment "published"
+		dnat ip6 to meta l4proto . ip6 daddr . th dport map @published_on_one_address_v6 comment "published"
+		meta nfproto ipv6 dnat ip6 to meta l4proto . th dport map @published_on_all_addresses_v6 comment "published"
 	}
 
 	chain guard {
@@ -47,13 +65,15 @@ table ip berth_btst0 {
 
 	chain output {
 		type nat hook output priority -100; policy accept;
+		ip6 daddr ::1 accept comment "no way from ::1 to a container"
 		fib daddr type local goto published comment "published ports, from this host"
 	}
 
 	chain forward {
 		type filter hook forward priority filter; policy accept;
+		jump user comment "what the host's owner wants"
 		oifname @bridges ct state established,related accept comment "answers to containers"
-		iifname . oifname @same_bridge accept comment "within a network"
+		iifname . oifname @passing_links accept comment "within a network, or from a trusted link"
 		oifname @bridges iifname != @internal_bridges ct status dnat accept comment "to published ports"
 		oifname @bridges drop comment "to ports that are not published"
 		iifname @internal_bridges drop comment "out of internal networks"
@@ -65,6 +85,9 @@ table ip berth_btst0 {
 		ip saddr 127.0.0.0/8 oifname @bridges ct status dnat masquerade comment "127.0.0.1 to a published port"
 		ip saddr 10.231.1.0/24 oifname != "btst0" masquerade comment "containers to elsewhere"
 		ip saddr 10.231.1.0/24 oifname "btst0" ct status dnat masquerade comment "containers to a published port on the same bridge"
+	}
+
+	chain user {
 	}
 }
 "#;
@@ -173,7 +196,8 @@ fn a_subnet_the_host_reaches_already_is_refused() {
 fn a_subnet_is_chosen_and_kept_and_can_be_changed() {
     on_a_host(|host| {
         ip("route add 172.17.0.0/16 dev eth9");
-        let chosen = |networks: &Networks| networks.describe()[0].subnet.map(|subnet| subnet.to_string());
+        let chosen =
+            |networks: &Networks| networks.describe()[0].subnets.first().map(|subnet| subnet.to_network().to_string());
         let free = BridgeConfig { address: None, ..config(BRIDGE, "10.231.1.1/24") };
         let first = Networks::open(free.clone(), host.run_root(), Vec::new()).expect("open");
         assert_eq!(chosen(&first).as_deref(), Some("172.18.0.0/16"));

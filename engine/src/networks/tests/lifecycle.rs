@@ -9,8 +9,9 @@ fn an_endpoint_is_complete_and_leaves_nothing() {
         let endpoint =
             networks.attach_bridge("c1", &request(&[publish(Protocol::Tcp, None, 8080, 80)])).expect("attach");
         let address = endpoint.address.clone().expect("address");
-        assert_eq!((address.ip, address.prefix), (Ipv4Addr::new(10, 231, 1, 2), 24));
-        assert_eq!(address.gateway, Ipv4Addr::new(10, 231, 1, 1));
+        let own = address.v4.expect("IPv4");
+        assert_eq!((own.ip, own.prefix), ([10, 231, 1, 2].into(), 24));
+        assert_eq!((own.gateway, address.v6), (Some([10, 231, 1, 1].into()), None));
         assert_eq!(address.mac.to_string(), "02:42:0a:e7:01:02");
         assert_eq!((endpoint.endpoint_id.len(), endpoint.network_id.as_str()), (64, "b".repeat(64).as_str()));
         assert_eq!(published(BRIDGE), ["tcp . 8080 : 10.231.1.2 . 80"]);
@@ -130,7 +131,7 @@ fn a_link_that_cannot_be_made_is_undone() {
         ip("link set btst0 name away");
         ip("link add btst0 type veth peer name other");
         let id = networks.network_id(NetworkKind::Bridge).to_owned();
-        locked(&networks.leases).bridges.get_mut(&id).expect("bridge").index = 9999;
+        locked(&networks.leases).networks.get_mut(&id).expect("bridge").index = 9999;
         let error =
             networks.attach_bridge("c2", &request(&[publish(Protocol::Tcp, None, 8080, 80)])).expect_err("no bridge");
         assert!(proto::kind::chain(&error).starts_with("connect web to bridge btst0: create veth "), "{error}");

@@ -3,8 +3,11 @@
 //! touched, tests run side by side, and what a failing test leaves goes with the namespaces.
 
 mod firewall;
+mod ipv6;
 mod lifecycle;
+mod modes;
 mod names;
+mod parents;
 mod ports;
 mod restore;
 mod traffic;
@@ -64,6 +67,10 @@ fn config(name: &str, address: &str) -> BridgeConfig {
     BridgeConfig {
         name: name.to_owned(),
         address: Some(address.parse().expect("subnet")),
+        address_v6: None,
+        ranges: Vec::new(),
+        icc: true,
+        masquerade: true,
         mtu: 1500,
         ids: NetworkIds { bridge: "b".repeat(64), host: "c".repeat(64), none: "d".repeat(64) },
     }
@@ -122,12 +129,19 @@ fn namespace_of(endpoint: &Endpoint) -> OwnedFd {
 }
 
 fn address_of(endpoint: &Endpoint) -> Ipv4Addr {
-    endpoint.address.as_ref().expect("address").ip
+    v4(endpoint.address.as_ref().expect("address"))
+}
+
+fn v4(address: &endpoint::EndpointAddress) -> Ipv4Addr {
+    match address.v4.expect("IPv4 address").ip {
+        std::net::IpAddr::V4(ip) => ip,
+        std::net::IpAddr::V6(_) => panic!("of the other family"),
+    }
 }
 
 fn publish(protocol: Protocol, host_ip: Option<Ipv4Addr>, host_port: u16, container_port: u16) -> PortRequest {
     let host_port = if host_port == 0 { HostPort::Ephemeral } else { HostPort::Exact(host_port) };
-    PortRequest { protocol, container_port, host_ip, host_port }
+    PortRequest { protocol, container_port, host_ip: host_ip.map(Into::into), host_port }
 }
 
 /// What a container wants of the default network.
@@ -141,7 +155,12 @@ struct EndpointRequest {
 impl Networks {
     fn attach_bridge(&self, id: &str, request: &EndpointRequest) -> Result<Endpoint, NetworkError> {
         let network_id = self.network_id(NetworkKind::Bridge).to_owned();
-        let member = MemberRequest { network_id, mac: request.mac, ip: request.ip, gateway_priority: 0 };
+        let member = MemberRequest {
+            network_id,
+            mac: request.mac,
+            ips: request.ip.into_iter().map(Into::into).collect(),
+            ..MemberRequest::default()
+        };
         let (name, ports) = ("web".to_owned(), request.ports.clone());
         self.attach(id, &AttachRequest { name, ports, members: vec![member] })
     }
@@ -177,8 +196,8 @@ fn serve_udp(namespace: BorrowedFd<'_>, port: u16, name: &'static str) {
 }
 
 /// What a TCP server says; `None` when nobody answers.
-fn ask_tcp(to: impl Into<SocketAddrV4>, patience: Duration) -> Option<String> {
-    let mut stream = TcpStream::connect_timeout(&SocketAddr::V4(to.into()), patience).ok()?;
+fn ask_tcp(to: impl Into<SocketAddr>, patience: Duration) -> Option<String> {
+    let mut stream = TcpStream::connect_timeout(&to.into(), patience).ok()?;
     stream.set_read_timeout(Some(patience)).expect("timeout");
     let mut said = String::new();
     stream.read_to_string(&mut said).ok()?;
@@ -232,7 +251,7 @@ fn pins(host: &Host) -> Vec<PathBuf> {
 
 /// The elements of both maps, as nft shows them.
 fn published(bridge: &str) -> Vec<String> {
-    let listing = run("nft", &format!("list table ip berth_{bridge}"));
+    let listing = run("nft", &format!("list table inet berth_{bridge}"));
     let mut elements: Vec<String> = listing
         .split("elements = {")
         .skip(1)

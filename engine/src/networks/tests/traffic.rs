@@ -112,7 +112,7 @@ fn ports_published_on_loopback_stay_on_this_host() {
         // It isn't only that nobody answers: the guard drops it, whatever else is set on this host.
         std::fs::write("/proc/sys/net/ipv4/conf/eth9/route_localnet", "1").expect("route_localnet");
         assert_eq!(within(&host.lan, || ask_both(Ipv4Addr::LOCALHOST, SILENCE)), (None, None));
-        run("nft", "flush chain ip berth_btst0 guard");
+        run("nft", "flush chain inet berth_btst0 guard");
         let unguarded = within(&host.lan, || ask_tcp(at(Ipv4Addr::LOCALHOST, PORTS[0]), PATIENCE));
         assert_eq!(unguarded, Some("tcp 10.231.200.2".to_owned()), "this test would see it without the guard");
         drop(server);
@@ -134,7 +134,7 @@ fn containers_do_not_reach_loopback_services_of_the_host() {
             ip(&format!("route add 127.0.0.0/8 via {GATEWAY} src {}", address_of(&client)));
         });
         assert_eq!(ask(), None);
-        run("nft", "flush chain ip berth_btst0 guard");
+        run("nft", "flush chain inet berth_btst0 guard");
         assert_eq!(ask(), Some(String::new()), "this test would see it without the guard");
     });
 }
@@ -147,7 +147,7 @@ fn unpublished_ports_are_not_routed_to() {
         let direct = at(address_of(&server), 80);
         within(&host.lan, || ip(&format!("route add 10.231.1.0/24 via {HOST}")));
         assert_eq!(within(&host.lan, || ask_tcp(direct, SILENCE)), None);
-        run("nft", "flush chain ip berth_btst0 forward");
+        run("nft", "flush chain inet berth_btst0 forward");
         assert!(within(&host.lan, || ask_tcp(direct, PATIENCE)).is_some(), "this test would see it without the rule");
     });
 }

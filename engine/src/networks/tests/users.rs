@@ -5,7 +5,7 @@ use super::*;
 
 const FRONT: Ipv4Addr = Ipv4Addr::new(10, 231, 10, 1);
 
-fn make(networks: &Networks, name: &str, change: impl FnOnce(&mut NetworkRequest)) -> Definition {
+pub(super) fn make(networks: &Networks, name: &str, change: impl FnOnce(&mut NetworkRequest)) -> Definition {
     let mut request = NetworkRequest { name: name.to_owned(), ..NetworkRequest::default() };
     change(&mut request);
     let pools = ["base=10.231.10.0/23,size=26".parse().expect("pool")];
@@ -25,15 +25,15 @@ pub(super) fn join(networks: &Networks, id: &str, on: &[&Definition], ports: &[P
 }
 
 pub(super) fn at(endpoint: &Endpoint, network: &Definition) -> Ipv4Addr {
-    endpoint.member(&network.id).expect("member").address.ip
+    v4(&endpoint.member(&network.id).expect("member").address)
 }
 
-fn reaches(from: &Endpoint, to: impl Into<SocketAddrV4>, patience: Duration) -> bool {
+pub(super) fn reaches(from: &Endpoint, to: impl Into<SocketAddr>, patience: Duration) -> bool {
     let to = to.into();
     within(&namespace_of(from), || ask_tcp(to, patience)).is_some()
 }
 
-fn routes(endpoint: &Endpoint) -> String {
+pub(super) fn routes(endpoint: &Endpoint) -> String {
     within(&namespace_of(endpoint), || run("ip", "route"))
 }
 
@@ -42,8 +42,8 @@ fn networks_are_apart_and_a_container_may_be_on_several() {
     on_a_host(|host| {
         let networks = host.open();
         let (front, back) = (plain(&networks, "front"), plain(&networks, "back"));
-        assert_eq!((front.address.address(), front.address.prefix()), (FRONT, 26));
-        assert_eq!(back.address.to_string(), "10.231.10.65/26");
+        assert_eq!((front.subnets[0].address.address(), front.subnets[0].address.prefix()), (FRONT.into(), 26));
+        assert_eq!(back.subnets[0].address.to_string(), "10.231.10.65/26");
         let web = join(&networks, "web", &[&front, &back], &[publish(Protocol::Tcp, None, 8080, 80)]);
         let (other, db) = (join(&networks, "other", &[&front], &[]), join(&networks, "db", &[&back], &[]));
         for (endpoint, name) in [(&web, "web"), (&other, "other"), (&db, "db")] {
@@ -54,7 +54,7 @@ fn networks_are_apart_and_a_container_may_be_on_several() {
         assert!(links.contains(&format!("eth1    inet {}/26", at(&web, &back))), "{links}");
         // back comes before front.
         assert!(
-            routes(&web).starts_with(&format!("default via {} dev eth1", back.address.address())),
+            routes(&web).starts_with(&format!("default via {} dev eth1", back.subnets[0].address.address())),
             "{}",
             routes(&web)
         );
@@ -103,7 +103,7 @@ fn an_internal_network_leads_nowhere_and_containers_can_be_kept_apart() {
         assert!(a.ports.is_empty() && published(BRIDGE).is_empty(), "nothing is published");
         assert!(!routes(&a).contains("default"), "{}", routes(&a));
         assert!(reaches(&b, SocketAddrV4::new(at(&a, &inner), 80), PATIENCE));
-        within(&namespace_of(&b), || ip(&format!("route add default via {}", inner.address.address())));
+        within(&namespace_of(&b), || ip(&format!("route add default via {}", inner.subnets[0].address.address())));
         assert!(!reaches(&b, SocketAddrV4::new(OTHER, 7777), SILENCE), "not even by a route of its own");
 
         let (c, d) = (join(&networks, "c", &[&apart], &[]), join(&networks, "d", &[&apart], &[]));
@@ -202,7 +202,7 @@ fn what_is_refused_names_the_other_party() {
     on_a_host(|host| {
         let networks = host.open();
         let first = make(&networks, "first", |request| {
-            request.subnet = Some(SubnetRequest { subnet: "10.50.0.0/16".into(), ..SubnetRequest::default() });
+            request.subnets = vec![SubnetRequest { subnet: "10.50.0.0/16".into(), ..SubnetRequest::default() }];
         });
         let refused = |change: &dyn Fn(&mut NetworkRequest)| {
             let mut request = NetworkRequest { name: "second".into(), ..NetworkRequest::default() };
@@ -213,15 +213,15 @@ fn what_is_refused_names_the_other_party() {
                     .expect_err("refused"),
             )
         };
-        let subnet = |text: &str| Some(SubnetRequest { subnet: text.to_owned(), ..SubnetRequest::default() });
+        let subnet = |text: &str| vec![SubnetRequest { subnet: text.to_owned(), ..SubnetRequest::default() }];
         assert_eq!(refused(&|request| request.name = "first".into()), "network with name first already exists");
         assert_eq!(refused(&|request| request.name = "host".into()), "host is a pre-defined network");
         assert_eq!(
-            refused(&|request| request.subnet = subnet("10.50.7.0/24")),
+            refused(&|request| request.subnets = subnet("10.50.7.0/24")),
             "Pool overlaps with other one on this address space: 10.50.7.0/24 shares addresses with 10.50.0.0/16 of network first"
         );
         assert!(
-            refused(&|request| request.subnet = subnet("10.231.1.0/24")).ends_with("10.231.1.0/24 of network bridge")
+            refused(&|request| request.subnets = subnet("10.231.1.0/24")).ends_with("10.231.1.0/24 of network bridge")
         );
         let name = |bridge: &str| [("com.docker.network.bridge.name".to_owned(), bridge.to_owned())].into();
         assert!(refused(&|request| request.options = name(&first.bridge)).contains("belongs to network first"));
@@ -229,7 +229,7 @@ fn what_is_refused_names_the_other_party() {
         assert!(refused(&|_| {}).starts_with("all predefined address pools have been fully subnetted"), "the LAN's");
         // Asked for by name, the host's own LAN is refused with the link that leads there.
         let request =
-            NetworkRequest { name: "lan".into(), subnet: subnet("10.231.200.0/24"), ..NetworkRequest::default() };
+            NetworkRequest { name: "lan".into(), subnets: subnet("10.231.200.0/24"), ..NetworkRequest::default() };
         let lan = networks.reserve_network(request, &[]).expect("reserve");
         let error = networks.build_network(&lan.id).expect_err("the host's");
         assert!(error.to_string().contains("by eth9"), "{error}");
