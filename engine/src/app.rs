@@ -169,6 +169,7 @@ pub async fn run(config: Config, service: Service, set_filter: SetFilter) -> Res
         .ok_or_else(|| AppError::NoAnswer(app.config.supervisor.clone()))?;
     networking::resume(&app).await;
     tokio::spawn(networking::follow_resolver(app.clone()));
+    networking::follow_host(&app);
     exits::resume(&app).await;
     // The service manager's sockets are not ours to remove.
     let Listeners { sockets, files, certificates } = Listeners::open(&app.config, service.sockets).await?;

@@ -18,7 +18,7 @@ use super::endpoint::{
 };
 use super::error::NetworkError;
 use super::mac::Mac;
-use super::netlink::{self, Batch, NetlinkError, Socket, address, link, route};
+use super::netlink::{self, Batch, NetlinkError, Socket, address, link, qdisc, route};
 use super::netns::Namespace;
 use super::options::{Driver, GatewayMode, LinkMode};
 use super::ports::{PortError, PortRequest, PublishedPort, Wanted};
@@ -80,6 +80,7 @@ impl Networks {
         }
         let first = planned.first().map_or_else(String::new, |planned| planned.bridge.clone());
         configure_inside(&mut namespace.socket, &planned, &ways)
+            .and_then(|()| self.limit(&planned))
             .and_then(|()| planned.iter().try_for_each(|planned| self.wait_for_link(&planned.member)))
             .map_err(|cause| NetworkError::Connect { endpoint: name.to_owned(), bridge: first, cause })?;
         proto::fault!("engine.attach.connected");
@@ -227,6 +228,7 @@ impl Networks {
         if planned.index == 0 {
             return Err(NetlinkError::Unanswered { step: format!("look up bridge {}", planned.bridge) });
         }
+        proto::fault!("engine.attach.link_planned");
         let mut batch = Batch::new();
         let address = &planned.member.address;
         if let Some(mode) = planned.mode {
@@ -239,7 +241,6 @@ impl Networks {
                 mtu: None,
             };
             link::create_parented(&mut batch, &parented);
-            proto::fault!("engine.attach.parented_planned");
             return locked(&self.route).run(&mut batch).map(drop);
         }
         link::create_veth(
@@ -256,9 +257,23 @@ impl Networks {
                 isolated: planned.isolated,
             },
         );
-        proto::fault!("engine.attach.link_planned");
         locked(&self.homes).insert(address.host_link.clone(), planned.member.network_id.clone());
         locked(&self.route).run(&mut batch).map(drop)
+    }
+
+    /// Limits what goes to containers by links that are there. The container's end has a limit of its own.
+    pub(super) fn limit(&self, planned: &[Planned]) -> Result<(), NetlinkError> {
+        for Planned { member, .. } in planned {
+            let Some(rate) = member.address.link.ingress else { continue };
+            let host_link = &member.address.host_link;
+            let mut route = locked(&self.route);
+            let missing = || NetlinkError::Unanswered { step: format!("look up {host_link}") };
+            let index = link::find(&mut route, host_link)?.ok_or_else(missing)?.index;
+            let mut batch = Batch::new();
+            qdisc::limit(&mut batch, index, rate);
+            route.run(&mut batch)?;
+        }
+        Ok(())
     }
 
     pub(super) fn wait_for_link(&self, member: &Member) -> Result<(), NetlinkError> {
@@ -325,6 +340,9 @@ impl Leases {
             .ok_or_else(|| NetworkError::NotFound(wanted.network_id.clone()))?;
         if network.definition.as_ref().is_some_and(|definition| definition.config_only) {
             return Err(NetworkError::ConfigurationOnly(network.name.clone()));
+        }
+        if wanted.link.ingress.is_some() && network.driver != Driver::Bridge {
+            return Err(NetworkError::Configuration("what a container gets can be limited on bridges only"));
         }
         let v4 = network.lease(id, wanted, true)?;
         let v6 = network.lease(id, wanted, false).inspect_err(|_| {
@@ -565,6 +583,9 @@ pub(super) fn configure_inside(socket: &mut Socket, planned: &[Planned], ways: &
             address::add(&mut batch, index, own);
         }
         link::bring_up(&mut batch, name, None);
+        if let Some(rate) = member.address.link.egress {
+            qdisc::limit(&mut batch, index, rate);
+        }
     }
     for (is_ipv4, way) in [(true, &ways.v4), (false, &ways.v6)] {
         let way = match way {

@@ -103,6 +103,7 @@ impl Networks {
         }
         let mut socket = sys::netns::within(namespace, || Socket::open(Family::Route))??;
         configure_inside(&mut socket, &planned, &ways)?;
+        self.limit(&planned)?;
         planned.iter().try_for_each(|planned| self.wait_for_link(&planned.member))?;
         proto::fault!("engine.rearrange.configured");
         if moved {

@@ -67,10 +67,12 @@ mod restore;
 mod subnet;
 mod sysctl;
 mod user;
+mod watch;
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -85,6 +87,7 @@ pub use self::pools::{Pool, PoolError, default_pools, unique_local_bridge};
 pub use self::ports::{HostPort, PortRequest, Protocol, PublishedPort};
 pub use self::subnet::Subnet;
 pub use self::user::Found;
+pub use self::watch::Watch;
 
 use self::ipam::Ipam;
 use self::names::Names;
@@ -118,6 +121,8 @@ pub struct Networks {
     held: Mutex<HashMap<String, OwnedFd>>,
     /// The resolver of names in networks of users.
     names: Names,
+    /// Nothing of it is to be made again.
+    ended: AtomicBool,
 }
 
 /// What containers have of things that are counted.
@@ -288,6 +293,7 @@ impl Networks {
             homes: Mutex::new(HashMap::new()),
             departing: Mutex::new(Vec::new()),
             held: Mutex::new(HashMap::new()),
+            ended: AtomicBool::new(false),
             config,
         };
         networks.ensure_links_of_users();
@@ -298,6 +304,9 @@ impl Networks {
     /// Makes bridges and firewall what they should be, after somebody changed them: `nft flush ruleset`, a firewall's
     /// reload, a deleted bridge. Returns whether a bridge had to be made again.
     pub fn repair(&self) -> Result<bool, NetworkError> {
+        if self.ended.load(Ordering::Acquire) {
+            return Ok(false);
+        }
         let (before, index) = {
             let mut leases = locked(&self.leases);
             let Some(network) = leases.networks.get_mut(&self.config.ids.bridge) else { return Ok(false) };
@@ -327,6 +336,7 @@ impl Networks {
     /// Deletes the bridges, the firewall table and the folder of pins; the networks stay on record. Containers have to be
     /// detached before.
     pub fn destroy(&self) -> Result<(), NetworkError> {
+        self.ended.store(true, Ordering::Release);
         self.names.end();
         self.reap(Duration::ZERO)?;
         locked(&self.firewall).delete().map_err(|cause| self.firewall_error(cause))?;

@@ -17,7 +17,7 @@ use crate::{
     app::App,
     http::{ApiError, ApiResult},
     networks::{
-        AttachRequest, Endpoint, MemberRequest, NetworkError, NetworkKind,
+        AttachRequest, Endpoint, MemberRequest, NetworkError, NetworkKind, Watch,
         names::{Zone, ZoneMember},
     },
 };
@@ -29,6 +29,7 @@ use std::{
     fs::File,
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
+    time::Duration,
 };
 use tracing::{info, warn};
 
@@ -267,5 +268,34 @@ pub async fn follow_resolver(app: Arc<App>) {
     loop {
         app.networks.names().died().await;
         resume(&app).await;
+    }
+}
+
+/// Least time between two repairs: somebody may undo them again and again.
+const REPAIR_PAUSE: Duration = Duration::from_secs(1);
+
+/// Makes bridges and rules what they should be, whenever somebody else has changed them. A thread that sleeps.
+pub fn follow_host(app: &Arc<App>) {
+    let app = app.clone();
+    let follow = move || {
+        let watch = Watch::open()?;
+        loop {
+            watch.wait(&app.networks)?;
+            match app.networks.repair() {
+                Ok(_) => info!("networks are as they should be, after others changed them"),
+                Err(error) => warn!(error = %chain(&error), "networks can't be repaired"),
+            }
+            std::thread::sleep(REPAIR_PAUSE);
+        }
+    };
+    let follow = move || {
+        let ended: Result<(), NetworkError> = follow();
+        if let Err(error) = ended {
+            warn!(error = %chain(&error), "changes of networks by others aren't seen");
+        }
+    };
+    let started = std::thread::Builder::new().name("watch".into()).stack_size(256 * 1024).spawn(follow);
+    if let Err(error) = started {
+        warn!(%error, "changes of networks by others aren't seen");
     }
 }

@@ -199,6 +199,7 @@ pub(crate) struct Received<'a> {
     pub(crate) kind: u16,
     pub(crate) flags: u16,
     pub(crate) sequence: u32,
+    pub(crate) port: u32,
     pub(crate) payload: &'a [u8],
 }
 
@@ -213,6 +214,7 @@ pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Received<'_>> {
             kind: u16_at(bytes, 4)?,
             flags: u16_at(bytes, 6)?,
             sequence: u32_at(bytes, 8)?,
+            port: u32_at(bytes, 12)?,
             payload: &bytes[HEADER..length],
         };
         bytes = bytes.get(aligned(length)..).unwrap_or(&[]);

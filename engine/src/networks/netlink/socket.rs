@@ -3,12 +3,13 @@
 //! The kernel works through a netlink message inside the `sendto` that brings it, so when the call returns all answers
 //! lie in the receive buffer already. Reading until it is empty therefore needs no timeout, no poll and no thread.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, getsockname, recv, sendto,
+    setsockopt, socket, sockopt,
 };
 
 use super::message::{self, Batch, HEADER};
@@ -123,6 +124,12 @@ impl Socket {
         Ok(Self { fd, next_sequence: 1 })
     }
 
+    /// The number by which the kernel knows the socket: what it tells others of a change says who made it.
+    pub(crate) fn port(&self) -> Result<u32, NetlinkError> {
+        let address = getsockname::<NetlinkAddr>(self.fd.as_raw_fd());
+        address.map(|address| address.pid()).map_err(|cause| NetlinkError::Socket { step: "name", cause })
+    }
+
     /// Sends a batch and returns the data answers in order, or the first error that isn't tolerated.
     ///
     /// rtnetlink carries out each message for itself, so later ones may have taken effect although an earlier one
@@ -171,6 +178,58 @@ impl Socket {
             }
         }
         outcome.finish()
+    }
+}
+
+/// A socket that hears of changes that others make.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    fd: OwnedFd,
+}
+
+/// A change.
+#[derive(Debug)]
+pub(crate) struct Change {
+    /// The type of the message.
+    pub(crate) kind: u16,
+    /// The socket by which it was made; 0 for the kernel itself.
+    pub(crate) port: u32,
+    /// The message after its header.
+    pub(crate) payload: Vec<u8>,
+}
+
+impl Listener {
+    /// Opens a socket in the network namespace of the calling thread; `groups` has a bit for each group, the first for group 1.
+    pub(crate) fn open(family: Family, groups: u32) -> Result<Self, NetlinkError> {
+        let fd = Socket::open(family)?.fd;
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))
+            .map_err(|cause| NetlinkError::Socket { step: "listen", cause })?;
+        Ok(Self { fd })
+    }
+
+    /// What has been heard since; none when it was more than the socket could hold.
+    pub(crate) fn changes(&self) -> Result<Option<Vec<Change>>, NetlinkError> {
+        let mut buffer = vec![0; RECEIVE_BUFFER];
+        let mut changes = Vec::new();
+        loop {
+            match recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+                Ok(0) | Err(Errno::EAGAIN) => return Ok(Some(changes)),
+                Ok(length) => changes.extend(message::messages(&buffer[..length]).map(|received| Change {
+                    kind: received.kind,
+                    port: received.port,
+                    payload: received.payload.to_vec(),
+                })),
+                Err(Errno::EINTR) => {}
+                Err(Errno::ENOBUFS) => return Ok(None),
+                Err(cause) => return Err(NetlinkError::Socket { step: "receive", cause }),
+            }
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

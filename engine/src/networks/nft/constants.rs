@@ -20,6 +20,7 @@ pub(super) mod chain {
 pub(super) mod rule {
     pub(in super::super) const TABLE: u16 = 1;
     pub(in super::super) const CHAIN: u16 = 2;
+    pub(in super::super) const HANDLE: u16 = 3;
     pub(in super::super) const EXPRESSIONS: u16 = 4;
     pub(in super::super) const USERDATA: u16 = 7;
     /// Type of a comment within the user data (libnftnl's own encoding: type, length, text).

@@ -29,10 +29,12 @@
 //! ::1 can't be led to a container: there is no `route_localnet` for IPv6. A published port refuses there, and clients that try
 //! `localhost` go on to 127.0.0.1.
 //!
-//! *Accepting* a packet in one table doesn't save it from another: where the host's own forward chain has the policy drop
-//! (dockerd sets it when it switches forwarding on, and ufw does), the host has to let the bridge through.
+//! *Accepting* a packet in one table doesn't save it from another. Where the forward chain of iptables has the policy drop
+//! (dockerd sets it when it switches forwarding on, and ufw does), it is made to let our bridges through: see [`foreign`]. Other
+//! firewalls have to be told.
 
 mod constants;
+pub(super) mod foreign;
 pub(super) mod inside;
 mod links;
 mod map;
@@ -126,6 +128,24 @@ impl Firewall {
         })
     }
 
+    /// The table's name.
+    pub(crate) fn table(&self) -> &str {
+        &self.table
+    }
+
+    /// The number by which the kernel knows the socket.
+    pub(crate) fn port(&self) -> Result<u32, NetlinkError> {
+        self.socket.port()
+    }
+
+    /// Lets the bridges through the chains of iptables. Where that fails, the host's owner has to.
+    fn follow_others(&mut self, none: bool) {
+        let bridges: Vec<&str> = self.bridges.iter().filter(|_| !none).map(|bridge| bridge.link.as_str()).collect();
+        if let Err(error) = foreign::follow(&mut self.socket, &self.table, &bridges) {
+            warn!(error = %proto::kind::chain(&error), "iptables' chain FORWARD may keep containers' packets");
+        }
+    }
+
     /// Makes the rules those of these bridges. When that fails they stay what they were.
     pub(crate) fn set_bridges(&mut self, bridges: Vec<BridgeRules>) -> Result<(), NetlinkError> {
         let before = std::mem::replace(&mut self.bridges, bridges);
@@ -135,6 +155,7 @@ impl Firewall {
     /// Makes chains and rules what they should be, in one transaction. Ports that are published already, perhaps by an
     /// engine before this one, stay so.
     pub(crate) fn assert_rules(&mut self) -> Result<(), NetlinkError> {
+        self.follow_others(false);
         let mut kept = Transaction::new(FAMILY, &self.table);
         if self.older {
             // Engines before had a table of this name for IPv4 alone.
@@ -153,6 +174,7 @@ impl Firewall {
 
     /// Makes the whole table what it should be: rules, and the ports this engine has published and no others.
     pub(crate) fn assert_all(&mut self) -> Result<(), NetlinkError> {
+        self.follow_others(false);
         let mut kept = Transaction::new(FAMILY, &self.table);
         kept.add_table();
         self.fill(&mut kept);
@@ -218,6 +240,7 @@ impl Firewall {
 
     /// Deletes the table; gone already is fine.
     pub(crate) fn delete(&mut self) -> Result<(), NetlinkError> {
+        self.follow_others(true);
         let mut transaction = Transaction::new(FAMILY, &self.table);
         transaction.delete_table();
         match transaction.commit(&mut self.socket) {

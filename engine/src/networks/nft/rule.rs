@@ -1,5 +1,6 @@
 //! A rule, built expression by expression: what it matches, then what it does.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr};
 
 use nix::libc;
@@ -45,14 +46,19 @@ fn nat_family(is_ipv4: bool) -> u32 {
 /// A rule in the making.
 #[derive(Debug)]
 pub(super) struct Rule {
-    comment: &'static str,
+    comment: Cow<'static, str>,
     expressions: Vec<u8>,
 }
 
 impl Rule {
     /// A rule that matches everything and does nothing yet; the comment is shown by `nft list ruleset`.
     pub(super) fn new(comment: &'static str) -> Self {
-        Self { comment, expressions: Vec::new() }
+        Self { comment: comment.into(), expressions: Vec::new() }
+    }
+
+    /// The same with a comment that isn't known beforehand; at most 127 bytes of it.
+    pub(super) fn commented(comment: String) -> Self {
+        Self { comment: comment.into(), expressions: Vec::new() }
     }
 
     /// The encoded expressions.
@@ -198,6 +204,11 @@ impl Rule {
     /// The packet belongs to a connection whose destination was rewritten.
     pub(super) fn of_published_port(self) -> Self {
         self.any_bit_of(libc::NFT_CT_STATUS as u32, c::CT_STATUS_DNAT)
+    }
+
+    /// Counts the packets that get here, as iptables' rules do.
+    pub(super) fn counted(self) -> Self {
+        self.expression("counter", |_| {})
     }
 
     /// Ends the matter for this table: the packet may pass.

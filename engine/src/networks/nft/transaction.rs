@@ -88,8 +88,23 @@ impl<'a> Transaction<'a> {
 
     /// Appends a rule to a chain.
     pub(super) fn add_rule(&mut self, chain: &str, rule: &Rule) {
-        let flags = libc::NLM_F_CREATE | libc::NLM_F_APPEND;
-        self.message("add a rule to", chain, libc::NFT_MSG_NEWRULE, flags, |a, table| {
+        self.rule("add a rule to", chain, libc::NLM_F_CREATE | libc::NLM_F_APPEND, rule);
+    }
+
+    /// Puts a rule in front of those of a chain.
+    pub(super) fn insert_rule(&mut self, chain: &str, rule: &Rule) {
+        self.rule("insert a rule into", chain, libc::NLM_F_CREATE, rule);
+    }
+
+    /// Deletes the rule of a chain that has this number.
+    pub(super) fn delete_rule(&mut self, chain: &str, handle: u64) {
+        self.message("delete a rule of", chain, libc::NFT_MSG_DELRULE, 0, |a, table| {
+            a.text(c::rule::TABLE, table).text(c::rule::CHAIN, chain).bytes(c::rule::HANDLE, &handle.to_be_bytes());
+        });
+    }
+
+    fn rule(&mut self, verb: &str, chain: &str, flags: i32, rule: &Rule) {
+        self.message(verb, chain, libc::NFT_MSG_NEWRULE, flags, |a, table| {
             a.text(c::rule::TABLE, table)
                 .text(c::rule::CHAIN, chain)
                 .bytes(c::rule::EXPRESSIONS | libc::NLA_F_NESTED as u16, rule.expressions())

@@ -12,6 +12,7 @@ mod ports;
 mod restore;
 mod traffic;
 mod users;
+mod watch;
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};

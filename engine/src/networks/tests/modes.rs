@@ -152,3 +152,51 @@ fn links_are_called_and_set_as_asked() {
         }
     });
 }
+
+/// Bytes per second that come through a connection, over half a second.
+fn throughput(from: &Endpoint, to: SocketAddrV4, server: &Endpoint) -> f64 {
+    let listener =
+        within(&namespace_of(server), || TcpListener::bind((Ipv4Addr::UNSPECIFIED, to.port())).expect("listen"));
+    let sender = std::thread::spawn(move || {
+        let Ok((mut client, _)) = listener.accept() else { return };
+        let block = [0; 16 * 1024];
+        while client.write_all(&block).is_ok() {}
+    });
+    let received = within(&namespace_of(from), || {
+        let mut stream = TcpStream::connect_timeout(&to.into(), PATIENCE).expect("connect");
+        let mut buffer = [0; 64 * 1024];
+        let (mut total, start) = (0, Instant::now());
+        while start.elapsed() < Duration::from_millis(500) {
+            total += stream.read(&mut buffer).expect("read");
+        }
+        total as f64 / start.elapsed().as_secs_f64()
+    });
+    sender.join().expect("sender");
+    received
+}
+
+#[test]
+fn what_goes_through_a_link_is_limited() {
+    on_a_host(|host| {
+        let networks = host.open();
+        let limited = |ingress, egress| MemberRequest {
+            network_id: networks.network_id(NetworkKind::Bridge).to_owned(),
+            link: LinkOptions { ingress, egress, ..LinkOptions::default() },
+            ..MemberRequest::default()
+        };
+        let attach = |id: &str, member| {
+            let wanted = AttachRequest { name: id.into(), ports: Vec::new(), members: vec![member] };
+            networks.attach(id, &wanted).expect("attach")
+        };
+        let free = attach("free", limited(None, None));
+        let receives = attach("receives", limited(Some(2_000_000), None));
+        let sends = attach("sends", limited(None, Some(2_000_000)));
+        let at = |endpoint: &Endpoint, port| SocketAddrV4::new(address_of(endpoint), port);
+        // A burst goes at once.
+        let most = 2_000_000.0 * 1.5;
+        let (got, sent) = (throughput(&receives, at(&free, 90), &free), throughput(&free, at(&sends, 91), &sends));
+        assert!(got < most && sent < most, "{got} {sent}");
+        let unlimited = throughput(&free, at(&receives, 92), &receives);
+        assert!(unlimited > 3.0 * most, "the other way it isn't: {unlimited}");
+    });
+}

@@ -1,0 +1,137 @@
+//! The forward chains of iptables, as far as they would keep our packets from passing.
+//!
+//! A packet has to be accepted by all tables. On hosts where the chain `FORWARD` of iptables (`table ip filter`, `table ip6 filter`) has
+//! the policy drop, as ufw and dockerd set it, nothing would pass to or from a container. There, and only there, a rule for each
+//! of our bridges is added at the *end* of the chain: only what the chain's own rules don't decide is let through, and `forward` of our
+//! own table decides on it. So what the host's owner denies stays denied.
+//!
+//! `DOCKER-USER` is where people put rules that are to be asked before docker's. Where that chain is there and nobody jumps to it, `FORWARD`
+//! is made to, first of all.
+//!
+//! All rules are of the forms that iptables writes itself, so that it still understands its tables. Tables of the old kernel interface
+//! (iptables-legacy) can't be seen from here.
+
+use std::collections::BTreeSet;
+
+use nix::libc;
+
+use super::super::netlink::{Batch, NetlinkError, Socket, attribute, attributes, text};
+use super::constants::{self as c, data, expression as x};
+use super::rule::{Is, Rule};
+use super::transaction::Transaction;
+
+/// The table of both families.
+pub(in super::super) const TABLE: &str = "filter";
+const FORWARD: &str = "FORWARD";
+const USER: &str = "DOCKER-USER";
+/// Length of `struct nfgenmsg`, and what nftables' messages are numbered from.
+const NFGENMSG: usize = 4;
+const NFTABLES: u16 = 10 << 8;
+
+/// A rule of the chain.
+#[derive(Debug)]
+struct Found {
+    handle: u64,
+    /// The bridge that one of ours is about, with its direction; or the jump.
+    ours: Option<String>,
+    /// The chain that it jumps to.
+    jumps_to: Option<String>,
+}
+
+/// Makes the chains let these bridges through, where they wouldn't. Changes nothing where that is so already.
+pub(super) fn follow(socket: &mut Socket, owner: &str, bridges: &[&str]) -> Result<(), NetlinkError> {
+    for family in [libc::NFPROTO_IPV4, libc::NFPROTO_IPV6] {
+        follow_family(socket, family, owner, bridges)?;
+    }
+    Ok(())
+}
+
+fn follow_family(socket: &mut Socket, family: i32, owner: &str, bridges: &[&str]) -> Result<(), NetlinkError> {
+    let chains = chains(socket, family)?;
+    let Some((_, policy)) = chains.iter().find(|(name, policy)| name == FORWARD && policy.is_some()) else {
+        return Ok(());
+    };
+    let rules = rules(socket, family, owner)?;
+    let drops = *policy == Some(c::DROP);
+    let mut wanted = BTreeSet::new();
+    if drops {
+        wanted.extend(bridges.iter().flat_map(|bridge| [format!("from {bridge}"), format!("to {bridge}")]));
+    }
+    let has_user = chains.iter().any(|(name, _)| name == USER);
+    let others_jump = rules.iter().any(|rule| rule.ours.is_none() && rule.jumps_to.as_deref() == Some(USER));
+    if has_user && !others_jump && !bridges.is_empty() {
+        wanted.insert(USER.to_owned());
+    }
+    let there: BTreeSet<String> = rules.iter().filter_map(|rule| rule.ours.clone()).collect();
+    if there == wanted {
+        return Ok(());
+    }
+    let mut transaction = Transaction::new(family, TABLE);
+    for rule in rules.iter().filter(|rule| rule.ours.as_ref().is_some_and(|ours| !wanted.contains(ours))) {
+        transaction.delete_rule(FORWARD, rule.handle);
+    }
+    for ours in wanted.difference(&there) {
+        let comment = format!("{owner} {ours}");
+        match ours.split_once(' ') {
+            Some((direction, bridge)) => {
+                let rule = Rule::commented(comment);
+                let rule = if direction == "from" {
+                    rule.came_by(Is::Exactly, bridge)
+                } else {
+                    rule.leaves_by(Is::Exactly, bridge)
+                };
+                transaction.add_rule(FORWARD, &rule.counted().accept());
+            }
+            None => transaction.insert_rule(FORWARD, &Rule::commented(comment).counted().jump(USER)),
+        }
+    }
+    transaction.commit(socket)
+}
+
+/// The chains of the table, and the policy of those that packets come to by themselves.
+fn chains(socket: &mut Socket, family: i32) -> Result<Vec<(String, Option<u32>)>, NetlinkError> {
+    let mut batch = Batch::new();
+    let kind = NFTABLES | libc::NFT_MSG_GETCHAIN as u16;
+    batch.push("list chains", kind, libc::NLM_F_DUMP, &[family as u8, 0, 0, 0], |_| {});
+    let answers = socket.dump(&mut batch)?;
+    let parse = |payload: &[u8]| {
+        let of = |kind| attribute(payload, NFGENMSG, kind);
+        let in_table = of(c::chain::TABLE).map(text).as_deref() == Some(TABLE);
+        // Answers come for all families of nftables when the kernel is old.
+        let of_family = payload.first() == Some(&(family as u8));
+        let policy = of(c::chain::POLICY).and_then(|value| Some(u32::from_be_bytes(value.try_into().ok()?)));
+        (in_table && of_family).then_some((of(c::chain::NAME).map(text)?, policy))
+    };
+    Ok(answers.iter().filter_map(|answer| parse(&answer.payload)).collect())
+}
+
+/// The rules of the chain.
+fn rules(socket: &mut Socket, family: i32, owner: &str) -> Result<Vec<Found>, NetlinkError> {
+    let mut batch = Batch::new();
+    let kind = NFTABLES | libc::NFT_MSG_GETRULE as u16;
+    batch.push("list rules", kind, libc::NLM_F_DUMP, &[family as u8, 0, 0, 0], |a| {
+        a.text(c::rule::TABLE, TABLE).text(c::rule::CHAIN, FORWARD);
+    });
+    let answers = socket.dump(&mut batch)?;
+    Ok(answers.iter().filter_map(|answer| parse_rule(&answer.payload, owner)).collect())
+}
+
+fn parse_rule(payload: &[u8], owner: &str) -> Option<Found> {
+    let of = |kind| attribute(payload, NFGENMSG, kind);
+    if of(c::rule::TABLE).map(text)? != TABLE || of(c::rule::CHAIN).map(text)? != FORWARD {
+        return None;
+    }
+    let handle = u64::from_be_bytes(of(c::rule::HANDLE)?.try_into().ok()?);
+    // type, length, text
+    let comment = of(c::rule::USERDATA).filter(|user| user.first() == Some(&c::rule::COMMENT));
+    let comment = comment.and_then(|user| user.get(2..)).map(text);
+    let ours = comment.and_then(|comment| Some(comment.strip_prefix(owner)?.strip_prefix(' ')?.to_owned()));
+    let jumps_to = of(c::rule::EXPRESSIONS).and_then(|list| {
+        attributes(list, 0).find_map(|(_, element)| {
+            let immediate = attribute(element, 0, x::DATA)?;
+            let verdict = attribute(attribute(immediate, 0, x::IMMEDIATE_DATA)?, 0, data::VERDICT)?;
+            attribute(verdict, 0, data::VERDICT_CHAIN).map(text)
+        })
+    });
+    Some(Found { handle, ours, jumps_to })
+}
