@@ -230,6 +230,10 @@ fn reload(app: &App, certificates: Option<&Certificates>, set_filter: &SetFilter
             {
                 warn!(error = %proto::kind::chain(&error), "certificates stay as they were");
             }
+            // As dockerd: the way to have rules again that others have wiped.
+            if let Err(error) = app.networks.repair() {
+                warn!(error = %proto::kind::chain(&error), "networks can't be repaired");
+            }
             info!("configuration read again");
             app.events.publish("daemon", "reload", app.identity.id.clone(), attributes);
         }
@@ -392,7 +396,8 @@ pub fn make_folder(path: &Path, mode: u32) -> Result<(), AppError> {
         .map_err(|cause| AppError::Folder { path: path.to_owned(), cause })
 }
 
-fn lock_root(folder: &Path) -> Result<Flock<File>, AppError> {
+/// Makes a root this process' own for as long as what it gives lives.
+pub fn lock_root(folder: &Path) -> Result<Flock<File>, AppError> {
     let path = folder.join("engine.lock");
     let lock = |cause| AppError::Lock { path: path.clone(), cause };
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(lock)?;

@@ -7,6 +7,7 @@ mod access;
 mod api;
 mod app;
 mod budget;
+mod cleanup;
 mod config;
 mod containers;
 mod events;
@@ -38,8 +39,15 @@ fn main() -> ExitCode {
     // Without it, an image import leaves megabytes behind in arenas that nobody uses any more.
     sys::memory::keep_heaps_few(2, 256 << 10);
     let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().is_some_and(|word| word == networks::names::ARGUMENT) {
+    let word = arguments.next().unwrap_or_default();
+    if word == networks::names::ARGUMENT {
         return match networks::names::main(arguments.next().unwrap_or_default().as_ref()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error),
+        };
+    }
+    if word == cleanup::ARGUMENT {
+        return match cleanup::run(arguments) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&error),
         };

@@ -269,6 +269,12 @@ pub struct StatsArgs {
 /// `update`
 #[derive(Debug, Default, Args)]
 pub struct UpdateArgs {
+    /// Publish one more port, as with run; berth's own
+    #[arg(long, value_name = "list")]
+    pub publish_add: Vec<String>,
+    /// Publish a port of the container no more: PORT[/PROTOCOL]; berth's own
+    #[arg(long, value_name = "list")]
+    pub publish_rm: Vec<String>,
     /// Weight of block IO, 10 to 1000; 0: default
     #[arg(long, value_name = "uint16", value_parser = super::values::uint16)]
     pub blkio_weight: Option<u16>,

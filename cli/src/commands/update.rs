@@ -5,6 +5,7 @@ use crate::args::container::UpdateArgs;
 use crate::client::{Call, call::escape};
 use crate::exit::{Failure, Outcome};
 use crate::options::create::restart_policy;
+use crate::options::ports::Ports;
 use crate::output;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -23,8 +24,25 @@ pub async fn run(app: &App, args: &UpdateArgs) -> Outcome {
         output::note("WARNING: --kernel-memory has no effect: kernels since 5.4 have no such limit");
     }
     let client = app.client().await?;
+    let ports = PortChanges::read(args)?;
     let (mut errors, mut warnings) = (Vec::new(), Vec::new());
     for name in &args.containers {
+        let mut body = body.clone();
+        if let Some(changes) = &ports {
+            let shown = client.send(Call::get(format!("/containers/{}/json", escape(name, false)))).await;
+            let shown = match shown {
+                Ok(reply) => reply.json::<Value>().await,
+                Err(error) => Err(error),
+            };
+            let bindings = shown.map_err(|error| error.to_string());
+            match bindings.and_then(|shown| changes.applied(&shown).map_err(|error| error.to_string())) {
+                Ok(bindings) => body["PortBindings"] = bindings,
+                Err(error) => {
+                    errors.push(error);
+                    continue;
+                }
+            }
+        }
         let call = Call::post(format!("/containers/{}/update", escape(name, false))).json(&body);
         let updated = match client.send(call).await {
             Ok(reply) => reply.json::<Updated>().await,
@@ -42,6 +60,47 @@ pub async fn run(app: &App, args: &UpdateArgs) -> Outcome {
         output::print_line(&warnings.join("\n"))?;
     }
     if errors.is_empty() { Ok(()) } else { Err(Failure::Several(errors)) }
+}
+
+/// What is to become of the published ports. Not docker's: its update knows no ports.
+struct PortChanges {
+    added: Map<String, Value>,
+    removed: Vec<String>,
+}
+
+impl PortChanges {
+    fn read(args: &UpdateArgs) -> Outcome<Option<Self>> {
+        if args.publish_add.is_empty() && args.publish_rm.is_empty() {
+            return Ok(None);
+        }
+        let mut ports = Ports::default();
+        for text in &args.publish_add {
+            ports.publish(text).map_err(|error| Failure::Refused(error.to_string()))?;
+        }
+        let removed = args.publish_rm.iter().map(|text| match text.split_once('/') {
+            Some(_) => text.clone(),
+            None => format!("{text}/tcp"),
+        });
+        Ok(Some(Self { added: ports.bindings, removed: removed.collect() }))
+    }
+
+    /// The bindings of a container as inspect shows it, with the changes.
+    fn applied(&self, shown: &Value) -> Outcome<Value> {
+        let mut bindings = shown["HostConfig"]["PortBindings"].as_object().cloned().unwrap_or_default();
+        for port in &self.removed {
+            if bindings.remove(port).is_none() {
+                return Err(Failure::Refused(format!("container {} doesn't publish {port}", shown["Name"])));
+            }
+        }
+        for (port, added) in &self.added {
+            let all = bindings.entry(port.clone()).or_insert_with(|| json!([]));
+            match (all.as_array_mut(), added.as_array()) {
+                (Some(all), Some(added)) => all.extend(added.iter().cloned()),
+                _ => *all = added.clone(),
+            }
+        }
+        Ok(Value::Object(bindings))
+    }
 }
 
 /// What is to change, and nothing else.
@@ -67,7 +126,8 @@ fn body(args: &UpdateArgs) -> Outcome<Value> {
     ];
     let body: Map<String, Value> =
         all.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
-    if body.is_empty() && args.kernel_memory.is_none() {
+    let ports = !args.publish_add.is_empty() || !args.publish_rm.is_empty();
+    if body.is_empty() && args.kernel_memory.is_none() && !ports {
         return Err(Failure::Refused("you must provide one or more flags when using this command".to_owned()));
     }
     Ok(Value::Object(body))
@@ -77,6 +137,28 @@ fn body(args: &UpdateArgs) -> Outcome<Value> {
 mod tests {
     use super::*;
     use crate::args::values::ByteSize;
+
+    #[test]
+    fn ports_come_and_go() {
+        let args = UpdateArgs {
+            publish_add: vec!["8081:81".into(), "127.0.0.1:53:53/udp".into()],
+            publish_rm: vec!["80".into()],
+            ..UpdateArgs::default()
+        };
+        assert_eq!(body(&args).unwrap(), json!({}));
+        let changes = PortChanges::read(&args).unwrap().unwrap();
+        let shown = json!({"Name": "/web", "HostConfig": {"PortBindings": {
+            "80/tcp": [{"HostIp": "", "HostPort": "8080"}], "81/tcp": [{"HostIp": "", "HostPort": "1"}]}}});
+        let want = json!({
+            "81/tcp": [{"HostIp": "", "HostPort": "1"}, {"HostIp": "", "HostPort": "8081"}],
+            "53/udp": [{"HostIp": "127.0.0.1", "HostPort": "53"}],
+        });
+        assert_eq!(changes.applied(&shown).unwrap(), want);
+        let error = changes.applied(&json!({"Name": "/web", "HostConfig": {}})).unwrap_err();
+        assert!(error.to_string().contains("doesn't publish 80/tcp"), "{error}");
+        let bad = UpdateArgs { publish_add: vec!["x:y:z".into()], ..UpdateArgs::default() };
+        assert!(PortChanges::read(&bad).is_err());
+    }
 
     #[test]
     fn only_what_is_given_is_sent() {

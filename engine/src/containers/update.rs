@@ -1,8 +1,8 @@
-//! `POST /containers/{id}/update`: limits and restart policy of a container that exists. What is zero stays as it is. A
+//! `POST /containers/{id}/update`: limits, restart policy and published ports of a container that exists. What is zero stays as it is. A
 //! container that runs is told at once; the record is on disk before, so that an engine that dies in between goes on.
 
 use super::{
-    Container,
+    Container, networking,
     record::{Phase, Record},
     resources, restart, spec,
 };
@@ -54,6 +54,8 @@ fn changed(record: &Record, request: &Map<String, Value>) -> ApiResult<HostConfi
         match key.as_str() {
             // A limit of 0 means none, for Docker's client sends null where nobody said anything.
             "PidsLimit" if !wanted.is_null() => value[key] = wanted.clone(),
+            // Not docker's: all ports that are to be published from now on.
+            "PortBindings" if !wanted.is_null() => value[key] = wanted.clone(),
             key if FIELDS.contains(&key) => {
                 if !is_zero(wanted) {
                     value[key] = wanted.clone();
@@ -72,6 +74,9 @@ fn changed(record: &Record, request: &Map<String, Value>) -> ApiResult<HostConfi
     let new: HostConfig = serde_json::from_value(value).map_err(|e| ApiError::invalid(format!("invalid JSON: {e}")))?;
     conflicts(old, request)?;
     resources::check(&new)?;
+    if new.port_bindings != old.port_bindings {
+        networking::check_ports(&new, &record.config.exposed_ports)?;
+    }
     restart::check(&new.restart_policy, false)?;
     if old.auto_remove && !matches!(new.restart_policy.name.as_str(), "" | "no") {
         return Err(ApiError::conflict(
@@ -130,6 +135,7 @@ pub async fn update(
     }
     let new = changed(&old, request).map_err(cannot)?;
     let limits = resources(&new);
+    let republish = new.port_bindings != old.host.port_bindings;
     let restarts = new.restart_policy != old.host.restart_policy;
     let tell = limits != resources(&old.host) && old.state.phase.is_live();
     let told = {
@@ -153,6 +159,14 @@ pub async fn update(
             return Err(cannot(error));
         }
         settled(app, container);
+    }
+    if republish && let Err(error) = networking::live::publish(app, container).await {
+        give_back(container, &old);
+        let record = container.record();
+        if let Err(error) = app.containers.store.put(&record).await {
+            warn!(id = ids::short(&container.id), error = %chain(&error), "ports that can't be published are still on record");
+        }
+        return Err(cannot(error));
     }
     if restarts {
         // The back-off belongs to the policy that was.

@@ -122,7 +122,7 @@ impl Networks {
         let mut unpublished = true;
         let targets = endpoint.targets();
         if !targets.is_empty() {
-            let done = self.unpublish(id, targets, endpoint);
+            let done = self.unpublish(id, targets, &endpoint.ports);
             unpublished = done.is_ok();
             failures.extend(done.err());
             proto::fault!("engine.detach.unpublished");
@@ -149,8 +149,8 @@ impl Networks {
         Err(first)
     }
 
-    pub(super) fn unpublish(&self, id: &str, from: Targets, endpoint: &Endpoint) -> Result<(), NetworkError> {
-        let unpublished = locked(&self.firewall).unpublish(from, &endpoint.ports);
+    pub(super) fn unpublish(&self, id: &str, from: Targets, ports: &[PublishedPort]) -> Result<(), NetworkError> {
+        let unpublished = locked(&self.firewall).unpublish(from, ports);
         unpublished.map_err(|cause| NetworkError::Unpublish { id: id.to_owned(), cause })
     }
 
@@ -321,7 +321,7 @@ impl Networks {
     }
 
     pub(super) fn alias_prefix(&self) -> String {
-        format!("berth {} ", self.config.name)
+        super::alias_prefix(&self.config.name)
     }
 }
 

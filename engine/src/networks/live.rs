@@ -18,7 +18,7 @@ use super::attach::{Planned, configure_inside, prepare_links, random_id};
 use super::endpoint::{Endpoint, Member, MemberRequest};
 use super::error::NetworkError;
 use super::netlink::{Batch, Family, Socket, link};
-use super::ports::PortRequest;
+use super::ports::{PortRequest, PublishedPort};
 use super::{Networks, locked};
 
 impl Networks {
@@ -61,6 +61,33 @@ impl Networks {
         next
     }
 
+    /// Takes the host ports that are wanted now: those of them that the container has it keeps. Nothing is given back yet.
+    pub fn plan_ports(
+        &self,
+        id: &str,
+        name: &str,
+        endpoint: &Endpoint,
+        ports: &[PortRequest],
+    ) -> Result<Endpoint, NetworkError> {
+        let mut leases = locked(&self.leases);
+        let mut next = endpoint.clone();
+        next.unsettled = true;
+        next.ports.clear();
+        let mut fresh = Vec::new();
+        for request in ports {
+            let kept: Vec<PublishedPort> =
+                endpoint.ports.iter().filter(|port| request.is_met_by(port)).copied().collect();
+            let used = kept.iter().any(|port| next.ports.contains(port));
+            if kept.is_empty() || used {
+                fresh.push(*request);
+            } else {
+                next.ports.extend(kept);
+            }
+        }
+        next.ports.extend(leases.acquire_ports(id, name, endpoint, &fresh)?);
+        Ok(next)
+    }
+
     /// Makes the kernel's state of a living container from one endpoint into another. On failure the state is between the
     /// two; calling it the other way round leads back.
     pub fn rearrange(
@@ -71,10 +98,16 @@ impl Networks {
         to: &Endpoint,
         namespace: BorrowedFd<'_>,
     ) -> Result<(), NetworkError> {
-        let moved = from.targets() != to.targets() || from.ports != to.ports;
-        if moved {
-            self.unpublish(id, from.targets(), from)?;
-        }
+        // A port that leads where it has led stays published meanwhile.
+        let stays = |port: &PublishedPort, other: &Endpoint| {
+            let is_ipv4 = port.host_ip.is_ipv4();
+            from.targets().of(is_ipv4) == to.targets().of(is_ipv4) && other.ports.contains(port)
+        };
+        let (gone_ports, new_ports): (Vec<PublishedPort>, Vec<PublishedPort>) = (
+            from.ports.iter().filter(|port| !stays(port, to)).copied().collect(),
+            to.ports.iter().filter(|port| !stays(port, from)).copied().collect(),
+        );
+        self.unpublish(id, from.targets(), &gone_ports)?;
         proto::fault!("engine.rearrange.unpublished");
         let gone: Vec<Member> = from
             .members()
@@ -106,15 +139,15 @@ impl Networks {
         self.limit(&planned)?;
         planned.iter().try_for_each(|planned| self.wait_for_link(&planned.member))?;
         proto::fault!("engine.rearrange.configured");
-        if moved {
+        if from.ports.is_empty() != to.ports.is_empty() || !gone.is_empty() {
             let mut batch = Batch::new();
             let members = to.members();
             let on_bridges = members.iter().filter(|member| !member.address.host_link.is_empty());
             on_bridges.for_each(|m| link::set_hairpin(&mut batch, &m.address.host_link, !to.ports.is_empty()));
             locked(&self.route).run(&mut batch)?;
-            let published = locked(&self.firewall).publish(to.targets(), &to.ports);
-            published.map_err(|cause| NetworkError::Publish { endpoint: name.to_owned(), cause })?;
         }
+        let published = locked(&self.firewall).publish(to.targets(), &new_ports);
+        published.map_err(|cause| NetworkError::Publish { endpoint: name.to_owned(), cause })?;
         let mut leases = locked(&self.leases);
         from.ports.iter().filter(|port| !to.ports.contains(port)).for_each(|port| leases.ports.release(id, port));
         Ok(())

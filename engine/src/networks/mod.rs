@@ -339,7 +339,7 @@ impl Networks {
         self.ended.store(true, Ordering::Release);
         self.names.end();
         self.reap(Duration::ZERO)?;
-        locked(&self.firewall).delete().map_err(|cause| self.firewall_error(cause))?;
+        locked(&self.firewall).delete().map(drop).map_err(|cause| self.firewall_error(cause))?;
         let ours: Vec<String> = {
             let leases = locked(&self.leases);
             let own = |network: &&Network| network.definition.as_ref().is_none_or(|definition| !definition.adopted);
@@ -349,6 +349,37 @@ impl Networks {
         ours.iter().try_for_each(|name| bridge::delete(&mut locked(&self.route), name))?;
         self.pins.remove();
         Ok(())
+    }
+
+    /// Removes all that engines with this default bridge have made on the host, whether it is on record or not: links, bridges, rules, pins,
+    /// the resolver. No engine may be running. What is removed is told.
+    pub fn remove_all(bridge: &str, run_root: &Path) -> Result<Vec<String>, NetworkError> {
+        Names::new(run_root).end();
+        let mut removed = Vec::new();
+        let mut route = Socket::open(Family::Route)?;
+        let prefix = alias_prefix(bridge);
+        let links = netlink::link::list(&mut route)?;
+        let ours = |link: &&netlink::link::Link| {
+            let labelled = link.alias.as_ref().is_some_and(|alias| alias.starts_with(&prefix));
+            labelled || (link.name == bridge && link.kind.as_deref() == Some("bridge"))
+        };
+        let ours: Vec<String> = links.iter().filter(ours).map(|link| link.name.clone()).collect();
+        for some in ours.chunks(netlink::LINKS_AT_ONCE) {
+            let mut batch = netlink::Batch::new();
+            some.iter().for_each(|name| netlink::link::delete(&mut batch, name));
+            route.run(&mut batch)?;
+        }
+        removed.extend(ours.into_iter().map(|name| format!("link {name}")));
+        let mut firewall = Firewall::open(bridge, Vec::new())?;
+        let deleted = firewall.delete().map_err(|cause| NetworkError::Firewall { name: bridge.to_owned(), cause })?;
+        removed.extend(deleted.then(|| format!("firewall table {}", firewall.table())));
+        let pins = Pins::open(run_root)?;
+        for id in pins.list()? {
+            sys::netns::delete(&pins.path(&id)?)?;
+            removed.push(format!("network namespace of {id}"));
+        }
+        pins.remove();
+        Ok(removed)
     }
 
     /// Puts all links of this stack back on their bridges, of which some are new.
@@ -407,6 +438,11 @@ impl Networks {
     fn firewall_error(&self, cause: NetlinkError) -> NetworkError {
         NetworkError::Firewall { name: self.config.name.clone(), cause }
     }
+}
+
+/// What begins the notes on all links of an engine.
+fn alias_prefix(bridge: &str) -> String {
+    format!("berth {bridge} ")
 }
 
 /// Locks a mutex. A panic while it was held leaves at worst a reservation too many, which is no reason to stop.

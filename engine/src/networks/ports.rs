@@ -79,6 +79,19 @@ pub struct PortRequest {
     pub host_port: HostPort,
 }
 
+impl PortRequest {
+    /// Whether a port that is published is what is asked for.
+    pub(super) fn is_met_by(&self, port: &PublishedPort) -> bool {
+        let host_port = match self.host_port {
+            HostPort::Ephemeral | HostPort::Exact(0) => true,
+            HostPort::Exact(wanted) => wanted == port.host_port,
+            HostPort::Range { first, last } => (first..=last).contains(&port.host_port),
+        };
+        let same = self.protocol == port.protocol && self.container_port == port.container_port;
+        same && host_port && self.host_ip.is_none_or(|ip| ip == port.host_ip)
+    }
+}
+
 /// A request, and the addresses of the host on which it is to be fulfilled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Wanted {

@@ -1,9 +1,9 @@
 //! `POST /containers/{id}/update`: live, stopped, refused, over the death of the engine.
 
 use super::{sh, with_host};
-use crate::stack::Stack;
+use crate::stack::{Stack, eventually};
 use serde_json::{Value, json};
-use std::path::Path;
+use std::{io::Read, net::TcpStream, path::Path, time::Duration};
 
 /// A file of a container's cgroup, on either version.
 fn limit(id: &str, controller: &str, v1: &str, v2: &str) -> String {
@@ -81,4 +81,52 @@ fn the_restart_policy_changes_under_way() {
     let refused = stack.post("/containers/gone/update", &always);
     assert_eq!(refused.status, 409);
     assert!(refused.message().starts_with(&format!("Cannot update container {id}: Restart policy cannot be updated")));
+}
+
+/// What a server of a container says by a port of the host.
+fn said_at(port: u16) -> Option<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let mut said = String::new();
+    stream.read_to_string(&mut said).ok()?;
+    Some(said)
+}
+
+#[test]
+fn ports_come_and_go_while_it_runs() {
+    let Some(mut stack) = Stack::start() else { return };
+    let (first, second) = (testing::free_port(), testing::free_port());
+    let binding = |port: u16| json!([{"HostIp": "127.0.0.1", "HostPort": port.to_string()}]);
+    let serve = "for p in 80 81; do while :; do echo $p | nc -l -p $p; done & done; wait";
+    let host = json!({"PortBindings": {"80/tcp": binding(first)}});
+    let id = stack.create("?name=box", &with_host(sh(serve), host));
+    stack.start_container("box");
+    let answers = |port: u16, text: &str| {
+        let says = || said_at(port).filter(|said| said.trim() == text).map(drop).ok_or("something else".to_owned());
+        eventually("an answer", says);
+    };
+    answers(first, "80");
+    let update = |stack: &Stack, ports: Value| stack.post("/containers/box/update", &json!({ "PortBindings": ports }));
+    let done = update(&stack, json!({"80/tcp": binding(first), "81/tcp": binding(second)}));
+    assert_eq!(done.status, 200, "{}", done.text());
+    answers(first, "80");
+    answers(second, "81");
+    let shown = stack.inspect("box");
+    assert_eq!(shown["NetworkSettings"]["Ports"]["81/tcp"], binding(second));
+    assert_eq!(shown["HostConfig"]["PortBindings"]["81/tcp"], binding(second));
+    // What is refused changes nothing.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let refused = update(&stack, json!({"82/tcp": binding(port)}));
+    assert!(refused.status >= 400 && refused.message().contains("address already in use"), "{}", refused.text());
+    assert_eq!(stack.inspect("box")["HostConfig"]["PortBindings"]["81/tcp"], binding(second));
+    answers(second, "81");
+    stack.kill_engine();
+    stack.start_engine();
+    answers(second, "81");
+    assert_eq!(update(&stack, json!({"81/tcp": binding(second)})).status, 200);
+    answers(second, "81");
+    assert_eq!(said_at(first), None, "gone");
+    let _free_again = std::net::TcpListener::bind(("127.0.0.1", first)).unwrap();
+    assert!(!id.is_empty());
 }

@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 
 fn network(fault: &Fault<'_>, name: &str) {
     // 409: it was made before the engine died.
-    fault.ask("POST", "/networks/create", Some(&json!({ "Name": name })), &[201, 409]);
+    // One of them of both families.
+    let body = json!({ "Name": name, "EnableIPv6": name == "two" });
+    fault.ask("POST", "/networks/create", Some(&body), &[201, 409]);
 }
 
 fn change(fault: &Fault<'_>, network: &str, what: &str, container: &str) {
@@ -47,6 +49,25 @@ fn assert_true(fault: &Fault<'_>, name: &str, networks: &[&str]) {
     });
 }
 
+/// Changes the ports that a container publishes.
+fn publish(fault: &Fault<'_>, name: &str, ports: &[u16]) {
+    let binding = |port: &u16| json!({ "HostIp": "127.0.0.1", "HostPort": port.to_string() });
+    let bindings: Vec<Value> = ports.iter().map(binding).collect();
+    let body = json!({ "PortBindings": { "80/tcp": bindings } });
+    fault.ask("POST", &format!("/containers/{name}/update"), Some(&body), &[200]);
+    fault.settle();
+    fault.step("ports are what they should be", || {
+        let inspect = fault.ask("GET", &format!("/containers/{name}/json"), None, &[200]);
+        let shown = &inspect["NetworkSettings"]["Ports"]["80/tcp"];
+        let rules = run("nft", ["list", "ruleset"]).stdout();
+        let led = ports.iter().all(|port| rules.contains(&format!("tcp . 127.0.0.1 . {port} :")));
+        match *shown == json!(bindings) && led {
+            true => Ok(()),
+            false => Err(format!("{shown}\n{rules}")),
+        }
+    });
+}
+
 /// Two networks, a container on the first; it joins the second, leaves the first, and all goes.
 pub fn networks(_: &Scene, fault: &Fault<'_>) {
     let name = "member";
@@ -66,6 +87,9 @@ pub fn networks(_: &Scene, fault: &Fault<'_>) {
     life::start(fault, name);
     assert_true(fault, name, &["one"]);
     change(fault, "two", "connect", name);
+    assert_true(fault, name, &["one", "two"]);
+    publish(fault, name, &[port, port + 1000]);
+    publish(fault, name, &[port + 1000]);
     assert_true(fault, name, &["one", "two"]);
     change(fault, "one", "disconnect", name);
     assert_true(fault, name, &["two"]);

@@ -58,7 +58,7 @@ fn guess(point: &str) -> &'static str {
         "pull" | "unpack" | "stack_prepare" | "stack_commit" | "sync_behind" | "content_commit" | "content_delete"
         | "image_record" | "gc" | "rmi" | "image_delete" | "snapshot_commit" => "pull",
         "commit" => "commit",
-        "network" | "connect" | "disconnect" | "rearrange" => "networks",
+        "network" | "connect" | "disconnect" | "rearrange" | "publish" => "networks",
         "bury" => "shim killed",
         "adopt" if point.contains(".un") => "unfinished",
         "adopt" | "repair" => "restart",

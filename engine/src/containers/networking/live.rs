@@ -125,6 +125,29 @@ pub async fn disconnect(app: &Arc<App>, network: &Found, container: &Arc<Contain
     Ok(())
 }
 
+/// Publishes the ports of a living container that its record asks for now. The record is on disk; on failure the container has what it had.
+pub async fn publish(app: &Arc<App>, container: &Arc<Container>) -> ApiResult<()> {
+    let record = container.record();
+    let before = record.state.endpoint.clone().filter(|_| record.state.phase.is_live());
+    let Some(before) = before.filter(|before| before.network == NetworkKind::Bridge) else { return Ok(()) };
+    let ports = super::super::ports::requests(&record.host, &record.config.exposed_ports)?;
+    let plan = {
+        let (app, record, before) = (app.clone(), record.clone(), before.clone());
+        let plan = move || app.networks.plan_ports(&record.id, &record.name, &before, &ports);
+        blocking(plan).await?.map_err(|error| failed("publish ports", &error))?
+    };
+    keep(app, container, record.networks.clone(), Some(plan.clone())).await?;
+    proto::fault!("engine.publish.recorded");
+    if let Err(error) = change(app, container, before.clone(), plan.clone()).await {
+        let _ = change(app, container, plan.clone(), before.clone()).await;
+        app.networks.drop_plan(&record.id, &plan, &before);
+        keep(app, container, record.networks.clone(), Some(before)).await?;
+        return Err(error);
+    }
+    proto::fault!("engine.publish.made");
+    keep(app, container, record.networks.clone(), Some(Endpoint { unsettled: false, ..plan })).await
+}
+
 /// Tells the resolver the new name of a container.
 pub async fn renamed(app: &Arc<App>, container: &Arc<Container>) {
     let record = container.record();

@@ -7,7 +7,7 @@ mod show;
 mod wishes;
 
 pub use show::{member_of, networks};
-pub use wishes::{check_mode, is_called, joinings, kind, shared_hostname};
+pub use wishes::{check_mode, check_ports, is_called, joinings, kind, shared_hostname};
 
 use super::{
     Container, files, links,

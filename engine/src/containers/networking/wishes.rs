@@ -6,7 +6,11 @@ use super::super::{
     validate::not_yet,
 };
 use crate::{
-    api::{CreateRequest, HostConfig, config::EndpointSettings, serial::is_zero},
+    api::{
+        CreateRequest, HostConfig,
+        config::EndpointSettings,
+        serial::{Set, is_zero},
+    },
     app::App,
     http::{ApiError, ApiResult},
     ids,
@@ -112,6 +116,17 @@ pub fn check_mode(request: &CreateRequest) -> ApiResult<()> {
         joining(name, settings.as_ref())?;
     }
     ports::requests(host, &config.exposed_ports).map(drop)
+}
+
+/// Refuses ports that can't be published: of a container whose mode has none, or in words that say nothing. Pure.
+pub fn check_ports(host: &HostConfig, exposed: &Set) -> ApiResult<()> {
+    if kind_of(&host.network_mode) != NetworkKind::Bridge && !host.port_bindings.is_empty() {
+        return Err(ApiError::invalid(format!(
+            "ports can't be published of a container of network mode {}",
+            host.network_mode
+        )));
+    }
+    ports::requests(host, exposed).map(drop)
 }
 
 /// The networks of a container that is made: that of its mode, then the others in the order of their names.

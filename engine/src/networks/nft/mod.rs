@@ -238,15 +238,22 @@ impl Firewall {
         Ok(())
     }
 
-    /// Deletes the table; gone already is fine.
-    pub(crate) fn delete(&mut self) -> Result<(), NetlinkError> {
+    /// Deletes the table, also that of an older engine; gone already is fine. Returns whether there was one.
+    pub(crate) fn delete(&mut self) -> Result<bool, NetlinkError> {
         self.follow_others(true);
-        let mut transaction = Transaction::new(FAMILY, &self.table);
-        transaction.delete_table();
-        match transaction.commit(&mut self.socket) {
-            Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(()),
-            result => result,
+        let mut deleted = false;
+        for family in [FAMILY, libc::NFPROTO_IPV4] {
+            let mut transaction = Transaction::new(family, &self.table);
+            transaction.delete_table();
+            match transaction.commit(&mut self.socket) {
+                Err(error) if error.errno() == Some(Errno::ENOENT) => {}
+                result => {
+                    result?;
+                    deleted = true;
+                }
+            }
         }
+        Ok(deleted)
     }
 
     /// Makes UDP flows that began before a change follow it. A kernel without the interface for that only lets them run
