@@ -36,11 +36,12 @@
 //! The engine is the only one that knows who is called what; it tells each change. An engine that starts finds the resolver by
 //! its socket in the run root, and tells everything anew.
 //!
-//! | down | names |
+//! | what happens | names |
 //! |---|---|
-//! | engine, supervisor or both | are answered as they were when the engine ended: no container is started, renamed or forgotten meanwhile |
-//! | resolver | fail for the moment that it takes the engine to notice ([`Names::died`]), start another one and tell it everything |
-//! | engine *and* resolver | fail until the engine is started: nobody else knows them. Programs see that nobody listens, at once |
+//! | engine, supervisor or both are down | are answered as they were when the engine ended: no container is started, renamed or forgotten meanwhile |
+//! | the resolver dies | fail for the moment that it takes the engine to notice ([`Names::died`]), start another one and tell it everything |
+//! | an engine of another release starts | fail for a moment, if it and the resolver don't speak the same version: the resolver is replaced |
+//! | engine *and* resolver are down | fail until the engine is started: nobody else knows them. Programs see that nobody listens, at once |
 //!
 //! What was kept of others' answers goes with the resolver.
 

@@ -21,6 +21,10 @@ use super::zone::{Version, Zone};
 
 /// Questions of one container that are being looked up elsewhere: no container takes all of them.
 const LOOKUPS_OF_ONE: usize = 256;
+/// Those and the ones that wait until they may be. More are refused.
+const IN_LINE_OF_ONE: usize = 1024;
+/// How long they wait.
+const IN_LINE: Duration = Duration::from_secs(4);
 /// TCP clients of one container.
 const CLIENTS_OF_ONE: usize = 64;
 /// How long a TCP client may be silent.
@@ -37,6 +41,7 @@ pub(super) struct Served {
     /// The name servers that it was given, if any, and what is known of them.
     own: RefCell<Option<(Rc<Servers>, Rc<Outside>)>>,
     lookups: Semaphore,
+    line: Semaphore,
     tasks: RefCell<Vec<AbortHandle>>,
 }
 
@@ -67,6 +72,7 @@ impl Served {
             namespace,
             own: RefCell::default(),
             lookups: Semaphore::new(LOOKUPS_OF_ONE),
+            line: Semaphore::new(IN_LINE_OF_ONE),
             tasks: RefCell::default(),
         });
         served.note(zone);
@@ -170,15 +176,20 @@ impl Served {
         Some(if addresses.is_empty() { Records::None(Code::NoError) } else { Records::Addresses(addresses) })
     }
 
-    /// Asks the servers that the container has, or the host's.
+    /// Asks the servers that the container has, or the host's, when it is this question's turn.
+    async fn ask(&self, server: &Server, message: &[u8], question: &Question, by_udp: bool) -> Found {
+        let turn = async { (self.lookups.acquire().await, server.lookups.acquire().await) };
+        let Ok((Ok(_one), Ok(_all))) = timeout(IN_LINE, turn).await else { return Found::Nothing };
+        let way = self.way(server);
+        let asked = Asked { message, question, by_udp, namespace: way.namespace };
+        way.outside.ask(&way.servers, &server.means, asked).await
+    }
+
+    /// Answers what has to be looked up elsewhere.
     async fn look_up(&self, server: &Server, message: &[u8], question: &Question, by_udp: bool) -> Vec<u8> {
-        let found = match (self.lookups.try_acquire(), server.lookups.try_acquire()) {
-            (Ok(_one), Ok(_all)) => {
-                let way = self.way(server);
-                let asked = Asked { message, question, by_udp, namespace: way.namespace };
-                way.outside.ask(&way.servers, &server.means, asked).await
-            }
-            _ => Found::Nothing,
+        let found = match self.line.try_acquire() {
+            Ok(_place) => self.ask(server, message, question, by_udp).await,
+            Err(_) => Found::Nothing,
         };
         let (reply, cached) = match found {
             Found::Asked(reply) => (reply, false),
