@@ -46,6 +46,7 @@
 //! What was kept of others' answers goes with the resolver.
 
 mod cache;
+mod doors;
 mod host;
 mod lifetime;
 mod message;
@@ -67,6 +68,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 use tokio::sync::Notify;
@@ -314,5 +316,9 @@ pub fn main(path: &Path) -> io::Result<()> {
     sys::process::null_stdio(true, false, false)?;
     nix::fcntl::fcntl(&first, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
     let _ = sys::process::set_name("berth-resolver");
+    // Three descriptors for each container, one for each question that is passed on: the usual 1,024 are few.
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
+    }
     server::run(path, first, RESOLV_CONF.as_ref())
 }

@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, JoinSet, spawn_local};
 use tokio::time::timeout;
 
+use super::doors::Doors;
 use super::message::{self, Code, Question, Records, kind};
 use super::outside::{self, Found, Outside};
 use super::server::Server;
@@ -37,7 +38,7 @@ const IN_A_ROW: usize = 64;
 /// A container that is served.
 pub(super) struct Served {
     id: String,
-    namespace: OwnedFd,
+    namespace: Doors,
     /// The name servers that it was given, if any, and what is known of them.
     own: RefCell<Option<(Rc<Servers>, Rc<Outside>)>>,
     lookups: Semaphore,
@@ -49,7 +50,7 @@ pub(super) struct Served {
 struct Way<'a> {
     servers: Rc<Servers>,
     outside: Rc<Outside>,
-    namespace: Option<&'a OwnedFd>,
+    namespace: Option<&'a Doors>,
 }
 
 /// What can be said to a message at once.
@@ -69,7 +70,7 @@ impl Served {
         let tcp = TcpListener::from_std(tcp.into())?;
         let served = Rc::new(Self {
             id: zone.id.clone(),
-            namespace,
+            namespace: Doors::new(namespace),
             own: RefCell::default(),
             lookups: Semaphore::new(LOOKUPS_OF_ONE),
             line: Semaphore::new(IN_LINE_OF_ONE),

@@ -536,6 +536,12 @@ fn a_burst_of_questions_is_answered() {
         // More than may be under way: some wait.
         assert_eq!(burst(&|n| format!("n{n}.example.com")), 1000);
         assert_eq!(upstream.names().into_iter().collect::<BTreeSet<_>>().len(), 1000);
+        // And from the container's own namespace, by a server of its own.
+        let own = NameServer::start(&host.lan, SECOND, [8, 8, 8, 8]);
+        let zone = Zone { upstreams: vec![SECOND.into()], ..zone("c0", &net, &all[0]) };
+        networks.names().change(&zone).expect("change");
+        assert_eq!(burst(&|n| format!("n{n}.example.com")), 1000);
+        assert_eq!(own.names().into_iter().collect::<BTreeSet<_>>().len(), 1000);
         end(&networks, &all);
     });
 }
