@@ -36,15 +36,17 @@
 //! The engine is the only one that knows who is called what; it tells each change. An engine that starts finds the resolver by
 //! its socket in the run root, and tells everything anew.
 //!
-//! | down | names |
+//! | what happens | names |
 //! |---|---|
-//! | engine, supervisor or both | are answered as they were when the engine ended: no container is started, renamed or forgotten meanwhile |
-//! | resolver | fail for the moment that it takes the engine to notice ([`Names::died`]), start another one and tell it everything |
-//! | engine *and* resolver | fail until the engine is started: nobody else knows them. Programs see that nobody listens, at once |
+//! | engine, supervisor or both are down | are answered as they were when the engine ended: no container is started, renamed or forgotten meanwhile |
+//! | the resolver dies | fail for the moment that it takes the engine to notice ([`Names::died`]), start another one and tell it everything |
+//! | an engine of another release starts | fail for a moment, if it and the resolver don't speak the same version: the resolver is replaced |
+//! | engine *and* resolver are down | fail until the engine is started: nobody else knows them. Programs see that nobody listens, at once |
 //!
 //! What was kept of others' answers goes with the resolver.
 
 mod cache;
+mod doors;
 mod host;
 mod lifetime;
 mod message;
@@ -66,6 +68,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 use tokio::sync::Notify;
@@ -313,5 +316,9 @@ pub fn main(path: &Path) -> io::Result<()> {
     sys::process::null_stdio(true, false, false)?;
     nix::fcntl::fcntl(&first, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
     let _ = sys::process::set_name("berth-resolver");
+    // Three descriptors for each container, one for each question that is passed on: the usual 1,024 are few.
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
+    }
     server::run(path, first, RESOLV_CONF.as_ref())
 }

@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, JoinSet, spawn_local};
 use tokio::time::timeout;
 
+use super::doors::Doors;
 use super::message::{self, Code, Question, Records, kind};
 use super::outside::{self, Found, Outside};
 use super::server::Server;
@@ -21,6 +22,10 @@ use super::zone::{Version, Zone};
 
 /// Questions of one container that are being looked up elsewhere: no container takes all of them.
 const LOOKUPS_OF_ONE: usize = 256;
+/// Those and the ones that wait until they may be. More are refused.
+const IN_LINE_OF_ONE: usize = 1024;
+/// How long they wait.
+const IN_LINE: Duration = Duration::from_secs(4);
 /// TCP clients of one container.
 const CLIENTS_OF_ONE: usize = 64;
 /// How long a TCP client may be silent.
@@ -33,10 +38,11 @@ const IN_A_ROW: usize = 64;
 /// A container that is served.
 pub(super) struct Served {
     id: String,
-    namespace: OwnedFd,
+    namespace: Doors,
     /// The name servers that it was given, if any, and what is known of them.
     own: RefCell<Option<(Rc<Servers>, Rc<Outside>)>>,
     lookups: Semaphore,
+    line: Semaphore,
     tasks: RefCell<Vec<AbortHandle>>,
 }
 
@@ -44,7 +50,7 @@ pub(super) struct Served {
 struct Way<'a> {
     servers: Rc<Servers>,
     outside: Rc<Outside>,
-    namespace: Option<&'a OwnedFd>,
+    namespace: Option<&'a Doors>,
 }
 
 /// What can be said to a message at once.
@@ -64,9 +70,10 @@ impl Served {
         let tcp = TcpListener::from_std(tcp.into())?;
         let served = Rc::new(Self {
             id: zone.id.clone(),
-            namespace,
+            namespace: Doors::new(namespace),
             own: RefCell::default(),
             lookups: Semaphore::new(LOOKUPS_OF_ONE),
+            line: Semaphore::new(IN_LINE_OF_ONE),
             tasks: RefCell::default(),
         });
         served.note(zone);
@@ -170,15 +177,20 @@ impl Served {
         Some(if addresses.is_empty() { Records::None(Code::NoError) } else { Records::Addresses(addresses) })
     }
 
-    /// Asks the servers that the container has, or the host's.
+    /// Asks the servers that the container has, or the host's, when it is this question's turn.
+    async fn ask(&self, server: &Server, message: &[u8], question: &Question, by_udp: bool) -> Found {
+        let turn = async { (self.lookups.acquire().await, server.lookups.acquire().await) };
+        let Ok((Ok(_one), Ok(_all))) = timeout(IN_LINE, turn).await else { return Found::Nothing };
+        let way = self.way(server);
+        let asked = Asked { message, question, by_udp, namespace: way.namespace };
+        way.outside.ask(&way.servers, &server.means, asked).await
+    }
+
+    /// Answers what has to be looked up elsewhere.
     async fn look_up(&self, server: &Server, message: &[u8], question: &Question, by_udp: bool) -> Vec<u8> {
-        let found = match (self.lookups.try_acquire(), server.lookups.try_acquire()) {
-            (Ok(_one), Ok(_all)) => {
-                let way = self.way(server);
-                let asked = Asked { message, question, by_udp, namespace: way.namespace };
-                way.outside.ask(&way.servers, &server.means, asked).await
-            }
-            _ => Found::Nothing,
+        let found = match self.line.try_acquire() {
+            Ok(_place) => self.ask(server, message, question, by_udp).await,
+            Err(_) => Found::Nothing,
         };
         let (reply, cached) = match found {
             Found::Asked(reply) => (reply, false),

@@ -2,7 +2,7 @@
 //! (`served`) from what engines have told it; it goes on when they are gone, and ends by itself when it serves nobody and no
 //! engine is there.
 //!
-//! One thread. Everything is bounded: questions that are looked up elsewhere, TCP clients, lengths and times.
+//! One thread, but for entering namespaces (`doors`). Everything is bounded: questions that are looked up elsewhere, TCP clients, lengths and times.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -26,6 +26,8 @@ use super::zone::{Index, Zone};
 
 /// Questions of all containers that are being looked up elsewhere.
 const LOOKUPS: usize = 1024;
+/// Threads that wait for those that enter namespaces.
+const BESIDE: usize = 4;
 
 /// All that it knows and does.
 pub(super) struct Server {
@@ -46,7 +48,7 @@ pub(super) struct Server {
 
 /// Runs the resolver. `first` is the connection of the engine that has started it, `resolv_conf` names the host's servers.
 pub(super) fn run(path: &Path, first: OwnedFd, resolv_conf: &Path) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(BESIDE).build()?;
     let server = Rc::new(Server {
         index: RefCell::default(),
         served: RefCell::default(),

@@ -8,14 +8,15 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::sys::socket::{AddressFamily, SockType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, UdpSocket};
 use tokio::time::{Instant, timeout};
 
+use super::doors::{Doors, open_here};
 use super::message::{self, Question};
 
 /// The port of name servers.
@@ -58,7 +59,7 @@ pub(super) struct Asked<'a> {
     /// By UDP, or by TCP.
     pub(super) by_udp: bool,
     /// From there; none for the host's.
-    pub(super) namespace: Option<&'a OwnedFd>,
+    pub(super) namespace: Option<&'a Doors>,
 }
 
 /// What all questions of a resolver share.
@@ -163,18 +164,16 @@ async fn ask_one(to: SocketAddr, means: &Means, asked: Asked<'_>) -> io::Result<
 }
 
 /// A socket in the namespace of the container, or of the host.
-fn open(to: SocketAddr, namespace: Option<&OwnedFd>, kind: SockType) -> io::Result<OwnedFd> {
+async fn open(to: SocketAddr, namespace: Option<&Doors>, kind: SockType) -> io::Result<OwnedFd> {
     let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let open = || socket(family, kind, flags, None).map_err(io::Error::from);
     match namespace {
-        None => open(),
-        Some(namespace) => sys::netns::within(namespace.as_fd(), open).map_err(|error| error.cause)?,
+        None => open_here(family, kind),
+        Some(doors) => doors.open(family, kind).await,
     }
 }
 
 async fn by_datagram(to: SocketAddr, means: &Means, asked: Asked<'_>) -> io::Result<Vec<u8>> {
-    let socket = UdpSocket::from_std(open(to, asked.namespace, SockType::Datagram)?.into())?;
+    let socket = UdpSocket::from_std(open(to, asked.namespace, SockType::Datagram).await?.into())?;
     // Connected: what others send isn't heard. The kernel takes a port that can't be guessed.
     socket.connect(to).await?;
     socket.send(asked.message).await?;
@@ -193,7 +192,7 @@ async fn by_datagram(to: SocketAddr, means: &Means, asked: Asked<'_>) -> io::Res
 }
 
 async fn by_stream(to: SocketAddr, asked: Asked<'_>) -> io::Result<Vec<u8>> {
-    let socket = TcpSocket::from_std_stream(open(to, asked.namespace, SockType::Stream)?.into());
+    let socket = TcpSocket::from_std_stream(open(to, asked.namespace, SockType::Stream).await?.into());
     let mut stream = socket.connect(to).await?;
     let length = u16::try_from(asked.message.len()).map_err(io::Error::other)?;
     stream.write_all(&[&length.to_be_bytes(), asked.message].concat()).await?;
