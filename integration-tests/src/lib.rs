@@ -7,6 +7,7 @@ pub mod audit;
 pub mod caller;
 pub mod command;
 pub mod dice;
+pub mod dns;
 pub mod dockerd;
 pub mod eventually;
 pub mod faults;
