@@ -49,12 +49,7 @@ impl Dockerd {
         ip(&["link", "set", "bench-docker0", "up"]);
         let child = Command::new("dockerd")
             .args(["--data-root", &at("data"), "--exec-root", &at("exec"), "--pidfile", &at("pid")])
-            .args([
-                "-H",
-                &format!("unix://{}", at("docker.sock")),
-                "--bridge",
-                "bench-docker0",
-            ])
+            .args(["-H", &format!("unix://{}", at("docker.sock")), "--bridge", "bench-docker0"])
             .args(args)
             .stdin(Stdio::null())
             .stdout(log.try_clone().ok()?)

@@ -6,12 +6,13 @@
 //!                                                                        └─────── b, published
 //! ```
 
-use crate::engines::{Dockerd, create};
+use crate::engines::Dockerd;
 use integration_tests::{Stack, eventually, http::Api, images};
 use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
 use std::{
     fs,
+    io::Write,
     net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     process::{Child, Command, Stdio},
@@ -87,6 +88,13 @@ impl Drop for Entered {
 pub fn ip(words: &str) {
     let status = Command::new("ip").args(words.split(' ')).status().expect("run ip");
     assert!(status.success(), "ip {words}");
+}
+
+/// Runs ip(8) with several lines.
+pub fn batch(lines: &str) {
+    let mut ip = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().expect("run ip");
+    ip.stdin.take().expect("its input is a pipe").write_all(lines.as_bytes()).expect("tell ip");
+    assert!(ip.wait().expect("wait for ip").success(), "ip: {lines:.200}");
 }
 
 /// Ends a program when dropped.
@@ -187,9 +195,12 @@ impl Place {
                 "table ip hand {{
                     chain prerouting {{ type nat hook prerouting priority dstnat;
                         iifname != br0 tcp dport {{ {IPERF}, {ECHO}, {ACCEPT} }} dnat to 198.19.0.3
-                        iifname != br0 udp dport {ECHO} dnat to 198.19.0.3 }}
+                        iifname != br0 udp dport {ECHO} dnat to 198.19.0.3
+                    }}
                     chain postrouting {{ type nat hook postrouting priority srcnat;
-                        ip saddr 198.19.0.0/24 oifname != br0 masquerade }} }}"
+                        ip saddr 198.19.0.0/24 oifname != br0 masquerade
+                    }}
+                }}"
             );
             let made = Command::new("nft").arg(rules).status().ok()?;
             made.success().then_some(Inner::Hand(a, b))
@@ -223,6 +234,28 @@ impl Place {
         self.inner.as_ref().expect("taken away in drop only")
     }
 
+    /// The bridge of the network, in the namespace of the host.
+    pub fn bridge(&self) -> String {
+        let Some(api) = self.api() else { return "br0".to_owned() };
+        let network = api.get(&format!("/v1.41/networks/{NETWORK}")).json();
+        format!("br-{}", &network["Id"].as_str().expect("an id")[..12])
+    }
+
+    /// One more link for `a`, with an address, and its removal.
+    pub fn join_and_leave_by_hand(&self) -> bool {
+        let Inner::Hand(a, _) = self.inner() else { return false };
+        let link = format!("link add joined master br0 type veth peer name eth1 netns {}", a.name());
+        {
+            let _inside = enter(self.host());
+            batch(&format!("{link}\nlink set joined up\n"));
+        }
+        {
+            let _inside = enter(a.fd());
+            batch("addr add 198.19.0.4/24 dev eth1\nlink set eth1 up\nlink del eth1\n");
+        }
+        true
+    }
+
     /// The namespace of the other host.
     pub fn outside(&self) -> BorrowedFd<'_> {
         self.outside.fd()
@@ -247,7 +280,7 @@ impl Place {
             _ => {
                 let api = self.api()?;
                 api.post("/networks/create", Some(&json!({ "Name": NETWORK }))).expect(201);
-                let (a, b) = (container(&api, "a", json!({}))?, container(&api, "b", ports())?);
+                let (a, b) = (container(&api, "client", &json!({})), container(&api, "server", &ports()));
                 let address = b["NetworkSettings"]["Networks"][NETWORK]["IPAddress"].as_str()?.parse().ok()?;
                 (namespace(&a)?, namespace(&b)?, address)
             }
@@ -277,12 +310,12 @@ fn ports() -> Value {
 }
 
 /// Starts a container that sleeps on the network, and gives what inspect says of it.
-pub fn container(api: &Api, name: &str, ports: Value) -> Option<Value> {
+fn container(api: &Api, name: &str, ports: &Value) -> Value {
     let host = json!({ "NetworkMode": NETWORK, "PortBindings": ports });
     let body = json!({ "Image": "busybox", "Cmd": ["sleep", "100000"], "StopTimeout": 0, "HostConfig": host });
-    let started =
-        create(api, name, &body) && api.post(&format!("/v1.41/containers/{name}/start"), None).status == 204;
-    started.then(|| api.get(&format!("/v1.41/containers/{name}/json")).json())
+    api.post(&format!("/v1.41/containers/create?name={name}"), Some(&body)).expect(201);
+    api.post(&format!("/v1.41/containers/{name}/start"), None).expect(204);
+    api.get(&format!("/v1.41/containers/{name}/json")).json()
 }
 
 fn namespace(inspect: &Value) -> Option<OwnedFd> {

@@ -1,8 +1,13 @@
 //! Traffic between two namespaces: bytes, round trips, connections. One end each is a thread, so that nothing but the network
-//! differs between those who are compared.
+//! differs between those who are compared. Round trips are made on one processor: to wake another one up takes several times as long as
+//! what lies between, and differs by chance.
 
 use super::place::{ACCEPT, ECHO, Ends, IPERF, Place, enter};
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::{
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    sys::socket::{setsockopt, sockopt},
+    unistd::Pid,
+};
 use std::{
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
@@ -14,9 +19,9 @@ use std::{
 };
 
 /// Round trips of one round.
-const TRIPS: usize = 4000;
+const TRIPS: usize = 1000;
 /// How long connections are made in one round.
-const CONNECTING: Duration = Duration::from_millis(500);
+const CONNECTING: Duration = Duration::from_millis(200);
 /// Clients that connect at the same time.
 const CLIENTS: usize = 2;
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -65,15 +70,7 @@ pub fn throughput(place: &Place, ends: &Ends, way: Way) -> Option<f64> {
 }
 
 /// Microseconds of a round trip: the median, and what 99 of a hundred stay below.
-#[derive(Debug, Clone, Copy)]
-pub struct Trips {
-    /// The median.
-    pub p50: f64,
-    /// The 99th percentile.
-    pub p99: f64,
-}
-
-fn trips(mut once: impl FnMut() -> Option<()>) -> Option<Trips> {
+fn trips(mut once: impl FnMut() -> Option<()>) -> Option<[f64; 2]> {
     let mut times = Vec::with_capacity(TRIPS);
     // The first ones wake processors up, learn addresses and make entries in tables.
     for _ in 0..100 {
@@ -85,11 +82,11 @@ fn trips(mut once: impl FnMut() -> Option<()>) -> Option<Trips> {
         times.push(begun.elapsed().as_secs_f64() * 1e6);
     }
     times.sort_by(f64::total_cmp);
-    Some(Trips { p50: times[TRIPS / 2], p99: times[TRIPS * 99 / 100] })
+    Some([times[TRIPS / 2], times[TRIPS * 99 / 100]])
 }
 
 /// One byte there and back, by TCP.
-pub fn round_trips(place: &Place, ends: &Ends, way: Way) -> Option<Trips> {
+pub fn round_trips(place: &Place, ends: &Ends, way: Way) -> Option<[f64; 2]> {
     let mut client = {
         let _inside = enter(way.from(place, ends));
         TcpStream::connect_timeout(&way.to(ends, ECHO), PATIENCE).ok()?
@@ -97,13 +94,28 @@ pub fn round_trips(place: &Place, ends: &Ends, way: Way) -> Option<Trips> {
     client.set_nodelay(true).ok()?;
     client.set_read_timeout(Some(PATIENCE)).ok()?;
     thread::scope(|scope| {
-        scope.spawn(|| echo(&ends.echo));
-        let mut byte = [1];
-        let found = trips(|| client.write_all(&byte).and_then(|()| client.read_exact(&mut byte)).ok());
-        // The other end sees it and is done.
-        drop(client);
-        found
+        scope.spawn(|| {
+            one_processor();
+            echo(&ends.echo);
+        });
+        let client = scope.spawn(move || {
+            one_processor();
+            let mut byte = [1];
+            // The other end sees the end of the connection and is done.
+            trips(|| client.write_all(&byte).and_then(|()| client.read_exact(&mut byte)).ok())
+        });
+        client.join().expect("the client")
     })
+}
+
+/// Binds this thread to the first processor that it may use.
+fn one_processor() {
+    let this = Pid::from_raw(0);
+    let may = sched_getaffinity(this).expect("our processors");
+    let first = (0..CpuSet::count()).find(|cpu| may.is_set(*cpu).unwrap_or(false)).expect("a processor");
+    let mut one = CpuSet::new();
+    one.set(first).expect("a processor's number");
+    sched_setaffinity(this, &one).expect("bind to a processor");
 }
 
 fn echo(listener: &TcpListener) {
@@ -115,7 +127,7 @@ fn echo(listener: &TcpListener) {
 }
 
 /// One byte there and back, by UDP.
-pub fn round_trips_udp(place: &Place, ends: &Ends, way: Way) -> Option<Trips> {
+pub fn round_trips_udp(place: &Place, ends: &Ends, way: Way) -> Option<[f64; 2]> {
     let client = {
         let _inside = enter(way.from(place, ends));
         let client = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
@@ -128,6 +140,7 @@ pub fn round_trips_udp(place: &Place, ends: &Ends, way: Way) -> Option<Trips> {
     ends.echo_udp.set_read_timeout(Some(Duration::from_millis(50))).ok()?;
     thread::scope(|scope| {
         scope.spawn(|| {
+            one_processor();
             let mut byte = [0];
             while !over.load(Ordering::Relaxed) {
                 if let Ok((length, from)) = ends.echo_udp.recv_from(&mut byte) {
@@ -135,8 +148,12 @@ pub fn round_trips_udp(place: &Place, ends: &Ends, way: Way) -> Option<Trips> {
                 }
             }
         });
-        let mut byte = [1];
-        let found = trips(|| client.send(&byte).and_then(|_| client.recv(&mut byte)).ok().map(drop));
+        let client = scope.spawn(|| {
+            one_processor();
+            let mut byte = [1];
+            trips(|| client.send(&byte).and_then(|_| client.recv(&mut byte)).ok().map(drop))
+        });
+        let found = client.join().expect("the client");
         over.store(true, Ordering::Relaxed);
         found
     })
