@@ -10,8 +10,8 @@ use crate::{
     table::{Table, pss_mb, settle, timed},
 };
 use integration_tests::{dns, eventually};
-use place::{Ends, NETWORK, Netns, Place, batch, enter};
-use serde_json::{Map, Value, json};
+use place::{Ends, NETWORK, Netns, Place, batch, enter, exposed};
+use serde_json::{Value, json};
 use std::{fs, os::fd::AsFd, process::Command, time::Duration};
 use traffic::Way;
 
@@ -222,10 +222,10 @@ struct Cost {
 
 fn range_of(side: &Side) -> Cost {
     let Some(api) = side.place.api() else { return Cost::default() };
-    let bindings: Map<String, Value> = (RANGE_FROM..RANGE_FROM + RANGE)
+    let bindings: Value = (RANGE_FROM..RANGE_FROM + RANGE)
         .map(|port| (format!("{port}/tcp"), json!([{ "HostPort": port.to_string() }])))
         .collect();
-    let body = json!({ "Image": "busybox", "Cmd": ["sleep", "100000"], "StopTimeout": 0,
+    let body = json!({ "Image": "busybox", "Cmd": ["sleep", "100000"], "StopTimeout": 0, "ExposedPorts": exposed(&bindings),
         "HostConfig": { "PortBindings": bindings } });
     if !create(&api, "range", &body) {
         return Cost::default();

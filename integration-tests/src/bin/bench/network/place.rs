@@ -309,10 +309,16 @@ fn ports() -> Value {
     })
 }
 
-/// Starts a container that sleeps on the network, and gives what inspect says of it.
+/// What goes into `ExposedPorts` with these bindings: dockerd 20.10 publishes nothing else.
+pub fn exposed(bindings: &Value) -> Value {
+    bindings.as_object().into_iter().flatten().map(|(port, _)| (port.clone(), json!({}))).collect()
+}
+
+/// Starts a container that sleeps on the network; gives what inspect says of it.
 fn container(api: &Api, name: &str, ports: &Value) -> Value {
     let host = json!({ "NetworkMode": NETWORK, "PortBindings": ports });
-    let body = json!({ "Image": "busybox", "Cmd": ["sleep", "100000"], "StopTimeout": 0, "HostConfig": host });
+    let body = json!({ "Image": "busybox", "Cmd": ["sleep", "100000"], "StopTimeout": 0, "HostConfig": host,
+        "ExposedPorts": exposed(ports) });
     api.post(&format!("/v1.41/containers/create?name={name}"), Some(&body)).expect(201);
     api.post(&format!("/v1.41/containers/{name}/start"), None).expect(204);
     api.get(&format!("/v1.41/containers/{name}/json")).json()

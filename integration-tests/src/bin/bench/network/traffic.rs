@@ -5,7 +5,10 @@
 use super::place::{ACCEPT, ECHO, Ends, IPERF, Place, enter};
 use nix::{
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
-    sys::socket::{setsockopt, sockopt},
+    sys::{
+        socket::{setsockopt, sockopt},
+        time::{TimeVal, TimeValLike},
+    },
     unistd::Pid,
 };
 use std::{
@@ -185,8 +188,6 @@ pub fn connections(place: &Place, ends: &Ends, way: Way) -> Option<f64> {
             client.join().expect("a client");
         }
         over.store(true, Ordering::Relaxed);
-        // The last one wakes the server.
-        connect_once(to);
     });
     let failed = failed.into_inner();
     (!failed).then(|| made.into_inner() as f64 / CONNECTING.as_secs_f64())
@@ -201,8 +202,11 @@ fn connect_once(to: SocketAddr) -> Option<()> {
 }
 
 fn serve(listener: &TcpListener, over: &AtomicBool) {
+    // So that it looks whether all is over.
+    let limit = TimeVal::milliseconds(50);
+    setsockopt(listener, sockopt::ReceiveTimeout, &limit).expect("a limit for accept(2)");
     while !over.load(Ordering::Relaxed) {
-        let Ok((mut stream, _)) = listener.accept() else { return };
+        let Ok((mut stream, _)) = listener.accept() else { continue };
         // The client ends it.
         if stream.write_all(&[1]).is_ok() && stream.set_read_timeout(Some(PATIENCE)).is_ok() {
             stream.read(&mut [0]).ok();
