@@ -263,8 +263,8 @@ pub fn measure(table: &mut Table, only: &[String]) {
         .map(|place| Side { ends: place.ends().expect("a network with two containers"), place })
         .collect();
     settle();
-    let parts: [(&str, fn(&mut Table, &[Side])); 4] =
-        [("setup", set_up), ("traffic", traffic), ("names", names), ("range", range)];
+    type Part = fn(&mut Table, &[Side]);
+    let parts: [(&str, Part); 4] = [("setup", set_up), ("traffic", traffic), ("names", names), ("range", range)];
     for (name, part) in parts {
         if wanted(name) {
             part(table, &sides);

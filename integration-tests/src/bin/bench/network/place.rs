@@ -108,7 +108,7 @@ impl Drop for Running {
 }
 
 enum Inner {
-    Berth(Stack),
+    Berth(Box<Stack>),
     Docker(Dockerd),
     Hand(Netns, Netns),
 }
@@ -160,7 +160,7 @@ impl Place {
 
     /// Berth.
     pub fn berth() -> Option<Self> {
-        Self::new("berth", || Some(Inner::Berth(Stack::with_busybox())))
+        Self::new("berth", || Some(Inner::Berth(Box::new(Stack::with_busybox()))))
     }
 
     /// Debian's dockerd, if it is installed.

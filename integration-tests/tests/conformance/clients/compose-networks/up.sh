@@ -14,10 +14,12 @@ docker volume create kept-data; docker network create --subnet 10.77.42.0/24 sha
 said up
 compose up -d; echo "code $?"
 for name in db cache app edge probe; do docker inspect -f '{{.Name}} {{.State.Status}} {{range $k, $v := .NetworkSettings.Networks}}{{$k}} {{end}}' nets_${name}_1; done
-docker inspect -f '{{range $k, $v := .NetworkSettings.Networks}}{{$k}} {{$v.IPAddress}}/{{$v.IPPrefixLen}} {{$v.Gateway}}; {{end}}' nets_app_1
+docker inspect -f '{{range $k, $v := .NetworkSettings.Networks}}{{$k}} {{$v.IPAddress}}/{{$v.IPPrefixLen}}; {{end}}' nets_app_1
+docker inspect -f '{{range $k, $v := .NetworkSettings.Networks}}gateway of app on {{$k}}: {{$v.Gateway}}{{"\n"}}{{end}}' nets_app_1
 docker inspect -f '{{range $k, $v := .NetworkSettings.Networks}}{{json $v.IPAMConfig}} {{end}}' nets_app_1
 docker inspect -f '{{with index .NetworkSettings.Networks "nets_back"}}{{.IPAddress}}{{end}}' nets_db_1
-docker network inspect -f '{{.Name}} {{.Internal}} {{index .Labels "tier"}} {{json .IPAM.Config}} {{len .Containers}}' nets_front nets_back shared-net
+docker network inspect -f '{{.Name}} {{.Internal}} {{index .Labels "tier"}} {{range .IPAM.Config}}{{.Subnet}} {{.IPRange}}{{end}} {{len .Containers}}' nets_front nets_back shared-net
+docker network inspect -f 'gateway of {{.Name}}: {{range .IPAM.Config}}{{.Gateway}}{{end}}' nets_front nets_back shared-net
 said names
 for name in db database storage app backend cache nowhere; do echo "edge $name" $(names edge $name); echo "app $name" $(names app $name); done
 names app shared | wc -l
