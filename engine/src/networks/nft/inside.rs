@@ -37,5 +37,9 @@ pub(in super::super) fn redirect_names(address: Ipv4Addr, udp: u16, tcp: u16) ->
         transaction.add_rule(CHAIN, &question);
         transaction.add_rule(CHAIN, &answer);
     }
-    transaction.commit(&mut socket)
+    let done = transaction.commit(&mut socket);
+    // Closing waits for the kernel to clean up what was deleted, some ten milliseconds, and nobody needs to wait with it. Where no
+    // thread can be had, it is closed here.
+    let _ = std::thread::Builder::new().name("netns".to_owned()).spawn(move || drop(socket));
+    done
 }
