@@ -14,7 +14,7 @@ export BERTH_COMMIT := $(shell git log -1 --format=%h -- runtime Cargo.toml Carg
 # The runtime suite runs on another runtime with RUNTIME=runc, or the path of one.
 RUNTIME ?=
 
-.PHONY: help deps deps-test deps-vm build install run stop test unit integration test-runtime soak-stack soak-engine soak-runtime soak-supervisor fuzz-runtime fuzz-engine test-vm vm-shell lint fmt doc bench bench-runtime bench-density bench-images clean
+.PHONY: help deps deps-test deps-vm build install run stop test unit integration test-runtime soak-stack soak-engine soak-runtime soak-supervisor fuzz-runtime fuzz-engine test-vm vm-shell lint fmt doc bench bench-runtime bench-density bench-images bench-network clean
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -128,6 +128,12 @@ bench-density: deps-test build ## 1,000 sleeping containers: time, memory, CPU a
 bench-images: deps-test build ## pull, push, save, load and commit beside dockerd, podman and containerd, from a registry on loopback
 	$(CARGO) build --release -p integration-tests
 	$(TARGET)/$(HOST)/release/bench images
+
+# Or some parts of it: PARTS="setup traffic names range".
+PARTS ?=
+bench-network: deps-test build ## networks: set-up, throughput, latency, names, port ranges, beside dockerd and beside links and rules made by hand
+	$(CARGO) build --release -p integration-tests
+	$(TARGET)/$(HOST)/release/bench network $(PARTS)
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -1,4 +1,4 @@
-//! What tests can leave on a machine: mounts, network namespaces, links, firewall tables, cgroups, processes, files.
+//! What tests can leave on a machine: mounts, network namespaces, links, firewall tables and their rules, cgroups, processes, files.
 
 use crate::{command::run, eventually_within, programs::peer};
 use serde::{Deserialize, Serialize};
@@ -10,6 +10,7 @@ pub struct Machine {
     mounts: BTreeSet<String>,
     links: BTreeSet<String>,
     tables: BTreeSet<String>,
+    rules: BTreeSet<String>,
     cgroups: BTreeSet<String>,
     processes: BTreeSet<String>,
     files: BTreeSet<String>,
@@ -30,6 +31,21 @@ fn tables() -> BTreeSet<String> {
         Some(nft) => run(nft, ["list", "tables"]).stdout().lines().map(str::to_owned).collect(),
         None => BTreeSet::new(),
     }
+}
+
+// Everything in the tables, without what is counted: also what somebody put into a table that was there before.
+fn rules() -> BTreeSet<String> {
+    let Some(nft) = peer("nft") else { return BTreeSet::new() };
+    let (mut found, mut table, mut part) = (BTreeSet::new(), String::new(), String::new());
+    for line in run(nft, ["-s", "list", "ruleset"]).stdout().lines().map(|line| line.trim_end_matches(" {")) {
+        match line.bytes().take_while(|byte| *byte == b'\t').count() {
+            _ if line.starts_with('#') || line.trim_matches(['\t', '}']).is_empty() => {}
+            0 => (table, part) = (line.to_owned(), String::new()),
+            1 => part = line.trim().to_owned(),
+            _ => drop(found.insert(format!("{table} {part}: {}", line.trim()))),
+        }
+    }
+    found
 }
 
 fn cgroups() -> BTreeSet<String> {
@@ -75,6 +91,7 @@ impl Machine {
             mounts: mounts(),
             links: names("/sys/class/net"),
             tables: tables(),
+            rules: rules(),
             cgroups: cgroups(),
             processes: processes(),
             files,
@@ -87,6 +104,7 @@ impl Machine {
             ("mount", &self.mounts, &before.mounts),
             ("link", &self.links, &before.links),
             ("firewall table", &self.tables, &before.tables),
+            ("firewall rule", &self.rules, &before.rules),
             ("cgroup", &self.cgroups, &before.cgroups),
             ("process", &self.processes, &before.processes),
             ("file", &self.files, &before.files),

@@ -1,8 +1,20 @@
 //! Networks of users through the real docker client: names, isolation, changes while containers live, what survives the engine,
 //! and what is left afterwards.
 
-use integration_tests::{Outcome, Stack, eventually, stack::has_docker};
+use integration_tests::{
+    Dice, Outcome, Stack, eventually,
+    programs::peer_or_skip,
+    run,
+    stack::{Setup, has_docker},
+};
 use serde_json::{Value, json};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
 
 /// Names of busybox containers that sleep.
 fn sleeper(stack: &Stack, name: &str, args: &[&str]) {
@@ -245,7 +257,9 @@ fn create_inspect_list_and_prune() {
             "Pool overlaps with other one on this address space",
         ),
         (&["network", "create", "-d", "nope", "x"], "plugin \"nope\" not found"),
-        (&["network", "create", "-d", "macvlan", "x"], "macvlan is not implemented"),
+        (&["network", "create", "-d", "macvlan", "-o", "parent=nope0", "x"], "invalid parent interface \"nope0\""),
+        (&["network", "create", "--subnet", "fd00:7::/64", "x"], "IPv6 is not enabled"),
+        (&["network", "create", "-o", "com.docker.network.bridge.enable_icc=x", "x"], "enable_icc"),
         (&["network", "rm", "host"], "host is a pre-defined network and cannot be removed"),
         (&["network", "rm", "nope"], "network nope not found"),
         (&["network", "connect", "host", "one"], "host network"),
@@ -366,4 +380,141 @@ fn what_compose_sends() {
     api.delete("/networks/app_default").expect(204);
     api.delete("/networks/app_extra").expect(204);
     api.delete("/networks/app_extra").expect(404);
+}
+
+/// The system calls of the engine that make processes or run programs, while `work` is done.
+fn processes_started(stack: &Stack, work: impl FnOnce()) -> Vec<String> {
+    let trace = stack.path().join("trace");
+    let pid = stack.engine_pid().to_string();
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-qq", "-e", "trace=execve,execveat,clone,clone3,fork,vfork", "-p", &pid, "-o"]).arg(&trace);
+    let mut strace = strace.spawn().unwrap();
+    let threads = || std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    eventually("every thread is traced", || {
+        let traced = |status: String| status.contains(&format!("TracerPid:\t{}\n", strace.id()));
+        threads().all(|t| std::fs::read_to_string(t.path().join("status")).is_ok_and(traced)).then_some(())
+    });
+    work();
+    // SIGINT: it detaches and ends.
+    let tracer = nix::unistd::Pid::from_raw(strace.id().cast_signed());
+    nix::sys::signal::kill(tracer, nix::sys::signal::Signal::SIGINT).unwrap();
+    strace.wait().unwrap();
+    let text = std::fs::read_to_string(&trace).unwrap();
+    // Threads aren't processes; that the call was seen shows that it is traced.
+    assert!(text.contains("CLONE_THREAD"), "nothing was traced: {text}");
+    // What ended in another line was begun in one that has the flags.
+    let process = |line: &&str| !line.contains("CLONE_THREAD") && !line.contains("resumed>");
+    text.lines().filter(|line| line.contains('(')).filter(process).map(str::to_owned).collect()
+}
+
+#[test]
+fn set_up_starts_no_process() {
+    if peer_or_skip("strace").is_none() {
+        return;
+    }
+    let stack = Stack::with_busybox();
+    let api = stack.api();
+    api.post("/networks/create", Some(&json!({"Name": "before"}))).expect(201);
+    let body = |network: &str, port: u16| {
+        let ports = json!({"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": port.to_string()}]});
+        json!({"Image": "busybox", "Cmd": ["sleep", "100000"], "StopTimeout": 0,
+               "HostConfig": {"NetworkMode": network, "PortBindings": ports}})
+    };
+    api.post("/containers/create?name=member", Some(&body("before", 0))).expect(201);
+    api.post("/containers/member/start", None).expect(204);
+    let started = processes_started(&stack, || {
+        api.post("/networks/create", Some(&json!({"Name": "during"}))).expect(201);
+        let member = json!({"Container": "member"});
+        api.post("/networks/during/connect", Some(&member)).expect(200);
+        api.post("/networks/during/disconnect", Some(&member)).expect(200);
+        api.post("/containers/create?name=other", Some(&body("during", 0))).expect(201);
+        api.post("/containers/other/start", None).expect(204);
+        api.delete("/containers/other?force=1").expect(204);
+        api.delete("/networks/during").expect(204);
+    });
+    assert!(started.is_empty(), "{started:#?}");
+    stack.remove_all();
+    api.delete("/networks/before").expect(204);
+}
+
+/// Asks again and again until it is told to stop; how often, and what went wrong.
+fn asks(over: &AtomicBool, mut once: impl FnMut() -> Result<(), String>) -> (usize, Vec<String>) {
+    let (mut times, mut failures) = (0, Vec::new());
+    while !over.load(Ordering::Relaxed) {
+        times += 1;
+        failures.extend(once().err());
+    }
+    (times, failures)
+}
+
+#[test]
+fn names_and_ports_serve_through_ten_kills() {
+    const KILLS: usize = 10;
+    let stack = Stack::start_with(Setup { keep_supervisor: true, ..Setup::default() });
+    stack.load_busybox();
+    let api = stack.api();
+    let port = testing::free_port();
+    api.post("/networks/create", Some(&json!({"Name": "net"}))).expect(201);
+    let start = |name: &str, command: Value, host: Value| {
+        let body = json!({"Image": "busybox", "Cmd": command, "StopTimeout": 0, "HostConfig": host});
+        api.post(&format!("/containers/create?name={name}"), Some(&body)).expect(201);
+        api.post(&format!("/containers/{name}/start"), None).expect(204);
+    };
+    let ports = json!({"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": port.to_string()}]});
+    start("web", json!(["httpd", "-f", "-h", "/www"]), json!({"NetworkMode": "net", "PortBindings": ports}));
+    // One line for each failure, and the number of rounds at the end. (A limit of its own is what busybox's static wget crashes on.)
+    let script = "n=0; while [ ! -e /stop ]; do n=$((n+1)); \
+         nslookup -type=a web 127.0.0.11 >/tmp/said 2>&1 || echo round $n: name: $(cat /tmp/said); \
+         wget -q -O- http://web/index.html >/tmp/said 2>&1 && grep -q 'hello from berth' /tmp/said || echo round $n: page: $(cat /tmp/said); \
+         done; echo rounds $n";
+    start("asker", json!(["sh", "-c", script]), json!({"NetworkMode": "net"}));
+    let before = [stack.inspect("web"), stack.inspect("asker")];
+
+    let over = AtomicBool::new(false);
+    let clock = std::time::UNIX_EPOCH.elapsed().unwrap().subsec_nanos();
+    println!("seed {clock}");
+    let (times, failures) = thread::scope(|scope| {
+        let fetches = scope.spawn(|| {
+            asks(&over, || {
+                let page = run("curl", ["-sS", "-m", "5", &format!("http://127.0.0.1:{port}/index.html")]);
+                (page.stdout() == "hello from berth").then_some(()).ok_or_else(|| page.to_string())
+            })
+        });
+        // Whatever happens, the loop ends.
+        let killed = catch_unwind(AssertUnwindSafe(|| {
+            let mut dice = Dice::new(clock.into());
+            for kill in 0..KILLS {
+                // A moment by chance, not a wait for anything.
+                thread::sleep(Duration::from_millis(dice.roll(300) as u64));
+                stack.kill_engine();
+                thread::sleep(Duration::from_millis(dice.roll(100) as u64));
+                stack.kill_supervisor();
+                thread::sleep(Duration::from_millis(dice.roll(300) as u64));
+                stack.start_supervisor();
+                stack.start_engine();
+                for was in &before {
+                    let name = was["Name"].as_str().unwrap();
+                    let is = stack.inspect(&name[1..]);
+                    for place in ["/State/Pid", "/State/Status", "/NetworkSettings/Networks", "/NetworkSettings/Ports"]
+                    {
+                        assert_eq!(is.pointer(place), was.pointer(place), "{name} {place} after kill {kill}");
+                    }
+                }
+            }
+        }));
+        over.store(true, Ordering::Relaxed);
+        let found = fetches.join().unwrap();
+        killed.unwrap_or_else(|panic| resume_unwind(panic));
+        found
+    });
+    assert!(failures.is_empty(), "of {times} fetches through the port failed: {failures:#?}");
+    stack.berth(["exec", "asker", "touch", "/stop"]).success();
+    stack.berth(["wait", "asker"]).success();
+    let said = stack.berth(["logs", "asker"]).success().stdout();
+    let rounds = said.strip_prefix("rounds ").and_then(|rest| rest.parse::<usize>().ok());
+    assert!(rounds.is_some(), "the container's loop says:\n{said}");
+    println!("{times} fetches through the port, {rounds:?} rounds in the container");
+    assert!(times > KILLS && rounds.unwrap() > KILLS, "{times} and {rounds:?} in {KILLS} kills are too few to tell");
+    stack.remove_all();
+    api.delete("/networks/net").expect(204);
 }

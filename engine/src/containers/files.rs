@@ -33,8 +33,24 @@ pub fn write(folder: &Path, facts: &Facts<'_>) -> io::Result<()> {
     std::fs::write(folder.join("hostname"), format!("{}\n", facts.hostname))?;
     let base = if facts.host_network { std::fs::read_to_string("/etc/hosts").ok() } else { None };
     std::fs::write(folder.join("hosts"), hosts(facts, base.as_deref()))?;
-    let of_host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    std::fs::write(folder.join("resolv.conf"), resolv_conf(facts, &of_host))
+    std::fs::write(folder.join("resolv.conf"), resolv_conf(facts, &of_host(facts.host_network)))
+}
+
+/// Where systemd-resolved tells which servers it asks itself.
+const RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
+
+/// What the host has in its resolv.conf. Where that names systemd-resolved alone, which listens on the host's loopback, what that one has.
+fn of_host(host_network: bool) -> String {
+    let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    if host_network || !is_resolved_alone(&text) {
+        return text;
+    }
+    std::fs::read_to_string(RESOLVED).unwrap_or(text)
+}
+
+fn is_resolved_alone(text: &str) -> bool {
+    let mut servers = text.lines().filter_map(|line| line.strip_prefix("nameserver")).map(str::trim).peekable();
+    servers.peek().is_some() && servers.all(|server| server == "127.0.0.53")
 }
 
 /// Refuses what cannot stand in a line of these files (CVE-2022-4318 and its kind).
@@ -171,6 +187,18 @@ mod tests {
             dns_options: &[],
             host_network: false,
             names: false,
+        }
+    }
+
+    #[test]
+    fn resolved_is_known_by_its_address() {
+        for (text, alone) in [
+            ("# x\nnameserver 127.0.0.53\noptions edns0\n", true),
+            ("nameserver 127.0.0.53\nnameserver 10.0.0.1\n", false),
+            ("nameserver 10.0.0.1\n", false),
+            ("search a\n", false),
+        ] {
+            assert_eq!(is_resolved_alone(text), alone, "{text}");
         }
     }
 

@@ -159,13 +159,22 @@ fn bollard() {
     compared("bollard", bollard::talk);
 }
 
-#[test]
-fn docker_compose() {
+fn compose(client: &str, folder: &str) {
     if peer_or_skip("docker-compose").is_some() && peer_or_skip("docker").is_some() {
-        same_on_both("docker-compose", |engine| {
+        same_on_both(client, |engine| {
             let mut command = engine.client("bash");
-            command.current_dir(script("compose")).arg(script("compose/up.sh"));
+            command.current_dir(script(folder)).arg(script(folder).join("up.sh"));
             command
         });
     }
+}
+
+#[test]
+fn docker_compose() {
+    compose("docker-compose", "compose");
+}
+
+#[test]
+fn docker_compose_networks() {
+    compose("compose-networks", "compose-networks");
 }

@@ -6,6 +6,7 @@
 
 use std::net::Ipv4Addr;
 
+use nix::errno::Errno;
 use nix::libc;
 
 use super::super::netlink::{Family, NetlinkError, Socket};
@@ -24,10 +25,20 @@ const DOMAIN: u16 = 53;
 /// Leads port 53 of an address to these ports, in the namespace of the calling thread.
 pub(in super::super) fn redirect_names(address: Ipv4Addr, udp: u16, tcp: u16) -> Result<(), NetlinkError> {
     let mut socket = Socket::open(Family::Netfilter)?;
+    // Most often nothing is there yet. Only where a container is served anew is there a table to replace, and then closing the socket
+    // waits some ten milliseconds for the kernel to clean up.
+    match table(address, udp, tcp, false).commit(&mut socket) {
+        Err(error) if error.errno() == Some(Errno::EEXIST) => table(address, udp, tcp, true).commit(&mut socket),
+        result => result,
+    }
+}
+
+fn table(address: Ipv4Addr, udp: u16, tcp: u16, replace: bool) -> Transaction<'static> {
     let mut transaction = Transaction::new(libc::NFPROTO_IPV4, TABLE);
-    transaction.add_table(); // so that deleting finds one
-    transaction.delete_table();
-    transaction.add_table();
+    if replace {
+        transaction.delete_table();
+    }
+    transaction.add_new_table();
     let hook = Hook { kind: "filter", number: libc::NF_INET_LOCAL_OUT, priority: PRIORITY };
     transaction.add_chain(CHAIN, Some(hook));
     for (protocol, port) in [(Protocol::Udp, udp), (Protocol::Tcp, tcp)] {
@@ -37,5 +48,5 @@ pub(in super::super) fn redirect_names(address: Ipv4Addr, udp: u16, tcp: u16) ->
         transaction.add_rule(CHAIN, &question);
         transaction.add_rule(CHAIN, &answer);
     }
-    transaction.commit(&mut socket)
+    transaction
 }

@@ -49,6 +49,14 @@ impl<'a> Transaction<'a> {
         });
     }
 
+    /// Creates the table, which isn't there.
+    pub(super) fn add_new_table(&mut self) {
+        let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+        self.message("add", "", libc::NFT_MSG_NEWTABLE, flags, |a, table| {
+            a.text(c::table::NAME, table);
+        });
+    }
+
     /// Deletes the table with all that is in it.
     pub(super) fn delete_table(&mut self) {
         self.message("delete", "", libc::NFT_MSG_DELTABLE, 0, |a, table| {

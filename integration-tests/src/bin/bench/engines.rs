@@ -32,6 +32,11 @@ fn tables() -> BTreeSet<String> {
 impl Dockerd {
     /// Starts it, if it is installed.
     pub fn start() -> Option<Self> {
+        Self::start_with(&["--userland-proxy=false"])
+    }
+
+    /// The same, with further arguments.
+    pub fn start_with(args: &[&str]) -> Option<Self> {
         peer("dockerd")?;
         let folder = tempfile::Builder::new().prefix("berth-bench-docker-").tempdir().ok()?;
         let at = |name: &str| folder.path().join(name).display().to_string();
@@ -44,13 +49,8 @@ impl Dockerd {
         ip(&["link", "set", "bench-docker0", "up"]);
         let child = Command::new("dockerd")
             .args(["--data-root", &at("data"), "--exec-root", &at("exec"), "--pidfile", &at("pid")])
-            .args([
-                "-H",
-                &format!("unix://{}", at("docker.sock")),
-                "--bridge",
-                "bench-docker0",
-                "--userland-proxy=false",
-            ])
+            .args(["-H", &format!("unix://{}", at("docker.sock")), "--bridge", "bench-docker0"])
+            .args(args)
             .stdin(Stdio::null())
             .stdout(log.try_clone().ok()?)
             .stderr(log)
@@ -133,7 +133,7 @@ pub fn create(api: &Api, name: &str, body: &Value) -> bool {
 }
 
 /// What `run --rm IMAGE true` asks of the API: create, attach, wait, start, and the answers.
-fn run_rm(api: &Api, network: &str, command: &[&str]) -> Option<usize> {
+pub fn run_rm(api: &Api, network: &str, command: &[&str]) -> Option<usize> {
     run_rm_with(api, json!({ "AutoRemove": true, "NetworkMode": network }), command)
 }
 

@@ -8,6 +8,7 @@ mod density;
 mod engines;
 mod floor;
 mod images;
+mod network;
 mod table;
 
 use table::Table;
@@ -43,6 +44,11 @@ fn main() -> std::process::ExitCode {
         && mode == "images"
     {
         images::measure(&mut table, names);
+    }
+    if let [mode, parts @ ..] = only.as_slice()
+        && mode == "network"
+    {
+        network::measure(&mut table, parts);
     }
     table.print();
     std::process::ExitCode::SUCCESS

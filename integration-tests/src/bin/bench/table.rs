@@ -44,7 +44,9 @@ impl Table {
                 .peers
                 .iter()
                 .map(|(name, value)| match (row.berth, value) {
-                    (Some(ours), Some(theirs)) => format!("{name} {} ({:.2})", figure(*value), ours / theirs),
+                    (Some(ours), Some(theirs)) if *theirs > 0.0 => {
+                        format!("{name} {} ({:.2})", figure(*value), ours / theirs)
+                    }
                     _ => format!("{name} {}", figure(*value)),
                 })
                 .collect();
