@@ -163,6 +163,8 @@ fn flags_of_volume_commands_reach_the_engine() {
         ("volume ls -f dangling=true -q", "GET /volumes?filters=%7B%22dangling%22:%7B%22true%22:true%7D%7D"),
         ("volume ls --cluster", "GET /volumes"),
         ("volume rm -f v", "DELETE /volumes/v?force=1"),
+        ("volume export v", "GET /volumes/v/export"),
+        ("volume import v Cargo.toml", "POST /volumes/v/import"),
         ("volume inspect -f {{.Name}} v", "GET /volumes/v"),
         (
             "volume prune -f -a --filter label=x",

@@ -59,7 +59,7 @@ pub struct App {
     /// Networks of containers.
     pub networks: Networks,
     /// Volumes.
-    pub volumes: Volumes,
+    pub volumes: Arc<Volumes>,
     /// Containers.
     pub containers: Containers,
     /// What this machine has of AppArmor.
@@ -68,6 +68,8 @@ pub struct App {
     pub identity: Identity,
     /// When it started.
     pub started: Timestamp,
+    /// Where threads leave work that they don't wait for.
+    pub runtime: tokio::runtime::Handle,
     /// Whether /sys/fs/cgroup is cgroup2.
     pub unified_cgroups: bool,
 }
@@ -302,8 +304,8 @@ fn open(config: Config, supervisor: Client) -> Result<Arc<App>, AppError> {
     let identity = Identity::load_or_make(&data.join("identity.json"))?;
     let (store, records, definitions) = Store::open(&data.join("engine.redb"))?;
     let volumes_folder = data.join("volumes");
-    let volumes =
-        Volumes::open(volumes_folder.clone()).map_err(|cause| AppError::Folder { path: volumes_folder, cause })?;
+    let volumes = Volumes::open(volumes_folder.clone(), run.clone(), config.plugin_folders())
+        .map_err(|cause| AppError::Folder { path: volumes_folder, cause })?;
     let wanted = &config.bridge;
     let own = || unique_local_bridge(&identity.bridge);
     let bridge = BridgeConfig {
@@ -335,6 +337,8 @@ fn open(config: Config, supervisor: Client) -> Result<Arc<App>, AppError> {
             }
         }
     }
+    let known: std::collections::HashSet<&str> = records.iter().map(|record| record.id.as_str()).collect();
+    volumes.resume(|maker| known.contains(maker));
     Ok(Arc::new(App {
         images: Images::new(supervisor.clone(), outside(&config.live), run.join("registries")),
         live: RwLock::new(Arc::new(config.live.clone())),
@@ -344,10 +348,11 @@ fn open(config: Config, supervisor: Client) -> Result<Arc<App>, AppError> {
         events: Events::open(&data.join("events.log")),
         unified_cgroups: is_cgroup2(),
         started: Timestamp::now(),
+        runtime: tokio::runtime::Handle::current(),
         config,
         supervisor,
         networks,
-        volumes,
+        volumes: Arc::new(volumes),
         identity,
     }))
 }

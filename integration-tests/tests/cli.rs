@@ -308,6 +308,30 @@ fn inspect_finds_everything_that_has_a_name() {
 }
 
 #[test]
+fn a_volume_goes_out_to_a_file_and_into_another() {
+    let stack = Stack::with_busybox();
+    let fill = "echo content > /v/file; chown 7:8 /v/file; ln -s file /v/link";
+    berth(&stack, &["run", "--rm", "-v", "from:/v", "busybox", "sh", "-c", fill]).success();
+    let archive = stack.path().join("volume.tar");
+    let file = archive.to_str().unwrap();
+    berth(&stack, &["volume", "export", "-o", file, "from"]).success();
+    berth(&stack, &["volume", "create", "to"]).success();
+    berth(&stack, &["volume", "import", "to", file]).success();
+    berth(&stack, &["volume", "create", "piped"]).success();
+    let bytes = std::fs::read(&archive).unwrap();
+    run_with(stack.client(program("berth")).args(["volume", "import", "piped"]), &bytes, LIMIT).success();
+    for volume in ["to", "piped"] {
+        let bind = format!("{volume}:/v:ro");
+        let seen =
+            berth(&stack, &["run", "--rm", "-v", &bind, "busybox", "sh", "-c", "cat /v/link; stat -c %u:%g /v/file"]);
+        assert_eq!(seen.success().stdout(), "content\n7:8", "{volume}");
+    }
+    let missing = berth(&stack, &["volume", "import", "nowhere", file]).expect_code(1);
+    assert!(missing.stderr().contains("get nowhere: no such volume"), "{missing}");
+    berth(&stack, &["volume", "rm", "from", "to", "piped"]).success();
+}
+
+#[test]
 fn dial_stdio_is_a_connection_to_the_engine() {
     let stack = Stack::start();
     let mut command = stack.client(program("berth"));

@@ -406,3 +406,56 @@ fn profiles_of_the_users() {
     stack.berth(["start", "-a", "early"]).expect_code(1);
     run("apparmor_parser", ["-R", file.to_str().unwrap()]).success();
 }
+
+#[test]
+fn a_volume_takes_no_more_than_its_size() {
+    struct Mounted(std::path::PathBuf);
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+        }
+    }
+    let stack = Stack::with_busybox();
+    let image = stack.path().join("quota.img");
+    fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    let options = ["-q", "-O", "quota,project", "-E", "quotatype=prjquota"];
+    if !std::process::Command::new("mkfs.ext4").args(options).arg(&image).status().is_ok_and(|status| status.success())
+    {
+        eprintln!("skipped: no mkfs.ext4 with project quotas");
+        return;
+    }
+    stack.kill_engine();
+    let volumes = stack.data_root().join("engine/volumes");
+    let mount = std::process::Command::new("mount").args(["-o", "loop,prjquota"]).args([&image, &volumes]).output();
+    let mounted = mount.is_ok_and(|output| output.status.success()).then(|| Mounted(volumes.clone()));
+    stack.start_engine();
+    if mounted.is_none() {
+        eprintln!("skipped: this kernel has no project quotas (CONFIG_QFMT_V2)");
+        return;
+    }
+    let make = |name: &str, size: &str| stdout(&stack, &["volume", "create", "-o", &format!("size={size}"), name]);
+    let write = |name: &str| {
+        let bind = format!("{name}:/v");
+        let fill = "dd if=/dev/zero of=/v/file bs=64k count=48 2>&1";
+        stack.berth(["run", "--rm", "-v", &bind, "busybox", "sh", "-c", fill])
+    };
+    make("small", "1m");
+    make("large", "8m");
+    let small = write("small").expect_code(1);
+    assert!(small.stdout().contains("quota exceeded"), "{small}");
+    let taken = fs::metadata(volumes.join("small/_data/file")).unwrap().len();
+    assert!(taken > 0 && taken <= 1 << 20, "{taken}");
+    write("large").success();
+    let project = |name: &str| -> Value {
+        serde_json::from_slice::<Value>(&fs::read(volumes.join(name).join("volume.json")).unwrap()).unwrap()["project"]
+            .clone()
+    };
+    let first = project("small");
+    assert!(first.is_u64() && first != project("large"));
+    // Given back, and used again without what was counted before.
+    stdout(&stack, &["volume", "rm", "small"]);
+    make("again", "4m");
+    assert_eq!(project("again"), first);
+    write("again").success();
+    stdout(&stack, &["volume", "rm", "again", "large"]);
+}

@@ -291,6 +291,10 @@ pub enum BuilderCommand {
 pub enum VolumeCommand {
     /// Make a volume
     Create(Box<volume::CreateArgs>),
+    /// Write a volume's content to a tar archive (Berth's own)
+    Export(volume::ExportArgs),
+    /// Unpack a tar archive into a volume (Berth's own)
+    Import(volume::ImportArgs),
     /// Print everything the engine knows about volumes
     Inspect(volume::InspectArgs),
     /// List volumes

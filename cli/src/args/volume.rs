@@ -53,6 +53,28 @@ pub struct CreateArgs {
     pub volume: Option<String>,
 }
 
+/// `volume export`
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// Write to this file and not to standard output
+    #[arg(short, long, value_name = "string")]
+    pub output: Option<String>,
+    /// Name of the volume
+    #[arg(value_name = "VOLUME", required = true)]
+    pub volume: String,
+}
+
+/// `volume import`
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// Name of the volume
+    #[arg(value_name = "VOLUME", required = true)]
+    pub volume: String,
+    /// A tar archive, which may be packed by gzip, bzip2, xz or zstd; "-" or none for standard input
+    #[arg(value_name = "FILE")]
+    pub file: Option<String>,
+}
+
 /// `volume inspect`
 #[derive(Debug, Args)]
 pub struct InspectArgs {

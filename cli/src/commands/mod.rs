@@ -184,6 +184,8 @@ async fn dispatch(cli: Cli, line: Line) -> Outcome {
         C::System(SystemCommand::Prune(args)) => prune::system(app, &args).await,
         C::System(SystemCommand::DialStdio) => dial::run(app).await,
         C::Volume(VolumeCommand::Create(args)) => volumes::create(app, &args).await,
+        C::Volume(VolumeCommand::Export(args)) => volumes::export(app, &args).await,
+        C::Volume(VolumeCommand::Import(args)) => volumes::import(app, &args).await,
         C::Volume(VolumeCommand::Inspect(args)) => inspect::volumes(app, &args).await,
         C::Volume(VolumeCommand::Ls(args)) => volumes::ls(app, &args).await,
         C::Volume(VolumeCommand::Prune(args)) => prune::volumes(app, &args).await,

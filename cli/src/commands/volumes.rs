@@ -1,7 +1,7 @@
-//! `volume create`, `ls`, `rm`, `update`; `inspect` and `prune` are with their likes.
+//! `volume create`, `export`, `import`, `ls`, `rm`, `update`; `inspect` and `prune` are with their likes.
 
-use super::{App, require};
-use crate::args::volume::{CreateArgs, LsArgs, RmArgs, UpdateArgs};
+use super::{App, archive::Target, load, require};
+use crate::args::volume::{CreateArgs, ExportArgs, ImportArgs, LsArgs, RmArgs, UpdateArgs};
 use crate::client::{Call, call::escape};
 use crate::exit::{Failure, Outcome};
 use crate::options::envs;
@@ -9,6 +9,7 @@ use crate::output::listing::{self, Layout};
 use crate::output::template::Context;
 use crate::output::value::Value;
 use crate::output::{self, order, units};
+use crate::terminal;
 use serde_json::{Map, json};
 
 const TITLES: &[(&str, &str)] = &[
@@ -93,11 +94,35 @@ fn cluster_spec(args: &CreateArgs) -> serde_json::Value {
     })
 }
 
+/// Runs `volume export`: Berth's own.
+pub async fn export(app: &App, args: &ExportArgs) -> Outcome {
+    let target = Target::new(args.output.as_deref(), "export volume")?;
+    let call = Call::get(format!("/volumes/{}/export", escape(&args.volume, false)));
+    target.write(app.client().await?.send(call).await?).await
+}
+
+/// Runs `volume import`: Berth's own.
+pub async fn import(app: &App, args: &ImportArgs) -> Outcome {
+    let body = match args.file.as_deref() {
+        None | Some("-") if terminal::stdin_is_terminal() => {
+            return Err(Failure::Refused("requested import from stdin, but stdin is a terminal".to_owned()));
+        }
+        None | Some("-") => load::streamed(tokio::io::stdin()),
+        Some(path) => load::file(path).await?,
+    };
+    let call = Call::post(format!("/volumes/{}/import", escape(&args.volume, false)));
+    app.client().await?.send(call.header("content-type", "application/x-tar").body(body)).await?;
+    Ok(())
+}
+
 /// Runs `volume ls`.
 pub async fn ls(app: &App, args: &LsArgs) -> Outcome {
     let client = app.client().await?;
     require(&client, "--cluster", args.cluster, 42)?;
     let reply = client.send(Call::get("/volumes").filters(&args.filter)).await?.value().await?;
+    for warning in reply.get("Warnings").map(Value::items).unwrap_or_default() {
+        output::note(&format!("WARNING: {}", warning.as_str().unwrap_or_default()));
+    }
     let mut volumes: Vec<&Value> = reply.get("Volumes").map(Value::items).unwrap_or_default().iter().collect();
     volumes.retain(|volume| !args.cluster || volume.get("ClusterVolume").is_some_and(|c| *c != Value::Null));
     volumes.sort_by(|a, b| order::natural(a.text(&["Name"]), b.text(&["Name"])));

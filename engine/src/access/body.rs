@@ -75,6 +75,8 @@ pub fn volume(body: &mut Value, owner: &str) -> Result<(), String> {
             return Err(format!("{key} may lead to files of the host"));
         }
     }
+    // Without it a plugin would be asked, and what that has under this name would become the user's.
+    fields.insert("Driver".to_owned(), "local".into());
     own_label(fields, owner)
 }
 
@@ -288,6 +290,9 @@ mod tests {
         let mut body = json!({"Name":"v","Driver":"local","DriverOpts":{},"Labels":null});
         volume(&mut body, "7").unwrap();
         assert_eq!(body["Labels"], json!({OWNER:"7"}));
+        let mut any = json!({"Name":"v"});
+        volume(&mut any, "7").unwrap();
+        assert_eq!(any["Driver"], "local");
         assert!(volume(&mut json!({"DriverOpts":{"device":"/"}}), "7").is_err());
         assert!(volume(&mut json!({"Driver":"nfs"}), "7").is_err());
         assert!(exec(&json!({"Privileged":true})).is_err() && exec(&json!({"Cmd":["a"],"Privileged":false})).is_ok());

@@ -67,6 +67,7 @@ const HONOURED: &[&str] = &[
     "no-new-privileges",
     "oom-score-adjust",
     "pidfile",
+    "plugin-dirs",
     "proxies",
     "registry-mirrors",
     "runtimes",

@@ -13,7 +13,7 @@ mod settings;
 
 pub use address::Address;
 pub use args::Args;
-pub use budget::Budget;
+pub use budget::{Budget, parse_size};
 pub use container::ContainerDefaults;
 pub use live::Live;
 pub use network::DefaultBridge;
@@ -71,6 +71,8 @@ pub struct Config {
     /// Folders with CDI specifications; empty for the usual ones.
     #[allow(dead_code, reason = "read where devices are looked up")]
     pub cdi_spec_dirs: Vec<String>,
+    /// Folders with plugins; empty for docker's and one below the run root.
+    pub plugin_dirs: Vec<PathBuf>,
     /// What containers get that don't say otherwise.
     pub containers: ContainerDefaults,
     /// How much disk images and logs may take.
@@ -168,6 +170,9 @@ impl Config {
             }
         }
         let folder = PathBuf::from("/etc/berth");
+        if let Some(path) = settings.plugin_dirs.iter().find(|path| !path.is_absolute()) {
+            return Err(ConfigError::Relative { what: "plugin folder", path: path.clone() }.into());
+        }
         let tls = Tls {
             on: settings.tls == Some(true) || settings.tlsverify == Some(true),
             verify: settings.tlsverify == Some(true),
@@ -253,6 +258,7 @@ impl Config {
             address_pools: settings.default_address_pools,
             pools,
             cdi_spec_dirs: settings.cdi_spec_dirs,
+            plugin_dirs: settings.plugin_dirs,
             containers: settings.containers,
             budget,
             manner: Manner { minimum, experimental: settings.experimental, cors },
@@ -275,6 +281,15 @@ impl Config {
     /// Folder of the engine below the data root.
     pub fn engine_data(&self) -> PathBuf {
         self.data_root.join("engine")
+    }
+
+    /// Where plugins are looked for.
+    pub fn plugin_folders(&self) -> Vec<PathBuf> {
+        if !self.plugin_dirs.is_empty() {
+            return self.plugin_dirs.clone();
+        }
+        let usual = crate::volumes::plugins::FOLDERS.map(PathBuf::from);
+        std::iter::once(self.engine_run().join("plugins")).chain(usual).collect()
     }
 
     /// Folder of the engine below the run root.

@@ -31,9 +31,10 @@ use proto::{
 use std::{
     collections::{BTreeMap, HashMap},
     fs::{DirBuilder, File},
+    io,
     os::{fd::OwnedFd, unix::fs::DirBuilderExt},
-    path::Path,
-    sync::Arc,
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError},
 };
 use tracing::{debug, warn};
 
@@ -104,7 +105,7 @@ pub async fn create(
         Undo { app: app.clone(), id: id.clone(), name: name.clone(), snapshot: false, views: Vec::new(), armed: true };
 
     proto::fault!("engine.create.name_reserved");
-    let (mut resolved, fresh) = resolve_mounts(app, &id, wanted)?;
+    let (mut resolved, fresh) = resolve_mounts(app, &id, wanted).await?;
     for mount in inherited {
         if resolved.iter().all(|have| have.destination != mount.destination) {
             if let Some(volume) = &mount.volume {
@@ -157,13 +158,11 @@ pub async fn create(
     kept?;
     rootfs::mark(&snapshot).map_err(|e| ApiError::internal(format!("create container {}: {e}", record.name)))?;
     if !fresh.is_empty() {
-        let (app, mounts) = (app.clone(), snapshot.clone());
-        let user = format!("filling-{id}");
-        let copied = tokio::task::spawn_blocking(move || fill_volumes(&app, &user, &mounts, &fresh)).await;
-        copied.map_err(|e| ApiError::unexpected(&e))??;
+        fill(app, &id, &snapshot, fresh).await?;
         proto::fault!("engine.create.volumes_filled");
         keep().await?;
     }
+    app.volumes.finished(&id);
     let container = Arc::new(Container::new(record));
     container.live().snapshot = Some(snapshot);
     app.containers.insert(container.clone());
@@ -193,6 +192,8 @@ impl Drop for Undo {
         self.app.volumes.release(&self.id);
         self.app.containers.store.remove_soon(&self.id);
         let _ = std::fs::remove_dir_all(self.app.containers.folder_of(&self.id));
+        let (app, id) = (self.app.clone(), self.id.clone());
+        tokio::task::spawn_blocking(move || app.volumes.abandon(&id));
         if self.snapshot {
             let (app, id) = (self.app.clone(), self.id.clone());
             let views = std::mem::take(&mut self.views);
@@ -308,11 +309,17 @@ fn reserve_name(containers: &Containers, name: Option<&str>, id: &str) -> ApiRes
     Ok(id.to_owned())
 }
 
-/// A volume to be filled from the image: its name, and where it will be mounted.
-type Fresh = (String, String);
+/// A volume to be filled from the image.
+#[derive(Debug)]
+struct Fresh {
+    volume: String,
+    /// Where it will be mounted.
+    destination: String,
+    local: bool,
+}
 
 /// Gives every mount its source: volumes are made, missing host folders of `-v` too.
-fn resolve_mounts(app: &App, id: &str, wanted: Vec<mounts::Wanted>) -> ApiResult<(Vec<MountPoint>, Vec<Fresh>)> {
+async fn resolve_mounts(app: &App, id: &str, wanted: Vec<mounts::Wanted>) -> ApiResult<(Vec<MountPoint>, Vec<Fresh>)> {
     let mut resolved = Vec::with_capacity(wanted.len());
     let mut fresh = Vec::new();
     for mount in wanted {
@@ -343,25 +350,35 @@ fn resolve_mounts(app: &App, id: &str, wanted: Vec<mounts::Wanted>) -> ApiResult
                 } else {
                     mount.source
                 };
-                if !matches!(mount.driver.as_str(), "" | "local") {
-                    return Err(crate::http::volumes::no_driver(&name, &mount.driver));
-                }
-                let new = NewVolume { labels: mount.labels, anonymous: point.anonymous, options: mount.driver_options };
-                let (volume, made) = app.volumes.ensure(&name, new)?;
+                let new = NewVolume {
+                    labels: mount.labels,
+                    anonymous: point.anonymous,
+                    options: mount.driver_options,
+                    maker: Some(id.to_owned()),
+                };
+                let (volume, made) = app.volumes.make(&name, &mount.driver, new).await?;
                 // As Docker shows those that somebody asked for.
                 if point.mode.is_empty() && !mount.from_image {
                     point.mode = "z".into();
                 }
                 if made {
-                    app.events.publish("volume", "create", &name, BTreeMap::from([("driver".into(), "local".into())]));
+                    let driver = BTreeMap::from([("driver".into(), volume.driver.clone())]);
+                    app.events.publish("volume", "create", &name, driver);
                 }
                 app.volumes.hold(&name, id);
-                point.source = app.volumes.path(&name).display().to_string();
-                // One with options is looked into where it is mounted, when it is to be filled.
-                let empty = || !volume.options.is_empty() || is_empty(Path::new(&point.source));
-                if mount.copy_up && point.subpath.is_empty() && empty() {
-                    fresh.push((name.clone(), mount.destination));
+                let local = volume.is_local();
+                point.source = if local { app.volumes.path(&name).display().to_string() } else { String::new() };
+                // What has to be mounted is looked into where it is mounted, when it is to be filled.
+                let may_be_empty = || {
+                    !local
+                        || !volume.options.is_empty()
+                        || is_empty(Path::new(&point.source))
+                        || app.volumes.is_unfinished(&name)
+                };
+                if mount.copy_up && point.subpath.is_empty() && may_be_empty() {
+                    fresh.push(Fresh { volume: name.clone(), destination: mount.destination, local });
                 }
+                point.driver = if local { String::new() } else { volume.driver.clone() };
                 point.volume = Some(name);
             }
         }
@@ -430,26 +447,57 @@ async fn prepare_snapshot(app: &App, record: &Record, image: &ResolvedImage) -> 
 }
 
 /// Copies what the image has at the mount points of new volumes.
-fn fill_volumes(app: &App, user: &str, snapshot: &[Mount], fresh: &[Fresh]) -> ApiResult<()> {
+async fn fill(app: &Arc<App>, id: &str, snapshot: &[Mount], fresh: Vec<Fresh>) -> ApiResult<()> {
+    let user = format!("filling-{id}");
+    let work = async {
+        let mut places = Vec::with_capacity(fresh.len());
+        for volume in fresh {
+            let at = if volume.local { None } else { app.volumes.mount_driven(&volume.volume, &user).await? };
+            places.push((volume, at));
+        }
+        let (app, user, id, snapshot) = (app.clone(), user.clone(), id.to_owned(), snapshot.to_vec());
+        let copied = tokio::task::spawn_blocking(move || fill_volumes(&app, &user, &id, &snapshot, &places)).await;
+        copied.map_err(|e| ApiError::unexpected(&e))?
+    };
+    let filled = work.await;
+    if app.volumes.has_driven(&user) {
+        app.volumes.unmount_driven(&user).await;
+    }
+    filled
+}
+
+fn fill_volumes(
+    app: &App,
+    user: &str,
+    id: &str,
+    snapshot: &[Mount],
+    fresh: &[(Fresh, Option<PathBuf>)],
+) -> ApiResult<()> {
     let layers = Layers::open(snapshot).map_err(|e| ApiError::unexpected(&e))?;
-    for (name, destination) in fresh {
+    for (Fresh { volume, destination, .. }, at) in fresh {
         let Some(from) = layers.folder(destination).map_err(|e| ApiError::unexpected(&e))? else { continue };
-        app.volumes.mount(name, user)?;
-        let filled = fill_volume(app, name, destination, &from);
-        app.volumes.unmount(name, user)?;
-        filled?;
+        let at = at.clone().unwrap_or_else(|| app.volumes.path(volume));
+        app.volumes.mount(volume, user)?;
+        let filled = fill_volume(app, volume, &at, id, &from);
+        app.volumes.unmount(volume, user)?;
+        filled.map_err(|cause| {
+            ApiError::internal(format!("copy {destination} of the image into volume {volume}: {cause}"))
+        })?;
     }
     Ok(())
 }
 
-fn fill_volume(app: &App, name: &str, destination: &str, from: &OwnedFd) -> ApiResult<()> {
-    let path = app.volumes.path(name);
-    if !is_empty(&path) {
+fn fill_volume(app: &App, name: &str, at: &Path, id: &str, from: &OwnedFd) -> io::Result<()> {
+    // Whoever wants to fill it too waits, and then finds it filled.
+    let turn = app.volumes.filling(name);
+    let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+    if !app.volumes.begin_filling(name, at, id)? {
         return Ok(());
     }
-    let to = File::open(path).map(OwnedFd::from).map_err(|e| ApiError::unexpected(&e))?;
-    copy_tree(from, &to)
-        .map_err(|cause| ApiError::internal(format!("copy {destination} of the image into volume {name}: {cause}")))
+    proto::fault!("engine.volume_fill.begun");
+    copy_tree(from, &File::open(at)?.into())?;
+    proto::fault!("engine.volume_fill.copied");
+    Ok(())
 }
 
 /// Refuses options of the query that are not built.

@@ -251,7 +251,7 @@ pub fn mounts(record: &Record) -> Vec<Value> {
             });
             if let Some(volume) = &mount.volume {
                 value["Name"] = volume.clone().into();
-                value["Driver"] = "local".into();
+                value["Driver"] = mount.volume_driver().into();
             }
             value
         })

@@ -37,6 +37,7 @@ pub mod namespaces;
 pub mod networking;
 pub mod overlay;
 pub mod ports;
+mod propagation;
 pub mod record;
 pub mod register;
 pub mod relay;

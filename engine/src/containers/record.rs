@@ -202,6 +202,9 @@ pub struct MountPoint {
     pub kind: MountKind,
     /// Name of the volume.
     pub volume: Option<String>,
+    /// Who keeps that volume; empty for the local driver.
+    #[serde(default)]
+    pub driver: String,
     /// On the host.
     pub source: String,
     /// In the container.
@@ -230,6 +233,18 @@ pub struct MountPoint {
     /// The snapshot that an image is seen through.
     #[serde(default)]
     pub snapshot: Option<String>,
+}
+
+impl MountPoint {
+    /// The driver of its volume.
+    pub fn volume_driver(&self) -> &str {
+        if self.driver.is_empty() { crate::volumes::LOCAL } else { &self.driver }
+    }
+
+    /// Whether a plugin keeps the volume.
+    pub fn is_driven(&self) -> bool {
+        self.volume.is_some() && self.volume_driver() != crate::volumes::LOCAL
+    }
 }
 
 /// The kinds of mounts.

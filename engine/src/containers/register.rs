@@ -5,6 +5,7 @@ use super::{
     layers::Layers,
     links,
     namespaces::{self, Joined},
+    propagation,
     record::Record,
     rootfs, security, shims,
     sources::{self, Sources},
@@ -68,6 +69,7 @@ pub async fn register(
         &cdi::folders(&app.config.cdi_spec_dirs),
         record.host.device_requests.as_deref().unwrap_or_default(),
     )?;
+    propagation::check(record)?;
     let sources = sources::open(app, record).await?;
     let around = Surroundings {
         user: &user,

@@ -147,22 +147,12 @@ async fn take_apart(app: &Arc<App>, record: &Record, registered: bool) -> ApiRes
 }
 
 async fn remove_anonymous_volumes(app: &Arc<App>, record: &Record) {
-    let names: Vec<String> = record.mounts.iter().filter(|m| m.anonymous).filter_map(|m| m.volume.clone()).collect();
-    if names.is_empty() {
-        return;
-    }
-    let app = app.clone();
-    let work = tokio::task::spawn_blocking(move || {
-        for name in names {
-            match app.volumes.remove(&name) {
-                Ok(()) => app.events.publish("volume", "destroy", &name, [("driver".into(), "local".into())].into()),
-                // Another container uses it by name.
-                Err(error) => tracing::debug!(volume = name, error = %chain(&error), "anonymous volume stays"),
-            }
+    for name in record.mounts.iter().filter(|m| m.anonymous).filter_map(|m| m.volume.as_ref()) {
+        match app.volumes.remove_driven(name, false).await {
+            Ok(driver) => app.events.publish("volume", "destroy", name, [("driver".into(), driver)].into()),
+            // Another container uses it by name.
+            Err(error) => tracing::debug!(volume = name, error = %chain(&error), "anonymous volume stays"),
         }
-    });
-    if let Err(error) = work.await {
-        warn!(%error, "anonymous volumes left behind");
     }
 }
 

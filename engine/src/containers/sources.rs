@@ -39,6 +39,7 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 use sys::{
     mount::{Reach, attr},
@@ -51,6 +52,8 @@ use tracing::warn;
 pub struct Sources {
     /// What the specification is to say.
     pub paths: BTreeMap<usize, String>,
+    /// What they are below, on the host.
+    roots: BTreeMap<usize, PathBuf>,
     held: Vec<OwnedFd>,
 }
 
@@ -134,21 +137,108 @@ pub async fn open(app: &Arc<App>, record: &Record) -> ApiResult<Sources> {
             views.insert(key.clone(), answer.mounts);
         }
     }
-    let (app, record) = (app.clone(), record.clone());
+    let driven = match mount_driven(app, record).await {
+        Ok(driven) => driven,
+        Err(error) => {
+            unmount_driven(app, &record.id).await;
+            return Err(error);
+        }
+    };
+    let (owner, copy) = (app.clone(), record.clone());
     let opened = tokio::task::spawn_blocking(move || {
-        let opened = open_all(&app, &record, &views);
+        let opened = open_all(&owner, &copy, &views, &driven);
         if opened.is_err() {
-            release_all(&app, &record);
+            release_all(&owner, &copy);
         }
         opened
     });
-    opened.await.map_err(|e| ApiError::unexpected(&e))?
+    let opened = opened.await.map_err(|e| ApiError::unexpected(&e)).flatten();
+    if opened.is_err() {
+        unmount_driven(app, &record.id).await;
+    }
+    opened
 }
 
-fn open_all(app: &App, record: &Record, views: &HashMap<String, Vec<Mount>>) -> ApiResult<Sources> {
+/// The mounts of a container that doesn't run, for somebody who looks into its files: what has to be mounted for that is, until this
+/// is dropped.
+pub struct Look {
+    /// Mounts with sources that are there.
+    pub mounts: Vec<MountPoint>,
+    app: Arc<App>,
+    looker: Record,
+}
+
+impl Look {
+    /// Opens the sources as a start would, in a name of its own: the container may start meanwhile.
+    pub async fn open(app: &Arc<App>, record: &Record) -> ApiResult<Self> {
+        let id = ids::random_id().map_err(|e| ApiError::unexpected(&e))?;
+        let looker = Record { id: format!("looking-{id}"), ..record.clone() };
+        let sources = open(app, &looker).await.map_err(|mut error| {
+            error.message = error.message.replacen("start container", "look into the files of container", 1);
+            error
+        })?;
+        let mut mounts = record.mounts.clone();
+        // Paths below are opened anew, in the namespace where they are to be mounted.
+        for (at, root) in sources.roots {
+            mounts[at].source = root.display().to_string();
+        }
+        Ok(Self { mounts, app: app.clone(), looker })
+    }
+}
+
+impl Drop for Look {
+    fn drop(&mut self) {
+        if !self.mounts.iter().any(is_special) {
+            return;
+        }
+        let (app, looker) = (self.app.clone(), self.looker.clone());
+        // Threads that read for a client have no runtime of their own.
+        self.app.runtime.spawn(async move { give_back(&app, &looker).await });
+    }
+}
+
+/// Where volumes of plugins are: each is mounted once for a container, however often it has it.
+type Driven = HashMap<String, PathBuf>;
+
+async fn mount_driven(app: &App, record: &Record) -> ApiResult<Driven> {
+    let mut driven = Driven::new();
+    for mount in record.mounts.iter().filter(|mount| mount.is_driven()) {
+        let Some(volume) = mount.volume.as_ref().filter(|volume| !driven.contains_key(*volume)) else { continue };
+        let at = app.volumes.mount_driven(volume, &record.id).await;
+        let at =
+            at.map_err(|error| ApiError::internal(format!("start container {}: {}", record.name, chain(&error))))?;
+        driven.extend(at.map(|at| (volume.clone(), at)));
+    }
+    Ok(driven)
+}
+
+/// A plugin that hangs holds up the end of its containers for this long.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+async fn unmount_driven(app: &Arc<App>, user: &str) {
+    if !app.volumes.has_driven(user) {
+        return;
+    }
+    let (app, user) = (app.clone(), user.to_owned());
+    let work = tokio::spawn(async move { app.volumes.unmount_driven(&user).await });
+    // It goes on all the same.
+    let _ = tokio::time::timeout(FAREWELL, work).await;
+}
+
+fn open_all(app: &App, record: &Record, views: &HashMap<String, Vec<Mount>>, driven: &Driven) -> ApiResult<Sources> {
     let mut sources = Sources::default();
     for (at, mount) in record.mounts.iter().enumerate() {
         let root = match (mount.kind, &mount.volume, &mount.snapshot) {
+            (MountKind::Volume, Some(volume), _) if mount.is_driven() => {
+                let Some(at_host) = driven.get(volume) else {
+                    return Err(ApiError::internal(format!(
+                        "start container {}: volume {volume} is not mounted: its driver is not the one it was",
+                        record.name
+                    )));
+                };
+                sources.paths.insert(at, at_host.display().to_string());
+                at_host.clone()
+            }
             (MountKind::Volume, Some(volume), _) => {
                 app.volumes.mount(volume, &record.id).map_err(|error| {
                     ApiError::internal(format!("start container {}: {}", record.name, chain(&error)))
@@ -166,6 +256,7 @@ fn open_all(app: &App, record: &Record, views: &HashMap<String, Vec<Mount>>) -> 
             }
             _ => continue,
         };
+        sources.roots.insert(at, root.clone());
         if mount.subpath.is_empty() {
             continue;
         }
@@ -184,7 +275,7 @@ fn open_all(app: &App, record: &Record, views: &HashMap<String, Vec<Mount>>) -> 
 }
 
 /// Never leads out of the root, whatever links there are in it.
-fn open_below(root: &Path, path: &str) -> Result<OwnedFd, Errno> {
+pub fn open_below(root: &Path, path: &str) -> Result<OwnedFd, Errno> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let root = nix::fcntl::open(root, flags, Mode::empty())?;
     open_within(&root, path, OFlag::O_PATH, 0, Within::Root)
@@ -210,6 +301,11 @@ fn show(mounts: &[Mount], folder: &Path) -> Result<(), String> {
 /// Gives back what a container has on the host only while it runs.
 pub async fn release(app: &Arc<App>, record: &Record) {
     namespaces::release(app, record);
+    give_back(app, record).await;
+}
+
+async fn give_back(app: &Arc<App>, record: &Record) {
+    unmount_driven(app, &record.id).await;
     if !record.mounts.iter().any(is_special) {
         return;
     }
@@ -249,19 +345,22 @@ fn unmount_folder(folder: &Path, id: &str) {
 
 /// Gives back what engines before this one could not.
 pub fn sweep(app: &App) {
+    let needed = |app: &App, id: &str| {
+        app.containers.get(id).is_some_and(|container| {
+            let live = container.live();
+            live.starting || live.ending || live.record.state.phase.is_live()
+        })
+    };
     for entry in std::fs::read_dir(app.config.engine_run().join("mounts")).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let Some(id) = name.to_str() else { continue };
-        let used = app.containers.get(id).is_some_and(|container| {
-            let live = container.live();
-            live.starting || live.ending || live.record.state.phase.is_live()
-        });
-        if !used {
+        if !needed(app, id) {
             unmount_folder(&entry.path(), id);
         }
     }
     app.volumes.sweep();
     namespaces::sweep(app);
+    app.volumes.sweep_driven(|user| needed(app, user));
 }
 
 #[cfg(test)]

@@ -124,8 +124,10 @@ pub fn tell_volumes(app: &App, record: &Record, mounted: bool) {
     for mount in &record.mounts {
         let Some(volume) = &mount.volume else { continue };
         let text = str::to_owned;
-        let mut attributes =
-            std::collections::BTreeMap::from([(text("container"), record.id.clone()), (text("driver"), text("local"))]);
+        let mut attributes = std::collections::BTreeMap::from([
+            (text("container"), record.id.clone()),
+            (text("driver"), text(mount.volume_driver())),
+        ]);
         if mounted {
             attributes.extend([
                 (text("destination"), mount.destination.clone()),

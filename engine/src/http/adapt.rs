@@ -194,6 +194,10 @@ fn create_request(body: &mut Value, version: ApiVersion) -> ApiResult<()> {
         if !version.at_least(45) && !empty(mount.pointer("/VolumeOptions/Subpath")) {
             return Err(ApiError::invalid("VolumeOptions.Subpath needs API v1.45 or newer"));
         }
+        let forced = mount.pointer("/BindOptions/ReadOnlyForceRecursive") == Some(&Value::Bool(true));
+        if !version.at_least(44) && mount["Type"] == "bind" && forced {
+            return Err(ApiError::invalid("BindOptions.ReadOnlyForceRecursive needs API v1.44 or newer"));
+        }
         if let Some(bind) = mount.get_mut("BindOptions").and_then(Value::as_object_mut) {
             for (key, since) in [
                 ("NonRecursive", 40),
@@ -205,6 +209,14 @@ fn create_request(body: &mut Value, version: ApiVersion) -> ApiResult<()> {
                     bind.remove(key);
                 }
             }
+        }
+        // What was read-only then was so at its top alone.
+        let read_only = mount.get("ReadOnly") == Some(&Value::Bool(true));
+        if !version.at_least(44) && mount["Type"] == "bind" && read_only {
+            if !mount["BindOptions"].is_object() {
+                mount["BindOptions"] = json!({});
+            }
+            mount["BindOptions"]["ReadOnlyNonRecursive"] = true.into();
         }
     }
     Ok(())
@@ -374,6 +386,14 @@ mod tests {
         }
         assert_eq!(body(39, create_request, full.clone()).unwrap()["HostConfig"]["IpcMode"], "shareable");
         assert_eq!(body(40, create_request, full).unwrap()["HostConfig"]["IpcMode"], "");
+        let read_only = json!({"HostConfig": {"Mounts": [{"Type": "bind", "ReadOnly": true}]}});
+        let top_alone = "/HostConfig/Mounts/0/BindOptions/ReadOnlyNonRecursive";
+        for (minor, there) in [(43, Some(&Value::Bool(true))), (44, None)] {
+            assert_eq!(body(minor, create_request, read_only.clone()).unwrap().pointer(top_alone), there, "1.{minor}");
+        }
+        let force =
+            json!({"HostConfig": {"Mounts": [{"Type": "bind", "BindOptions": {"ReadOnlyForceRecursive": true}}]}});
+        assert!(body(43, create_request, force.clone()).is_err() && body(44, create_request, force).is_ok());
         let image = json!({"HostConfig": {"Mounts": [{"Type": "image"}]}});
         assert!(body(47, create_request, image).unwrap_err().message.contains("1.48"));
         let subpath = json!({"HostConfig": {"Mounts": [{"Type": "volume", "VolumeOptions": {"Subpath": "a"}}]}});

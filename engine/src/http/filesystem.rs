@@ -114,17 +114,8 @@ pub async fn get_archive(
     Ok(response)
 }
 
-/// `PUT /containers/{id}/archive`
-pub async fn put_archive(
-    State(app): State<Arc<App>>,
-    Path(id): Path<String>,
-    RawQuery(query): RawQuery,
-    body: Body,
-) -> ApiResult {
-    let query = Query::parse(query.as_deref());
-    let path = path_of(&query)?;
-    let container = app.containers.find(&id)?;
-    let upload = Upload { keep_kinds: query.flag("noOverwriteDirNonDir"), own: query.flag("copyUIDGID") };
+/// A body for a thread that reads it.
+pub(super) fn pieces_of(body: Body) -> archive::Pieces {
     let (sender, pieces) = mpsc::channel(4);
     // Ends with the body, or when nobody reads it any more.
     tokio::spawn(async move {
@@ -137,6 +128,21 @@ pub async fn put_archive(
             }
         }
     });
+    pieces
+}
+
+/// `PUT /containers/{id}/archive`
+pub async fn put_archive(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    RawQuery(query): RawQuery,
+    body: Body,
+) -> ApiResult {
+    let query = Query::parse(query.as_deref());
+    let path = path_of(&query)?;
+    let container = app.containers.find(&id)?;
+    let upload = Upload { keep_kinds: query.flag("noOverwriteDirNonDir"), own: query.flag("copyUIDGID") };
+    let pieces = pieces_of(body);
     run_to_end(async move {
         archive::unpack(&app, &container, &path, pieces, upload).await?;
         app.events.publish("container", "extract-to-dir", &container.id, container.attributes());

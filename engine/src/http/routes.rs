@@ -89,6 +89,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/volumes/create", post(volumes::create))
         .route("/volumes/prune", post(volumes::prune))
         .route("/volumes/{name}", get(volumes::inspect).delete(volumes::remove))
+        .route("/volumes/{name}/export", get(volumes::export))
+        .route("/volumes/{name}/import", post(volumes::import))
         .fallback(unknown)
         .method_not_allowed_fallback(unknown)
         .with_state(app)

@@ -92,6 +92,8 @@ pub async fn info(State(app): State<Arc<App>>) -> ApiResult {
         security.insert(0, "name=apparmor".to_owned());
     }
     let proxy = |text: &str| without_password(text);
+    let mut volume_drivers = app.volumes.plugins.used();
+    volume_drivers.insert(0, crate::volumes::LOCAL.to_owned());
     let mut body = json!({
         "ID": app.identity.id,
         "Containers": running + paused + stopped,
@@ -101,7 +103,7 @@ pub async fn info(State(app): State<Arc<App>>) -> ApiResult {
         "Images": images,
         "Driver": app.supervisor.snapshotter(),
         "DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]],
-        "Plugins": {"Volume": ["local"], "Network": ["bridge", "host", "null"], "Authorization": null, "Log": ["journald", "json-file", "local", "none", "syslog"]},
+        "Plugins": {"Volume": volume_drivers, "Network": ["bridge", "host", "null"], "Authorization": null, "Log": ["journald", "json-file", "local", "none", "syslog"]},
         "MemoryLimit": limits.memory, "SwapLimit": limits.swap, "CpuCfsPeriod": limits.cpu, "CpuCfsQuota": limits.cpu,
         "CPUShares": limits.shares, "CPUSet": limits.cpuset, "PidsLimit": limits.pids, "OomKillDisable": limits.oom,
         "IPv4Forwarding": reads("/proc/sys/net/ipv4/ip_forward", "1"),

@@ -1,22 +1,23 @@
 //! `/volumes`
 
-use super::{ApiError, ApiResult, ApiVersion, Query, json, json_body, run_to_end};
+use super::{ApiError, ApiResult, ApiVersion, Query, filesystem::pieces_of, json, json_body, run_to_end};
 use crate::{
     api::serial::{is_zero, nullable},
     app::App,
-    containers::mounts::check_volume_name,
+    containers::{archive, mounts::check_volume_name},
     ids,
-    volumes::{NewVolume, Volume},
+    volumes::{Described, LOCAL, NewVolume},
 };
 use axum::{
     body::Body,
     extract::{Extension, Path, RawQuery, State},
-    http::{HeaderMap, StatusCode},
+    http::{HeaderMap, StatusCode, header},
     response::IntoResponse,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::{collections::BTreeMap, sync::Arc};
+use tokio_stream::wrappers::ReceiverStream;
 
 /// Body of a create request.
 #[derive(Debug, Default, Deserialize)]
@@ -25,10 +26,10 @@ pub struct CreateVolume {
     /// Its name; empty for an anonymous one.
     #[serde(deserialize_with = "nullable")]
     pub name: String,
-    /// Only `local`.
+    /// `local` or a plugin; empty for whoever has the volume, else `local`.
     #[serde(deserialize_with = "nullable")]
     pub driver: String,
-    /// None so far.
+    /// What the driver is told.
     #[serde(deserialize_with = "nullable")]
     pub driver_opts: BTreeMap<String, String>,
     /// Labels.
@@ -44,24 +45,26 @@ pub async fn list(State(app): State<Arc<App>>, RawQuery(query): RawQuery) -> Api
     let filters = Query::parse(query.as_deref()).filters(&["dangling", "driver", "label", "label!", "name"])?;
     let dangling = filters.boolean("dangling")?;
     let mut rows = Vec::new();
-    for (volume, users) in app.volumes.list() {
+    let mut drivers = filters.values("driver").peekable();
+    let only_local = drivers.peek().is_some() && drivers.all(|driver| driver == LOCAL);
+    let (volumes, warnings) = app.volumes.list_all(only_local).await;
+    for (described, users) in volumes {
+        let volume = &described.volume;
         if dangling.is_none_or(|wanted| wanted == (users == 0))
-            && filters.any("driver", |driver| driver == "local")
+            && filters.any("driver", |driver| driver == volume.driver)
             && filters.any("name", |name| volume.name.contains(name))
             && filters.labels(&volume.labels)
         {
-            rows.push(show(&app, &volume));
+            rows.push(show(&described));
         }
     }
-    Ok(json(StatusCode::OK, &json!({"Volumes": rows, "Warnings": null})))
+    let warnings = if warnings.is_empty() { Value::Null } else { json!(warnings) };
+    Ok(json(StatusCode::OK, &json!({"Volumes": rows, "Warnings": warnings})))
 }
 
 /// `POST /volumes/create`
 pub async fn create(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> ApiResult {
     let request: CreateVolume = json_body(&headers, body).await?;
-    if !matches!(request.driver.as_str(), "" | "local") {
-        return Err(no_driver(&request.name, &request.driver));
-    }
     if let Some((key, _)) = request.other.iter().find(|(key, value)| *key == "ClusterVolumeSpec" && !is_zero(value)) {
         return Err(ApiError::new(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -71,49 +74,66 @@ pub async fn create(State(app): State<Arc<App>>, headers: HeaderMap, body: Body)
     let anonymous = request.name.is_empty();
     let name = if anonymous { ids::random_id().map_err(|e| ApiError::unexpected(&e))? } else { request.name };
     check_volume_name(&name)?;
-    let new = NewVolume { labels: request.labels, anonymous, options: request.driver_opts };
-    let (volume, made) = app.volumes.ensure(&name, new)?;
-    if made {
-        app.events.publish("volume", "create", &name, BTreeMap::from([("driver".into(), "local".into())]));
-    }
-    Ok(json(StatusCode::CREATED, &show(&app, &volume)))
-}
-
-/// The error for a driver that isn't there; there are no plugins.
-pub fn no_driver(name: &str, driver: &str) -> ApiError {
-    ApiError::not_found(format!(
-        "create {name}: error looking up volume plugin {driver}: plugin \"{driver}\" not found"
-    ))
+    let new = NewVolume { labels: request.labels, anonymous, options: request.driver_opts, maker: None };
+    let described = run_to_end(async move {
+        let (volume, made) = app.volumes.make(&name, &request.driver, new).await?;
+        if made {
+            let driver = BTreeMap::from([("driver".into(), volume.driver.clone())]);
+            app.events.publish("volume", "create", &name, driver);
+        }
+        match volume.is_local() {
+            true => Ok(app.volumes.describe(volume)),
+            false => Ok(app.volumes.look(&name).await?),
+        }
+    });
+    Ok(json(StatusCode::CREATED, &show(&described.await?)))
 }
 
 /// `GET /volumes/{name}`
 pub async fn inspect(State(app): State<Arc<App>>, Path(name): Path<String>) -> ApiResult {
-    Ok(json(StatusCode::OK, &show(&app, &app.volumes.get(&name)?)))
+    Ok(json(StatusCode::OK, &show(&app.volumes.look(&name).await?)))
 }
 
 /// `DELETE /volumes/{name}`
 pub async fn remove(State(app): State<Arc<App>>, Path(name): Path<String>, RawQuery(query): RawQuery) -> ApiResult {
     let force = Query::parse(query.as_deref()).flag("force");
     run_to_end(async move {
-        let (owner, volume) = (app.clone(), name.clone());
-        let removed = tokio::task::spawn_blocking(move || owner.volumes.remove(&volume)).await;
-        match removed.map_err(|e| ApiError::unexpected(&e))?.map_err(ApiError::from) {
+        let driver = match app.volumes.remove_driven(&name, force).await.map_err(ApiError::from) {
             Err(error) if force && error.status == StatusCode::NOT_FOUND => return Ok(()),
             result => result?,
-        }
-        app.events.publish("volume", "destroy", &name, BTreeMap::from([("driver".into(), "local".into())]));
+        };
+        app.events.publish("volume", "destroy", &name, BTreeMap::from([("driver".into(), driver)]));
         Ok(())
     })
     .await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
+/// `GET /volumes/{name}/export`: its content as a tar. Berth's own.
+pub async fn export(State(app): State<Arc<App>>, Path(name): Path<String>) -> ApiResult {
+    let pieces = archive::export_volume(&app, &name).await?;
+    let kind = [(header::CONTENT_TYPE, "application/x-tar")];
+    Ok((kind, Body::from_stream(ReceiverStream::new(pieces))).into_response())
+}
+
+/// `POST /volumes/{name}/import`: unpacks a tar, packed or not, into it. Berth's own.
+pub async fn import(State(app): State<Arc<App>>, Path(name): Path<String>, body: Body) -> ApiResult {
+    let pieces = pieces_of(body);
+    run_to_end(async move {
+        archive::import_volume(&app, &name, pieces).await?;
+        Ok(StatusCode::NO_CONTENT.into_response())
+    })
+    .await
+}
+
 /// All volumes with who uses them and what they take.
 pub fn with_usage(app: &App) -> Vec<Value> {
-    let list = app.volumes.list().into_iter();
+    // What plugins keep is not on this machine's disk, or not for us to tell.
+    let list = app.volumes.list().into_iter().filter(|(volume, _)| volume.is_local());
     list.map(|(volume, users)| {
-        let mut row = show(app, &volume);
-        row["UsageData"] = json!({"RefCount": users, "Size": app.volumes.size(&volume.name)});
+        let size = app.volumes.size(&volume.name);
+        let mut row = show(&app.volumes.describe(volume));
+        row["UsageData"] = json!({"RefCount": users, "Size": size});
         row
     })
     .collect()
@@ -132,7 +152,7 @@ pub async fn prune(
         tokio::task::spawn_blocking(move || {
             let (mut removed, mut freed) = (Vec::new(), 0);
             for (volume, users) in app.volumes.list() {
-                if users > 0 || !(all || volume.anonymous) || !filters.labels(&volume.labels) {
+                if users > 0 || !volume.is_local() || !(all || volume.anonymous) || !filters.labels(&volume.labels) {
                     continue;
                 }
                 let size = app.volumes.size(&volume.name);
@@ -155,7 +175,8 @@ pub async fn prune(
     Ok(json(StatusCode::OK, &json!({"VolumesDeleted": removed, "SpaceReclaimed": freed})))
 }
 
-fn show(app: &App, volume: &Volume) -> Value {
+fn show(described: &Described) -> Value {
+    let volume = &described.volume;
     let labels = if volume.anonymous && volume.labels.is_empty() {
         json!({"com.docker.volume.anonymous": ""})
     } else if volume.labels.is_empty() {
@@ -163,9 +184,16 @@ fn show(app: &App, volume: &Volume) -> Value {
     } else {
         json!(volume.labels)
     };
-    json!({
-        "CreatedAt": volume.created, "Driver": "local", "Labels": labels, "Mountpoint": app.volumes.path(&volume.name),
-        "Name": volume.name, "Scope": "local",
+    let mut shown = json!({
+        "Driver": volume.driver, "Labels": labels, "Mountpoint": described.mountpoint,
+        "Name": volume.name, "Scope": described.scope,
         "Options": if volume.options.is_empty() { Value::Null } else { json!(volume.options) },
-    })
+    });
+    if let Some(created) = &described.created {
+        shown["CreatedAt"] = created.clone().into();
+    }
+    if let Some(status) = &described.status {
+        shown["Status"] = status.clone().into();
+    }
+    shown
 }

@@ -1,12 +1,16 @@
 //! Options of the `local` driver: what mount(2) is to mount as a volume (`type`, `device`, `o`), in Docker's words. Network file
 //! systems are given the address that a name stands for: the kernel doesn't look names up.
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use crate::{config::parse_size, containers::archive::mount_id};
+use nix::{
+    fcntl::{OFlag, open},
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sys::stat::Mode,
+};
 use std::{
     collections::BTreeMap,
     io,
     net::{IpAddr, ToSocketAddrs},
-    os::unix::fs::MetadataExt,
     path::Path,
 };
 
@@ -19,8 +23,10 @@ pub enum OptionsError {
     Missing(&'static str),
     #[error("invalid option: {0:?} holds a NUL character")]
     Nul(String),
-    #[error("quota size requested but no quota support")]
-    Quota,
+    #[error("invalid size: {0:?}")]
+    Size(String),
+    #[error("size can't be limited of what is mounted: leave it out, or type, device and o")]
+    SizeOfMount,
 }
 
 /// Which options go together.
@@ -28,13 +34,16 @@ pub fn check(options: &BTreeMap<String, String>) -> Result<(), OptionsError> {
     for (key, value) in options {
         match key.as_str() {
             "type" | "o" | "device" => {}
-            // It would take project quotas of the file system below.
-            "size" => return Err(OptionsError::Quota),
+            "size" if parse_size(value).is_none() => return Err(OptionsError::Size(value.clone())),
+            "size" => {}
             _ => return Err(OptionsError::Unknown(key.clone())),
         }
         if value.contains('\0') {
             return Err(OptionsError::Nul(key.clone()));
         }
+    }
+    if size(options).is_some() && options.contains_key("type") {
+        return Err(OptionsError::SizeOfMount);
     }
     let needs: [(&str, &[&'static str]); 3] =
         [("device", &["type"]), ("type", &["device"]), ("o", &["device", "type"])];
@@ -44,6 +53,11 @@ pub fn check(options: &BTreeMap<String, String>) -> Result<(), OptionsError> {
         }
     }
     Ok(())
+}
+
+/// The most bytes that a volume may take, if that is limited.
+pub fn size(options: &BTreeMap<String, String>) -> Option<u64> {
+    options.get("size").and_then(|text| parse_size(text)).filter(|bytes| *bytes > 0)
 }
 
 /// What is handed to mount(2).
@@ -172,18 +186,12 @@ fn without_secrets(data: &str) -> String {
     data.split(',').map(shown).collect::<Vec<_>>().join(",")
 }
 
-/// Whether something is mounted at this folder.
+/// Whether something is mounted at this folder. By the number of the mount: a bind from the same file system has its device.
 pub fn is_mounted(at: &Path) -> bool {
-    // A bind from the same file system has its device: the mount id tells.
-    let id = |path: &Path| nix::sys::statfs::statfs(path).ok().map(|fs| fs.filesystem_type());
-    let device = |path: &Path| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
-    let Some(parent) = at.parent() else { return false };
-    if device(at).map(|d| d.0) != device(parent).map(|d| d.0) || id(at) != id(parent) {
-        return true;
-    }
-    let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let wanted = at.to_string_lossy().replace(' ', "\\040");
-    text.lines().any(|line| line.split(' ').nth(4) == Some(wanted.as_str()))
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let mount = |path: &Path| open(path, flags, Mode::empty()).ok().and_then(|file| mount_id(&file));
+    let (own, outer) = (mount(at), at.parent().and_then(mount));
+    own.is_some() && own != outer
 }
 
 /// Unmounts everything that is mounted there.
@@ -206,12 +214,15 @@ mod tests {
     fn which_go_together() {
         check(&options(&[])).unwrap();
         check(&options(&[("type", "tmpfs"), ("device", "tmpfs"), ("o", "size=1m")])).unwrap();
+        check(&options(&[("size", "1g")])).unwrap();
+        assert_eq!(size(&options(&[("size", "1g")])), Some(1 << 30));
+        assert_eq!((size(&options(&[("size", "0")])), size(&options(&[]))), (None, None));
         for (list, text) in [
             (&[("foo", "x")][..], "invalid option: \"foo\""),
             (&[("type", "tmpfs")], "missing required option: \"device\""),
             (&[("device", "tmpfs")], "missing required option: \"type\""),
             (&[("o", "bind"), ("type", "none")], "missing required option: \"device\""),
-            (&[("size", "1g")], "quota size requested but no quota support"),
+            (&[("size", "much")], "invalid size: \"much\""),
         ] {
             assert_eq!(check(&options(list)).unwrap_err().to_string(), text);
         }

@@ -2,12 +2,19 @@
 //! container.
 
 mod copy;
+mod driven;
+mod error;
 pub mod local;
+pub mod plugins;
+mod quota;
+mod unfinished;
 
 pub use copy::copy_tree;
-pub use local::OptionsError;
+pub use driven::Described;
+pub use error::VolumeError;
 
-use crate::{http::ApiError, time::Timestamp};
+use crate::time::Timestamp;
+use plugins::Plugins;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -17,6 +24,16 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
+use tracing::warn;
+
+/// The driver that is always there.
+pub const LOCAL: &str = "local";
+/// Folder with a volume's data.
+const DATA: &str = "_data";
+/// File with what is known of it.
+const DESCRIPTION: &str = "volume.json";
+/// Folders of volumes that are being made or removed begin with this, which no volume's name does.
+const HALF: &str = ".half-";
 
 /// What is known of a volume, kept in `volume.json` beside its data.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -32,6 +49,28 @@ pub struct Volume {
     /// What is mounted as its data; nothing for a plain folder.
     #[serde(default)]
     pub options: BTreeMap<String, String>,
+    /// Who keeps it. Of volumes of plugins nothing else is here than this description.
+    #[serde(default = "local_driver")]
+    pub driver: String,
+    /// Project that its bytes are counted under, if they are limited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project: Option<u32>,
+}
+
+fn local_driver() -> String {
+    LOCAL.to_owned()
+}
+
+impl Volume {
+    /// Whether it is a folder of ours.
+    pub fn is_local(&self) -> bool {
+        self.driver == LOCAL
+    }
+
+    /// Whether its data is something that has to be mounted.
+    fn needs_mount(&self) -> bool {
+        self.options.contains_key("type")
+    }
 }
 
 /// What a volume is made with.
@@ -43,49 +82,12 @@ pub struct NewVolume {
     pub anonymous: bool,
     /// Options of the driver.
     pub options: BTreeMap<String, String>,
-}
-
-/// Why a volume cannot be made or removed.
-#[derive(Debug, thiserror::Error)]
-pub enum VolumeError {
-    #[error("{operation} volume {name}")]
-    Io {
-        operation: &'static str,
-        name: String,
-        #[source]
-        cause: io::Error,
-    },
-    #[error("get {0}: no such volume{1}")]
-    Missing(String, String),
-    #[error("remove {name}: volume is in use - [{users}]")]
-    InUse { name: String, users: String },
-    #[error("create {name}")]
-    Options {
-        name: String,
-        #[source]
-        cause: OptionsError,
-    },
-    #[error("error while mounting volume '{at}'")]
-    Mount {
-        at: PathBuf,
-        #[source]
-        cause: io::Error,
-    },
+    /// The container that is being made, if it is for one.
+    pub maker: Option<String>,
 }
 
 fn missing<'a>(name: &str, others: impl Iterator<Item = &'a String>) -> VolumeError {
     VolumeError::Missing(name.to_owned(), crate::http::suggest::suffix(name, others.map(String::as_str)))
-}
-
-impl From<VolumeError> for ApiError {
-    fn from(error: VolumeError) -> Self {
-        match &error {
-            VolumeError::Missing(..) => Self::not_found(error.to_string()),
-            VolumeError::InUse { .. } => Self::conflict(error.to_string()),
-            VolumeError::Options { .. } => Self::invalid(proto::kind::chain(&error).to_string()),
-            VolumeError::Io { .. } | VolumeError::Mount { .. } => Self::unexpected(&error),
-        }
-    }
 }
 
 /// All volumes of this engine.
@@ -93,6 +95,9 @@ impl From<VolumeError> for ApiError {
 pub struct Volumes {
     root: PathBuf,
     state: Mutex<State>,
+    /// Others who keep volumes.
+    pub plugins: Plugins,
+    driven: driven::Uses,
 }
 
 #[derive(Debug, Default)]
@@ -103,57 +108,108 @@ struct State {
     /// Volume with options to those who need it mounted: containers that run, and what fills it. Behind a lock of its own, as
     /// mounting may take its time.
     mounted: HashMap<String, Arc<Mutex<HashSet<String>>>>,
+    /// Volumes whose content may not be whole yet, and the container that is being made with them.
+    unfinished: HashMap<String, String>,
+    /// Who fills a volume has its lock.
+    filling: HashMap<String, Arc<Mutex<()>>>,
 }
 
 impl Volumes {
-    /// Reads what is there. A folder without its description is taken for a named volume without labels.
-    pub fn open(root: PathBuf) -> io::Result<Self> {
+    /// Reads what is there. A folder without its description is taken for a named volume without labels. What is noted below
+    /// `run` ends with the machine.
+    pub fn open(root: PathBuf, run: PathBuf, plugin_folders: Vec<PathBuf>) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o711).create(&root)?;
         let mut state = State::default();
         for entry in std::fs::read_dir(&root)? {
             let entry = entry?;
             let Some(name) = entry.file_name().to_str().map(str::to_owned) else { continue };
-            if !entry.path().join("_data").is_dir() {
+            if name.starts_with('.') {
+                clear_away(&entry.path());
                 continue;
             }
-            let described = std::fs::read(entry.path().join("volume.json")).ok();
+            let described = std::fs::read(entry.path().join(DESCRIPTION)).ok();
             let volume = described.and_then(|bytes| serde_json::from_slice::<Volume>(&bytes).ok());
-            let volume = volume.filter(|v| v.name == name).unwrap_or_else(|| Volume {
+            let volume = volume.filter(|v| v.name == name);
+            if !entry.path().join(DATA).is_dir() && volume.as_ref().is_none_or(Volume::is_local) {
+                continue;
+            }
+            let volume = volume.unwrap_or_else(|| Volume {
                 name: name.clone(),
                 created: entry.metadata().and_then(|m| m.modified()).map_or(Timestamp::NEVER, Timestamp::from),
                 labels: BTreeMap::new(),
                 anonymous: false,
                 options: BTreeMap::new(),
+                driver: local_driver(),
+                project: None,
             });
+            if let Some(maker) = unfinished::read(&entry.path()) {
+                state.unfinished.insert(name.clone(), maker);
+            }
             state.volumes.insert(name, volume);
         }
-        Ok(Self { root, state: Mutex::new(state) })
+        let driven = driven::Uses::open(run)?;
+        Ok(Self { root, state: Mutex::new(state), plugins: Plugins::new(plugin_folders), driven })
     }
 
     /// The folder with a volume's data.
     pub fn path(&self, name: &str) -> PathBuf {
-        self.root.join(name).join("_data")
+        self.root.join(name).join(DATA)
     }
 
-    /// Gives the volume of this name, made if it does not exist. The second value is true when it was made.
+    /// Gives the volume of this name, made by the local driver if it does not exist. The second value is true when it was made.
     pub fn ensure(&self, name: &str, new: NewVolume) -> Result<(Volume, bool), VolumeError> {
         let mut state = self.lock();
         if let Some(volume) = state.volumes.get(name) {
             return Ok((volume.clone(), false));
         }
         local::check(&new.options).map_err(|cause| VolumeError::Options { name: name.to_owned(), cause })?;
-        let failed = |cause| VolumeError::Io { operation: "create", name: name.to_owned(), cause };
-        let NewVolume { labels, anonymous, options } = new;
-        let volume = Volume { name: name.to_owned(), created: Timestamp::now(), labels, anonymous, options };
-        let folder = self.root.join(name);
-        DirBuilder::new().recursive(true).mode(0o711).create(&folder).map_err(failed)?;
-        let description = serde_json::to_vec(&volume).map_err(|e| failed(e.into()))?;
-        std::fs::write(folder.join("volume.json"), description).map_err(failed)?;
-        let data = folder.join("_data");
-        DirBuilder::new().recursive(true).mode(0o755).create(&data).map_err(failed)?;
-        std::fs::set_permissions(&data, Permissions::from_mode(0o755)).map_err(failed)?;
+        let volume = self.make_folder(&state, name, &new)?;
+        if let Some(maker) = new.maker {
+            state.unfinished.insert(name.to_owned(), maker);
+        }
         state.volumes.insert(name.to_owned(), volume.clone());
         Ok((volume, true))
+    }
+
+    /// Everything is made under another name: nobody ever sees half a volume.
+    fn make_folder(&self, state: &State, name: &str, new: &NewVolume) -> Result<Volume, VolumeError> {
+        let failed = |cause| VolumeError::Io { operation: "create", name: name.to_owned(), cause };
+        let half = self.half().map_err(failed)?;
+        DirBuilder::new().mode(0o711).create(&half).map_err(failed)?;
+        let data = half.join(DATA);
+        DirBuilder::new().mode(0o755).create(&data).map_err(failed)?;
+        std::fs::set_permissions(&data, Permissions::from_mode(0o755)).map_err(failed)?;
+        let taken: HashSet<u32> = state.volumes.values().filter_map(|volume| volume.project).collect();
+        let limit = local::size(&new.options);
+        let project = limit
+            .map(|bytes| quota::limit(&data, bytes, &taken))
+            .transpose()
+            .map_err(|cause| VolumeError::Quota { name: name.to_owned(), cause });
+        let finish = || -> Result<Volume, VolumeError> {
+            let volume = Volume {
+                name: name.to_owned(),
+                created: Timestamp::now(),
+                labels: new.labels.clone(),
+                anonymous: new.anonymous,
+                options: new.options.clone(),
+                driver: local_driver(),
+                project: project?,
+            };
+            if let Some(maker) = &new.maker {
+                unfinished::write(&half, maker).map_err(failed)?;
+            }
+            let description = serde_json::to_vec(&volume).map_err(|e| failed(e.into()))?;
+            std::fs::write(half.join(DESCRIPTION), description).map_err(failed)?;
+            proto::fault!("engine.volume_create.prepared");
+            let folder = self.root.join(name);
+            // Of an engine that was killed while it made the volume in place, as older ones did.
+            let _ = std::fs::remove_file(folder.join(DESCRIPTION));
+            let _ = std::fs::remove_dir(&folder);
+            std::fs::rename(&half, folder).map_err(failed)?;
+            proto::fault!("engine.volume_create.named");
+            Ok(volume)
+        };
+        finish().inspect_err(|_| clear_away(&half))
     }
 
     /// Notes that a container uses a volume.
@@ -169,7 +225,7 @@ impl Volumes {
         });
     }
 
-    /// Mounts a volume with options for somebody who needs it; a plain one needs nothing.
+    /// Mounts a local volume with options for somebody who needs it; others need nothing, or are mounted by their plugins.
     pub fn mount(&self, name: &str, user: &str) -> Result<(), VolumeError> {
         let Some((options, users)) = self.mountable(name)? else { return Ok(()) };
         let mut users = users.lock().unwrap_or_else(PoisonError::into_inner);
@@ -201,10 +257,10 @@ impl Volumes {
     /// Unmounts what engines before this one could not.
     pub fn sweep(&self) {
         let with_options: Vec<String> =
-            self.lock().volumes.values().filter(|v| !v.options.is_empty()).map(|v| v.name.clone()).collect();
+            self.lock().volumes.values().filter(|v| v.is_local() && v.needs_mount()).map(|v| v.name.clone()).collect();
         for name in with_options {
             if let Err(error) = self.unmount(&name, "") {
-                tracing::warn!(volume = name, error = %proto::kind::chain(&error), "volume stays mounted");
+                warn!(volume = name, error = %proto::kind::chain(&error), "volume stays mounted");
             }
         }
     }
@@ -216,41 +272,59 @@ impl Volumes {
     ) -> Result<Option<(BTreeMap<String, String>, Arc<Mutex<HashSet<String>>>)>, VolumeError> {
         let mut state = self.lock();
         let volume = state.volumes.get(name).ok_or_else(|| VolumeError::Missing(name.to_owned(), String::new()))?;
-        if volume.options.is_empty() {
+        if !volume.is_local() || !volume.needs_mount() {
             return Ok(None);
         }
         let options = volume.options.clone();
         Ok(Some((options, state.mounted.entry(name.to_owned()).or_default().clone())))
     }
 
-    /// Removes a volume that nobody uses, with its data.
+    /// Removes a local volume that nobody uses, with its data.
     pub fn remove(&self, name: &str) -> Result<(), VolumeError> {
-        let mut state = self.lock();
-        if !state.volumes.contains_key(name) {
-            return Err(missing(name, state.volumes.keys()));
-        }
-        if let Some(users) = state.users.get(name) {
-            let mut users: Vec<_> = users.iter().cloned().collect();
-            users.sort();
-            return Err(VolumeError::InUse { name: name.to_owned(), users: users.join(", ") });
-        }
-        let options = state.volumes.get(name).is_some_and(|volume| !volume.options.is_empty());
-        if options {
-            // What is mounted there is not ours to empty.
-            let at = self.path(name);
-            local::unmount(&at).map_err(|cause| VolumeError::Mount { at: at.clone(), cause })?;
-            if local::is_mounted(&at) {
-                return Err(VolumeError::Mount { at, cause: io::Error::other("still mounted") });
+        let half = {
+            let mut state = self.lock();
+            let Some(volume) = state.volumes.get(name).cloned() else {
+                return Err(missing(name, state.volumes.keys()));
+            };
+            check_unused(&state, name)?;
+            if volume.needs_mount() {
+                // What is mounted there is not ours to empty.
+                let at = self.path(name);
+                local::unmount(&at).map_err(|cause| VolumeError::Mount { at: at.clone(), cause })?;
+                if local::is_mounted(&at) {
+                    return Err(VolumeError::Mount { at, cause: io::Error::other("still mounted") });
+                }
             }
+            let half = self.take_away(&mut state, name)?;
+            if let Some(project) = volume.project {
+                quota::give_back(&half.join(DATA), project);
+            }
+            half
+        };
+        proto::fault!("engine.volume_remove.renamed");
+        // Without the lock: others needn't wait for what may be many files.
+        clear_away(&half);
+        Ok(())
+    }
+
+    /// A new folder's name that no volume has.
+    fn half(&self) -> io::Result<PathBuf> {
+        let id = crate::ids::random_id()?;
+        Ok(self.root.join(format!("{HALF}{}", crate::ids::short(&id))))
+    }
+
+    /// Takes a volume out of all lists: its folder has another name then, and goes at the next start at the latest.
+    fn take_away(&self, state: &mut State, name: &str) -> Result<PathBuf, VolumeError> {
+        let failed = |cause| VolumeError::Io { operation: "remove", name: name.to_owned(), cause };
+        let half = self.half().map_err(failed)?;
+        match std::fs::rename(self.root.join(name), &half) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
         }
-        remove_folder(&self.root.join(name)).map_err(|cause| VolumeError::Io {
-            operation: "remove",
-            name: name.to_owned(),
-            cause,
-        })?;
         state.volumes.remove(name);
         state.mounted.remove(name);
-        Ok(())
+        state.unfinished.remove(name);
+        Ok(half)
     }
 
     /// Bytes on disk of a volume's data; what can't be read counts as nothing.
@@ -290,6 +364,29 @@ impl Volumes {
     }
 }
 
+fn check_unused(state: &State, name: &str) -> Result<(), VolumeError> {
+    let Some(users) = state.users.get(name) else { return Ok(()) };
+    let mut users: Vec<_> = users.iter().cloned().collect();
+    users.sort();
+    Err(VolumeError::InUse { name: name.to_owned(), users: users.join(", ") })
+}
+
+/// Removes what is left of a volume that was being made or removed.
+fn clear_away(folder: &Path) {
+    // Nothing is deleted through a mount.
+    let removed = match local::is_mounted(&folder.join(DATA)) {
+        true => Err(io::Error::other("something is mounted in it")),
+        false => remove_folder(folder),
+    };
+    if let Err(error) = removed {
+        warn!(folder = %folder.display(), %error, "rest of a volume stays");
+    }
+}
+
+fn is_empty(folder: &Path) -> bool {
+    std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
+}
+
 fn remove_folder(folder: &Path) -> io::Result<()> {
     match std::fs::remove_dir_all(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -301,17 +398,21 @@ fn remove_folder(folder: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
 
+    fn open(folder: &Path) -> Volumes {
+        Volumes::open(folder.join("v"), folder.join("run"), Vec::new()).unwrap()
+    }
+
     #[test]
     fn made_once_kept_while_used_read_again() {
         let folder = tempfile::tempdir().unwrap();
-        let volumes = Volumes::open(folder.path().join("v")).unwrap();
+        let volumes = open(folder.path());
         let labels = BTreeMap::from([("a".to_owned(), "b".to_owned())]);
         let new = NewVolume { labels: labels.clone(), ..NewVolume::default() };
         assert!(volumes.ensure("data", new).unwrap().1);
         assert!(!volumes.ensure("data", NewVolume::default()).unwrap().1);
         volumes.hold("data", "c1");
         assert!(matches!(volumes.remove("data"), Err(VolumeError::InUse { .. })));
-        let again = Volumes::open(folder.path().join("v")).unwrap();
+        let again = open(folder.path());
         assert_eq!(again.get("data").unwrap().labels, labels);
         volumes.release("c1");
         volumes.remove("data").unwrap();

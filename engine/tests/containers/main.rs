@@ -13,11 +13,14 @@ mod init;
 mod logs;
 mod mounts;
 mod namespaces;
+mod plugin;
+mod plugins;
 #[allow(dead_code, reason = "other suites use it too")]
 mod stack;
 mod stats;
 mod strays;
 mod update;
+mod volumes;
 mod websocket;
 
 use serde_json::{Value, json};

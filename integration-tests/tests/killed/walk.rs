@@ -12,6 +12,18 @@ use std::time::Instant;
 
 /// Points of parts that no operation of the engine passes, and the tests that walk them.
 const ELSEWHERE: &[(&str, &str)] = &[
+    ("engine.volume_create.named", "engine/tests/containers/plugins.rs::killed_at_every_point"),
+    ("engine.volume_create.prepared", "engine/tests/containers/plugins.rs::killed_at_every_point"),
+    ("engine.volume_driver.created", "engine/tests/containers/plugins.rs::killed_at_every_point"),
+    ("engine.volume_driver.recorded", "engine/tests/containers/plugins.rs::killed_at_every_point"),
+    ("engine.volume_driver.removed", "engine/tests/containers/plugins.rs::killed_at_every_point"),
+    ("engine.volume_fill.begun", "engine/tests/containers/plugins.rs::killed_at_every_point"),
+    ("engine.volume_fill.copied", "engine/tests/containers/plugins.rs::killed_at_every_point"),
+    ("engine.volume_fill.written", "engine/tests/containers/plugins.rs::killed_at_every_point"),
+    ("engine.volume_mount.mounted", "engine/tests/containers/plugins.rs::killed_at_every_point"),
+    ("engine.volume_mount.noted", "engine/tests/containers/plugins.rs::killed_at_every_point"),
+    ("engine.volume_remove.renamed", "engine/tests/containers/plugins.rs::killed_at_every_point"),
+    ("engine.volume_unmount.unmounted", "engine/tests/containers/plugins.rs::killed_at_every_point"),
     (
         "supervisor.create.checkpoint_unpacked",
         "supervisor/tests/tasks/restore.rs::what_can_not_be_restored_can_be_deleted",

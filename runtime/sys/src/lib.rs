@@ -24,6 +24,7 @@ pub mod path;
 pub mod pipe;
 pub mod process;
 pub mod pty;
+pub mod quota;
 mod raw;
 pub mod reflink;
 pub mod reseat;

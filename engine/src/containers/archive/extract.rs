@@ -67,6 +67,8 @@ pub struct Options {
     pub keep_kinds: bool,
     /// Everything belongs to this user and group, whatever the archive says.
     pub owner: Option<(u32, u32)>,
+    /// The folder itself takes the attributes that the archive has for it, too.
+    pub whole: bool,
 }
 
 /// Unpacks into the folder `destination`, which is clean and absolute.
@@ -128,8 +130,13 @@ impl Work<'_> {
     fn entry(&mut self, entry: &Entry, data: &mut dyn Read) -> Result<(), ExtractError> {
         let shown = String::from_utf8_lossy(&entry.path).into_owned();
         let parts = clean(&entry.path).ok_or_else(|| ExtractError::Outside(shown.clone()))?;
-        // The folder itself keeps its attributes.
-        let Some((name, above)) = parts.split_last() else { return Ok(()) };
+        let Some((name, above)) = parts.split_last() else {
+            return match self.options.whole && entry.kind == Kind::Folder {
+                true => self.dress_root(entry),
+                // It keeps its attributes.
+                false => Ok(()),
+            };
+        };
         let failed = |cause: io::Error| match cause.kind() {
             io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionAborted => {
                 ExtractError::Archive(cause)
@@ -187,6 +194,18 @@ impl Work<'_> {
         // A link may have led to another mount than the one that was checked.
         check_writable(self.view, &folder, &path)?;
         self.parent = Some((path, folder));
+        Ok(())
+    }
+
+    fn dress_root(&mut self, entry: &Entry) -> Result<(), ExtractError> {
+        let failed = |cause: Errno| ExtractError::Write { path: self.destination.to_owned(), cause: cause.into() };
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+        let folder = open_within(&self.view.root, self.destination, flags, 0, Within::Root).map_err(failed)?;
+        let (uid, gid) = self.options.owner.unwrap_or((entry.uid, entry.gid));
+        fchown(&folder, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).map_err(failed)?;
+        fchmod(&folder, Mode::from_bits_truncate(entry.mode)).map_err(failed)?;
+        set_xattrs(&folder, &entry.xattrs);
+        self.folders.insert(0, (self.destination.to_owned(), entry.mtime));
         Ok(())
     }
 

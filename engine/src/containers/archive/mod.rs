@@ -4,16 +4,21 @@
 mod extract;
 mod place;
 mod view;
+mod volume;
 
 pub use extract::{ExtractError, Options};
 pub use place::{PathStat, Place};
+pub use view::mount_id;
+pub use volume::{export_volume, import_volume};
 
 use super::{
     Container,
     export::{AHEAD, Sink, Walk},
     layers::Layers,
     record::{Phase, Record},
-    rootfs, users,
+    rootfs,
+    sources::Look,
+    users,
 };
 use crate::{
     app::App,
@@ -123,15 +128,17 @@ async fn view_now(app: &Arc<App>, container: &Arc<Container>, keep: bool) -> Api
     let snapshot = rootfs::mounts(app, container, &record).await.map_err(|e| {
         ApiError::internal(format!("find the root file system of container {}: {}", record.name, chain(&e)))
     })?;
+    let look = Look::open(app, &record).await?;
     let plan = Plan {
         snapshot,
-        mounts: record.mounts.clone(),
+        mounts: look.mounts.clone(),
         keep,
         read_only: record.host.readonly_rootfs,
         place: app.containers.streams.clone(),
     };
     let built = tokio::task::spawn_blocking(move || View::build(&plan)).await;
-    built.map_err(|e| ApiError::unexpected(&e))?.map(Some).map_err(|e| failed(&e))
+    let view = built.map_err(|e| ApiError::unexpected(&e))?.map_err(|e| failed(&e))?;
+    Ok(Some(view.keeping(look)))
 }
 
 /// What is there.
@@ -267,7 +274,7 @@ pub async fn unpack(
                 Some((user.uid, user.gid))
             }
         };
-        let options = Options { keep_kinds: upload.keep_kinds, owner };
+        let options = Options { keep_kinds: upload.keep_kinds, owner, whole: false };
         let body = Body { pieces, piece: Bytes::new() };
         // Unpacked here and by our own code, never by a program (CVE-2026-41567).
         let plain = crate::unpack::unpacked(body).map_err(|e| refused(&shown, &name, ExtractError::Archive(e)))?;

@@ -9,6 +9,7 @@ use crate::containers::{
     layers::LayersError,
     overlay::{self, Upper},
     record::{MountKind, MountPoint},
+    sources::{Look, open_below},
 };
 use nix::{
     errno::Errno,
@@ -70,14 +71,20 @@ pub struct Plan {
 }
 
 /// The root, and the namespace that keeps what is mounted there.
-#[derive(Debug)]
 pub struct View {
     /// Everything is looked up below this.
     pub root: OwnedFd,
-    _namespace: OwnedFd,
+    _namespace: Option<OwnedFd>,
+    /// What else must stay as it is until all is read.
+    _kept: Option<Look>,
 }
 
 impl View {
+    /// A folder of the host alone, which somebody else keeps mounted.
+    pub fn of_folder(root: OwnedFd) -> Self {
+        Self { root, _namespace: None, _kept: None }
+    }
+
     /// What a living process sees. A pid may have been given to another process since it was noted: only one in a cgroup of
     /// this container counts.
     pub fn of_process(pid: u32, id: &str) -> Result<Self, ViewError> {
@@ -100,7 +107,12 @@ impl View {
         if !text.contains(id) {
             return Err(ViewError::Ended);
         }
-        Ok(Self { root, _namespace: namespace })
+        Ok(Self { root, _namespace: Some(namespace), _kept: None })
+    }
+
+    /// The same, with what its mounts need.
+    pub fn keeping(self, look: Look) -> Self {
+        Self { _kept: Some(look), ..self }
     }
 
     /// Device and inode of a folder of another mount than the root's.
@@ -153,7 +165,7 @@ fn build(plan: &Plan) -> Result<View, ViewError> {
     nix::unistd::fchdir(&detached).map_err(step("enter"))?;
     pivot_to_cwd().map_err(step("leave the host's mounts"))?;
     let root = nix::fcntl::open("/", path, Mode::empty()).map_err(step("open its root"))?;
-    Ok(View { root, _namespace: namespace })
+    Ok(View { root, _namespace: Some(namespace), _kept: None })
 }
 
 /// The root file system, detached. One that isn't kept has a layer above that goes with the namespace.
@@ -196,7 +208,11 @@ fn root_mount(plan: &Plan) -> Result<OwnedFd, Errno> {
 
 fn add(root: &OwnedFd, wanted: &MountPoint) -> Result<(), Errno> {
     let reach = if wanted.non_recursive { Reach::One } else { Reach::Tree };
-    let tree = clone_tree(nix::fcntl::AT_FDCWD, Path::new(&wanted.source), reach)?;
+    let tree = match wanted.subpath.as_str() {
+        "" => clone_tree(nix::fcntl::AT_FDCWD, Path::new(&wanted.source), reach)?,
+        // A link in it leads nowhere outside.
+        subpath => clone_tree(open_below(Path::new(&wanted.source), subpath)?, c"", reach)?,
+    };
     if !wanted.writable {
         set_attributes(&tree, Reach::One, attr::RDONLY, 0, None)?;
     }
