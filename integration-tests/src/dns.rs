@@ -100,3 +100,15 @@ pub fn load(
     }
     Ok(load)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_is_what_the_standard_says() {
+        let header = [0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        let rest = b"\x03web\x03net\0\0\x01\0\x01";
+        assert_eq!(question(0x1234, "web.net"), [&header[..], &rest[..]].concat());
+    }
+}
