@@ -16,7 +16,10 @@ cases!(
     containers_on_it,
     names_resolve,
     static_addresses,
-    internal
+    internal,
+    dual_stack,
+    configurations,
+    several_at_once
 );
 
 fn predefined(run: &mut Run) {
@@ -241,4 +244,76 @@ fn internal(run: &mut Run) {
     );
     run.runs("web", &with_host(sh("ip route | grep -c default"), json!({"NetworkMode": "inner"})));
     run.get(200, "/networks/inner");
+}
+
+fn dual_stack(run: &mut Run) {
+    let config = json!([{"Subnet": "10.77.8.0/24"}, {"Subnet": "fd77:8::/64", "Gateway": "fd77:8::1"}]);
+    run.ask(
+        201,
+        "POST",
+        "/networks/create",
+        Some(&json!({"Name": "both", "EnableIPv6": true, "IPAM": {"Config": config}})),
+    );
+    run.get(200, "/networks/both");
+    let with_address = |address: &str| {
+        let ports = json!({"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": ""}]});
+        let mut config = with_host(waiting(), json!({"NetworkMode": "both", "PortBindings": ports}));
+        config["NetworkingConfig"] = json!({"EndpointsConfig": {"both": {"IPAMConfig": {"IPv6Address": address}}}});
+        config
+    };
+    run.start("server", &with_address("fd77:8::99"));
+    run.inspect("server", &["/NetworkSettings/Networks/both"]);
+    run.get(200, "/networks/both");
+    let script = "ip -6 addr show dev eth0 scope global | grep -c fd77:8; ip -6 route show default | cut -d' ' -f1-5; \
+                  ping -6 -c 1 -W 2 server | head -1 | cut -d' ' -f2,3; ping -c 1 -W 2 fd77:8::1 | grep -c '1 packets received'";
+    run.runs("asks", &with_host(sh(script), json!({"NetworkMode": "both"})));
+    run.create("again", &with_address("fd77:8::99"));
+    let refused = run.quietly("POST", "/containers/again/start", None).status;
+    run.note("an address that is taken", json!(refused));
+    run.delete(204, "/containers/server?force=1");
+    run.delete(204, "/containers/again?force=1");
+    run.delete(204, "/networks/both");
+}
+
+fn configurations(run: &mut Run) {
+    let held = json!({"Name": "held", "ConfigOnly": true, "Options": {"com.docker.network.driver.mtu": "1400"},
+        "IPAM": {"Config": [{"Subnet": "10.77.9.0/24"}]}});
+    run.ask(201, "POST", "/networks/create", Some(&held));
+    run.get(200, "/networks/held");
+    run.ask(201, "POST", "/networks/create", Some(&json!({"Name": "made", "ConfigFrom": {"Network": "held"}})));
+    run.get(200, "/networks/made");
+    run.runs("mtu", &with_host(sh("cat /sys/class/net/eth0/mtu"), json!({"NetworkMode": "made"})));
+    run.create("on-held", &with_host(waiting(), json!({"NetworkMode": "held"})));
+    let refused = run.quietly("POST", "/containers/on-held/start", None).status;
+    run.note("a container on what only holds a configuration", json!(refused >= 400));
+    run.note("the held one is removed while used", json!(run.quietly("DELETE", "/networks/held", None).status));
+    run.delete(204, "/networks/made");
+    run.delete(204, "/networks/held");
+}
+
+/// What a script prints in a container.
+fn said(run: &mut Run, name: &str, step: &str, script: &str) {
+    let body = json!({"AttachStdout": true, "Tty": true, "Cmd": ["sh", "-c", script]});
+    let made = run.quietly("POST", &format!("/containers/{name}/exec"), Some(&body)).json();
+    let id = made["Id"].as_str().unwrap_or_default().to_owned();
+    let answer = run.quietly("POST", &format!("/exec/{id}/start"), Some(&json!({"Tty": true})));
+    run.note(step, json!(String::from_utf8_lossy(&answer.body)));
+}
+
+fn several_at_once(run: &mut Run) {
+    for (name, subnet) in [("back", "10.77.10.0/24"), ("front", "10.77.11.0/24")] {
+        let body = json!({"Name": name, "Internal": name == "back", "IPAM": {"Config": [{"Subnet": subnet}]}});
+        run.ask(201, "POST", "/networks/create", Some(&body));
+    }
+    run.start("db", &with_host(waiting(), json!({"NetworkMode": "back"})));
+    run.start("web", &with_host(waiting(), json!({"NetworkMode": "front"})));
+    let body = json!({"Container": "web", "EndpointConfig": {"Aliases": ["backend"], "IPAMConfig": {"IPv4Address": "10.77.10.77"}}});
+    run.ask(200, "POST", "/networks/back/connect", Some(&body));
+    run.inspect("web", &["/NetworkSettings/Networks"]);
+    said(run, "web", "both links", "ip -o -4 addr show | grep -c eth; ip route show default | grep -c 10.77.11.1");
+    said(run, "web", "web asks db", "ping -c 1 -W 2 db | head -1 | cut -d' ' -f2");
+    said(run, "db", "db asks web", "ping -c 1 -W 2 backend | head -1 | cut -d' ' -f2,3");
+    run.ask(200, "POST", "/networks/front/disconnect", Some(&json!({"Container": "web"})));
+    said(run, "web", "one link", "ip -o -4 addr show | grep -c eth");
+    run.inspect("web", &["/NetworkSettings/Networks"]);
 }
