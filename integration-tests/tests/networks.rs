@@ -518,3 +518,46 @@ fn names_and_ports_serve_through_ten_kills() {
     stack.remove_all();
     api.delete("/networks/net").expect(204);
 }
+
+#[test]
+fn both_families_and_ipv6_alone() {
+    if !has_docker() {
+        return;
+    }
+    let stack = Stack::with_busybox();
+    stack.docker(["network", "create", "--ipv6", "both"]).success();
+    // Docker's client of 20.10 has no word for it.
+    let six = json!({"Name": "six", "EnableIPv4": false, "EnableIPv6": true});
+    stack.api().post("/networks/create", Some(&six)).expect(201);
+    let shown: Value = serde_json::from_str(&stack.docker(["network", "inspect", "both", "six"]).stdout()).unwrap();
+    let subnets = |n: usize| shown[n]["IPAM"]["Config"].as_array().map_or(0, Vec::len);
+    assert_eq!((subnets(0), subnets(1)), (2, 1), "{shown}");
+    assert_eq!((&shown[1]["EnableIPv4"], &shown[1]["EnableIPv6"]), (&json!(false), &json!(true)));
+    sleeper(&stack, "web", &["--network", "both", "-p", "8080"]);
+    sleeper(&stack, "other", &["--network", "both"]);
+    let ports = stack.docker(["port", "web"]).success().stdout();
+    assert!(ports.contains("8080/tcp -> 0.0.0.0:") && ports.contains("8080/tcp -> [::]:"), "{ports}");
+    let both = stack.inspect("web")["NetworkSettings"]["Networks"]["both"].clone();
+    let six = both["GlobalIPv6Address"].as_str().unwrap().to_owned();
+    assert!(six.starts_with("fd") && both["IPv6Gateway"].as_str().unwrap().ends_with("::1"), "{both}");
+    let answer = exec(&stack, "other", &["nslookup", "-type=aaaa", "web", "127.0.0.11"]).stdout();
+    assert!(answer.contains(&six), "{answer}");
+    assert_eq!(exec(&stack, "other", &["ping", "-6", "-c1", "-W2", "web"]).code(), 0);
+    assert_eq!(exec(&stack, "other", &["ping", "-4", "-c1", "-W2", "web"]).code(), 0);
+    sleeper(&stack, "lone", &["--network", "six"]);
+    assert_eq!(exec(&stack, "lone", &["ip", "-4", "-o", "addr", "show", "eth0"]).stdout(), "");
+    // Joined and left while it lives; names of both networks then.
+    stack.docker(["network", "connect", "both", "lone"]).success();
+    assert_eq!(exec(&stack, "lone", &["ping", "-6", "-c1", "-W2", "web"]).code(), 0);
+    assert_eq!(exec(&stack, "lone", &["ping", "-4", "-c1", "-W2", "web"]).code(), 0);
+    stack.kill_engine();
+    stack.start_engine();
+    assert_eq!(exec(&stack, "other", &["ping", "-6", "-c1", "-W2", "lone"]).code(), 0);
+    stack.docker(["network", "disconnect", "both", "lone"]).success();
+    assert_ne!(exec(&stack, "lone", &["ping", "-6", "-c1", "-W1", &six]).code(), 0);
+    // A name that one container alone has for another.
+    stack.docker(["network", "connect", "--link", "web:store", "both", "lone"]).success();
+    assert_eq!(resolve(&stack, "lone", "store"), [address(&stack, "web", "both")]);
+    assert_eq!(resolve(&stack, "other", "store"), Vec::<String>::new());
+    remove(&stack, &["both", "six"]);
+}

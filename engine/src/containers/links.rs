@@ -1,13 +1,20 @@
 //! `Links` on the default bridge, the oldest way to find another container: lines in /etc/hosts, and variables that say where
 //! it listens and how it was configured. On networks of the user's, links are names there.
 
-use super::{Container, ports, record::Record};
+use super::{
+    Container, ports,
+    record::{Joining, Record},
+};
 use crate::{
     app::App,
     http::{ApiError, ApiResult},
     networks::Protocol,
 };
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 use tracing::warn;
 
 /// `container` or `container:alias`; also `/container:/this/alias`, as inspect shows it.
@@ -34,6 +41,14 @@ pub fn parse(text: &str) -> ApiResult<(String, String)> {
 /// Whether links of a container with this network mode are these links.
 fn on_default_network(mode: &str) -> bool {
     matches!(mode, "" | "default" | "bridge" | "host" | "none") || mode.starts_with("container:")
+}
+
+/// What a container alone calls others on networks of the user: names in lower case, and what they stand for.
+pub fn in_networks(record: &Record, joinings: &[Joining]) -> BTreeMap<String, String> {
+    let of_mode = record.host.links.iter().flatten().filter(|_| !on_default_network(&record.host.network_mode));
+    let of_networks = joinings.iter().flat_map(|joining| joining.links.iter().flatten());
+    let pairs = of_mode.chain(of_networks).filter_map(|link| parse(link).ok());
+    pairs.map(|(name, alias)| (alias.to_ascii_lowercase(), name.to_ascii_lowercase())).collect()
 }
 
 /// Checks links at create; on the default network the names become ids, which stay when containers are renamed.

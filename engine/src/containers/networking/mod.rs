@@ -199,6 +199,7 @@ pub fn zone(app: &App, record: &Record, endpoint: &Endpoint) -> Option<Zone> {
         upstreams: record.host.dns.iter().filter_map(|server| server.parse().ok()).collect(),
         forwards: !internal,
         completes: (!options.is_empty()).then(|| options.iter().any(ndots)),
+        links: links::in_networks(record, &joinings),
     })
 }
 

@@ -1,7 +1,7 @@
 //! What a container asks of networks: read from a request, checked, kept in its record.
 
 use super::super::{
-    Container, ports,
+    Container, links, ports,
     record::{Joining, Record},
     validate::not_yet,
 };
@@ -207,7 +207,13 @@ pub(super) fn joining(name: &str, settings: Option<&EndpointSettings>) -> ApiRes
                 }
             }
             "Aliases" => joining.aliases = Some(list(value).ok_or_else(bad)?),
-            "Links" => return Err(not_yet(&format!("EndpointsConfig.{name}.Links (use aliases)"))),
+            "Links" => {
+                let links = list(value).ok_or_else(bad)?;
+                for link in &links {
+                    links::parse(link)?;
+                }
+                joining.links = Some(links);
+            }
             "DriverOpts" => {
                 joining.driver_opts = Some(serde_json::from_value::<BTreeMap<_, _>>(value.clone()).map_err(|_| bad())?);
             }

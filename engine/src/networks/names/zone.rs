@@ -1,6 +1,6 @@
 //! Who is called what in which network. Pure: what the resolver answers from.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::rc::Rc;
 
@@ -20,6 +20,9 @@ pub struct Zone {
     /// Whether it was told to complete names of few dots (`ndots`): a name without a dot isn't looked up elsewhere as it is. None
     /// for what the host's file says, which it was given a copy of.
     pub completes: Option<bool>,
+    /// What it alone calls others: names in lower case, and what they stand for.
+    #[serde(default)]
+    pub links: BTreeMap<String, String>,
 }
 
 /// A container's place in a network.
@@ -202,8 +205,10 @@ impl Index {
     }
 }
 
-/// The networks in which a name may be found, and by what: as it is in each of them, then `web.mynet` as web in mynet.
+/// The networks in which a name may be found, and by what: as it is in each of them, then `web.mynet` as web in mynet. A link's name
+/// stands for another one.
 fn spellings<'a>(zone: &'a Zone, name: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
+    let name = zone.links.get(name).map_or(name, String::as_str);
     let plain = zone.members.iter().map(move |member| (member.network.as_str(), name));
     let qualified = zone.members.iter().filter_map(move |member| {
         let (first, rest) = name.split_at_checked(name.len().checked_sub(member.network_name.len())?)?;
@@ -242,6 +247,16 @@ mod tests {
 
     fn four(index: &mut Index, id: &str, name: &str) -> Option<Vec<IpAddr>> {
         index.addresses(id, name, Version::Four)
+    }
+
+    #[test]
+    fn links_are_names_for_one_alone() {
+        let mut index = Index::default();
+        let links = [("store".to_owned(), "db".to_owned())].into();
+        index.put(Zone { links, ..zone("a", &[("n", 1, &["a"])]) });
+        index.put(zone("b", &[("n", 2, &["db"])]));
+        assert_eq!(index.addresses("a", "store", Version::Four), Some(vec![ip(2)]));
+        assert_eq!(index.addresses("b", "store", Version::Four), None);
     }
 
     #[test]

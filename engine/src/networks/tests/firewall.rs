@@ -55,7 +55,7 @@ table inet berth_btst0 {
 
 	chain guard {
 		type filter hook prerouting priority raw; policy accept;
-		iifname != "lo" ip daddr 127.0.0.0/8 drop comment "loopback is this host's own"
+		ip daddr 127.0.0.0/8 iifname != "lo" drop comment "loopback is this host's own"
 	}
 
 	chain prerouting {
@@ -71,8 +71,8 @@ table inet berth_btst0 {
 
 	chain forward {
 		type filter hook forward priority filter; policy accept;
+		ct state established,related accept comment "known connections"
 		jump user comment "what the host's owner wants"
-		oifname @bridges ct state established,related accept comment "answers to containers"
 		iifname . oifname @passing_links accept comment "within a network, or from a trusted link"
 		oifname @bridges iifname != @internal_bridges ct status dnat accept comment "to published ports"
 		oifname @bridges drop comment "to ports that are not published"
