@@ -82,7 +82,8 @@ fn of_user(definition: Definition) -> NetworkDescription {
         kind: NetworkKind::Bridge,
         id: definition.id.clone(),
         name: definition.name.clone(),
-        driver: definition.driver.name(),
+        // As dockerd: what only holds a configuration is made of nothing.
+        driver: if definition.config_only { NetworkKind::None.driver() } else { definition.driver.name() },
         subnets: definition.subnets.iter().map(|pooled| pooled.address).collect(),
         options: definition.options.clone(),
         definition: Some(definition),

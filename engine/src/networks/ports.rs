@@ -317,17 +317,17 @@ fn occupy(protocol: Protocol, ip: IpAddr, port: u16) -> Result<Option<OwnedFd>, 
     if !ip.is_ipv4() {
         setsockopt(&socket, sockopt::Ipv6V6Only, &true).map_err(refused)?;
     }
-    // While binding, TCP connections in TIME_WAIT of a server that is gone don't count (servers bind that way, too, and
-    // an active listener counts nevertheless). Afterwards the option is off, so that nobody can share the port with us:
-    // whoever binds it with SO_REUSEADDR is then refused at listen(2).
-    let reuse = |on: bool| match protocol {
-        Protocol::Tcp => setsockopt(&socket, sockopt::ReuseAddr, &on),
-        Protocol::Udp | Protocol::Sctp => Ok(()),
-    };
-    reuse(true).map_err(refused)?;
     let address = SockaddrStorage::from(SocketAddr::new(ip, port));
+    match bind(socket.as_raw_fd(), &address) {
+        Err(Errno::EADDRINUSE) if protocol == Protocol::Tcp => {}
+        other => return other.map(|()| Some(socket)).map_err(refused),
+    }
+    // TCP connections in TIME_WAIT of a server that is gone don't count (servers bind that way, too, and an active listener counts
+    // nevertheless). Afterwards the option is off, so that nobody can share the port with us: whoever binds it with SO_REUSEADDR is then
+    // refused at listen(2). Not at once, for kernels remember of a port that its first socket was bound so, and don't look again.
+    setsockopt(&socket, sockopt::ReuseAddr, &true).map_err(refused)?;
     bind(socket.as_raw_fd(), &address).map_err(refused)?;
-    reuse(false).map_err(refused)?;
+    setsockopt(&socket, sockopt::ReuseAddr, &false).map_err(refused)?;
     Ok(Some(socket))
 }
 

@@ -28,6 +28,8 @@ const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 /// mode.
 const IFLA_BRPORT_STATE: u16 = 1;
 const IFLA_BRPORT_MODE: u16 = 4;
+/// Forget which neighbours are behind a bridge's port.
+const IFLA_BRPORT_FLUSH: u16 = 24;
 /// Whether a bridge's port talks to the bridge itself only, and to ports that aren't isolated.
 const IFLA_BRPORT_ISOLATED: u16 = 33;
 /// `BR_STATE_DISABLED`.
@@ -288,7 +290,8 @@ pub(crate) fn cut_off(socket: &mut Socket, name: &str) -> Result<(), NetlinkErro
     batch
         .push(format!("cut off {name}"), libc::RTM_SETLINK, libc::NLM_F_ACK, &fixed, |a| {
             a.nest(libc::IFLA_PROTINFO, |port| {
-                port.u8(IFLA_BRPORT_STATE, BR_STATE_DISABLED);
+                // Else the bridge would go on sending here what is for the next one with this address.
+                port.u8(IFLA_BRPORT_STATE, BR_STATE_DISABLED).bytes(IFLA_BRPORT_FLUSH, &[]);
             });
         })
         .tolerating(&[Errno::ENODEV, Errno::ENETDOWN, Errno::EINVAL]);

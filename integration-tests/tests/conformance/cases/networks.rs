@@ -286,7 +286,8 @@ fn configurations(run: &mut Run) {
     run.create("on-held", &with_host(waiting(), json!({"NetworkMode": "held"})));
     let refused = run.quietly("POST", "/containers/on-held/start", None).status;
     run.note("a container on what only holds a configuration", json!(refused >= 400));
-    run.note("the held one is removed while used", json!(run.quietly("DELETE", "/networks/held", None).status));
+    let removed = run.quietly("DELETE", "/networks/held", None).status;
+    run.note("the held one is removed while used", json!(removed));
     run.delete(204, "/networks/made");
     run.delete(204, "/networks/held");
 }
