@@ -6,13 +6,12 @@
 
 use std::net::Ipv4Addr;
 
-use nix::errno::Errno;
 use nix::libc;
 
 use super::super::netlink::{Family, NetlinkError, Socket};
 use super::super::ports::Protocol;
 use super::rule::Rule;
-use super::transaction::{Hook, Transaction};
+use super::transaction::{self, Hook, Transaction};
 
 /// The table's name.
 const TABLE: &str = "berth_names";
@@ -25,12 +24,15 @@ const DOMAIN: u16 = 53;
 /// Leads port 53 of an address to these ports, in the namespace of the calling thread.
 pub(in super::super) fn redirect_names(address: Ipv4Addr, udp: u16, tcp: u16) -> Result<(), NetlinkError> {
     let mut socket = Socket::open(Family::Netfilter)?;
-    // Most often nothing is there yet. Only where a container is served anew is there a table to replace, and then closing the socket
-    // waits some ten milliseconds for the kernel to clean up.
-    match table(address, udp, tcp, false).commit(&mut socket) {
-        Err(error) if error.errno() == Some(Errno::EEXIST) => table(address, udp, tcp, true).commit(&mut socket),
-        result => result,
+    // There is one where a container has been on such a network before.
+    let there = transaction::has_table(&mut socket, libc::NFPROTO_IPV4, TABLE)?;
+    table(address, udp, tcp, there).commit(&mut socket)?;
+    if there {
+        // Closing waits for the kernel to clean up what was deleted, some ten milliseconds, and nobody needs to wait with it. Where no
+        // thread can be had, it is closed here.
+        let _ = std::thread::Builder::new().name("netns".to_owned()).spawn(move || drop(socket));
     }
+    Ok(())
 }
 
 fn table(address: Ipv4Addr, udp: u16, tcp: u16, replace: bool) -> Transaction<'static> {

@@ -1,5 +1,6 @@
 //! A transaction: messages that nftables carries out all together or not at all.
 
+use nix::errno::Errno;
 use nix::libc;
 
 use super::super::netlink::{Attributes, Batch, NetlinkError, Socket};
@@ -135,6 +136,18 @@ impl<'a> Transaction<'a> {
         let family = [self.family as u8, 0, 0, 0];
         self.batch.push(what, NFTABLES << 8 | kind as u16, flags | libc::NLM_F_ACK, &family, |a| attributes(a, table));
     }
+}
+
+/// Whether a table is there.
+pub(super) fn has_table(socket: &mut Socket, family: i32, name: &str) -> Result<bool, NetlinkError> {
+    let mut batch = Batch::new();
+    let kind = NFTABLES << 8 | libc::NFT_MSG_GETTABLE as u16;
+    batch
+        .push("look up a firewall table", kind, 0, &[family as u8, 0, 0, 0], |a| {
+            a.text(c::table::NAME, name);
+        })
+        .tolerating(&[Errno::ENOENT]);
+    Ok(!socket.run(&mut batch)?.is_empty())
 }
 
 /// The fixed part of the messages around a transaction: they name the subsystem.
