@@ -74,6 +74,8 @@ said networks
 docker network create --subnet 10.77.20.0/24 --label a=b net | masked; docker network ls --filter driver=bridge --filter name=net --format '{{.Name}} {{.Driver}} {{.Scope}}'
 docker run -d --name server --network net --network-alias db --ip 10.77.20.9 busybox sleep 1000 >/dev/null
 docker run --rm --network net busybox ping -c 1 -W 2 db | head -1
+# dockerd answers before the container is off its network.
+for _ in $(seq 100); do [ "$(docker network inspect -f '{{len .Containers}}' net)" = 1 ] && break; sleep 0.1; done
 docker network inspect -f '{{range .IPAM.Config}}{{.Subnet}}{{end}} {{len .Containers}}' net
 docker network disconnect net server; docker network connect --alias again net server
 docker run --rm --network net busybox ping -c 1 -W 2 again >/dev/null; echo "code $?"
