@@ -71,20 +71,10 @@ pub async fn connect(
     proto::fault!("engine.connect.planned");
     keep(app, container, networks.clone(), Some(plan.clone())).await?;
     proto::fault!("engine.connect.recorded");
-    if let Err(error) = change(app, container, before.clone(), plan.clone()).await {
-        // Back to what was; whatever of it fails is found by the next engine.
-        let _ = change(app, container, plan.clone(), before.clone()).await;
-        app.networks.drop_plan(&record.id, &plan, &before);
-        keep(app, container, record.networks.clone(), Some(before)).await?;
-        return Err(error);
+    if !carry_out(app, container, &record, &before, &plan, "connect").await? {
+        return Ok(());
     }
     proto::fault!("engine.connect.made");
-    if container.live().record.state.endpoint.is_none() {
-        // It ended meanwhile, and whoever worked on that didn't know of the new link.
-        let (app, id, plan) = (app.clone(), record.id.clone(), plan.clone());
-        let detached = blocking(move || app.networks.detach(&id, &plan)).await?;
-        return detached.map_err(|error| failed("connect", &error));
-    }
     keep(app, container, networks, Some(Endpoint { unsettled: false, ..plan })).await?;
     announce_one(app, &record.id, &joining, "connect");
     Ok(())
@@ -138,11 +128,8 @@ pub async fn publish(app: &Arc<App>, container: &Arc<Container>) -> ApiResult<()
     };
     keep(app, container, record.networks.clone(), Some(plan.clone())).await?;
     proto::fault!("engine.publish.recorded");
-    if let Err(error) = change(app, container, before.clone(), plan.clone()).await {
-        let _ = change(app, container, plan.clone(), before.clone()).await;
-        app.networks.drop_plan(&record.id, &plan, &before);
-        keep(app, container, record.networks.clone(), Some(before)).await?;
-        return Err(error);
+    if !carry_out(app, container, &record, &before, &plan, "publish ports").await? {
+        return Ok(());
     }
     proto::fault!("engine.publish.made");
     keep(app, container, record.networks.clone(), Some(Endpoint { unsettled: false, ..plan })).await
@@ -238,6 +225,32 @@ async fn keep(
         live.record.clone()
     };
     app.containers.store.put(&record).await.map_err(|error| ApiError::unexpected(&error))
+}
+
+/// Makes what a plan says that is on record; on failure, what was before is made and on record again. Returns whether the container still
+/// lives: one that ended meanwhile has nothing of it.
+async fn carry_out(
+    app: &Arc<App>,
+    container: &Arc<Container>,
+    record: &Record,
+    before: &Endpoint,
+    plan: &Endpoint,
+    what: &str,
+) -> ApiResult<bool> {
+    if let Err(error) = change(app, container, before.clone(), plan.clone()).await {
+        // Back to what was; whatever of it fails is found by the next engine.
+        let _ = change(app, container, plan.clone(), before.clone()).await;
+        app.networks.drop_plan(&record.id, plan, before);
+        keep(app, container, record.networks.clone(), Some(before.clone())).await?;
+        return Err(error);
+    }
+    if container.live().record.state.endpoint.is_some() {
+        return Ok(true);
+    }
+    // Whoever worked on its end didn't know of the plan.
+    let (app, id, plan) = (app.clone(), record.id.clone(), plan.clone());
+    let detached = blocking(move || app.networks.detach(&id, &plan)).await?;
+    detached.map(|()| false).map_err(|error| failed(what, &error))
 }
 
 /// Makes the kernel, the resolver and the files what `to` says.
