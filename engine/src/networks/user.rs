@@ -79,13 +79,11 @@ impl Networks {
         (definition.bridge, definition.adopted) = (place.name, place.adopted);
         for (enabled, is_ipv4) in [(ipv4, true), (ipv6, false)] {
             if enabled {
-                let own = pools::unique_local(&self.config.ids.bridge).into_iter();
-                let own: Vec<Pool> =
-                    own.chain(pools.iter().copied()).filter(|pool| pool.is_ipv4() == is_ipv4).collect();
-                // Pools that the user gave come first.
-                let own = own.iter().rev().copied().collect::<Vec<_>>();
-                let pools = if is_ipv4 { pools } else { &own };
-                definition.subnets.extend(leases.subnets(&chosen, is_ipv4, pools, &routes)?);
+                // The engine's own prefix where the user gave no pool of the family, or none that is free.
+                let own = pools::unique_local(&self.config.ids.bridge);
+                let all = pools.iter().copied().chain(own);
+                let stock: Vec<Pool> = all.filter(|pool| pool.is_ipv4() == is_ipv4).collect();
+                definition.subnets.extend(leases.subnets(&chosen, is_ipv4, &stock, &routes)?);
             }
         }
         leases.networks.insert(definition.id.clone(), Network::of(definition.clone(), self.config.mtu)?);

@@ -250,3 +250,19 @@ fn a_host_that_forwards_still_listens_to_routers() {
         assert_eq!((setting("btst0/accept_ra"), setting("btst0/disable_ipv6")), ("0".into(), "0".into()));
     });
 }
+
+#[test]
+fn each_family_has_its_pools_in_the_order_given() {
+    on_a_host(|host| {
+        let networks = host.open();
+        let pools = ["base=fd23:a::/64,size=64", "base=fd23:b::/64,size=64", "base=10.231.64.0/24,size=24"]
+            .map(|text| text.parse().expect("pool"));
+        let subnets = |name: &str| {
+            let request = NetworkRequest { name: name.into(), enable_ipv6: Some(true), ..NetworkRequest::default() };
+            let made = networks.reserve_network(request, &pools);
+            made.map(|made| made.subnets.iter().map(|pooled| pooled.address.to_string()).collect::<Vec<_>>())
+        };
+        assert_eq!(subnets("a").expect("free"), ["10.231.64.1/24", "fd23:a::1/64"]);
+        assert!(matches!(subnets("b"), Err(NetworkError::PoolsExhausted)), "of IPv4");
+    });
+}
