@@ -2,7 +2,7 @@
 
 use integration_tests::{Daemon, Stack, eventually, programs::program, stack::Setup};
 use serde_json::{Value, json};
-use std::{fs, thread, time::Duration};
+use std::{fs, net::TcpListener, thread, time::Duration};
 
 fn numbers(text: &str) -> Vec<u32> {
     text.lines().map(|line| line.parse().unwrap_or_else(|_| panic!("not a number: {line:?}"))).collect()
@@ -104,20 +104,27 @@ fn a_published_port_and_exec_work_after_both_died() {
     stack
         .berth(["run", "-d", "--name", "web", "-p", &publish, "busybox", "httpd", "-f", "-p", "80", "-h", "/www"])
         .success();
-    let page = || {
-        integration_tests::run("curl", ["-s", "-m", "2", &format!("http://127.0.0.1:{port}/")]).stdout()
-            == "hello from berth"
+    let page_at = |address| {
+        let url = format!("http://{address}:{port}/");
+        integration_tests::run("curl", ["-s", "-m", "2", &url]).stdout() == "hello from berth"
     };
+    let page = || page_at("127.0.0.1");
+    // What no kernel leads to a container.
+    let page_v6 = || page_at("[::1]");
+    let is_taken = || TcpListener::bind(("0.0.0.0", port)).is_err();
     eventually("the page comes", || page().then_some(()));
+    assert!(page_v6() && is_taken());
     stack.kill_engine();
     stack.kill_supervisor();
-    assert!(page(), "the port died with the daemons");
+    assert!(page() && page_v6(), "the port died with the daemons");
+    assert!(is_taken(), "the port is another program's while no engine is there");
     stack.start_supervisor();
     stack.start_engine();
-    assert!(page());
+    assert!(page() && page_v6() && is_taken());
     assert_eq!(stack.berth(["exec", "web", "echo", "in"]).success().stdout(), "in");
     stack.berth(["stop", "-t", "0", "web"]).success();
-    assert!(!page(), "the port outlives its container");
+    assert!(!page() && !page_v6(), "the port outlives its container");
+    eventually("the port is given back", || (!is_taken()).then_some(()));
     let free = stack.api().post("/containers/web/start", None);
     assert_eq!(free.status, 204, "{}", free.text());
 }

@@ -21,7 +21,7 @@ use super::mac::Mac;
 use super::netlink::{self, Batch, NetlinkError, Socket, address, link, qdisc, route};
 use super::netns::Namespace;
 use super::options::{Driver, GatewayMode, LinkMode};
-use super::ports::{PortError, PortRequest, PublishedPort, Wanted};
+use super::ports::{LOOPBACK, PortError, PortKey, PortRequest, Protocol, PublishedPort, Wanted};
 use super::subnet::Subnet;
 use super::{HELD, Leases, Network, Networks, locked, sysctl};
 
@@ -88,6 +88,7 @@ impl Networks {
             .publish(endpoint.targets(), &endpoint.ports)
             .map_err(|cause| NetworkError::Publish { endpoint: name.to_owned(), cause })?;
         proto::fault!("engine.attach.published");
+        self.hold_ports(id, endpoint);
         Ok(attaching.finish(namespace.fd))
     }
 
@@ -137,8 +138,7 @@ impl Networks {
             proto::fault!("engine.detach.disconnected");
         }
         if unpublished {
-            let mut leases = locked(&self.leases);
-            endpoint.ports.iter().for_each(|port| leases.ports.release(id, port));
+            self.release_ports(id, &endpoint.ports);
         }
         failures.extend(self.unpin(id).err());
         drop(locked(&self.held).remove(id));
@@ -147,6 +147,29 @@ impl Networks {
         let Some(first) = failures.next() else { return Ok(()) };
         failures.for_each(|error| warn!(id, %error, "container is detached in part"));
         Err(first)
+    }
+
+    /// Gives the resolver what occupies the ports of a container, and tells where they lead: it holds them when the engine is gone.
+    pub fn hold_ports(&self, id: &str, endpoint: &Endpoint) {
+        let held = locked(&self.leases).ports.held(id, &endpoint.ports, endpoint.targets());
+        if held.is_empty() {
+            return;
+        }
+        if let Err(error) = self.names.hold(&held) {
+            warn!(id, error = %proto::kind::chain(&error), "host ports are held by the engine alone, and not reached by ::1");
+        }
+        // The container may have ended meanwhile, and given its ports back before they came to be held.
+        let kept = locked(&self.leases).ports.keys(id, &endpoint.ports);
+        let gone: Vec<PortKey> = held.iter().map(|(port, _)| port.key).filter(|key| !kept.contains(key)).collect();
+        self.names.let_go(&gone);
+    }
+
+    /// Gives ports of a container back. The resolver first: until it has let them go, nobody else can have them.
+    pub(super) fn release_ports(&self, id: &str, ports: &[PublishedPort]) {
+        let keys = locked(&self.leases).ports.keys(id, ports);
+        self.names.let_go(&keys);
+        let mut leases = locked(&self.leases);
+        ports.iter().for_each(|port| leases.ports.release(id, port));
     }
 
     pub(super) fn unpublish(&self, id: &str, from: Targets, ports: &[PublishedPort]) -> Result<(), NetworkError> {
@@ -452,6 +475,10 @@ impl Leases {
                 Some(ip) if ip.is_unspecified() => {}
                 Some(ip) => return Err(failed(PortError::Family { ip, container_port })),
                 None => ips.extend(bindings(v4, v6)),
+            }
+            if request.protocol != Protocol::Tcp && ips.contains(&LOOPBACK) {
+                let protocol = request.protocol.name();
+                return Err(failed(PortError::Loopback { protocol, container_port }));
             }
             let (known, translated) = ips.into_iter().partition(|ip: &IpAddr| is_routed(ip.is_ipv4()));
             let port = |host_ip| PublishedPort { protocol: request.protocol, container_port, host_ip, host_port: 0 };

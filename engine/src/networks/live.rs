@@ -148,8 +148,8 @@ impl Networks {
         }
         let published = locked(&self.firewall).publish(to.targets(), &new_ports);
         published.map_err(|cause| NetworkError::Publish { endpoint: name.to_owned(), cause })?;
-        let mut leases = locked(&self.leases);
-        from.ports.iter().filter(|port| !to.ports.contains(port)).for_each(|port| leases.ports.release(id, port));
+        self.hold_ports(id, to);
+        self.release_ports(id, &only_of(from, to));
         Ok(())
     }
 
@@ -177,7 +177,8 @@ impl Networks {
                 leases.release(&member, id);
             }
         }
-        plan.ports.iter().filter(|port| !kept.ports.contains(port)).for_each(|port| leases.ports.release(id, port));
+        drop(leases);
+        self.release_ports(id, &only_of(plan, kept));
     }
 
     /// Finishes a change that an engine before this one had written down and perhaps not made. [`Networks::restore`] has
@@ -213,4 +214,9 @@ impl Networks {
         }
         self.rearrange(id, name, &there, endpoint, namespace.as_fd())
     }
+}
+
+/// The ports of one endpoint that another one hasn't.
+fn only_of(one: &Endpoint, other: &Endpoint) -> Vec<PublishedPort> {
+    one.ports.iter().filter(|port| !other.ports.contains(port)).copied().collect()
 }

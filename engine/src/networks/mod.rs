@@ -13,6 +13,7 @@
 //!   from this host  curl 10.0.0.5:8080 ── output: -> 172.17.0.2:80 ── BRIDGE ── container
 //!   by 127.0.0.1    curl 127.0.0.1:8080 ── output: -> 172.17.0.2:80 ── postrouting: source := 172.17.0.1 ── container
 //!                   (the route is allowed by route_localnet on the bridge)
+//!   by ::1          curl [::1]:8080 ── a socket of the resolver's (see `names::held`) ── 172.17.0.2:80
 //!   hairpin         container ── BRIDGE ── prerouting: 172.17.0.1:8080 -> 172.17.0.3:80
 //!                       ── postrouting: source := 172.17.0.1, so that the answer doesn't take the short way ── container
 //!   refused         anything to 127.0.0.0/8 that didn't start on this host (guard)
@@ -22,14 +23,15 @@
 //! # Why no proxy
 //!
 //! A process per published port costs memory and start time, hides the client's address, and dies with the daemon or
-//! needs a supervisor of its own. The kernel does all its cases: see "by 127.0.0.1" and "hairpin" above.
+//! needs a supervisor of its own. The kernel does all its cases, see "by 127.0.0.1" and "hairpin" above, but one: it has no
+//! `route_localnet` for IPv6. Connections of this host to ::1 are carried on by the resolver, which is there for all ports and containers.
 //!
 //! # While the engine is away
 //!
 //! Links, addresses, routes, rules and published ports are kernel state, and namespaces are pinned in the run root: traffic
-//! flows on in all directions. Only the sockets that *occupy* host ports close with the engine (see `ports`): another
-//! program could then bind such a port, without getting any traffic for it as long as it is published. On the next
-//! start, [`Networks::restore`] takes them again and reports what is taken.
+//! flows on in all directions. The sockets that occupy host ports (see `ports`) are the resolver's, too, so that no other program
+//! gets such a port meanwhile; the next engine takes them over from it ([`Networks::restore`]). When both have died, it takes the ports
+//! again and reports what somebody has taken.
 //!
 //! # What is changed on the host
 //!

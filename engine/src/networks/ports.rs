@@ -2,10 +2,15 @@
 //!
 //! Packets for a published port never reach a socket of the host: nftables sends them to the container before the host
 //! looks for a receiver. The socket held here only *occupies* the port, so that two programs can't both believe they
-//! have it: it is bound and never listens. It is all that is lost when the engine dies; it comes back with `restore`.
+//! have it. The resolver, which outlives the engine, has a copy of each (`names::held`): ports stay taken while no engine is there, and the
+//! next one gets the sockets back with [`Ports::adopt`] and [`Ports::restore`].
+//!
+//! ::1 is the exception, for the kernel can't lead packets from there: a socket that receives what is sent there is listened at by the
+//! resolver, and knows where it leads. A TCP port that was published without an address, for a container without IPv6, has such a socket at
+//! ::1 *beside*, if that port is free: clients that look up `localhost` get ::1 first.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -14,6 +19,9 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt,
 };
 use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+use super::endpoint::Targets;
 
 /// Where host ports come from that nobody chose; docker's range when the kernel's own is not changed.
 const EPHEMERAL: RangeInclusive<u16> = 32768..=60999;
@@ -133,6 +141,16 @@ pub enum PortError {
         /// Last of the range.
         last: u16,
     },
+    /// Nothing leads from there.
+    #[error(
+        "publish port {container_port}/{protocol} on ::1: the kernel leads no packets from ::1 to a container, and only TCP is carried on; publish it on 127.0.0.1"
+    )]
+    Loopback {
+        /// The protocol's name.
+        protocol: &'static str,
+        /// The port in the container.
+        container_port: u16,
+    },
     /// The container has no address of that family.
     #[error("publish port {container_port} on {ip}: the container has no {} address", if ip.is_ipv4() { "IPv4" } else { "IPv6" })]
     Family {
@@ -167,6 +185,27 @@ fn in_words(errno: Errno) -> String {
     }
 }
 
+/// A port of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct PortKey {
+    pub(crate) protocol: Protocol,
+    pub(crate) port: u16,
+    pub(crate) ip: IpAddr,
+}
+
+/// A port of the host that is held, and where connections to it at ::1 are carried on to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HeldPort {
+    pub(crate) key: PortKey,
+    pub(crate) to: Option<SocketAddr>,
+}
+
+impl PublishedPort {
+    fn key(&self) -> PortKey {
+        PortKey { protocol: self.protocol, port: self.host_port, ip: self.host_ip }
+    }
+}
+
 /// A host port in use.
 #[derive(Debug)]
 struct Hold {
@@ -174,8 +213,25 @@ struct Hold {
     owner: String,
     /// The socket that occupies the port. None when the kernel lacks the protocol, or when somebody took the port
     /// while the engine was away.
-    _socket: Option<OwnedFd>,
+    socket: Option<OwnedFd>,
+    /// At ::1, beside a port that is published on all addresses of IPv4.
+    beside: bool,
+    /// Where connections to it at ::1 are carried on to.
+    to: Option<SocketAddr>,
 }
+
+impl Hold {
+    /// Whether it is had for this port.
+    fn is_for(&self, owner: &str, port: &PublishedPort) -> bool {
+        let ip = if self.beside { UNSPECIFIED } else { self.ip };
+        ip == port.host_ip && self.owner == owner
+    }
+}
+
+/// All addresses of IPv4.
+const UNSPECIFIED: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+/// What the kernel leads nowhere.
+pub(super) const LOOPBACK: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
 /// The host ports of one engine.
 #[derive(Debug)]
@@ -183,12 +239,14 @@ pub(crate) struct Ports {
     holds: BTreeMap<(Protocol, u16), Vec<Hold>>,
     /// Where the search for an ephemeral port begins.
     next: u16,
+    /// What the resolver has held while no engine was there, and nobody has taken up yet.
+    adopted: BTreeMap<PortKey, OwnedFd>,
 }
 
 impl Ports {
     /// None in use.
     pub(crate) fn new() -> Self {
-        Self { holds: BTreeMap::new(), next: *EPHEMERAL.start() }
+        Self { holds: BTreeMap::new(), next: *EPHEMERAL.start(), adopted: BTreeMap::new() }
     }
 
     /// Takes a host port for each request on each of its addresses, the same on all of them: all of them or none.
@@ -206,8 +264,66 @@ impl Ports {
                 }
             }
         }
+        // Last, so that they are in nobody's way.
+        for (position, port) in &published {
+            if wanted[*position].request.host_ip.is_none() {
+                self.take_beside(owner, port);
+            }
+        }
         published.sort_by_key(|(position, _)| *position);
         Ok(published.into_iter().map(|(_, port)| port).collect())
+    }
+
+    /// Takes up what was held while no engine was there, for ports that are restored now.
+    pub(crate) fn adopt(&mut self, held: impl IntoIterator<Item = (HeldPort, OwnedFd)>) {
+        self.adopted.extend(held.into_iter().map(|(port, socket)| (port.key, socket)));
+    }
+
+    /// After the last port is restored: what is beside them is taken up, too. Gives the ports that nobody has any more.
+    pub(crate) fn adopted(&mut self) -> Vec<PortKey> {
+        let mut left = Vec::new();
+        for (key, socket) in std::mem::take(&mut self.adopted) {
+            let all = self.holds.entry((key.protocol, key.port)).or_default();
+            let owner = all.iter().find(|hold| hold.ip == UNSPECIFIED).map(|hold| hold.owner.clone());
+            match owner.filter(|_| key.ip == LOOPBACK) {
+                Some(owner) => all.push(Hold { ip: key.ip, owner, socket: Some(socket), beside: true, to: None }),
+                None => left.push(key),
+            }
+        }
+        self.holds.retain(|_, holds| !holds.is_empty());
+        left
+    }
+
+    /// What the resolver has to hold for these ports of a container, which lead to these addresses.
+    pub(crate) fn held(&mut self, owner: &str, ports: &[PublishedPort], targets: Targets) -> Vec<(HeldPort, OwnedFd)> {
+        let mut held = Vec::new();
+        for port in ports {
+            let Some(all) = self.holds.get_mut(&(port.protocol, port.host_port)) else { continue };
+            for hold in all.iter_mut().filter(|hold| hold.is_for(owner, port)) {
+                let is_loopback = hold.beside || hold.ip == LOOPBACK || hold.ip == Ipv6Addr::UNSPECIFIED;
+                let target =
+                    targets.of(port.host_ip.is_ipv4()).filter(|_| is_loopback && port.protocol == Protocol::Tcp);
+                hold.to = target.map(|ip| SocketAddr::new(ip, port.container_port));
+                let Some(socket) = &hold.socket else { continue };
+                let key = PortKey { ip: hold.ip, ..port.key() };
+                match socket.try_clone() {
+                    Ok(socket) => held.push((HeldPort { key, to: hold.to }, socket)),
+                    Err(error) => warn!(%error, ?key, "host port is held by the engine alone"),
+                }
+            }
+        }
+        held
+    }
+
+    /// By which ports the resolver knows what a container has of these.
+    pub(crate) fn keys(&self, owner: &str, ports: &[PublishedPort]) -> Vec<PortKey> {
+        let mut keys = Vec::new();
+        for port in ports {
+            let all = self.holds.get(&(port.protocol, port.host_port)).into_iter().flatten();
+            let own = all.filter(|hold| hold.is_for(owner, port) && hold.socket.is_some());
+            keys.extend(own.map(|hold| PortKey { ip: hold.ip, ..port.key() }));
+        }
+        keys
     }
 
     /// Takes back a port that was published before the engine was restarted. An error says who has it meanwhile; the
@@ -218,7 +334,9 @@ impl Ports {
         if self.conflicts(port.protocol, port.host_ip, port.host_port) {
             return Err(PortError::Allocated { ip: port.host_ip, port: port.host_port });
         }
-        let (socket, result) = match occupy(port.protocol, port.host_ip, port.host_port) {
+        let held = self.adopted.remove(&port.key());
+        let taken = held.map_or_else(|| occupy(port.protocol, port.host_ip, port.host_port), |held| Ok(Some(held)));
+        let (socket, result) = match taken {
             Ok(socket) => (socket, Ok(())),
             Err(error) => (None, Err(error)),
         };
@@ -230,7 +348,7 @@ impl Ports {
     pub(crate) fn release(&mut self, owner: &str, port: &PublishedPort) {
         let key = (port.protocol, port.host_port);
         if let Some(holds) = self.holds.get_mut(&key) {
-            holds.retain(|hold| !(hold.ip == port.host_ip && hold.owner == owner));
+            holds.retain(|hold| !hold.is_for(owner, port));
             if holds.is_empty() {
                 self.holds.remove(&key);
             }
@@ -286,8 +404,20 @@ impl Ports {
     }
 
     fn insert(&mut self, owner: &str, port: &PublishedPort, socket: Option<OwnedFd>) {
-        let hold = Hold { ip: port.host_ip, owner: owner.to_owned(), _socket: socket };
+        let hold = Hold { ip: port.host_ip, owner: owner.to_owned(), socket, beside: false, to: None };
         self.holds.entry((port.protocol, port.host_port)).or_default().push(hold);
+    }
+
+    /// Takes the port at ::1, too, of what is published on all addresses of IPv4 alone; if it is free.
+    pub(crate) fn take_beside(&mut self, owner: &str, port: &PublishedPort) {
+        let PublishedPort { protocol, host_ip, host_port, .. } = *port;
+        if protocol != Protocol::Tcp || host_ip != UNSPECIFIED || self.conflicts(protocol, LOOPBACK, host_port) {
+            return;
+        }
+        if let Ok(socket @ Some(_)) = occupy(protocol, LOOPBACK, host_port) {
+            let hold = Hold { ip: LOOPBACK, owner: owner.to_owned(), socket, beside: true, to: None };
+            self.holds.entry((protocol, host_port)).or_default().push(hold);
+        }
     }
 
     /// Whether a container has the port on the same address, or one of the two has it on all addresses.

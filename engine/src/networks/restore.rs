@@ -30,9 +30,13 @@ impl Networks {
         &self,
         records: impl IntoIterator<Item = (&'a str, &'a Endpoint)>,
     ) -> Result<Vec<Damage>, NetworkError> {
+        let held = self.names.held();
+        let alone = held.is_empty();
+        locked(&self.leases).ports.adopt(held);
         let mut damages = Vec::new();
         let mut known_ids = HashSet::new();
         let mut known_links = HashSet::new();
+        let mut restored = Vec::new();
         let links = link::list(&mut locked(&self.route))?;
         let there: HashSet<&str> = links.iter().map(|link| link.name.as_str()).collect();
         for (id, endpoint) in records {
@@ -59,7 +63,9 @@ impl Networks {
             }
             known_links.extend(members.iter().map(|member| member.address.host_link.clone()));
             self.restore_endpoint(id, endpoint, &members, &there).into_iter().for_each(&mut damage);
+            restored.push((id, endpoint));
         }
+        self.take_up_ports(&restored, alone);
         locked(&self.firewall).assert_all().map_err(|cause| self.firewall_error(cause))?;
         self.sweep(&links, &known_ids, &known_links)?;
         Ok(damages)
@@ -109,6 +115,19 @@ impl Networks {
             errors.push(NetworkError::Connect { endpoint, bridge, cause });
         }
         errors
+    }
+
+    /// Takes up what is beside ports, and makes the resolver let go of what belongs to no record. `alone`: it had died, too, and with it
+    /// what was beside ports. What it has to hold it is told with the names, or by [`Networks::hold_ports`].
+    fn take_up_ports(&self, restored: &[(&str, &Endpoint)], alone: bool) {
+        let nobodys = {
+            let mut leases = locked(&self.leases);
+            for (id, endpoint) in restored.iter().filter(|_| alone) {
+                endpoint.ports.iter().for_each(|port| leases.ports.take_beside(id, port));
+            }
+            leases.ports.adopted()
+        };
+        self.names.let_go(&nobodys);
     }
 
     /// Removes what an engine left behind that died between two steps.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
     io::{Read, Write},
     net::Shutdown,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -214,7 +215,31 @@ impl Run {
     fn asked(&mut self, expected: u16, method: &str, path: &str, body: Option<&Value>) -> (String, Value) {
         let answer = self.api.request(method, &format!("{VERSION}{path}"), body);
         self.keep(&format!("{method} {path}"), expected, &answer);
+        if answer.status == 204
+            && let Some((name, "start" | "restart")) =
+                path.strip_prefix("/containers/").and_then(|path| path.split('?').next()?.split_once('/'))
+        {
+            self.until_it_listens(name);
+        }
         (answer.text(), serde_json::from_slice(&answer.body).unwrap_or_default())
+    }
+
+    /// Waits until the shell of a container that has a trap for SIGTERM has set it: until then a stop would have to kill it.
+    fn until_it_listens(&self, name: &str) {
+        let inspected = self.api.get(&format!("{VERSION}/containers/{name}/json")).json();
+        let script = inspected["Config"]["Cmd"].as_array().and_then(|words| words.last()?.as_str());
+        let pid = inspected["State"]["Pid"].as_u64().unwrap_or_default();
+        if pid == 0 || !script.is_some_and(|script| script.starts_with("trap")) {
+            return;
+        }
+        let caught = || {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+            let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"))?;
+            u64::from_str_radix(mask.trim(), 16).ok()
+        };
+        eventually_within(Duration::from_secs(15), "the trap is set, or all is over", || {
+            caught().is_none_or(|mask| mask & (1 << 14) != 0).then_some(())
+        });
     }
 
     /// A GET.

@@ -8,8 +8,8 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, s
 
 use crate::raw::{check, own};
 
-/// Most descriptors that [`recv_fds`] accepts with one message.
-pub const MAX_FDS: usize = 32;
+/// Most descriptors that [`recv_fds`] accepts with one message: as many as the kernel passes (SCM_MAX_FD).
+pub const MAX_FDS: usize = 253;
 
 /// Sends `bytes` and, with them, descriptors (SCM_RIGHTS). At least one byte has to go along on a stream socket.
 pub fn send_fds(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<usize, Errno> {

@@ -237,6 +237,9 @@ pub async fn resume(app: &Arc<App>) {
             {
                 warn!(id = crate::ids::short(&record.id), %error, "networks of a container are not what they should be");
             }
+            if record.state.phase.is_live() {
+                owner.networks.hold_ports(&record.id, &endpoint);
+            }
             let Some(zone) = zone(&owner, &record, &endpoint) else { continue };
             let told = if served.remove(&record.id) {
                 owner.networks.names().change(&zone)

@@ -14,6 +14,8 @@
 //! passed to the resolver: a process of its own that needs to enter no namespace (but to ask a name server that
 //! the container was given), and that outlives the engine.
 //!
+//! The same process holds the host ports that are published, because it is there when no engine is (`held`).
+//!
 //! # What is answered
 //!
 //! Names, aliases, short ids and host names of the containers on one's own networks, also as `name.network`: their IPv4
@@ -34,7 +36,7 @@
 //! # When processes die
 //!
 //! The engine is the only one that knows who is called what; it tells each change. An engine that starts finds the resolver by
-//! its socket in the run root, and tells everything anew.
+//! its socket in the run root, takes over the ports that it holds, and tells everything anew.
 //!
 //! | what happens | names |
 //! |---|---|
@@ -47,6 +49,7 @@
 
 mod cache;
 mod doors;
+mod held;
 mod host;
 mod lifetime;
 mod message;
@@ -75,10 +78,11 @@ use tokio::sync::Notify;
 use tracing::{debug, info, warn};
 
 pub use self::protocol::Counters;
-use self::protocol::{LONGEST, PAGE, Reply, Request, VERSION};
+use self::protocol::{LONGEST, PAGE, PORTS, Reply, Request, VERSION};
 pub use self::sockets::RESOLVER;
 pub use self::zone::{Zone, ZoneMember};
 use super::error::NetworkError;
+use super::ports::{HeldPort, PortKey};
 
 /// The program's argument that makes it a resolver.
 pub const ARGUMENT: &str = "resolver";
@@ -147,6 +151,39 @@ impl Names {
         all
     }
 
+    /// Gives the resolver the sockets that occupy host ports: they stay taken while no engine is there. Ports that it holds already lead
+    /// where they lead now.
+    pub(super) fn hold(&self, ports: &[(HeldPort, OwnedFd)]) -> Result<(), NetworkError> {
+        for some in ports.chunks(PORTS) {
+            let (held, fds): (Vec<_>, Vec<_>) = some.iter().map(|(port, socket)| (*port, socket.as_fd())).unzip();
+            self.ask(&Request::Hold(held), &fds, true)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the resolver let host ports go. One that isn't there holds none.
+    pub(super) fn let_go(&self, ports: &[PortKey]) {
+        for some in ports.chunks(PORTS) {
+            if let Err(error) = self.ask(&Request::LetGo(some.to_vec()), &[], false) {
+                warn!(error = %proto::kind::chain(&error), "host ports stay taken until the next start of the engine");
+            }
+        }
+    }
+
+    /// The ports that a resolver holds that is there, and their sockets.
+    pub(super) fn held(&self) -> Vec<(HeldPort, OwnedFd)> {
+        let mut all: Vec<(HeldPort, OwnedFd)> = Vec::new();
+        loop {
+            let after = all.last().map(|(port, _)| port.key);
+            let Ok(Some((reply, sockets))) = self.ask_for_fds(&Request::Held(after), &[], false) else { return all };
+            let last = reply.holds.len() < PORTS;
+            all.extend(reply.holds.into_iter().zip(sockets));
+            if last {
+                return all;
+            }
+        }
+    }
+
     /// What the resolver that is there has done; none when there is none.
     pub fn counters(&self) -> Option<Counters> {
         self.ask(&Request::Count, &[], false).ok().flatten().map(|reply| reply.counters)
@@ -184,6 +221,15 @@ impl Names {
 
     /// Asks the resolver that is there, or where `needed` starts one; once more when it has just died.
     fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>], needed: bool) -> Result<Option<Reply>, NetworkError> {
+        Ok(self.ask_for_fds(request, fds, needed)?.map(|(reply, _)| reply))
+    }
+
+    fn ask_for_fds(
+        &self,
+        request: &Request,
+        fds: &[BorrowedFd<'_>],
+        needed: bool,
+    ) -> Result<Option<(Reply, Vec<OwnedFd>)>, NetworkError> {
         let mut connection = self.lock();
         let mut attempt = 0;
         loop {
@@ -197,11 +243,11 @@ impl Names {
             }
             let Some(open) = connection.as_ref() else { return Ok(None) };
             match open.exchange(request, fds) {
-                Ok(reply) => {
-                    let refused = reply.error.as_ref().map(|text| io::Error::other(text.clone()));
+                Ok(answer) => {
+                    let refused = answer.0.error.as_ref().map(|text| io::Error::other(text.clone()));
                     return match refused {
                         Some(cause) => Err(NetworkError::Names { what: "serve a container", cause }),
-                        None => Ok(Some(reply)),
+                        None => Ok(Some(answer)),
                     };
                 }
                 Err(cause) => {
@@ -220,7 +266,7 @@ impl Names {
         let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
         connect(socket.as_raw_fd(), &UnixAddr::new(&self.socket)?)?;
         let open = Connection::new(socket)?;
-        let version = open.exchange(&Request::Hello(String::new()), &[])?.version;
+        let version = open.exchange(&Request::Hello(String::new()), &[])?.0.version;
         if version != VERSION {
             info!(version, "resolver of another release is replaced");
             open.exchange(&Request::Quit, &[])?;
@@ -278,18 +324,18 @@ impl Connection {
         Ok(Self { socket })
     }
 
-    fn exchange(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> io::Result<Reply> {
+    fn exchange(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> io::Result<(Reply, Vec<OwnedFd>)> {
         let bytes = serde_json::to_vec(request)?;
         if bytes.len() > LONGEST {
             return Err(io::Error::from_raw_os_error(nix::libc::EMSGSIZE));
         }
         sys::fd::send_fds(&self.socket, &bytes, fds)?;
         let mut buffer = vec![0; LONGEST];
-        let (length, _) = sys::fd::recv_fds(&self.socket, &mut buffer)?;
+        let (length, fds) = sys::fd::recv_fds(&self.socket, &mut buffer)?;
         if length == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        Ok(serde_json::from_slice(&buffer[..length])?)
+        Ok((serde_json::from_slice(&buffer[..length])?, fds))
     }
 }
 

@@ -3,15 +3,18 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::super::ports::{HeldPort, PortKey};
 use super::zone::Zone;
 
 /// Changes when an older resolver would misunderstand; it is then replaced.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 /// Longest message: a container has few networks and few names in each.
 pub(super) const LONGEST: usize = 60 * 1024;
 
 /// Most ids in one answer.
 pub(super) const PAGE: usize = 500;
+/// Most ports in one message: their descriptors come along, of which the kernel takes 253 (SCM_MAX_FD).
+pub(super) const PORTS: usize = 250;
 
 /// From the engine.
 #[derive(Debug, Serialize, Deserialize)]
@@ -24,6 +27,12 @@ pub(super) enum Request {
     Change(Zone),
     /// A container is gone.
     Forget(String),
+    /// Hold these ports by the sockets that come along; at most [`PORTS`].
+    Hold(Vec<HeldPort>),
+    /// Let these ports go.
+    LetGo(Vec<PortKey>),
+    /// Which ports do you hold? Those that follow this one, in order, and their sockets; at most [`PORTS`].
+    Held(Option<PortKey>),
     /// What have you done so far?
     Count,
     /// End.
@@ -55,6 +64,9 @@ pub(super) struct Reply {
     /// Ids of the containers that it serves, in answer to `Hello`.
     #[serde(default)]
     pub(super) serves: Vec<String>,
+    /// In answer to `Held`; the sockets come along.
+    #[serde(default)]
+    pub(super) holds: Vec<HeldPort>,
     /// In answer to `Count`.
     #[serde(default)]
     pub(super) counters: Counters,

@@ -1,13 +1,13 @@
 //! The resolver: one small process per engine root. It holds the sockets of all containers on networks of users and answers
-//! (`served`) from what engines have told it; it goes on when they are gone, and ends by itself when it serves nobody and no
-//! engine is there.
+//! (`served`) from what engines have told it, and holds published ports (`held`); it goes on when they are gone, and ends by itself when
+//! it serves nobody, holds nothing and no engine is there.
 //!
 //! One thread, but for entering namespaces (`doors`). Everything is bounded: questions that are looked up elsewhere, TCP clients, lengths and times.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
@@ -17,9 +17,10 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::{LocalSet, spawn_local};
 
+use super::held::Held;
 use super::host::Host;
 use super::outside::{self, Outside};
-use super::protocol::{Counters, LONGEST, PAGE, Reply, Request, VERSION};
+use super::protocol::{Counters, LONGEST, PAGE, PORTS, Reply, Request, VERSION};
 use super::served::Served;
 use super::upstream::Means;
 use super::zone::{Index, Zone};
@@ -33,6 +34,7 @@ const BESIDE: usize = 4;
 pub(super) struct Server {
     pub(super) index: RefCell<Index>,
     served: RefCell<HashMap<String, Rc<Served>>>,
+    held: Held,
     engines: Cell<usize>,
     /// The host's name servers.
     pub(super) host: Host,
@@ -52,6 +54,7 @@ pub(super) fn run(path: &Path, first: OwnedFd, resolv_conf: &Path) -> io::Result
     let server = Rc::new(Server {
         index: RefCell::default(),
         served: RefCell::default(),
+        held: Held::default(),
         engines: Cell::new(0),
         host: Host::new(resolv_conf.to_owned()),
         outside: Rc::new(Outside::new(outside::OF_HOST)),
@@ -69,11 +72,12 @@ pub(super) fn run(path: &Path, first: OwnedFd, resolv_conf: &Path) -> io::Result
             server.idle.notified().await;
         }
         accepting.abort();
-        Ok::<(), io::Error>(())
-    })?;
-    // The path of a resolver that ends is nobody's; one that replaces it makes its own.
-    let _ = std::fs::remove_file(path);
-    Ok(())
+        // The path of a resolver that ends is nobody's; one that replaces it makes its own. Both before the connections are closed, by
+        // which engines know that it has ended.
+        let _ = std::fs::remove_file(path);
+        server.held.let_all_go().await;
+        Ok(())
+    })
 }
 
 fn listen_at(path: &Path) -> io::Result<AsyncFd<OwnedFd>> {
@@ -108,7 +112,7 @@ async fn accept_engines(server: Rc<Server>, listener: AsyncFd<OwnedFd>) {
 
 impl Server {
     fn may_end(&self) -> bool {
-        self.quit.get() || (self.engines.get() == 0 && self.served.borrow().is_empty())
+        self.quit.get() || (self.engines.get() == 0 && self.served.borrow().is_empty() && self.held.is_empty())
     }
 
     /// Changes what is counted.
@@ -145,32 +149,43 @@ impl Server {
             if length == 0 {
                 return Ok(());
             }
-            let reply = match serde_json::from_slice(&buffer[..length]) {
-                Ok(request) => self.obey(request, fds),
-                Err(error) => Reply { version: VERSION, error: Some(error.to_string()), ..Reply::default() },
+            let (reply, fds) = match serde_json::from_slice(&buffer[..length]) {
+                Ok(request) => self.obey(request, fds).await,
+                Err(error) => {
+                    (Reply { version: VERSION, error: Some(error.to_string()), ..Reply::default() }, Vec::new())
+                }
             };
             let bytes = serde_json::to_vec(&reply)?;
-            sys::fd::send_fds(engine.get_ref().as_fd(), &bytes, &[])?;
+            let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+            sys::fd::send_fds(engine.get_ref().as_fd(), &bytes, &fds)?;
             if self.quit.get() {
                 self.idle.notify_one();
             }
         }
     }
 
-    fn obey(self: &Rc<Self>, request: Request, fds: Vec<OwnedFd>) -> Reply {
-        let (mut serves, mut counters) = (Vec::new(), Counters::default());
+    async fn obey(self: &Rc<Self>, request: Request, fds: Vec<OwnedFd>) -> (Reply, Vec<OwnedFd>) {
+        let mut reply = Reply { version: VERSION, ..Reply::default() };
+        let mut along = Vec::new();
         let done = match request {
             Request::Hello(after) => {
-                serves = self.index.borrow().ids();
+                let mut serves = self.index.borrow().ids();
                 serves.sort();
                 serves.retain(|id| *id > after);
                 serves.truncate(PAGE);
+                reply.serves = serves;
                 Ok(())
             }
             Request::Serve(zone) => self.serve(zone, fds),
             Request::Change(zone) => self.change(zone),
+            Request::Hold(ports) => self.held.hold(&ports, fds).await,
+            Request::LetGo(ports) => {
+                self.held.let_go(&ports).await;
+                Ok(())
+            }
+            Request::Held(after) => self.held.list(after, PORTS).map(|held| (reply.holds, along) = held),
             Request::Count => {
-                counters = *self.counters.borrow();
+                reply.counters = *self.counters.borrow();
                 Ok(())
             }
             Request::Forget(id) => {
@@ -185,7 +200,8 @@ impl Server {
                 Ok(())
             }
         };
-        Reply { version: VERSION, serves, counters, error: done.err().map(|error| error.to_string()) }
+        reply.error = done.err().map(|error| error.to_string());
+        (reply, along)
     }
 
     fn serve(self: &Rc<Self>, zone: Zone, fds: Vec<OwnedFd>) -> io::Result<()> {

@@ -26,8 +26,8 @@
 //! however many ports there are, and a packet costs a few hash lookups however many networks there are. (The rules of
 //! `postrouting` are one by one, but only a connection's first packet meets them.)
 //!
-//! ::1 can't be led to a container: there is no `route_localnet` for IPv6. A published port refuses there, and clients that try
-//! `localhost` go on to 127.0.0.1.
+//! What goes to ::1 can't be led to a container: there is no `route_localnet` for IPv6. It is left to the sockets of the host, of
+//! which some are the resolver's (`names::held`).
 //!
 //! *Accepting* a packet in one table doesn't save it from another. Where the forward chain of iptables has the policy drop
 //! (dockerd sets it when it switches forwarding on, and ufw does), it is made to let our bridges through: see [`foreign`]. Other
