@@ -9,6 +9,7 @@ use integration_tests::{
 };
 use serde_json::{Value, json};
 use std::{
+    net::{Ipv6Addr, TcpStream},
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     process::Command,
     sync::atomic::{AtomicBool, Ordering},
@@ -184,10 +185,14 @@ fn a_resolver_that_dies_is_replaced() {
     }
     let stack = Stack::with_busybox();
     stack.docker(["network", "create", "net"]).success();
+    let port = 22_000 + stack.gateway().split('.').nth(2).unwrap().parse::<u16>().unwrap();
     sleeper(&stack, "one", &["--network", "net"]);
-    sleeper(&stack, "two", &["--network", "net"]);
+    sleeper(&stack, "two", &["--network", "net", "-p", &format!("{port}:80")]);
     let b = address(&stack, "two", "net");
     assert_eq!(resolve(&stack, "one", "two"), std::slice::from_ref(&b));
+    // It listens there; nobody does in the container.
+    let is_held = || TcpStream::connect((Ipv6Addr::LOCALHOST, port)).is_ok();
+    assert!(is_held());
     let socket = stack.run_root().join("engine/names.sock").display().to_string();
     let resolver = || {
         let lines = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
@@ -205,6 +210,7 @@ fn a_resolver_that_dies_is_replaced() {
         (resolve(&stack, "one", "two") == std::slice::from_ref(&b)).then_some(())
     });
     assert_ne!(resolver(), first);
+    eventually("the port is held by it", || is_held().then_some(()));
     remove(&stack, &["net"]);
 }
 

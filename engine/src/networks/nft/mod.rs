@@ -5,9 +5,9 @@
 //! table inet berth_BRIDGE
 //!   bridges, internal_bridges    sets of links: all bridges, those of internal networks
 //!   passing_links                pairs of a link and a bridge: each bridge and itself, and links that a network trusts
-//!   guard        raw prerouting    to 127.0.0.0/8 and not by lo: drop
-//!   prerouting   nat prerouting ┐  to an address of this host (but not ::1): goto published
-//!   output       nat output     ┘
+//!   guard        filter input      to 127.0.0.0/8 and not by lo: drop, but for answers of what 127.0.0.1 has asked of a container
+//!   prerouting   nat prerouting ┐  to an address of this host (but not ::1, and not to 127.0.0.0/8 by another link than lo):
+//!   output       nat output     ┘  goto published
 //!   published                      rewrite the destination by one of two maps for each family:
 //!                                    protocol . address . port -> container . port
 //!                                    protocol . port           -> container . port
@@ -24,7 +24,8 @@
 //!
 //! A container's ports are elements of the maps, a network's bridge is an element of the sets: publishing costs one transaction
 //! however many ports there are, and a packet costs a few hash lookups however many networks there are. (The rules of
-//! `postrouting` are one by one, but only a connection's first packet meets them.)
+//! `postrouting` are one by one, but only a connection's first packet meets them.) The guard is at the input, and again where ports are
+//! led away from there: packets from container to container, which pass neither, are looked at in `forward` alone.
 //!
 //! What goes to ::1 can't be led to a container: there is no `route_localnet` for IPv6. It is left to the sockets of the host, of
 //! which some are the resolver's (`names::held`).
@@ -61,8 +62,8 @@ use super::subnet::Subnet;
 
 /// The family that has both IPv4 and IPv6.
 const FAMILY: i32 = libc::NFPROTO_INET;
-/// Before connection tracking.
-const PRIORITY_RAW: i32 = -300;
+/// Before all that others filter.
+const PRIORITY_GUARD: i32 = -300;
 const PRIORITY_DESTINATION: i32 = -100;
 const PRIORITY_FILTER: i32 = 0;
 const PRIORITY_SOURCE: i32 = 100;
@@ -295,7 +296,7 @@ impl Firewall {
         LinkSet::ALL.into_iter().for_each(|links| to.add_set(links));
         let hook = |kind, number, priority| Some(Hook { kind, number, priority });
         to.add_chain(PUBLISHED, None);
-        to.add_chain(GUARD, hook("filter", libc::NF_INET_PRE_ROUTING, PRIORITY_RAW));
+        to.add_chain(GUARD, hook("filter", libc::NF_INET_LOCAL_IN, PRIORITY_GUARD));
         to.add_chain(PREROUTING, hook("nat", libc::NF_INET_PRE_ROUTING, PRIORITY_DESTINATION));
         to.add_chain(OUTPUT, hook("nat", libc::NF_INET_LOCAL_OUT, PRIORITY_DESTINATION));
         to.add_chain(FORWARD, hook("filter", libc::NF_INET_FORWARD, PRIORITY_FILTER));
@@ -334,10 +335,13 @@ impl Firewall {
 fn rules(bridges: &[BridgeRules]) -> Vec<(&'static str, Rule)> {
     use Is::{Exactly, Not};
     let rule = Rule::new;
+    let from_elsewhere = |comment| rule(comment).to(Subnet::LOOPBACK).came_by(Not, "lo");
     let (ours, internal, pairs) = (LinkSet::Bridges.name(), LinkSet::Internal.name(), LinkSet::Pairs.name());
     let mut rules = vec![
         // The address first: it is what most packets fail by, and costs less to look at than a name.
-        (GUARD, rule("loopback is this host's own").to(Subnet::LOOPBACK).came_by(Not, "lo").drop()),
+        (GUARD, from_elsewhere("answers of published ports").of_published_port().accept()),
+        (GUARD, from_elsewhere("loopback is this host's own").drop()),
+        (PREROUTING, from_elsewhere("loopback is this host's own").accept()),
         (PREROUTING, rule("published ports, from elsewhere").for_this_host().goto(PUBLISHED)),
         (OUTPUT, rule("no way from ::1 to a container").to(loopback_v6()).accept()),
         (OUTPUT, rule("published ports, from this host").for_this_host().goto(PUBLISHED)),

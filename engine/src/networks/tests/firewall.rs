@@ -54,12 +54,14 @@ table inet berth_btst0 {
 	}
 
 	chain guard {
-		type filter hook prerouting priority raw; policy accept;
+		type filter hook input priority raw; policy accept;
+		ip daddr 127.0.0.0/8 iifname != "lo" ct status dnat accept comment "answers of published ports"
 		ip daddr 127.0.0.0/8 iifname != "lo" drop comment "loopback is this host's own"
 	}
 
 	chain prerouting {
 		type nat hook prerouting priority dstnat; policy accept;
+		ip daddr 127.0.0.0/8 iifname != "lo" accept comment "loopback is this host's own"
 		fib daddr type local goto published comment "published ports, from elsewhere"
 	}
 
