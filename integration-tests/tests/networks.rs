@@ -167,7 +167,8 @@ fn names_and_links_outlive_engine_and_supervisor() {
         assert_eq!(address(&stack, "web", "net"), "10.235.77.40");
         assert_eq!(resolve(&stack, "asker", "web"), ["10.235.77.40"]);
     }
-    exec(&stack, "asker", &["touch", "/stop"]).success();
+    // Detached: the loop may end, and the container with it, before this has.
+    stack.docker(["exec", "-d", "asker", "touch", "/stop"]).success();
     stack.docker(["wait", "asker"]).success();
     let counted = stack.docker(["logs", "asker"]).success().stdout();
     let counts: Vec<u32> = counted.split_whitespace().map(|word| word.parse().unwrap()).collect();
@@ -514,7 +515,8 @@ fn names_and_ports_serve_through_ten_kills() {
         found
     });
     assert!(failures.is_empty(), "of {times} fetches through the port failed: {failures:#?}");
-    stack.berth(["exec", "asker", "touch", "/stop"]).success();
+    // Detached: the loop may end, and the container with it, before this has.
+    stack.berth(["exec", "-d", "asker", "touch", "/stop"]).success();
     stack.berth(["wait", "asker"]).success();
     let said = stack.berth(["logs", "asker"]).success().stdout();
     let rounds = said.strip_prefix("rounds ").and_then(|rest| rest.parse::<usize>().ok());
