@@ -23,6 +23,7 @@ use axum::{
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use http_body_util::{BodyExt, Limited};
 use serde_json::json;
 use std::{convert::Infallible, sync::Arc};
 use tokio::sync::mpsc;
@@ -71,11 +72,25 @@ pub async fn inspect(State(app): State<Arc<App>>, Path(id): Path<String>, RawQue
 }
 
 /// `POST /containers/{id}/start`
-pub async fn start(State(app): State<Arc<App>>, Path(id): Path<String>, RawQuery(query): RawQuery) -> ApiResult {
+pub async fn start(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    RawQuery(query): RawQuery,
+    body: Body,
+) -> ApiResult {
+    no_body(body).await?;
     create::check_query(&Query::parse(query.as_deref()))?;
     let container = app.containers.find(&id)?;
     run_to_end(async move { start::start(&app, &container).await }).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Settings that came with a start were docker's way once. What some clients send in place of nothing (`{}`, `null`) is read away.
+async fn no_body(body: Body) -> ApiResult<()> {
+    const NOTHING: usize = 7;
+    let refused = "starting container with non-empty request body was deprecated since API v1.22 and removed in v1.24";
+    let read = Limited::new(body, NOTHING).collect().await;
+    read.map(drop).map_err(|_| ApiError::invalid(refused))
 }
 
 fn stop_options(query: &Query) -> ApiResult<stop::Options> {

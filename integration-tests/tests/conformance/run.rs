@@ -224,7 +224,7 @@ impl Run {
         (answer.text(), serde_json::from_slice(&answer.body).unwrap_or_default())
     }
 
-    /// Waits until the shell of a container that has a trap for SIGTERM has set it: until then a stop would have to kill it.
+    /// Waits until the shell of a container that begins with a trap has set it: until then a signal ends it, or does nothing.
     fn until_it_listens(&self, name: &str) {
         let inspected = self.api.get(&format!("{VERSION}/containers/{name}/json")).json();
         let script = inspected["Config"]["Cmd"].as_array().and_then(|words| words.last()?.as_str());
@@ -238,7 +238,8 @@ impl Run {
             u64::from_str_radix(mask.trim(), 16).ok()
         };
         eventually_within(Duration::from_secs(15), "the trap is set, or all is over", || {
-            caught().is_none_or(|mask| mask & (1 << 14) != 0).then_some(())
+            // Of its children the shell hears from the beginning.
+            caught().is_none_or(|mask| mask & !(1 << (nix::libc::SIGCHLD - 1)) != 0).then_some(())
         });
     }
 
