@@ -264,8 +264,11 @@ fn dual_stack(run: &mut Run) {
     run.start("server", &with_address("fd77:8::99"));
     run.inspect("server", &["/NetworkSettings/Networks/both"]);
     run.get(200, "/networks/both");
+    // A kernel takes its time to find out that nobody else has the bridge's address.
     let script = "ip -6 addr show dev eth0 scope global | grep -c fd77:8; ip -6 route show default | cut -d' ' -f1-5; \
-                  ping -6 -c 1 -W 2 server | head -1 | cut -d' ' -f2,3; ping -c 1 -W 2 fd77:8::1 | grep -c '1 packets received'";
+                  ping -6 -c 1 -W 2 server | head -1 | cut -d' ' -f2,3; \
+                  n=0; until ping -c 1 -W 1 fd77:8::1 >/dev/null || [ $n = 20 ]; do n=$((n+1)); usleep 100000; done; \
+                  ping -c 1 -W 2 fd77:8::1 | grep -c '1 packets received'";
     run.runs("asks", &with_host(sh(script), json!({"NetworkMode": "both"})));
     run.create("again", &with_address("fd77:8::99"));
     let refused = run.quietly("POST", "/containers/again/start", None).status;
