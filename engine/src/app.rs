@@ -317,6 +317,7 @@ fn open(config: Config, supervisor: Client) -> Result<Arc<App>, AppError> {
         masquerade: wanted.masquerade,
         mtu: config.mtu,
         ids: NetworkIds { bridge: identity.bridge.clone(), host: identity.host.clone(), none: identity.none.clone() },
+        bus: config.bus.clone(),
     };
     let networks = Networks::open(bridge, &config.run_root, definitions)?;
     // All endpoints, also of containers that ended meanwhile: their ends are worked off in the usual way.

@@ -75,7 +75,7 @@ pub fn run(arguments: impl Iterator<Item = std::ffi::OsString>) -> Result<(), Cl
             return Err(CleanupError::Running(running.join(", ")));
         }
     }
-    let mut removed = Networks::remove_all(&config.bridge.name, &config.run_root)?;
+    let mut removed = Networks::remove_all(&config.bridge.name, &config.run_root, &config.bus)?;
     removed.extend(unmount_below(&config.engine_data().join("volumes"))?);
     removed.iter().for_each(|what| println!("removed {what}"));
     Ok(())

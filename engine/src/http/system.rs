@@ -87,6 +87,7 @@ pub async fn info(State(app): State<Arc<App>>) -> ApiResult {
     let (config, live) = (&app.config, app.live());
     let (limits, mut warnings) = (Limits::of_host(app.unified_cgroups), warnings(config));
     warnings.extend(app.apparmor.warning().await.map(|text| format!("WARNING: {text}")));
+    warnings.extend(open_ports(&app).await);
     let mut security = config.containers.security_options();
     if app.apparmor.protects().await {
         security.insert(0, "name=apparmor".to_owned());
@@ -207,6 +208,16 @@ fn warnings(config: &Config) -> Vec<String> {
         false => format!("WARNING: API is accessible on http://{at} without encryption.\n         Access to the remote API is equivalent to root access on the host."),
     })
     .collect()
+}
+
+/// Said where the host's owner believes that ports are closed.
+async fn open_ports(app: &Arc<App>) -> Option<String> {
+    let owner = app.clone();
+    let firewall = tokio::task::spawn_blocking(move || owner.networks.closed_by()).await.ok()?.ok()??;
+    Some(format!(
+        "WARNING: {firewall} keeps ports of this host closed; ports that containers publish to all addresses are open all the same.\n         Publish on loopback (-p 127.0.0.1:..., or \"ip\" in the configuration), or use chain user of table inet {}.",
+        app.networks.table()
+    ))
 }
 
 /// A proxy's address, its password replaced as dockerd does.

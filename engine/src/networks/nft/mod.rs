@@ -30,8 +30,8 @@
 //! `localhost` go on to 127.0.0.1.
 //!
 //! *Accepting* a packet in one table doesn't save it from another. Where the forward chain of iptables has the policy drop
-//! (dockerd sets it when it switches forwarding on, and ufw does), it is made to let our bridges through: see [`foreign`]. Other
-//! firewalls have to be told.
+//! (dockerd sets it when it switches forwarding on, and ufw does), it is made to let our bridges through: see [`foreign`]. firewalld is
+//! told of them (`firewalld`). Other firewalls have to be told by the host's owner.
 
 mod constants;
 pub(super) mod foreign;
@@ -136,6 +136,16 @@ impl Firewall {
     /// The number by which the kernel knows the socket.
     pub(crate) fn port(&self) -> Result<u32, NetlinkError> {
         self.socket.port()
+    }
+
+    /// Whether firewalld has its rules in this network namespace.
+    pub(crate) fn has_firewalld(&mut self) -> Result<bool, NetlinkError> {
+        foreign::has_firewalld(&mut self.socket)
+    }
+
+    /// The firewall of somebody else that keeps this host's ports closed unless it is told otherwise.
+    pub(crate) fn closed_by(&mut self) -> Result<Option<String>, NetlinkError> {
+        foreign::closed_by(&mut self.socket)
     }
 
     /// Lets the bridges through the chains of iptables. Where that fails, the host's owner has to.

@@ -74,6 +74,7 @@ fn config(name: &str, address: &str) -> BridgeConfig {
         masquerade: true,
         mtu: 1500,
         ids: NetworkIds { bridge: "b".repeat(64), host: "c".repeat(64), none: "d".repeat(64) },
+        bus: Vec::new(),
     }
 }
 
