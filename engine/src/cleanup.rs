@@ -82,7 +82,7 @@ pub fn run(arguments: impl Iterator<Item = std::ffi::OsString>) -> Result<(), Cl
 }
 
 /// Whether this process is still that container's.
-fn runs(pid: u32, id: &str) -> bool {
+pub fn runs(pid: u32, id: &str) -> bool {
     let cgroups = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("cgroup"));
     pid != 0 && cgroups.is_ok_and(|cgroups| cgroups.contains(id))
 }

@@ -1,10 +1,11 @@
 //! `/_ping`, `/version`, `/info`.
 
-use super::{ApiResult, json};
+use super::{ApiError, ApiResult, json};
 use crate::{
     app::App,
     config::{Address, Config},
-    containers::record::Phase,
+    containers::{Container, record::Phase},
+    networks::Attached,
     time::Timestamp,
 };
 use axum::{
@@ -208,6 +209,19 @@ fn warnings(config: &Config) -> Vec<String> {
         false => format!("WARNING: API is accessible on http://{at} without encryption.\n         Access to the remote API is equivalent to root access on the host."),
     })
     .collect()
+}
+
+/// `GET /system/check`, Berth's own: what of links, rules and settings isn't as it has to be.
+pub async fn check(State(app): State<Arc<App>>) -> ApiResult {
+    let attached = |container: Arc<Container>| {
+        let record = container.record();
+        let endpoint = record.state.endpoint.filter(|_| record.state.phase.is_live())?;
+        Some(Attached { id: record.id, name: record.name, endpoint })
+    };
+    let containers: Vec<Attached> = app.containers.all().into_iter().filter_map(attached).collect();
+    let look = move || app.networks.differences(&containers);
+    let differences = tokio::task::spawn_blocking(look).await.map_err(|error| ApiError::unexpected(&error))?;
+    Ok(json(StatusCode::OK, &json!({"Differences": differences.map_err(|error| ApiError::unexpected(&error))?})))
 }
 
 /// Said where the host's owner believes that ports are closed.

@@ -47,6 +47,7 @@ mod tests;
 
 mod attach;
 mod bridge;
+mod compare;
 mod config;
 mod conntrack;
 mod definition;
@@ -80,6 +81,7 @@ use std::time::{Duration, Instant};
 
 use tracing::warn;
 
+pub use self::compare::Attached;
 pub use self::config::{BridgeConfig, NetworkIds};
 pub use self::definition::{Definition, NetworkRequest, Pooled, SubnetRequest};
 pub use self::describe::NetworkDescription;
@@ -252,6 +254,24 @@ impl Networks {
     ///
     /// The calling thread has to be in the host's network namespace.
     pub fn open(config: BridgeConfig, run_root: &Path, definitions: Vec<Definition>) -> Result<Self, NetworkError> {
+        let networks = Self::on_record(config, run_root, definitions)?;
+        networks.ensure_default_bridge()?;
+        sysctl::forward_packets()?;
+        if locked(&networks.leases).networks.values().any(|network| network.has_family(false)) {
+            sysctl::forward_ipv6_packets()?;
+        }
+        networks.ensure_links_of_users();
+        locked(&networks.firewall).assert_rules().map_err(|cause| networks.firewall_error(cause))?;
+        networks.tell_firewalld();
+        Ok(networks)
+    }
+
+    /// The same, and nothing is made of it: for looking.
+    pub fn on_record(
+        config: BridgeConfig,
+        run_root: &Path,
+        definitions: Vec<Definition>,
+    ) -> Result<Self, NetworkError> {
         let mut route = Socket::open(Family::Route)?;
         let pins = Pins::open(run_root)?;
         let mut subnets = vec![match config.address {
@@ -261,7 +281,7 @@ impl Networks {
         subnets.extend(config.address_v6);
         let range_of =
             |subnet: &Subnet| config.ranges.iter().find(|range| range.is_ipv4() == subnet.is_ipv4()).copied();
-        let mut default = Network {
+        let default = Network {
             name: NetworkKind::Bridge.name().to_owned(),
             definition: None,
             driver: Driver::Bridge,
@@ -272,8 +292,6 @@ impl Networks {
             options: DriverOptions { icc: config.icc, masquerade: config.masquerade, ..DriverOptions::default() },
             pools: subnets.iter().map(|subnet| Ipam::with(*subnet, range_of(subnet), [])).collect(),
         };
-        default.index = bridge::ensure(&mut route, &default.bridge(None))?;
-        sysctl::forward_packets()?;
         let mut all = BTreeMap::from([(config.ids.bridge.clone(), default)]);
         for definition in definitions {
             let (id, name) = (definition.id.clone(), definition.name.clone());
@@ -282,12 +300,9 @@ impl Networks {
                 Err(error) => tracing::warn!(network = name, %error, "network can't be used"),
             }
         }
-        if all.values().any(|network| network.has_family(false)) {
-            sysctl::forward_ipv6_packets()?;
-        }
         let leases = Leases { networks: all, ports: Ports::new() };
         let firewall = Firewall::open(&config.name, leases.rules())?;
-        let networks = Self {
+        Ok(Self {
             subnets,
             names: Names::new(run_root),
             pins,
@@ -299,11 +314,15 @@ impl Networks {
             held: Mutex::new(HashMap::new()),
             ended: AtomicBool::new(false),
             config,
-        };
-        networks.ensure_links_of_users();
-        locked(&networks.firewall).assert_rules().map_err(|cause| networks.firewall_error(cause))?;
-        networks.tell_firewalld();
-        Ok(networks)
+        })
+    }
+
+    /// Makes or repairs the default bridge. Returns whether it is another than before.
+    fn ensure_default_bridge(&self) -> Result<bool, NetworkError> {
+        let mut leases = locked(&self.leases);
+        let Some(network) = leases.networks.get_mut(&self.config.ids.bridge) else { return Ok(false) };
+        let index = bridge::ensure(&mut locked(&self.route), &network.bridge(None))?;
+        Ok(std::mem::replace(&mut network.index, index) != index)
     }
 
     /// Makes bridges and firewall what they should be, after somebody changed them: `nft flush ruleset`, a firewall's
@@ -312,16 +331,11 @@ impl Networks {
         if self.ended.load(Ordering::Acquire) {
             return Ok(false);
         }
-        let (before, index) = {
-            let mut leases = locked(&self.leases);
-            let Some(network) = leases.networks.get_mut(&self.config.ids.bridge) else { return Ok(false) };
-            let index = bridge::ensure(&mut locked(&self.route), &network.bridge(None))?;
-            (std::mem::replace(&mut network.index, index), index)
-        };
+        let another = self.ensure_default_bridge()?;
         let others = self.ensure_links_of_users();
         locked(&self.firewall).assert_all().map_err(|cause| self.firewall_error(cause))?;
         self.tell_firewalld();
-        let made_again = before != index || others;
+        let made_again = another || others;
         if made_again {
             self.put_links_back()?;
         }

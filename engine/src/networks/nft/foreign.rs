@@ -53,10 +53,29 @@ pub(super) fn follow(socket: &mut Socket, owner: &str, bridges: &[&str]) -> Resu
     Ok(())
 }
 
-fn follow_family(socket: &mut Socket, family: i32, owner: &str, bridges: &[&str]) -> Result<(), NetlinkError> {
+/// What of that isn't so, a line each.
+pub(super) fn differences(socket: &mut Socket, owner: &str, bridges: &[&str]) -> Result<Vec<String>, NetlinkError> {
+    let mut lines = Vec::new();
+    for (family, name) in [(libc::NFPROTO_IPV4, "ip"), (libc::NFPROTO_IPV6, "ip6")] {
+        let Some(Chained { there, wanted, .. }) = chained(socket, family, owner, bridges)? else { continue };
+        let chain = format!("chain {FORWARD} of table {name} {TABLE}");
+        lines.extend(wanted.difference(&there).map(|ours| format!("rule \"{owner} {ours}\" is missing from {chain}")));
+        lines.extend(there.difference(&wanted).map(|ours| format!("rule \"{owner} {ours}\" isn't needed in {chain}")));
+    }
+    Ok(lines)
+}
+
+/// The rules of the chain, and those of ours that are in it and that have to be.
+struct Chained {
+    rules: Vec<Found>,
+    there: BTreeSet<String>,
+    wanted: BTreeSet<String>,
+}
+
+fn chained(socket: &mut Socket, family: i32, owner: &str, bridges: &[&str]) -> Result<Option<Chained>, NetlinkError> {
     let chains = chains(socket, family)?;
     let Some((_, policy)) = chains.iter().find(|(name, policy)| name == FORWARD && policy.is_some()) else {
-        return Ok(());
+        return Ok(None);
     };
     let rules = rules(socket, family, owner)?;
     let drops = *policy == Some(c::DROP);
@@ -69,7 +88,12 @@ fn follow_family(socket: &mut Socket, family: i32, owner: &str, bridges: &[&str]
     if has_user && !others_jump && !bridges.is_empty() {
         wanted.insert(USER.to_owned());
     }
-    let there: BTreeSet<String> = rules.iter().filter_map(|rule| rule.ours.clone()).collect();
+    let there = rules.iter().filter_map(|rule| rule.ours.clone()).collect();
+    Ok(Some(Chained { rules, there, wanted }))
+}
+
+fn follow_family(socket: &mut Socket, family: i32, owner: &str, bridges: &[&str]) -> Result<(), NetlinkError> {
+    let Some(Chained { rules, there, wanted }) = chained(socket, family, owner, bridges)? else { return Ok(()) };
     if there == wanted {
         return Ok(());
     }

@@ -70,7 +70,7 @@ fn nothing_is_repaired_for_what_is_ours_or_nobodys_business() {
 }
 
 /// A host whose iptables let nothing pass that they aren't told of, as with ufw.
-fn closed(more: &str) {
+pub(super) fn closed(more: &str) {
     run("nft", "add table ip filter");
     run("nft", "add chain ip filter FORWARD { type filter hook forward priority 0 ; policy drop ; }");
     for rule in more.split(';').filter(|rule| !rule.trim().is_empty()) {
