@@ -20,8 +20,9 @@ pub struct Firewalld {
 }
 
 impl Firewalld {
-    /// Starts it with the configuration of its package; where it isn't installed, says so on standard error.
-    pub fn start(host: &Host) -> Option<Self> {
+    /// Starts it with the configuration of its package but for the backend (`nftables`, `iptables`); where it isn't installed, says so on
+    /// standard error.
+    pub fn start(host: &Host, backend: &str) -> Option<Self> {
         for needed in ["firewalld", "firewall-cmd", "dbus-daemon"] {
             peer_or_skip(needed)?;
         }
@@ -44,6 +45,10 @@ impl Firewalld {
             .unwrap();
         let copied = Command::new("cp").args(["-r", "/etc/firewalld"]).arg(folder.path().join("etc")).status();
         assert!(copied.unwrap().success());
+        let file = folder.path().join("etc/firewalld.conf");
+        let config = fs::read_to_string(&file).unwrap();
+        assert!(config.contains("FirewallBackend=nftables"), "{config}");
+        fs::write(&file, config.replace("FirewallBackend=nftables", &format!("FirewallBackend={backend}"))).unwrap();
         let mut firewalld = Self { folder, namespace: host.name().to_owned(), bus, daemon: None };
         eventually_within(LIMIT, "the bus is there", || socket.exists().then_some(()));
         firewalld.run();

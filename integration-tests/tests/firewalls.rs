@@ -46,11 +46,20 @@ fn engine(stack: &Stack, host: &Host, variables: &[(String, String)], line: &[&s
 
 #[test]
 fn firewalld_lets_containers_through_and_its_reloads_cut_nothing() {
+    beside_firewalld("nftables");
+}
+
+#[test]
+fn firewalld_with_iptables_does_too() {
+    beside_firewalld("iptables");
+}
+
+fn beside_firewalld(backend: &str) {
     if !has_docker() {
         return;
     }
     let host = Host::new();
-    let Some(mut firewalld) = Firewalld::start(&host) else { return };
+    let Some(mut firewalld) = Firewalld::start(&host, backend) else { return };
     let variables = vec![("DBUS_SYSTEM_BUS_ADDRESS".to_owned(), firewalld.address())];
     let setup = Setup { namespace: Some(host.name().to_owned()), variables: variables.clone(), ..Setup::default() };
     let stack = Stack::start_with(setup);
@@ -74,8 +83,11 @@ fn firewalld_lets_containers_through_and_its_reloads_cut_nothing() {
         }
     };
     check("at first");
-    firewalld.cmd(&["--zone=berth", &format!("--remove-interface={front}")]).success();
-    assert!(!gets_out(&stack, "web"), "it is the zone that lets it out");
+    if backend == "nftables" {
+        // A change of iptables' table is seen, and the zone made good at once.
+        firewalld.cmd(&["--zone=berth", &format!("--remove-interface={front}")]).success();
+        assert!(!gets_out(&stack, "web"), "it is the zone that lets it out");
+    }
     firewalld.cmd(&["--reload"]).success();
     check("after --reload");
     firewalld.cmd(&["--complete-reload"]).success();
@@ -153,6 +165,12 @@ fn ufw_lets_containers_through_but_for_what_it_denies() {
     host.run(["nft", &deny]).success();
     eventually("chain user denies it", || host.ask(8080).is_empty().then_some(()));
     host.run(["nft", "flush", "chain", "inet", &table, "user"]).success();
+
+    // A default that rejects is a rule of ufw's and decides, which one that denies leaves to others.
+    ufw.ufw("default reject routed");
+    eventually("ufw rejects", || (host.ask(8080).is_empty() && !gets_out(&stack, "web")).then_some(()));
+    ufw.ufw("default deny routed");
+    check("denied by default again");
 
     let info = stack.docker(["info"]);
     assert!(format!("{info}").contains("WARNING: ufw keeps ports of this host closed"), "{info}");

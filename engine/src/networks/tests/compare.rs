@@ -15,7 +15,7 @@ fn each_difference_is_named_and_repaired() {
         let net = users::plain(&networks, "net");
         let ports = [
             publish(Protocol::Tcp, None, 8080, 80),
-            publish(Protocol::Udp, Some(HOST.into()), 5353, 53),
+            publish(Protocol::Udp, Some(HOST), 5353, 53),
             publish(Protocol::Tcp, None, 9090, 90),
         ];
         let web = networks.attach_bridge("web", &request(&ports)).expect("attach");
