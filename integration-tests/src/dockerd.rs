@@ -32,22 +32,22 @@ pub struct Dockerd {
     bridge: String,
     cgroup: String,
     /// The network namespace that it runs in, if not this machine's.
-    namespace: Option<String>,
+    namespace: Option<PathBuf>,
     _turn: MutexGuard<'static, ()>,
 }
 
 // Lines such as `table ip nat`.
-fn tables(namespace: Option<&str>) -> BTreeSet<String> {
+fn tables(namespace: Option<&Path>) -> BTreeSet<String> {
     let listed =
         command(namespace, "nft").args(["list", "tables"]).output().map(|output| output.stdout).unwrap_or_default();
     String::from_utf8_lossy(&listed).lines().map(str::to_owned).collect()
 }
 
-fn command(namespace: Option<&str>, program: &str) -> Command {
+fn command(namespace: Option<&Path>, program: &str) -> Command {
     namespace.map_or_else(|| Command::new(program), |namespace| within(namespace, program))
 }
 
-fn ip(namespace: Option<&str>, args: &[&str]) {
+fn ip(namespace: Option<&Path>, args: &[&str]) {
     command(namespace, "ip").args(args).stderr(Stdio::null()).status().ok();
 }
 
@@ -59,10 +59,10 @@ impl Dockerd {
 
     /// The same, on another host.
     pub fn start_on(host: &Host) -> Option<Self> {
-        Self::start_in(Some(host.name().to_owned()))
+        Self::start_in(Some(host.namespace().to_owned()))
     }
 
-    fn start_in(namespace: Option<String>) -> Option<Self> {
+    fn start_in(namespace: Option<PathBuf>) -> Option<Self> {
         for needed in ["dockerd", "containerd", "runc"] {
             peer_or_skip(needed)?;
         }
@@ -81,7 +81,7 @@ impl Dockerd {
         Some(dockerd)
     }
 
-    fn spawn(folder: &Path, namespace: Option<&str>, bridge: &str, cgroup: &str) -> Child {
+    fn spawn(folder: &Path, namespace: Option<&Path>, bridge: &str, cgroup: &str) -> Child {
         let at = |name: &str| folder.join(name).display().to_string();
         let log = fs::OpenOptions::new().create(true).append(true).open(at("log")).unwrap();
         command(namespace, "dockerd")

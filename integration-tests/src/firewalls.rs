@@ -14,7 +14,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Firewalld {
     folder: tempfile::TempDir,
-    namespace: String,
+    namespace: PathBuf,
     bus: Child,
     daemon: Option<Child>,
 }
@@ -49,7 +49,7 @@ impl Firewalld {
         let config = fs::read_to_string(&file).unwrap();
         assert!(config.contains("FirewallBackend=nftables"), "{config}");
         fs::write(&file, config.replace("FirewallBackend=nftables", &format!("FirewallBackend={backend}"))).unwrap();
-        let mut firewalld = Self { folder, namespace: host.name().to_owned(), bus, daemon: None };
+        let mut firewalld = Self { folder, namespace: host.namespace().to_owned(), bus, daemon: None };
         eventually_within(LIMIT, "the bus is there", || socket.exists().then_some(()));
         firewalld.run();
         Some(firewalld)
@@ -110,7 +110,7 @@ impl Drop for Firewalld {
 #[derive(Debug)]
 pub struct Ufw {
     folder: tempfile::TempDir,
-    namespace: String,
+    namespace: PathBuf,
 }
 
 impl Ufw {
@@ -124,7 +124,7 @@ impl Ufw {
             let copied = Command::new("cp").args(["-r", from]).arg(folder.path()).status();
             assert!(copied.unwrap().success());
         }
-        Some(Self { folder, namespace: host.name().to_owned() })
+        Some(Self { folder, namespace: host.namespace().to_owned() })
     }
 
     fn at(&self, name: &str) -> PathBuf {

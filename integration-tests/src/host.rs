@@ -5,8 +5,8 @@ use crate::{command::Outcome, eventually, run_with};
 use std::{
     ffi::OsStr,
     fs,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -18,51 +18,52 @@ pub const OUTSIDE: &str = "198.51.100.2";
 pub const PORT: u16 = 8000;
 const PAGE: &str = "hello from outside";
 
-static NEXT: AtomicUsize = AtomicUsize::new(0);
-
 /// A host with another computer beside it; goes when dropped.
 #[derive(Debug)]
 pub struct Host {
-    name: String,
-    outside: String,
+    namespace: PathBuf,
+    outside: PathBuf,
+    /// The page.
     folder: tempfile::TempDir,
+    /// Where the namespaces are pinned.
+    pins: tempfile::TempDir,
     server: Option<Child>,
 }
 
-fn ip(args: &str) {
-    let line = args.split_whitespace();
-    run_with(Command::new("ip").args(line), b"", Duration::from_secs(20)).success();
+// Not by `ip netns`, which makes a mount of /run/netns that stays.
+fn pin(namespace: &Path) {
+    fs::write(namespace, "").unwrap();
+    let mut command = Command::new("unshare");
+    command.arg(format!("--net={}", namespace.display())).arg("true");
+    run_with(&mut command, b"", Duration::from_secs(20)).success();
 }
 
-/// A program in a network namespace that has a name. The process is the program's own: it can be signalled.
-pub fn within(namespace: &str, program: impl AsRef<OsStr>) -> Command {
+/// A program in the network namespace that is pinned at a file. The process is the program's own: it can be signalled.
+pub fn within(namespace: &Path, program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("nsenter");
-    command.arg(format!("--net=/run/netns/{namespace}")).arg("--").arg(program);
+    command.arg(format!("--net={}", namespace.display())).arg("--").arg(program);
     command
 }
 
 impl Host {
     /// Makes both, with a wire in between.
     pub fn new() -> Self {
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("berth-host-{}-{number}", std::process::id());
-        let outside = format!("{name}-out");
         let folder = tempfile::Builder::new().prefix("berth-host-").tempdir().unwrap();
         fs::write(folder.path().join("index.html"), PAGE).unwrap();
-        let mut host = Self { name, outside, folder, server: None };
-        let (name, outside) = (host.name.as_str(), host.outside.as_str());
-        ip(&format!("netns add {name}"));
-        ip(&format!("netns add {outside}"));
-        ip(&format!("-n {name} link add eth9 type veth peer name eth9 netns {outside}"));
-        for (namespace, address) in [(name, HOST), (outside, OUTSIDE)] {
-            ip(&format!("-n {namespace} link set lo up"));
-            ip(&format!("-n {namespace} addr add {address}/24 dev eth9"));
-            ip(&format!("-n {namespace} link set eth9 up"));
+        let pins = tempfile::Builder::new().prefix("berth-host-").tempdir().unwrap();
+        let (namespace, outside) = (pins.path().join("host"), pins.path().join("outside"));
+        let mut host = Self { namespace, outside, folder, pins, server: None };
+        [&host.namespace, &host.outside].into_iter().for_each(|namespace| pin(namespace));
+        let peer = host.outside.display().to_string();
+        host.run(["ip", "link", "add", "eth9", "type", "veth", "peer", "name", "eth9", "netns", &peer]).success();
+        for (namespace, address) in [(&host.namespace, HOST), (&host.outside, OUTSIDE)] {
+            run_in(namespace, ["ip", "link", "set", "lo", "up"]).success();
+            run_in(namespace, ["ip", "addr", "add", &format!("{address}/24"), "dev", "eth9"]).success();
+            run_in(namespace, ["ip", "link", "set", "eth9", "up"]).success();
         }
-        let folder = host.folder.path();
-        let server = within(outside, "busybox")
+        let server = within(&host.outside, "busybox")
             .args(["httpd", "-f", "-p", &PORT.to_string(), "-h"])
-            .arg(folder)
+            .arg(host.folder.path())
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
@@ -76,19 +77,19 @@ impl Host {
         host
     }
 
-    /// The name of its network namespace.
-    pub fn name(&self) -> &str {
-        &self.name
+    /// Where its network namespace is pinned.
+    pub fn namespace(&self) -> &Path {
+        &self.namespace
     }
 
     /// A program on it.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
-        within(&self.name, program)
+        within(&self.namespace, program)
     }
 
     /// Runs a program on it.
     pub fn run<S: AsRef<OsStr>>(&self, line: impl IntoIterator<Item = S>) -> Outcome {
-        run_in(&self.name, line)
+        run_in(&self.namespace, line)
     }
 
     /// Runs a program on the other computer.
@@ -124,7 +125,7 @@ impl Default for Host {
     }
 }
 
-fn run_in<S: AsRef<OsStr>>(namespace: &str, line: impl IntoIterator<Item = S>) -> Outcome {
+fn run_in<S: AsRef<OsStr>>(namespace: &Path, line: impl IntoIterator<Item = S>) -> Outcome {
     let mut line = line.into_iter();
     let program = line.next().expect("a program");
     run_with(within(namespace, program).args(line), b"", Duration::from_secs(60))
@@ -136,8 +137,9 @@ impl Drop for Host {
             server.kill().ok();
             server.wait().ok();
         }
-        for name in [&self.name, &self.outside] {
-            Command::new("ip").args(["netns", "del", name]).stderr(Stdio::null()).status().ok();
+        for pin in [&self.namespace, &self.outside] {
+            Command::new("umount").args(["-l"]).arg(pin).stderr(Stdio::null()).status().ok();
         }
+        fs::remove_dir_all(self.pins.path()).ok();
     }
 }

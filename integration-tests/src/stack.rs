@@ -42,7 +42,7 @@ pub struct Setup {
     /// The engine neither starts nor revives the supervisor: only the test does.
     pub keep_supervisor: bool,
     /// The network namespace that the daemons run in, if not this machine's.
-    pub namespace: Option<String>,
+    pub namespace: Option<PathBuf>,
     /// Further variables in the engine's environment.
     pub variables: Vec<(String, String)>,
     /// Where the programs are, if not where `BERTH_BIN_DIR` says.

@@ -21,7 +21,7 @@ fn what_is_missing_is_named() {
         return;
     }
     let host = Host::new();
-    let stack = Stack::start_with(Setup { namespace: Some(host.name().to_owned()), ..Setup::default() });
+    let stack = Stack::start_with(Setup { namespace: Some(host.namespace().to_owned()), ..Setup::default() });
     stack.load_busybox();
     stack.docker(["network", "create", "--ipv6", "front"]).success();
     let front = stack.docker(["network", "inspect", "-f", "br-{{slice .Id 0 12}}", "front"]).stdout();

@@ -7,7 +7,7 @@ use integration_tests::{
     eventually,
     firewalls::{Firewalld, Ufw},
     host::{HOST, Host},
-    programs, run,
+    programs,
     stack::{Setup, has_docker},
 };
 
@@ -61,7 +61,8 @@ fn beside_firewalld(backend: &str) {
     let host = Host::new();
     let Some(mut firewalld) = Firewalld::start(&host, backend) else { return };
     let variables = vec![("DBUS_SYSTEM_BUS_ADDRESS".to_owned(), firewalld.address())];
-    let setup = Setup { namespace: Some(host.name().to_owned()), variables: variables.clone(), ..Setup::default() };
+    let setup =
+        Setup { namespace: Some(host.namespace().to_owned()), variables: variables.clone(), ..Setup::default() };
     let stack = Stack::start_with(setup);
     stack.load_busybox();
     stack.docker(["network", "create", "front"]).success();
@@ -135,7 +136,7 @@ fn ufw_lets_containers_through_but_for_what_it_denies() {
     ufw.ufw("default deny incoming");
     ufw.ufw("default deny routed");
     ufw.ufw("enable");
-    let stack = Stack::start_with(Setup { namespace: Some(host.name().to_owned()), ..Setup::default() });
+    let stack = Stack::start_with(Setup { namespace: Some(host.namespace().to_owned()), ..Setup::default() });
     stack.load_busybox();
     stack.docker(["network", "create", "front"]).success();
     serve(&stack, "web", &["-p", "8080:80", "--network", "front"]);
@@ -194,7 +195,7 @@ fn a_default_address_of_loopback_keeps_published_ports_on_the_host() {
     }
     let host = Host::new();
     let setup = Setup {
-        namespace: Some(host.name().to_owned()),
+        namespace: Some(host.namespace().to_owned()),
         engine_args: vec!["--ip".to_owned(), "127.0.0.1".to_owned()],
         ..Setup::default()
     };
@@ -260,7 +261,7 @@ fn dockerd_and_a_stack_live_on_one_host() {
     };
     check_theirs(&dockerd, "before");
 
-    let stack = Stack::start_with(Setup { namespace: Some(host.name().to_owned()), ..Setup::default() });
+    let stack = Stack::start_with(Setup { namespace: Some(host.namespace().to_owned()), ..Setup::default() });
     let before = rules_of_others(&host, &stack);
     stack.load_busybox();
     stack.docker(["network", "create", "front"]).success();
@@ -302,7 +303,7 @@ fn dockerd_and_a_stack_live_on_one_host() {
     assert!(!removed.stdout().contains("docker"), "{removed}");
     check_theirs(&dockerd, "after our clean-up");
     assert_same(&before, &rules_of_others(&host, &stack));
-    let left = run("ip", ["-n", host.name(), "-o", "link"]).stdout();
+    let left = host.run(["ip", "-o", "link"]).success().stdout();
     assert!(!left.contains(&stack.bridge()), "{left}");
     drop(stack);
     drop(dockerd);
