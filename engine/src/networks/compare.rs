@@ -31,8 +31,14 @@ impl Networks {
         lines.extend(firewall.map_err(|cause| self.firewall_error(cause))?);
         let bridges = self.bridges_for_firewalld()?;
         if !bridges.is_empty() {
-            let missing = firewalld::missing(&self.config.bus, &bridges)?;
-            lines.extend(missing.into_iter().map(|bridge| format!("bridge {bridge} is in no zone of firewalld")));
+            match firewalld::missing(&self.config.bus, &bridges) {
+                Ok(missing) => {
+                    lines.extend(
+                        missing.into_iter().map(|bridge| format!("bridge {bridge} is in no zone of firewalld")),
+                    );
+                }
+                Err(error) => lines.push(format!("firewalld isn't told of bridges: {}", proto::kind::chain(&error))),
+            }
         }
         self.differences_of_names(containers, &mut lines);
         Ok(lines)

@@ -178,7 +178,8 @@ impl Bus {
                 Err(error) => tried.push(format!("{socket}: {error}")),
             }
         }
-        Err(FirewalldError::Unreachable(tried.join(", ")))
+        let tried = if tried.is_empty() { "its address names no socket".to_owned() } else { tried.join(", ") };
+        Err(FirewalldError::Unreachable(tried))
     }
 
     /// EXTERNAL without a name: the peer takes the user from the socket.
