@@ -295,6 +295,23 @@ async fn connect(config: &Config) -> Result<Client, AppError> {
     chosen.map_err(|cause| AppError::Driver { at: at.clone(), cause })
 }
 
+/// What networks are told of the default bridge.
+pub fn bridge_config(config: &Config, identity: &Identity) -> BridgeConfig {
+    let wanted = &config.bridge;
+    let own = || unique_local_bridge(&identity.bridge);
+    BridgeConfig {
+        name: wanted.name.clone(),
+        address: wanted.address,
+        address_v6: wanted.address_v6.or_else(own).filter(|_| wanted.ipv6),
+        ranges: wanted.ranges.clone(),
+        icc: wanted.icc,
+        masquerade: wanted.masquerade,
+        mtu: config.mtu,
+        ids: NetworkIds { bridge: identity.bridge.clone(), host: identity.host.clone(), none: identity.none.clone() },
+        bus: config.bus.clone(),
+    }
+}
+
 /// Reads what is kept, takes up the networks of containers that may live.
 fn open(config: Config, supervisor: Client) -> Result<Arc<App>, AppError> {
     let (data, run) = (config.engine_data(), config.engine_run());
@@ -306,19 +323,7 @@ fn open(config: Config, supervisor: Client) -> Result<Arc<App>, AppError> {
     let volumes_folder = data.join("volumes");
     let volumes = Volumes::open(volumes_folder.clone(), run.clone(), config.plugin_folders())
         .map_err(|cause| AppError::Folder { path: volumes_folder, cause })?;
-    let wanted = &config.bridge;
-    let own = || unique_local_bridge(&identity.bridge);
-    let bridge = BridgeConfig {
-        name: wanted.name.clone(),
-        address: wanted.address,
-        address_v6: wanted.address_v6.or_else(own).filter(|_| wanted.ipv6),
-        ranges: wanted.ranges.clone(),
-        icc: wanted.icc,
-        masquerade: wanted.masquerade,
-        mtu: config.mtu,
-        ids: NetworkIds { bridge: identity.bridge.clone(), host: identity.host.clone(), none: identity.none.clone() },
-    };
-    let networks = Networks::open(bridge, &config.run_root, definitions)?;
+    let networks = Networks::open(bridge_config(&config, &identity), &config.run_root, definitions)?;
     // All endpoints, also of containers that ended meanwhile: their ends are worked off in the usual way.
     let endpoints = records.iter().filter_map(|r| r.state.endpoint.as_ref().map(|e| (r.id.as_str(), e)));
     for damage in networks.restore(endpoints)? {

@@ -75,14 +75,14 @@ pub fn run(arguments: impl Iterator<Item = std::ffi::OsString>) -> Result<(), Cl
             return Err(CleanupError::Running(running.join(", ")));
         }
     }
-    let mut removed = Networks::remove_all(&config.bridge.name, &config.run_root)?;
+    let mut removed = Networks::remove_all(&config.bridge.name, &config.run_root, &config.bus)?;
     removed.extend(unmount_below(&config.engine_data().join("volumes"))?);
     removed.iter().for_each(|what| println!("removed {what}"));
     Ok(())
 }
 
 /// Whether this process is still that container's.
-fn runs(pid: u32, id: &str) -> bool {
+pub fn runs(pid: u32, id: &str) -> bool {
     let cgroups = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("cgroup"));
     pid != 0 && cgroups.is_ok_and(|cgroups| cgroups.contains(id))
 }

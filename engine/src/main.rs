@@ -7,6 +7,7 @@ mod access;
 mod api;
 mod app;
 mod budget;
+mod check;
 mod cleanup;
 mod config;
 mod containers;
@@ -50,6 +51,16 @@ fn main() -> ExitCode {
         return match cleanup::run(arguments) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&error),
+        };
+    }
+    if word == check::ARGUMENT {
+        return match check::run(arguments) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => {
+                fail(&error);
+                ExitCode::from(check::FAILED)
+            }
         };
     }
     // First of all, while there is one thread and descriptors are as we were given them.

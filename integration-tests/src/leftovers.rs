@@ -116,15 +116,17 @@ impl Machine {
     }
 }
 
-/// What a stack that has ended left behind: mounts and processes that name its folder, its bridge and its table.
+/// What a stack that has ended left behind: mounts and processes that name its folder, its bridge and its table where that is on this
+/// machine.
 ///
 /// Processes may take a moment to be reaped: the look is repeated for up to five seconds.
-pub fn of_stack(folder: &Path, bridge: &str) -> Vec<String> {
+pub fn of_stack(folder: &Path, bridge: Option<&str>) -> Vec<String> {
     let text = folder.display().to_string();
     let look = || {
         let mut found: Vec<String> =
             mounts().into_iter().filter(|m| m.starts_with(&text)).map(|m| format!("mount {m}")).collect();
         found.extend(processes().into_iter().filter(|p| p.contains(&text)).map(|p| format!("process {p}")));
+        let Some(bridge) = bridge else { return found };
         found.extend(
             names("/sys/class/net")
                 .into_iter()

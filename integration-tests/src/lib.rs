@@ -11,6 +11,8 @@ pub mod dns;
 pub mod dockerd;
 pub mod eventually;
 pub mod faults;
+pub mod firewalls;
+pub mod host;
 pub mod http;
 pub mod images;
 pub mod leftovers;

@@ -4,7 +4,7 @@ use crate::{
     command::{Outcome, run_with},
     eventually,
     eventually::patience,
-    eventually_within,
+    eventually_within, host,
     http::Api,
     images, leftovers,
     programs::{bin_dir, peer},
@@ -41,6 +41,10 @@ pub struct Setup {
     pub folder: Option<PathBuf>,
     /// The engine neither starts nor revives the supervisor: only the test does.
     pub keep_supervisor: bool,
+    /// The network namespace that the daemons run in, if not this machine's.
+    pub namespace: Option<PathBuf>,
+    /// Further variables in the engine's environment.
+    pub variables: Vec<(String, String)>,
     /// Where the programs are, if not where `BERTH_BIN_DIR` says.
     pub bin_dir: Option<PathBuf>,
 }
@@ -269,7 +273,12 @@ impl Stack {
             .chain([self.run_root().into_os_string()]);
         let program = self.bin_dir().join(name);
         assert!(program.exists(), "{} is not built: make build", program.display());
-        self.spawn(name, Command::new(program).args(roots).args(args).envs(variables.iter().copied()))
+        let mut command = match &self.setup.namespace {
+            Some(namespace) => host::within(namespace, program),
+            None => Command::new(program),
+        };
+        command.args(roots).args(args).envs(variables.iter().copied());
+        self.spawn(name, command.envs(self.setup.variables.iter().map(|(name, value)| (name, value))))
     }
 
     fn spawn(&self, name: &str, command: &mut Command) -> Child {
@@ -451,7 +460,9 @@ impl Drop for Stack {
         }));
         self.stop_engine();
         self.stop_supervisor();
-        let found = leftovers::of_stack(self.path(), &self.bridge());
+        // The links of another host go with it.
+        let bridge = self.setup.namespace.is_none().then(|| self.bridge());
+        let found = leftovers::of_stack(self.path(), bridge.as_deref());
         if !panicking {
             assert!(result.is_ok(), "the stack could not be cleaned up\n{}", self.logs());
             assert!(found.is_empty(), "left behind: {found:#?}\n{}", self.logs());

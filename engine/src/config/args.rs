@@ -8,7 +8,13 @@ use std::path::PathBuf;
 
 /// Command line of `berth-engine`.
 #[derive(Debug, Default, Clone, Parser, Serialize)]
-#[command(name = "berth-engine", version, about = "Serves the Docker Engine API.")]
+#[command(
+    name = "berth-engine",
+    version,
+    about = "Serves the Docker Engine API.",
+    after_help = "`berth-engine check` says what of links and rules isn't as it has to be, `berth-engine cleanup` takes them away when no engine \
+                  runs. Both take the engine's options."
+)]
 #[serde(rename_all = "kebab-case")]
 pub struct Args {
     /// Where containers, logs and volumes are kept [default: /var/lib/berth]

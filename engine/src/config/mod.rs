@@ -1,6 +1,6 @@
 //! Arguments and the configuration file become one complete `Config`. The file is docker's daemon.json, or TOML with the same keys.
 //! Of daemon.json and flags each may say a thing once, as with dockerd; in TOML a flag wins over the file, and the file over the
-//! default. Only this module reads the environment (`BERTH_LOG`, `DOCKER_MIN_API_VERSION`, `container`).
+//! default. Only this module reads the environment (`BERTH_LOG`, `DOCKER_MIN_API_VERSION`, `DBUS_SYSTEM_BUS_ADDRESS`, `container`).
 
 mod address;
 mod args;
@@ -35,6 +35,14 @@ pub fn in_container() -> bool {
     std::env::var_os("container").is_some_and(|name| !name.is_empty())
 }
 
+/// Sockets of the system's message bus.
+fn system_bus() -> Vec<String> {
+    match std::env::var("DBUS_SYSTEM_BUS_ADDRESS").ok().filter(|text| !text.is_empty()) {
+        Some(address) => sys::dbus::sockets(&address),
+        None => vec!["/run/dbus/system_bus_socket".to_owned()],
+    }
+}
+
 /// Everything the engine is told from outside, complete and checked.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -60,6 +68,8 @@ pub struct Config {
     pub storage_driver: Option<String>,
     /// The default bridge.
     pub bridge: DefaultBridge,
+    /// Sockets of the system's message bus.
+    pub bus: Vec<String>,
     /// Options of new networks that say nothing about them, by driver.
     pub network_options: BTreeMap<String, BTreeMap<String, String>>,
     /// MTU of networks.
@@ -253,6 +263,7 @@ impl Config {
             proxies: settings.proxies,
             storage_driver: settings.storage_driver.filter(|name| !name.is_empty()),
             bridge,
+            bus: system_bus(),
             network_options,
             mtu: settings.mtu.filter(|mtu| *mtu != 0).unwrap_or(1500),
             address_pools: settings.default_address_pools,

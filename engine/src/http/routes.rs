@@ -43,6 +43,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/images/{*name}", get(images::get_one).post(images::post_one).delete(images::remove))
         .route("/info", get(system::info))
         .route("/system/df", get(df::df))
+        .route("/system/check", get(system::check))
         .route("/build/prune", post(df::prune_builds))
         .route("/debug/vars", get(system::variables))
         .route("/events", get(events::events))

@@ -1,10 +1,11 @@
 //! `/_ping`, `/version`, `/info`.
 
-use super::{ApiResult, json};
+use super::{ApiError, ApiResult, json};
 use crate::{
     app::App,
     config::{Address, Config},
-    containers::record::Phase,
+    containers::{Container, record::Phase},
+    networks::Attached,
     time::Timestamp,
 };
 use axum::{
@@ -87,6 +88,7 @@ pub async fn info(State(app): State<Arc<App>>) -> ApiResult {
     let (config, live) = (&app.config, app.live());
     let (limits, mut warnings) = (Limits::of_host(app.unified_cgroups), warnings(config));
     warnings.extend(app.apparmor.warning().await.map(|text| format!("WARNING: {text}")));
+    warnings.extend(open_ports(&app).await);
     let mut security = config.containers.security_options();
     if app.apparmor.protects().await {
         security.insert(0, "name=apparmor".to_owned());
@@ -207,6 +209,29 @@ fn warnings(config: &Config) -> Vec<String> {
         false => format!("WARNING: API is accessible on http://{at} without encryption.\n         Access to the remote API is equivalent to root access on the host."),
     })
     .collect()
+}
+
+/// `GET /system/check`, Berth's own: what of links, rules and settings isn't as it has to be.
+pub async fn check(State(app): State<Arc<App>>) -> ApiResult {
+    let attached = |container: Arc<Container>| {
+        let record = container.record();
+        let endpoint = record.state.endpoint.filter(|_| record.state.phase.is_live())?;
+        Some(Attached { id: record.id, name: record.name, endpoint })
+    };
+    let containers: Vec<Attached> = app.containers.all().into_iter().filter_map(attached).collect();
+    let look = move || app.networks.differences(&containers);
+    let differences = tokio::task::spawn_blocking(look).await.map_err(|error| ApiError::unexpected(&error))?;
+    Ok(json(StatusCode::OK, &json!({"Differences": differences.map_err(|error| ApiError::unexpected(&error))?})))
+}
+
+/// Said where the host's owner believes that ports are closed.
+async fn open_ports(app: &Arc<App>) -> Option<String> {
+    let owner = app.clone();
+    let firewall = tokio::task::spawn_blocking(move || owner.networks.closed_by()).await.ok()?.ok()??;
+    Some(format!(
+        "WARNING: {firewall} keeps ports of this host closed; ports that containers publish to all addresses are open all the same.\n         Publish on loopback (-p 127.0.0.1:..., or \"ip\" in the configuration), or use chain user of table inet {}.",
+        app.networks.table()
+    ))
 }
 
 /// A proxy's address, its password replaced as dockerd does.

@@ -23,6 +23,8 @@ pub struct BridgeConfig {
     pub mtu: u32,
     /// Ids of the networks.
     pub ids: NetworkIds,
+    /// Sockets of the system's message bus, where firewalld is asked.
+    pub bus: Vec<String>,
 }
 
 /// Ids of the predefined networks: 64 hex digits each, the same for the life of a data root.

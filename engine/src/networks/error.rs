@@ -59,6 +59,9 @@ pub enum NetworkError {
         #[source]
         cause: NetlinkError,
     },
+    /// firewalld couldn't be told of bridges.
+    #[error(transparent)]
+    Firewalld(#[from] super::firewalld::FirewalldError),
     /// A kernel setting couldn't be made.
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
@@ -323,6 +326,7 @@ impl NetworkError {
             | Self::Parent { .. }
             | Self::Sysctl(_)
             | Self::Firewall { .. }
+            | Self::Firewalld(_)
             | Self::Namespace(_)
             | Self::Connect { .. }
             | Self::Unpublish { .. }

@@ -37,8 +37,9 @@
 //!
 //! The bridges and their links, the table `berth_BRIDGE` (`nft`), `net.ipv4.ip_forward`, and for each bridge alone
 //! `route_localnet=1`, `accept_ra=0`, and `disable_ipv6=1` unless the network has IPv6. Once one has it,
-//! `net.ipv6.conf.all.forwarding`; links that listened to routers go on doing so (`accept_ra=2`). Nothing of other tables,
-//! chains, bridges or policies; stacks with different bridge names and subnets don't meet.
+//! `net.ipv6.conf.all.forwarding`; links that listened to routers go on doing so (`accept_ra=2`). A rule for each bridge where
+//! iptables' chain `FORWARD` drops (`nft::foreign`), and its membership in a zone where firewalld runs (`firewalld`). Nothing else of other
+//! tables, chains, bridges or policies; stacks with different bridge names and subnets don't meet.
 //!
 //! With `ip_forward` the host routes between its other links, too. Who doesn't want that says so in the host's own forward
 //! chain, which then has to let the bridge through: an accept here doesn't overrule a drop there.
@@ -48,12 +49,14 @@ mod tests;
 
 mod attach;
 mod bridge;
+mod compare;
 mod config;
 mod conntrack;
 mod definition;
 mod describe;
 mod endpoint;
 mod error;
+mod firewalld;
 mod ipam;
 mod live;
 mod mac;
@@ -78,6 +81,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tracing::warn;
+
+pub use self::compare::Attached;
 pub use self::config::{BridgeConfig, NetworkIds};
 pub use self::definition::{Definition, NetworkRequest, Pooled, SubnetRequest};
 pub use self::describe::NetworkDescription;
@@ -250,6 +256,24 @@ impl Networks {
     ///
     /// The calling thread has to be in the host's network namespace.
     pub fn open(config: BridgeConfig, run_root: &Path, definitions: Vec<Definition>) -> Result<Self, NetworkError> {
+        let networks = Self::on_record(config, run_root, definitions)?;
+        networks.ensure_default_bridge()?;
+        sysctl::forward_packets()?;
+        if locked(&networks.leases).networks.values().any(|network| network.has_family(false)) {
+            sysctl::forward_ipv6_packets()?;
+        }
+        networks.ensure_links_of_users();
+        locked(&networks.firewall).assert_rules().map_err(|cause| networks.firewall_error(cause))?;
+        networks.tell_firewalld();
+        Ok(networks)
+    }
+
+    /// The same, and nothing is made of it: for looking.
+    pub fn on_record(
+        config: BridgeConfig,
+        run_root: &Path,
+        definitions: Vec<Definition>,
+    ) -> Result<Self, NetworkError> {
         let mut route = Socket::open(Family::Route)?;
         let pins = Pins::open(run_root)?;
         let mut subnets = vec![match config.address {
@@ -259,7 +283,7 @@ impl Networks {
         subnets.extend(config.address_v6);
         let range_of =
             |subnet: &Subnet| config.ranges.iter().find(|range| range.is_ipv4() == subnet.is_ipv4()).copied();
-        let mut default = Network {
+        let default = Network {
             name: NetworkKind::Bridge.name().to_owned(),
             definition: None,
             driver: Driver::Bridge,
@@ -270,8 +294,6 @@ impl Networks {
             options: DriverOptions { icc: config.icc, masquerade: config.masquerade, ..DriverOptions::default() },
             pools: subnets.iter().map(|subnet| Ipam::with(*subnet, range_of(subnet), [])).collect(),
         };
-        default.index = bridge::ensure(&mut route, &default.bridge(None))?;
-        sysctl::forward_packets()?;
         let mut all = BTreeMap::from([(config.ids.bridge.clone(), default)]);
         for definition in definitions {
             let (id, name) = (definition.id.clone(), definition.name.clone());
@@ -280,12 +302,9 @@ impl Networks {
                 Err(error) => tracing::warn!(network = name, %error, "network can't be used"),
             }
         }
-        if all.values().any(|network| network.has_family(false)) {
-            sysctl::forward_ipv6_packets()?;
-        }
         let leases = Leases { networks: all, ports: Ports::new() };
         let firewall = Firewall::open(&config.name, leases.rules())?;
-        let networks = Self {
+        Ok(Self {
             subnets,
             names: Names::new(run_root),
             pins,
@@ -297,10 +316,15 @@ impl Networks {
             held: Mutex::new(HashMap::new()),
             ended: AtomicBool::new(false),
             config,
-        };
-        networks.ensure_links_of_users();
-        locked(&networks.firewall).assert_rules().map_err(|cause| networks.firewall_error(cause))?;
-        Ok(networks)
+        })
+    }
+
+    /// Makes or repairs the default bridge. Returns whether it is another than before.
+    fn ensure_default_bridge(&self) -> Result<bool, NetworkError> {
+        let mut leases = locked(&self.leases);
+        let Some(network) = leases.networks.get_mut(&self.config.ids.bridge) else { return Ok(false) };
+        let index = bridge::ensure(&mut locked(&self.route), &network.bridge(None))?;
+        Ok(std::mem::replace(&mut network.index, index) != index)
     }
 
     /// Makes bridges and firewall what they should be, after somebody changed them: `nft flush ruleset`, a firewall's
@@ -309,15 +333,11 @@ impl Networks {
         if self.ended.load(Ordering::Acquire) {
             return Ok(false);
         }
-        let (before, index) = {
-            let mut leases = locked(&self.leases);
-            let Some(network) = leases.networks.get_mut(&self.config.ids.bridge) else { return Ok(false) };
-            let index = bridge::ensure(&mut locked(&self.route), &network.bridge(None))?;
-            (std::mem::replace(&mut network.index, index), index)
-        };
+        let another = self.ensure_default_bridge()?;
         let others = self.ensure_links_of_users();
         locked(&self.firewall).assert_all().map_err(|cause| self.firewall_error(cause))?;
-        let made_again = before != index || others;
+        self.tell_firewalld();
+        let made_again = another || others;
         if made_again {
             self.put_links_back()?;
         }
@@ -349,13 +369,14 @@ impl Networks {
             made.filter(|link| !link.is_empty()).collect()
         };
         ours.iter().try_for_each(|name| bridge::delete(&mut locked(&self.route), name))?;
+        self.tell_firewalld_of_gone(&ours);
         self.pins.remove();
         Ok(())
     }
 
     /// Removes all that engines with this default bridge have made on the host, whether it is on record or not: links, bridges, rules, pins,
     /// the resolver. No engine may be running. What is removed is told.
-    pub fn remove_all(bridge: &str, run_root: &Path) -> Result<Vec<String>, NetworkError> {
+    pub fn remove_all(bridge: &str, run_root: &Path, bus: &[String]) -> Result<Vec<String>, NetworkError> {
         Names::new(run_root).end();
         let mut removed = Vec::new();
         let mut route = Socket::open(Family::Route)?;
@@ -371,10 +392,14 @@ impl Networks {
             some.iter().for_each(|name| netlink::link::delete(&mut batch, name));
             route.run(&mut batch)?;
         }
-        removed.extend(ours.into_iter().map(|name| format!("link {name}")));
+        removed.extend(ours.iter().map(|name| format!("link {name}")));
         let mut firewall = Firewall::open(bridge, Vec::new())?;
         let deleted = firewall.delete().map_err(|cause| NetworkError::Firewall { name: bridge.to_owned(), cause })?;
         removed.extend(deleted.then(|| format!("firewall table {}", firewall.table())));
+        let failed = |cause| NetworkError::Firewall { name: bridge.to_owned(), cause };
+        if firewall.has_firewalld().map_err(failed)? && firewalld::remove(bus, &ours)? {
+            removed.push("zone and policy of firewalld".to_owned());
+        }
         let pins = Pins::open(run_root)?;
         for id in pins.list()? {
             sys::netns::delete(&pins.path(&id)?)?;
@@ -382,6 +407,55 @@ impl Networks {
         }
         pins.remove();
         Ok(removed)
+    }
+
+    /// Tells firewalld of all bridges, where it runs. Without, the host's owner has to.
+    fn tell_firewalld(&self) {
+        let told = self.bridges_for_firewalld().and_then(|bridges| match bridges.as_slice() {
+            [] => Ok(()),
+            bridges => Ok(firewalld::join(&self.config.bus, bridges)?),
+        });
+        if let Err(error) = told {
+            warn!(
+                error = %proto::kind::chain(&error),
+                "firewalld isn't told of bridges and rejects what containers send: firewall-cmd --zone=trusted --add-interface=BRIDGE"
+            );
+        }
+    }
+
+    /// Tells firewalld of bridges that are no more.
+    fn tell_firewalld_of_gone(&self, bridges: &[String]) {
+        let told = match self.has_firewalld() {
+            Ok(true) => firewalld::leave(&self.config.bus, bridges).map_err(NetworkError::from),
+            Ok(false) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = told {
+            warn!(error = %proto::kind::chain(&error), ?bridges, "firewalld isn't told that bridges are gone");
+        }
+    }
+
+    fn has_firewalld(&self) -> Result<bool, NetworkError> {
+        locked(&self.firewall).has_firewalld().map_err(|cause| self.firewall_error(cause))
+    }
+
+    /// The bridges that firewalld has to know; none where it isn't.
+    fn bridges_for_firewalld(&self) -> Result<Vec<String>, NetworkError> {
+        if !self.has_firewalld()? {
+            return Ok(Vec::new());
+        }
+        Ok(locked(&self.leases).rules().into_iter().map(|bridge| bridge.link).collect())
+    }
+
+    /// The firewall that keeps this host's own ports closed unless it is told otherwise, if there is one that can be seen: published ports
+    /// are open all the same.
+    pub fn closed_by(&self) -> Result<Option<String>, NetworkError> {
+        locked(&self.firewall).closed_by().map_err(|cause| self.firewall_error(cause))
+    }
+
+    /// The firewall's table.
+    pub fn table(&self) -> String {
+        locked(&self.firewall).table().to_owned()
     }
 
     /// Puts all links of this stack back on their bridges, of which some are new.

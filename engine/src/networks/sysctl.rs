@@ -60,6 +60,23 @@ pub(crate) fn prepare_bridge(name: &str, ipv6: bool) -> Result<(), SysctlError> 
     Ok(())
 }
 
+/// What keeps packets from being routed.
+pub(crate) fn not_forwarding(ipv6: bool) -> Vec<String> {
+    let all = Path::new(LINKS_V6).join("all/forwarding");
+    let wanted = [Some(Path::new("/proc/sys/net/ipv4/ip_forward")), Some(all.as_path()).filter(|_| ipv6)];
+    wanted.into_iter().flatten().filter_map(not_one).collect()
+}
+
+/// What keeps 127.0.0.1 from published ports by a bridge.
+pub(crate) fn not_prepared(bridge: &str) -> Option<String> {
+    not_one(&Path::new(LINKS_V4).join(bridge).join("route_localnet"))
+}
+
+fn not_one(path: &Path) -> Option<String> {
+    let value = fs::read_to_string(path).unwrap_or_default();
+    (value.trim() != "1").then(|| format!("{} is {:?}, not 1", path.display(), value.trim()))
+}
+
 /// Switches IPv6 off, or lets it be, for every link that the namespace of the calling thread will get; lo, which it has,
 /// keeps ::1.
 pub(crate) fn prepare_namespace(ipv6: bool) -> Result<(), SysctlError> {

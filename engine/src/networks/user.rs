@@ -153,7 +153,9 @@ impl Networks {
         }
         self.ensure_link(id)?;
         proto::fault!("engine.network.bridge_made");
-        self.follow_bridges()
+        self.follow_bridges()?;
+        self.tell_firewalld();
+        Ok(())
     }
 
     /// Forgets a network that no container is on. Its link is still there.
@@ -198,7 +200,11 @@ impl Networks {
         if definition.adopted || shared || definition.bridge.is_empty() {
             return Ok(());
         }
-        bridge::delete(&mut locked(&self.route), &definition.bridge)
+        bridge::delete(&mut locked(&self.route), &definition.bridge)?;
+        if definition.driver == Driver::Bridge {
+            self.tell_firewalld_of_gone(std::slice::from_ref(&definition.bridge));
+        }
+        Ok(())
     }
 
     /// The network with this id or name, or the only one whose id begins like this.

@@ -82,14 +82,12 @@ fn is_about(change: &Change, table: &str) -> bool {
         libc::NFT_MSG_DELSETELEM,
     ];
     let of_ours = name == table && taken_away.iter().any(|kind| change.kind == NFTABLES | *kind as u16);
-    of_ours || name == foreign::TABLE
+    // firewalld makes its table anew when it starts or reloads, and has forgotten our bridges then.
+    let of_firewalld = name == foreign::FIREWALLD && change.kind == NFTABLES | libc::NFT_MSG_NEWTABLE as u16;
+    of_ours || of_firewalld || name == foreign::TABLE
 }
 
 impl Networks {
-    fn table(&self) -> String {
-        locked(&self.firewall).table().to_owned()
-    }
-
     fn firewall_port(&self) -> Result<u32, NetlinkError> {
         locked(&self.firewall).port()
     }

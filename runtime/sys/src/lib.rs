@@ -12,6 +12,7 @@ pub mod btrfs;
 pub mod clock;
 pub mod clone;
 pub mod creds;
+pub mod dbus;
 pub mod fd;
 pub mod inherited;
 pub mod memory;

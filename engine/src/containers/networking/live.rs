@@ -132,6 +132,10 @@ pub async fn publish(app: &Arc<App>, container: &Arc<Container>) -> ApiResult<()
         return Ok(());
     }
     proto::fault!("engine.publish.made");
+    {
+        let (app, name, ports) = (app.clone(), record.name.clone(), plan.ports.clone());
+        blocking(move || super::warn_of_open_ports(&app, &name, &ports)).await?;
+    }
     keep(app, container, record.networks.clone(), Some(Endpoint { unsettled: false, ..plan })).await
 }
 

@@ -17,7 +17,7 @@ use crate::{
     app::App,
     http::{ApiError, ApiResult},
     networks::{
-        AttachRequest, Endpoint, MemberRequest, NetworkError, NetworkKind, Watch,
+        AttachRequest, Endpoint, MemberRequest, NetworkError, NetworkKind, PublishedPort, Watch,
         names::{Zone, ZoneMember},
     },
 };
@@ -66,6 +66,9 @@ pub fn attach(app: &Arc<App>, record: &Record) -> ApiResult<Option<Endpoint>> {
         }
     };
     proto::fault!("engine.start.network_attached");
+    if let Some(endpoint) = &endpoint {
+        warn_of_open_ports(app, &record.name, &endpoint.ports);
+    }
     let prepared =
         serve_names(app, record, endpoint.as_ref()).and_then(|()| write_files(app, record, endpoint.as_ref()));
     if let Err(error) = prepared {
@@ -75,6 +78,34 @@ pub fn attach(app: &Arc<App>, record: &Record) -> ApiResult<Option<Endpoint>> {
         return Err(error);
     }
     Ok(endpoint)
+}
+
+/// Says so when ports are published to everybody on a host whose owner believes that ports are closed. Blocks.
+fn warn_of_open_ports(app: &App, container: &str, ports: &[PublishedPort]) {
+    let open: Vec<_> = ports.iter().filter(|port| port.host_port != 0 && port.host_ip.is_unspecified()).collect();
+    if open.is_empty() {
+        return;
+    }
+    match app.networks.closed_by() {
+        Ok(None) => {}
+        Ok(Some(firewall)) => {
+            let ports: Vec<String> = open
+                .iter()
+                .map(|port| {
+                    format!("{}/{}", std::net::SocketAddr::new(port.host_ip, port.host_port), port.protocol.name())
+                })
+                .collect();
+            let (ports, table) = (ports.join(", "), app.networks.table());
+            warn!(
+                container,
+                ports,
+                firewall,
+                "published to all addresses of a host whose firewall keeps ports closed: that doesn't hold for these; \
+                 publish on loopback (-p 127.0.0.1:..., or \"ip\" in the configuration), or say who may in chain user of table inet {table}"
+            );
+        }
+        Err(error) => warn!(error = %chain(&error), "can't see whether the host's firewall keeps ports closed"),
+    }
 }
 
 fn serve_names(app: &Arc<App>, record: &Record, endpoint: Option<&Endpoint>) -> ApiResult<()> {

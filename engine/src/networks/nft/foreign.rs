@@ -18,11 +18,18 @@ use nix::libc;
 use super::super::netlink::{Batch, NetlinkError, Socket, attribute, attributes, text};
 use super::constants::{self as c, data, expression as x};
 use super::rule::{Is, Rule};
-use super::transaction::Transaction;
+use super::transaction::{Transaction, has_table};
 
 /// The table of both families.
 pub(in super::super) const TABLE: &str = "filter";
 const FORWARD: &str = "FORWARD";
+/// firewalld's table, or a chain of it in the table of iptables.
+pub(in super::super) const FIREWALLD: &str = "firewalld";
+const FIREWALLD_CHAIN: &str = "FORWARD_ZONES";
+/// A chain that ufw has when it is enabled.
+const UFW_CHAIN: &str = "ufw-before-input";
+/// Packets for this host itself.
+const INPUT: u32 = libc::NF_INET_LOCAL_IN as u32;
 const USER: &str = "DOCKER-USER";
 /// Length of `struct nfgenmsg`, and what nftables' messages are numbered from.
 const NFGENMSG: usize = 4;
@@ -46,10 +53,29 @@ pub(super) fn follow(socket: &mut Socket, owner: &str, bridges: &[&str]) -> Resu
     Ok(())
 }
 
-fn follow_family(socket: &mut Socket, family: i32, owner: &str, bridges: &[&str]) -> Result<(), NetlinkError> {
+/// What of that isn't so, a line each.
+pub(super) fn differences(socket: &mut Socket, owner: &str, bridges: &[&str]) -> Result<Vec<String>, NetlinkError> {
+    let mut lines = Vec::new();
+    for (family, name) in [(libc::NFPROTO_IPV4, "ip"), (libc::NFPROTO_IPV6, "ip6")] {
+        let Some(Chained { there, wanted, .. }) = chained(socket, family, owner, bridges)? else { continue };
+        let chain = format!("chain {FORWARD} of table {name} {TABLE}");
+        lines.extend(wanted.difference(&there).map(|ours| format!("rule \"{owner} {ours}\" is missing from {chain}")));
+        lines.extend(there.difference(&wanted).map(|ours| format!("rule \"{owner} {ours}\" isn't needed in {chain}")));
+    }
+    Ok(lines)
+}
+
+/// The rules of the chain, and those of ours that are in it and that have to be.
+struct Chained {
+    rules: Vec<Found>,
+    there: BTreeSet<String>,
+    wanted: BTreeSet<String>,
+}
+
+fn chained(socket: &mut Socket, family: i32, owner: &str, bridges: &[&str]) -> Result<Option<Chained>, NetlinkError> {
     let chains = chains(socket, family)?;
     let Some((_, policy)) = chains.iter().find(|(name, policy)| name == FORWARD && policy.is_some()) else {
-        return Ok(());
+        return Ok(None);
     };
     let rules = rules(socket, family, owner)?;
     let drops = *policy == Some(c::DROP);
@@ -62,7 +88,12 @@ fn follow_family(socket: &mut Socket, family: i32, owner: &str, bridges: &[&str]
     if has_user && !others_jump && !bridges.is_empty() {
         wanted.insert(USER.to_owned());
     }
-    let there: BTreeSet<String> = rules.iter().filter_map(|rule| rule.ours.clone()).collect();
+    let there = rules.iter().filter_map(|rule| rule.ours.clone()).collect();
+    Ok(Some(Chained { rules, there, wanted }))
+}
+
+fn follow_family(socket: &mut Socket, family: i32, owner: &str, bridges: &[&str]) -> Result<(), NetlinkError> {
+    let Some(Chained { rules, there, wanted }) = chained(socket, family, owner, bridges)? else { return Ok(()) };
     if there == wanted {
         return Ok(());
     }
@@ -88,19 +119,64 @@ fn follow_family(socket: &mut Socket, family: i32, owner: &str, bridges: &[&str]
     transaction.commit(socket)
 }
 
+/// Whether firewalld has rules here: a table, or with its other backend chains of iptables.
+pub(super) fn has_firewalld(socket: &mut Socket) -> Result<bool, NetlinkError> {
+    Ok(has_table(socket, libc::NFPROTO_INET, FIREWALLD)?
+        || chains(socket, libc::NFPROTO_IPV4)?.iter().any(|(name, _)| name == FIREWALLD_CHAIN))
+}
+
+/// The firewall that keeps this host's own ports closed unless it is told otherwise: somebody wants that. Only `input` tells, for dockerd
+/// makes the policy of `FORWARD` drop by itself.
+pub(super) fn closed_by(socket: &mut Socket) -> Result<Option<String>, NetlinkError> {
+    if has_firewalld(socket)? {
+        return Ok(Some("firewalld".to_owned()));
+    }
+    let chains = all_chains(socket, libc::NFPROTO_UNSPEC)?;
+    let closed = chains.iter().find(|chain| chain.policy == Some(c::DROP) && chain.hook == Some(INPUT));
+    let of_ufw = |chain: &Chain| {
+        chain.table == TABLE && chains.iter().any(|other| other.table == TABLE && other.name == UFW_CHAIN)
+    };
+    Ok(closed.map(|chain| match of_ufw(chain) {
+        true => "ufw".to_owned(),
+        false => format!("chain {} of table {}", chain.name, chain.table),
+    }))
+}
+
 /// The chains of the table, and the policy of those that packets come to by themselves.
 fn chains(socket: &mut Socket, family: i32) -> Result<Vec<(String, Option<u32>)>, NetlinkError> {
+    let all = all_chains(socket, family)?.into_iter();
+    Ok(all.filter(|chain| chain.table == TABLE).map(|chain| (chain.name, chain.policy)).collect())
+}
+
+/// A chain of anybody's.
+#[derive(Debug)]
+struct Chain {
+    table: String,
+    name: String,
+    /// Where packets come to it by themselves, if they do.
+    hook: Option<u32>,
+    policy: Option<u32>,
+}
+
+/// All chains of a family, or of all of them.
+fn all_chains(socket: &mut Socket, family: i32) -> Result<Vec<Chain>, NetlinkError> {
     let mut batch = Batch::new();
     let kind = NFTABLES | libc::NFT_MSG_GETCHAIN as u16;
     batch.push("list chains", kind, libc::NLM_F_DUMP, &[family as u8, 0, 0, 0], |_| {});
     let answers = socket.dump(&mut batch)?;
+    let number = |value: &[u8]| Some(u32::from_be_bytes(value.try_into().ok()?));
     let parse = |payload: &[u8]| {
         let of = |kind| attribute(payload, NFGENMSG, kind);
-        let in_table = of(c::chain::TABLE).map(text).as_deref() == Some(TABLE);
-        // Answers come for all families of nftables when the kernel is old.
-        let of_family = payload.first() == Some(&(family as u8));
-        let policy = of(c::chain::POLICY).and_then(|value| Some(u32::from_be_bytes(value.try_into().ok()?)));
-        (in_table && of_family).then_some((of(c::chain::NAME).map(text)?, policy))
+        let of_family = *payload.first()?;
+        // Answers come for all families of nftables when the kernel is old. netdev and bridge number their hooks otherwise.
+        let inet = [libc::NFPROTO_INET, libc::NFPROTO_IPV4, libc::NFPROTO_IPV6].contains(&i32::from(of_family));
+        let wanted = if family == libc::NFPROTO_UNSPEC { inet } else { of_family == family as u8 };
+        wanted.then_some(Chain {
+            table: of(c::chain::TABLE).map(text)?,
+            name: of(c::chain::NAME).map(text)?,
+            hook: of(c::chain::HOOK).and_then(|hook| attribute(hook, 0, c::chain::HOOK_NUMBER)).and_then(number),
+            policy: of(c::chain::POLICY).and_then(number),
+        })
     };
     Ok(answers.iter().filter_map(|answer| parse(&answer.payload)).collect())
 }

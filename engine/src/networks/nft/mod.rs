@@ -31,8 +31,8 @@
 //! which some are the resolver's (`names::held`).
 //!
 //! *Accepting* a packet in one table doesn't save it from another. Where the forward chain of iptables has the policy drop
-//! (dockerd sets it when it switches forwarding on, and ufw does), it is made to let our bridges through: see [`foreign`]. Other
-//! firewalls have to be told.
+//! (dockerd sets it when it switches forwarding on, and ufw does), it is made to let our bridges through: see [`foreign`]. firewalld is
+//! told of them (`firewalld`). Other firewalls have to be told by the host's owner.
 
 mod constants;
 pub(super) mod foreign;
@@ -40,6 +40,7 @@ pub(super) mod inside;
 mod links;
 mod map;
 mod rule;
+mod shown;
 mod transaction;
 
 use std::collections::BTreeSet;
@@ -47,11 +48,13 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::sched::CloneFlags;
 use tracing::{debug, warn};
 
 use self::links::LinkSet;
 use self::map::{Elements, Key, Kind, Map, elements};
 use self::rule::{Is, Rule};
+use self::shown::Shown;
 use self::transaction::{Hook, Transaction};
 use super::conntrack;
 use super::endpoint::Targets;
@@ -137,6 +140,51 @@ impl Firewall {
     /// The number by which the kernel knows the socket.
     pub(crate) fn port(&self) -> Result<u32, NetlinkError> {
         self.socket.port()
+    }
+
+    /// Whether firewalld has its rules in this network namespace.
+    pub(crate) fn has_firewalld(&mut self) -> Result<bool, NetlinkError> {
+        foreign::has_firewalld(&mut self.socket)
+    }
+
+    /// The firewall of somebody else that keeps this host's ports closed unless it is told otherwise.
+    pub(crate) fn closed_by(&mut self) -> Result<Option<String>, NetlinkError> {
+        foreign::closed_by(&mut self.socket)
+    }
+
+    /// Whether the table is there.
+    pub(crate) fn is_there(&mut self) -> Result<bool, NetlinkError> {
+        transaction::has_table(&mut self.socket, FAMILY, &self.table)
+    }
+
+    /// What of the table, and of our rules in iptables' chains, isn't as it has to be: a line each.
+    pub(crate) fn differences(&mut self) -> Result<Vec<String>, NetlinkError> {
+        let mut lines = match Shown::read(&mut self.socket, &self.table)? {
+            None => vec![format!("firewall table inet {} is missing", self.table)],
+            Some(present) => present.differences(&self.wanted()?, &self.table),
+        };
+        let bridges: Vec<&str> = self.bridges.iter().map(|bridge| bridge.link.as_str()).collect();
+        lines.extend(foreign::differences(&mut self.socket, &self.table, &bridges)?);
+        Ok(lines)
+    }
+
+    /// The table as the kernel shows it when nobody else has touched it: made once more, where no packets are.
+    fn wanted(&self) -> Result<Shown, NetlinkError> {
+        let make = || {
+            let newnet = CloneFlags::CLONE_NEWNET.bits() as u64;
+            let failed = |cause| NetlinkError::Socket { step: "enter a network namespace of its own", cause };
+            sys::ns::unshare(newnet).map_err(failed)?;
+            let mut socket = Socket::open(Family::Netfilter)?;
+            let mut whole = Transaction::new(FAMILY, &self.table);
+            whole.add_table();
+            self.fill(&mut whole);
+            whole.publish(&self.published);
+            whole.commit(&mut socket)?;
+            Shown::read(&mut socket, &self.table)
+        };
+        let made = std::thread::scope(|scope| scope.spawn(make).join());
+        let unseen = || NetlinkError::Unanswered { step: format!("make firewall table {} again", self.table) };
+        made.map_err(|_| unseen())??.ok_or_else(unseen)
     }
 
     /// Lets the bridges through the chains of iptables. Where that fails, the host's owner has to.

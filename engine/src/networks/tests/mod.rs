@@ -2,6 +2,7 @@
 //! be on the machine, and a second one that is another computer on the same LAN. So nothing of the real machine is
 //! touched, tests run side by side, and what a failing test leaves goes with the namespaces.
 
+mod compare;
 mod firewall;
 mod ipv6;
 mod lifecycle;
@@ -74,6 +75,7 @@ fn config(name: &str, address: &str) -> BridgeConfig {
         masquerade: true,
         mtu: 1500,
         ids: NetworkIds { bridge: "b".repeat(64), host: "c".repeat(64), none: "d".repeat(64) },
+        bus: Vec::new(),
     }
 }
 

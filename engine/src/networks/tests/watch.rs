@@ -70,7 +70,7 @@ fn nothing_is_repaired_for_what_is_ours_or_nobodys_business() {
 }
 
 /// A host whose iptables let nothing pass that they aren't told of, as with ufw.
-fn closed(more: &str) {
+pub(super) fn closed(more: &str) {
     run("nft", "add table ip filter");
     run("nft", "add chain ip filter FORWARD { type filter hook forward priority 0 ; policy drop ; }");
     for rule in more.split(';').filter(|rule| !rule.trim().is_empty()) {
@@ -147,5 +147,55 @@ fn rules_before_dockers_are_asked_before_ours() {
         let rules = run("nft", "list chain ip filter FORWARD");
         let jump = rules.find("jump DOCKER-USER").expect("jump");
         assert!(jump < rules.find("accept comment").expect("ours"), "{rules}");
+    });
+}
+
+#[test]
+fn a_firewall_that_keeps_ports_closed_is_named() {
+    on_a_host(|host| {
+        let networks = host.open();
+        let closed_by = || networks.closed_by().expect("look");
+        assert_eq!(closed_by(), None);
+        closed(""); // dockerd does that, too
+        assert_eq!(closed_by(), None);
+        run("nft", "add table inet mine");
+        run("nft", "add chain inet mine in { type filter hook input priority 0 ; policy drop ; }");
+        assert_eq!(closed_by().as_deref(), Some("chain in of table mine"));
+        run("nft", "chain inet mine in { policy accept ; }");
+        assert_eq!(closed_by(), None);
+        run("nft", "add chain ip filter ufw-before-input");
+        assert_eq!(closed_by(), None, "ufw is disabled");
+        run("nft", "add chain ip filter INPUT { type filter hook input priority 0 ; policy drop ; }");
+        assert_eq!(closed_by().as_deref(), Some("ufw"));
+        run("nft", "add table inet firewalld");
+        assert_eq!(closed_by().as_deref(), Some("firewalld"));
+    });
+}
+
+#[test]
+fn firewalld_that_starts_is_noticed_and_one_that_can_not_be_asked_stops_nothing() {
+    on_a_host(|host| {
+        let networks = host.open();
+        let (watch, seen) = (Watch::open().expect("watch"), std::sync::mpsc::channel());
+        std::thread::scope(|scope| {
+            scope.spawn(|| seen.0.send(watch.wait(&networks)));
+            run("nft", "add table inet firewalld");
+            let noticed = seen.1.recv_timeout(PATIENCE);
+            if noticed.is_err() {
+                // So that the watcher ends, and with it the scope.
+                run("nft", &format!("delete table inet berth_{BRIDGE}"));
+            }
+            noticed.expect("noticed").expect("wait");
+        });
+        networks.repair().expect("repair without a bus");
+        let web = networks.attach_bridge("web", &request(&[])).expect("attach");
+        let attached = Attached { id: "web".to_owned(), name: "web".to_owned(), endpoint: web.clone() };
+        let told = networks.differences(&[attached]).expect("compare");
+        assert_eq!(
+            told,
+            ["firewalld isn't told of bridges: reach the system's message bus: its address names no socket"]
+        );
+        networks.detach("web", &web).expect("detach");
+        networks.destroy().expect("destroy without a bus");
     });
 }

@@ -8,7 +8,7 @@
 //! the scope alone are taken: limits, how it is killed, order. Refused is what pulls in or stops other units (`Wants=`,
 //! `OnFailure=`), acts on the machine (`FailureAction=`), or is the runtime's to say (`PIDs`, `Slice`, `Delegate`, devices).
 
-use super::wire::Value;
+use sys::dbus::Value;
 
 /// What annotations of this kind begin with.
 pub(crate) const KEY: &str = "org.systemd.property.";

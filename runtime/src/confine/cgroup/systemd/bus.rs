@@ -11,7 +11,7 @@ use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::wire::{MAX_MESSAGE, Message, PREAMBLE, Value, kind};
+use sys::dbus::{MAX_MESSAGE, Message, PREAMBLE, Value, kind};
 
 /// Why systemd could not be asked, or what it answered.
 #[derive(Debug, thiserror::Error)]
@@ -281,53 +281,9 @@ fn open(socket: &str) -> std::io::Result<UnixStream> {
     }
 }
 
-/// The unix sockets in a D-Bus address such as `unix:path=/run/user/1000/bus,guid=..;unix:abstract=x`. Other transports cannot
-/// lead to this machine's systemd and are left out.
-pub(super) fn sockets(address: &str) -> Vec<String> {
-    let parts = address.split(';').filter_map(|part| part.strip_prefix("unix:"));
-    let socket = |part: &str| {
-        part.split(',').find_map(|pair| match pair.split_once('=')? {
-            ("path", value) => unescape(value).filter(|path| path.starts_with('/')),
-            ("abstract", value) => unescape(value).map(|name| format!("@{name}")),
-            _ => None,
-        })
-    };
-    parts.filter_map(socket).collect()
-}
-
-/// Undoes `%2f` and the like.
-fn unescape(text: &str) -> Option<String> {
-    let mut out = Vec::new();
-    let mut bytes = text.bytes();
-    while let Some(byte) = bytes.next() {
-        if byte != b'%' {
-            out.push(byte);
-            continue;
-        }
-        let mut digit = || char::from(bytes.next()?).to_digit(16);
-        out.push((digit()? * 16 + digit()?) as u8);
-    }
-    String::from_utf8(out).ok().filter(|text| !text.contains('\0'))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses_are_read() {
-        for (text, expected) in [
-            ("unix:path=/run/user/1000/bus", &["/run/user/1000/bus"][..]),
-            ("unix:path=/run/a%20b,guid=12", &["/run/a b"]),
-            ("tcp:host=x;unix:abstract=/tmp/dbus-1,guid=1;unix:path=/b", &["@/tmp/dbus-1", "/b"]),
-            ("unix:path=relative", &[]),
-            ("unix:path=/x%zz", &[]),
-            ("unix:path=/x%2", &[]),
-            ("", &[]),
-        ] {
-            assert_eq!(sockets(text), expected, "{text}");
-        }
-    }
 
     #[test]
     fn an_absent_bus_is_named() {
@@ -335,13 +291,5 @@ mod tests {
         let error = Bus::connect(&[address("/no/such/bus"), address("/no/other")], "do this").expect_err("nobody");
         let text = error.to_string();
         assert!(text.contains("/no/such/bus") && text.contains("/no/other") && text.contains("do this"), "{text}");
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn addresses_never_panic(text in ".{0,60}") {
-            let _ = sockets(&text);
-            let _ = sockets(&format!("unix:path=/{text}"));
-        }
     }
 }

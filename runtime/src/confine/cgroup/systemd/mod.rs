@@ -14,7 +14,6 @@ pub(crate) mod annotations;
 mod bus;
 pub(crate) mod names;
 mod properties;
-mod wire;
 
 #[cfg(test)]
 mod tests;
@@ -30,7 +29,7 @@ use bus::{Address, Bus};
 use names::UnitName;
 use properties::Abilities;
 pub(crate) use properties::Property;
-use wire::Value;
+use sys::dbus::Value;
 
 /// The unit of a container, as state.json remembers it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -197,12 +196,13 @@ pub(crate) fn is_users() -> bool {
 }
 
 fn system_addresses(given: &str) -> Vec<Address> {
-    let brokers = if given.is_empty() { vec!["/run/dbus/system_bus_socket".to_owned()] } else { bus::sockets(given) };
+    let brokers =
+        if given.is_empty() { vec!["/run/dbus/system_bus_socket".to_owned()] } else { sys::dbus::sockets(given) };
     addresses(brokers, Some("/run/systemd/private".to_owned()))
 }
 
 fn user_addresses(given: &str, runtime: &str) -> Vec<Address> {
-    let mut brokers = bus::sockets(given);
+    let mut brokers = sys::dbus::sockets(given);
     let below = |name: &str| (!runtime.is_empty()).then(|| format!("{runtime}/{name}"));
     brokers.extend(below("bus").filter(|bus| !brokers.contains(bus)));
     addresses(brokers, below("systemd/private"))

@@ -2,8 +2,8 @@
 //! does not know of it would undo. Properties are coarser than files in places, so the files are written afterwards all the same.
 
 use super::super::unified::{swap_alone, weight_of_shares};
-use super::wire::Value;
 use crate::spec::{DeviceRule, Resources};
+use sys::dbus::Value;
 
 /// A name and a value.
 pub(crate) type Property = (String, Value);

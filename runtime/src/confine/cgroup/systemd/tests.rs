@@ -7,8 +7,8 @@ use std::thread::JoinHandle;
 use nix::unistd::Pid;
 
 use super::bus::{Address, Bus, BusError};
-use super::wire::{Message, PREAMBLE, Value, kind};
 use super::*;
+use sys::dbus::{Message, PREAMBLE, Value, kind};
 
 /// What the server saw of a call: its name and the raw body.
 type Seen = Vec<Message>;

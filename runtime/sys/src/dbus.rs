@@ -1,46 +1,58 @@
-//! D-Bus messages as far as a client of systemd needs them: marshalling of any value, reading of replies and one signal.
+//! D-Bus messages as far as clients of systemd and firewalld need them: marshalling of any value, reading of replies and signals; and
+//! the sockets in an address. Talking is left to who asks.
 //! What is read comes from another process: every length is checked, and nothing longer than [`MAX_MESSAGE`] is taken.
 //!
 //! Numbers are in this machine's byte order, which is also that of the peer: both ends of a unix socket are on one machine.
 
-/// Longest message that is read. Replies are object paths and error texts.
-pub(super) const MAX_MESSAGE: usize = 64 * 1024;
+/// Longest message that is read. Replies are object paths, error texts and short lists.
+pub const MAX_MESSAGE: usize = 64 * 1024;
 
 /// The fixed part of a header.
-pub(super) const PREAMBLE: usize = 16;
+pub const PREAMBLE: usize = 16;
 
 const ORDER: u8 = if cfg!(target_endian = "little") { b'l' } else { b'B' };
 
 /// A value with its type.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Value {
+pub enum Value {
+    /// `y`
     Byte(u8),
+    /// `b`
     Bool(bool),
+    /// `n`
     I16(i16),
+    /// `q`
     U16(u16),
+    /// `i`
     I32(i32),
+    /// `u`
     U32(u32),
+    /// `x`
     I64(i64),
+    /// `t`
     U64(u64),
+    /// `d`
     Double(f64),
+    /// `s`
     Text(String),
-    /// Only ever read, but for tests, which play the other side.
-    #[cfg(test)]
+    /// `o`
     Path(String),
+    /// `(..)`; also an entry of a dictionary, which is laid out alike.
     Struct(Vec<Value>),
     /// The signature of an element, then the elements.
     Array(String, Vec<Value>),
+    /// `v`
     Variant(Box<Value>),
 }
 
 impl Value {
     /// Text, from anything that is text.
-    pub(crate) fn text(text: impl Into<String>) -> Self {
+    pub fn text(text: impl Into<String>) -> Self {
         Self::Text(text.into())
     }
 
     /// Adds the signature.
-    pub(super) fn sign(&self, out: &mut String) {
+    pub fn sign(&self, out: &mut String) {
         match self {
             Self::Byte(_) => out.push('y'),
             Self::Bool(_) => out.push('b'),
@@ -52,7 +64,6 @@ impl Value {
             Self::U64(_) => out.push('t'),
             Self::Double(_) => out.push('d'),
             Self::Text(_) => out.push('s'),
-            #[cfg(test)]
             Self::Path(_) => out.push('o'),
             Self::Struct(fields) => {
                 out.push('(');
@@ -68,7 +79,7 @@ impl Value {
     }
 
     /// The signature.
-    pub(super) fn signature(&self) -> String {
+    pub fn signature(&self) -> String {
         let mut out = String::new();
         self.sign(&mut out);
         out
@@ -104,7 +115,7 @@ fn put_signature(out: &mut Vec<u8>, signature: &str) {
 }
 
 /// Adds a value at the end of a buffer that begins at a multiple of 8.
-pub(super) fn put(out: &mut Vec<u8>, value: &Value) {
+pub fn put(out: &mut Vec<u8>, value: &Value) {
     macro_rules! number {
         ($value:expr, $size:expr) => {{
             pad(out, $size);
@@ -122,7 +133,6 @@ pub(super) fn put(out: &mut Vec<u8>, value: &Value) {
         Value::U64(value) => number!(value, 8),
         Value::Double(value) => number!(value, 8),
         Value::Text(text) => put_text(out, text),
-        #[cfg(test)]
         Value::Path(text) => put_text(out, text),
         Value::Struct(fields) => {
             pad(out, 8);
@@ -146,11 +156,15 @@ pub(super) fn put(out: &mut Vec<u8>, value: &Value) {
 }
 
 /// The kinds of message.
-pub(super) mod kind {
-    pub(in super::super) const CALL: u8 = 1;
-    pub(in super::super) const REPLY: u8 = 2;
-    pub(in super::super) const ERROR: u8 = 3;
-    pub(in super::super) const SIGNAL: u8 = 4;
+pub mod kind {
+    /// A call of a method.
+    pub const CALL: u8 = 1;
+    /// What it gives.
+    pub const REPLY: u8 = 2;
+    /// Why it doesn't.
+    pub const ERROR: u8 = 3;
+    /// News for everybody.
+    pub const SIGNAL: u8 = 4;
 }
 
 mod field {
@@ -165,22 +179,32 @@ mod field {
 
 /// The words of a header; what is absent is empty or 0.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Message {
-    pub(super) kind: u8,
-    pub(super) serial: u32,
-    pub(super) path: String,
-    pub(super) interface: String,
-    pub(super) member: String,
-    pub(super) error: String,
-    pub(super) destination: String,
-    pub(super) reply_to: u32,
-    pub(super) signature: String,
-    pub(super) body: Vec<u8>,
+pub struct Message {
+    /// One of [`kind`].
+    pub kind: u8,
+    /// Its number.
+    pub serial: u32,
+    /// The object that it is about.
+    pub path: String,
+    /// The interface.
+    pub interface: String,
+    /// The method or signal.
+    pub member: String,
+    /// The error's name.
+    pub error: String,
+    /// Who it is for.
+    pub destination: String,
+    /// The number of the call that it answers.
+    pub reply_to: u32,
+    /// Types of what is in the body.
+    pub signature: String,
+    /// What it says.
+    pub body: Vec<u8>,
 }
 
 impl Message {
     /// The bytes of it, with this body.
-    pub(super) fn marshal(&self, body: &[Value]) -> Vec<u8> {
+    pub fn marshal(&self, body: &[Value]) -> Vec<u8> {
         let (mut signature, mut bytes) = (String::new(), Vec::new());
         for value in body {
             value.sign(&mut signature);
@@ -224,7 +248,7 @@ impl Message {
     }
 
     /// How many bytes follow the preamble. `None` if it is not the beginning of a message, or of one that is too long.
-    pub(super) fn rest(preamble: &[u8; PREAMBLE]) -> Option<usize> {
+    pub fn rest(preamble: &[u8; PREAMBLE]) -> Option<usize> {
         if preamble[0] != ORDER || preamble[3] != 1 {
             return None;
         }
@@ -236,7 +260,7 @@ impl Message {
     }
 
     /// Reads a whole message.
-    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
         let preamble: &[u8; PREAMBLE] = bytes.get(..PREAMBLE)?.try_into().ok()?;
         if bytes.len() != PREAMBLE + Self::rest(preamble)? {
             return None;
@@ -272,14 +296,14 @@ impl Message {
     }
 
     /// Reads the body from its beginning.
-    pub(super) fn reader(&self) -> Reader<'_> {
+    pub fn reader(&self) -> Reader<'_> {
         Reader { bytes: &self.body, at: 0 }
     }
 }
 
 /// Reads values one after the other; `None` at the first that is not there.
 #[derive(Debug)]
-pub(super) struct Reader<'a> {
+pub struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
 }
@@ -300,23 +324,65 @@ impl<'a> Reader<'a> {
         self.take(1).map(|bytes| bytes[0])
     }
 
-    pub(super) fn u32(&mut self) -> Option<u32> {
+    /// A number.
+    pub fn u32(&mut self) -> Option<u32> {
         self.align(4)?;
         self.take(4)?.try_into().ok().map(u32::from_ne_bytes)
     }
 
     /// A string or an object path.
-    pub(super) fn text(&mut self) -> Option<&'a str> {
+    pub fn text(&mut self) -> Option<&'a str> {
         let length = self.u32()? as usize;
         let text = std::str::from_utf8(self.take(length)?).ok()?;
         (self.byte()? == 0).then_some(text)
     }
 
-    pub(super) fn signature(&mut self) -> Option<&'a str> {
+    /// A list of strings.
+    pub fn texts(&mut self) -> Option<Vec<&'a str>> {
+        let length = self.u32()? as usize;
+        let end = self.at.checked_add(length)?;
+        let mut texts = Vec::new();
+        while self.at < end {
+            texts.push(self.text()?);
+        }
+        (self.at == end).then_some(texts)
+    }
+
+    /// A signature.
+    pub fn signature(&mut self) -> Option<&'a str> {
         let length = usize::from(self.byte()?);
         let text = std::str::from_utf8(self.take(length)?).ok()?;
         (self.byte()? == 0).then_some(text)
     }
+}
+
+/// The unix sockets in a D-Bus address such as `unix:path=/run/user/1000/bus,guid=..;unix:abstract=x`. Other transports lead to
+/// other machines and are left out.
+pub fn sockets(address: &str) -> Vec<String> {
+    let parts = address.split(';').filter_map(|part| part.strip_prefix("unix:"));
+    let socket = |part: &str| {
+        part.split(',').find_map(|pair| match pair.split_once('=')? {
+            ("path", value) => unescape(value).filter(|path| path.starts_with('/')),
+            ("abstract", value) => unescape(value).map(|name| format!("@{name}")),
+            _ => None,
+        })
+    };
+    parts.filter_map(socket).collect()
+}
+
+/// Undoes `%2f` and the like.
+fn unescape(text: &str) -> Option<String> {
+    let mut out = Vec::new();
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        if byte != b'%' {
+            out.push(byte);
+            continue;
+        }
+        let mut digit = || char::from(bytes.next()?).to_digit(16);
+        out.push((digit()? * 16 + digit()?) as u8);
+    }
+    String::from_utf8(out).ok().filter(|text| !text.contains('\0'))
 }
 
 #[cfg(test)]
@@ -330,6 +396,21 @@ mod tests {
         let message = Message::parse(&bytes).expect("parses");
         assert_eq!((message.kind, message.serial), (kind::CALL, 7));
         (message.signature, message.body)
+    }
+
+    #[test]
+    fn addresses_are_read() {
+        for (text, expected) in [
+            ("unix:path=/run/user/1000/bus", &["/run/user/1000/bus"][..]),
+            ("unix:path=/run/a%20b,guid=12", &["/run/a b"]),
+            ("tcp:host=x;unix:abstract=/tmp/dbus-1,guid=1;unix:path=/b", &["@/tmp/dbus-1", "/b"]),
+            ("unix:path=relative", &[]),
+            ("unix:path=/x%zz", &[]),
+            ("unix:path=/x%2", &[]),
+            ("", &[]),
+        ] {
+            assert_eq!(sockets(text), expected, "{text}");
+        }
     }
 
     #[test]
@@ -397,6 +478,12 @@ mod tests {
 
     proptest! {
         #[test]
+        fn addresses_never_panic(text in ".{0,60}") {
+            let _ = sockets(&text);
+            let _ = sockets(&format!("unix:path=/{text}"));
+        }
+
+        #[test]
         fn parsing_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200), flip in 0_usize..120, to in any::<u8>()) {
             let _ = Message::parse(&bytes);
             // Nearly right ones get further.
@@ -407,6 +494,7 @@ mod tests {
             if let Some(message) = Message::parse(&near) {
                 let mut reader = message.reader();
                 while reader.text().is_some() {}
+                let _ = message.reader().texts();
                 let mut reader = message.reader();
                 let _ = (reader.u32(), reader.signature(), reader.text());
             }
