@@ -2,7 +2,12 @@
 //! systems are given the address that a name stands for: the kernel doesn't look names up.
 
 use crate::config::parse_size;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, open},
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sys::stat::Mode,
+};
 use std::{
     collections::BTreeMap,
     ffi::OsString,
@@ -11,6 +16,7 @@ use std::{
     os::unix::ffi::OsStringExt,
     path::{Path, PathBuf},
 };
+use sys::path::{Within, open_within};
 
 /// What is wrong with options.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -199,7 +205,7 @@ fn mount_anew(options: &BTreeMap<String, String>, at: &Path) -> io::Result<()> {
         let first = found.iter().find(|address| address.is_ipv4()).or(found.first());
         first.copied().ok_or_else(|| io::Error::other("it has no address"))
     })?;
-    let failed = |error: nix::errno::Errno| {
+    let failed = |error: Errno| {
         io::Error::other(format!(
             "failed to mount local volume: mount {}:{}, flags: {:#x}{}: {}",
             call.device,
@@ -244,15 +250,17 @@ fn without_secrets(data: &str) -> String {
     data.split(',').map(shown).collect::<Vec<_>>().join(",")
 }
 
-/// Whether something is mounted at this folder. By the table of mounts: to look at the folder could mean to wait for a server.
+/// Whether something is mounted at this folder. The look-up ends in front of it: to look at what is mounted could mean to wait for a server.
 pub fn is_mounted(at: &Path) -> io::Result<bool> {
     let Some((parent, name)) = at.parent().zip(at.file_name()) else { return Ok(true) };
-    let at = match parent.canonicalize() {
-        Ok(parent) => parent.join(name),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(error),
-    };
-    Ok(mount_points()?.contains(&at))
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let opened = open(parent, flags | OFlag::O_DIRECTORY, Mode::empty())
+        .and_then(|parent| open_within(parent, name, flags | OFlag::O_NOFOLLOW, 0, Within::Plain));
+    match opened {
+        Ok(_) | Err(Errno::ENOENT) => Ok(false),
+        Err(Errno::EXDEV) => Ok(true),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 /// Where something is mounted, in the order of the table.
@@ -348,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_of_mounts_is_read_as_it_is_written() {
+    fn mounts_are_found_and_read_as_they_are_written() {
         assert_eq!(unescaped(br"/a\040b\134c\9"), br"/a b\c\9");
         assert!(is_mounted(Path::new("/proc")).unwrap() && is_mounted(Path::new("/")).unwrap());
         let folder = tempfile::tempdir().unwrap();

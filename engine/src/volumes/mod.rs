@@ -265,15 +265,10 @@ impl Volumes {
 
     /// Unmounts what engines before this one could not, which takes as long as servers take.
     pub fn sweep(self: &Arc<Self>) {
-        let mounted = local::mount_points().unwrap_or_default();
-        let root = self.root.canonicalize().unwrap_or_else(|_| self.root.clone());
-        let with_options: Vec<String> = self
-            .lock()
-            .volumes
-            .values()
-            .filter(|v| v.is_local() && v.needs_mount() && mounted.contains(&root.join(&v.name).join(DATA)))
-            .map(|v| v.name.clone())
-            .collect();
+        let with_options: Vec<String> =
+            self.lock().volumes.values().filter(|v| v.is_local() && v.needs_mount()).map(|v| v.name.clone()).collect();
+        let is_mounted = |name: &String| local::is_mounted(&self.path(name)).unwrap_or(true);
+        let with_options: Vec<String> = with_options.into_iter().filter(is_mounted).collect();
         if with_options.is_empty() {
             return;
         }
