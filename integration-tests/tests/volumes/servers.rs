@@ -36,7 +36,7 @@ impl Drop for Silence {
 }
 
 /// A volume of a server whose files are in `share`: written to and read on both sides, mounted while it is needed.
-pub fn is_used_like_others(stack: &Stack, volume: &str, share: &Path, kind: &str) {
+pub fn is_written_and_read(stack: &Stack, volume: &str, share: &Path, kind: &str) {
     let script = "grep ' /v ' /proc/mounts; echo from-inside >/v/inside; mkdir /v/folder && mv /v/inside /v/folder; cat /v/outside";
     fs::write(share.join("outside"), "from-outside\n").unwrap();
     let seen = with(stack, volume, script).success().stdout();
@@ -44,7 +44,11 @@ pub fn is_used_like_others(stack: &Stack, volume: &str, share: &Path, kind: &str
     assert_eq!(seen.split(' ').nth(2), Some(kind), "{seen}");
     assert_eq!(fs::read_to_string(share.join("folder/inside")).unwrap(), "from-inside\n");
     await_unmounted(stack, volume);
+}
 
+/// The same, and whatever else becomes of volumes. It is gone then.
+pub fn is_used_like_others(stack: &Stack, volume: &str, share: &Path, kind: &str) {
+    is_written_and_read(stack, volume, share, kind);
     // By two containers at once, over the end of an engine.
     let bind = format!("{volume}:/v");
     let (one, two) = (format!("{volume}-one"), format!("{volume}-two"));
