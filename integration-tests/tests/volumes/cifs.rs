@@ -59,7 +59,8 @@ impl Server {
         words.stdin.take().unwrap().write_all(format!("{PASSWORD}\n{PASSWORD}\n").as_bytes()).unwrap();
         assert!(words.wait().unwrap().success());
         let mut command = Command::new("smbd");
-        command.args(["-F", "--no-process-group", "-s", config]).stdin(Stdio::null());
+        command.args(["-F", "--no-process-group", "-s", config]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let server = Self { daemon: Some(command.spawn().unwrap()), folder, port };
         eventually("smbd answers", || TcpStream::connect(("127.0.0.1", port)).ok().map(drop));
         Some(server)
@@ -77,11 +78,11 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         if let Some(mut daemon) = self.daemon.take() {
-            let pid = daemon.id().to_string();
-            // Those that serve its clients.
-            let _ = Command::new("pkill").args(["-P", &pid]).output();
             let _ = daemon.kill();
             let _ = daemon.wait();
+            // Those that serve its clients, and helpers that are nobody's children: all were told where the configuration is.
+            let config = self.folder.path().join("smb.conf").display().to_string();
+            let _ = Command::new("pkill").args(["-9", "-f", &config]).output();
         }
     }
 }

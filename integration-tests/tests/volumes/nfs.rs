@@ -62,7 +62,8 @@ impl Server {
 
     fn daemon(&mut self, program: &str, args: &[&str]) {
         let mut command = Command::new(program);
-        self.daemons.push(command.args(args).stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        self.daemons
+            .push(command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
     }
 
     fn share(&self) -> PathBuf {
