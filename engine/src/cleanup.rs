@@ -7,9 +7,9 @@ use crate::{
     config::{Args, Config, ConfigError},
     containers::store::Store,
     networks::{NetworkError, Networks},
+    volumes::{local::mount_points, mounter},
 };
 use clap::Parser;
-use nix::mount::{MntFlags, umount2};
 use std::{io, path::Path};
 
 /// The word that asks for it.
@@ -89,16 +89,14 @@ pub fn runs(pid: u32, id: &str) -> bool {
 
 /// Unmounts what is mounted below a folder, the last mounted first.
 fn unmount_below(folder: &Path) -> Result<Vec<String>, CleanupError> {
-    let table = std::fs::read_to_string("/proc/self/mountinfo");
-    let table = table.map_err(|cause| CleanupError::Unmount { at: folder.display().to_string(), cause })?;
+    let failed = |at: &Path| {
+        let at = at.display().to_string();
+        move |cause| CleanupError::Unmount { at, cause }
+    };
     let mut removed = Vec::new();
-    for at in table.lines().rev().filter_map(|line| line.split(' ').nth(4)) {
-        let at = at.replace("\\040", " ");
-        if Path::new(&at).starts_with(folder) {
-            umount2(at.as_str(), MntFlags::MNT_DETACH)
-                .map_err(|cause| CleanupError::Unmount { at: at.clone(), cause: cause.into() })?;
-            removed.push(format!("mount {at}"));
-        }
+    for at in mount_points().map_err(failed(folder))?.into_iter().rev().filter(|at| at.starts_with(folder)) {
+        mounter::unmount(&at).map_err(failed(&at))?;
+        removed.push(format!("mount {}", at.display()));
     }
     Ok(removed)
 }

@@ -47,6 +47,12 @@ fn main() -> ExitCode {
             Err(error) => fail(&error),
         };
     }
+    if word == volumes::mounter::ARGUMENT {
+        return match volumes::mounter::main() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error),
+        };
+    }
     if word == cleanup::ARGUMENT {
         return match cleanup::run(arguments) {
             Ok(()) => ExitCode::SUCCESS,

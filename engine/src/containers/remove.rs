@@ -30,7 +30,11 @@ pub struct Options {
 
 /// Removes a container.
 pub async fn remove(app: &Arc<App>, container: &Arc<Container>, options: Options) -> ApiResult<()> {
-    if options.force && container.live().record.state.phase.is_live() {
+    let killed = {
+        let live = container.live();
+        (options.force && live.record.state.phase.is_live()).then_some(live.record.state.pid)
+    };
+    if killed.is_some() {
         end_it(app, container).await?;
     }
     let _turn = container.turn.lock().await;
@@ -47,8 +51,15 @@ pub async fn remove(app: &Arc<App>, container: &Arc<Container>, options: Options
         (before, live.record.clone())
     };
     if before.is_live() {
-        // It was started between the kill and our turn.
         container.live().record.state.phase = before;
+        if killed == Some(record.state.pid) {
+            return Err(ApiError::internal(format!(
+                "cannot remove container \"{}\": could not kill: tried to kill container, but did not receive an exit event: process {} \
+                 waits for a disk or a server",
+                record.name, record.state.pid
+            )));
+        }
+        // It was started between the kill and our turn.
         return Err(ApiError::conflict(format!("container {} was started while it was being removed", container.id)));
     }
     // On disk before anything goes: an engine that dies in between, or before the record's own end is on disk, is followed by

@@ -128,8 +128,8 @@ pub async fn import(State(app): State<Arc<App>>, Path(name): Path<String>, body:
 
 /// All volumes with who uses them and what they take.
 pub fn with_usage(app: &App) -> Vec<Value> {
-    // What plugins keep is not on this machine's disk, or not for us to tell.
-    let list = app.volumes.list().into_iter().filter(|(volume, _)| volume.is_local());
+    // What plugins keep, and what is mounted, is not on this machine's disk or not for us to tell.
+    let list = app.volumes.list().into_iter().filter(|(volume, _)| volume.is_local() && !volume.needs_mount());
     list.map(|(volume, users)| {
         let size = app.volumes.size(&volume.name);
         let mut row = show(&app.volumes.describe(volume));
@@ -139,7 +139,7 @@ pub fn with_usage(app: &App) -> Vec<Value> {
     .collect()
 }
 
-/// `POST /volumes/prune`: from 1.42 on anonymous ones only, unless all are asked for.
+/// `POST /volumes/prune`: from 1.42 on anonymous ones only, unless all are asked for; as with dockerd, none with options.
 pub async fn prune(
     State(app): State<Arc<App>>,
     Extension(version): Extension<ApiVersion>,
@@ -152,7 +152,8 @@ pub async fn prune(
         tokio::task::spawn_blocking(move || {
             let (mut removed, mut freed) = (Vec::new(), 0);
             for (volume, users) in app.volumes.list() {
-                if users > 0 || !volume.is_local() || !(all || volume.anonymous) || !filters.labels(&volume.labels) {
+                let plain = volume.is_local() && volume.options.is_empty();
+                if users > 0 || !plain || !(all || volume.anonymous) || !filters.labels(&volume.labels) {
                     continue;
                 }
                 let size = app.volumes.size(&volume.name);

@@ -4,7 +4,7 @@
 //! a number of its own, noted on disk before the plugin is asked for it: an engine that dies leaves no mount that nobody ends.
 
 use super::{
-    DATA, DESCRIPTION, LOCAL, NewVolume, State, Volume, VolumeError, Volumes, check_unused, missing,
+    DATA, LOCAL, NewVolume, State, Volume, VolumeError, Volumes, check_unused, missing,
     plugins::{Plugin, PluginError, Told},
 };
 use crate::{ids, time::Timestamp};
@@ -188,7 +188,7 @@ impl Volumes {
         let half = self.half().map_err(failed)?;
         DirBuilder::new().mode(0o711).create(&half).map_err(failed)?;
         let description = serde_json::to_vec(&volume).map_err(|e| failed(e.into()))?;
-        std::fs::write(half.join(DESCRIPTION), description).map_err(failed)?;
+        super::describe(&half, &description).map_err(failed)?;
         std::fs::rename(half, self.root.join(name)).map_err(failed)?;
         state.volumes.insert(name.to_owned(), volume.clone());
         Ok(volume)

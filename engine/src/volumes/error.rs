@@ -37,6 +37,12 @@ pub enum VolumeError {
         #[source]
         cause: io::Error,
     },
+    #[error("error while unmounting volume '{at}'")]
+    Unmount {
+        at: PathBuf,
+        #[source]
+        cause: io::Error,
+    },
     /// Another driver has a volume of this name.
     #[error("create {name}: driver '{driver}' already has volume '{name}': volume name must be unique")]
     Taken { name: String, driver: String },
@@ -77,6 +83,7 @@ impl From<VolumeError> for ApiError {
             VolumeError::Io { .. }
             | VolumeError::Quota { .. }
             | VolumeError::Mount { .. }
+            | VolumeError::Unmount { .. }
             | VolumeError::Driver { .. }
             | VolumeError::DriverMount { .. } => Self::unexpected(&error),
         }

@@ -1,18 +1,22 @@
 //! Options of the `local` driver: what mount(2) is to mount as a volume (`type`, `device`, `o`), in Docker's words. Network file
 //! systems are given the address that a name stands for: the kernel doesn't look names up.
 
-use crate::{config::parse_size, containers::archive::mount_id};
+use crate::config::parse_size;
 use nix::{
+    errno::Errno,
     fcntl::{OFlag, open},
     mount::{MntFlags, MsFlags, mount, umount2},
     sys::stat::Mode,
 };
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     io,
     net::{IpAddr, ToSocketAddrs},
-    path::Path,
+    os::unix::ffi::OsStringExt,
+    path::{Path, PathBuf},
 };
+use sys::path::{Within, open_within};
 
 /// What is wrong with options.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -27,7 +31,15 @@ pub enum OptionsError {
     Size(String),
     #[error("size can't be limited of what is mounted: leave it out, or type, device and o")]
     SizeOfMount,
+    #[error("port not allowed in CIFS device URL, include 'port' in 'o='")]
+    Port,
+    /// The kernel would cut them off without a word.
+    #[error("mount options of {0} bytes: the kernel takes {LONGEST}")]
+    Long(usize),
 }
+
+/// A page with a NUL at its end is what mount(2) reads; pages are nowhere smaller.
+const LONGEST: usize = 4095;
 
 /// Which options go together.
 pub fn check(options: &BTreeMap<String, String>) -> Result<(), OptionsError> {
@@ -44,6 +56,14 @@ pub fn check(options: &BTreeMap<String, String>) -> Result<(), OptionsError> {
     }
     if size(options).is_some() && options.contains_key("type") {
         return Err(OptionsError::SizeOfMount);
+    }
+    let text = |key: &str| options.get(key).map_or("", String::as_str);
+    if is_cifs(text("type")) && host_of(text("device")).is_some_and(|host| port_of(host).is_some()) {
+        return Err(OptionsError::Port);
+    }
+    let long = text("o").split(',').filter(|word| flag(word).is_none()).map(|word| word.len() + 1).sum::<usize>();
+    if long > LONGEST + 1 {
+        return Err(OptionsError::Long(long - 1));
     }
     let needs: [(&str, &[&'static str]); 3] =
         [("device", &["type"]), ("type", &["device"]), ("o", &["device", "type"])];
@@ -74,26 +94,52 @@ struct Call {
 fn call(options: &BTreeMap<String, String>, resolve: impl Fn(&str) -> io::Result<IpAddr>) -> io::Result<Call> {
     let text = |key: &str| options.get(key).cloned().unwrap_or_default();
     let (kind, mut device) = (text("type"), text("device"));
+    let address = |host: &str| {
+        let failed = |error: io::Error| {
+            io::Error::other(format!("error resolving passed in network volume address: lookup {host}: {error}"))
+        };
+        host.parse().or_else(|_| resolve(host)).map_err(failed)
+    };
     let (mut flags, mut propagation) = (MsFlags::empty(), MsFlags::empty());
-    let mut data = Vec::new();
+    let (mut data, mut addressed) = (Vec::new(), false);
     for word in text("o").split(',').filter(|word| !word.is_empty()) {
         match flag(word) {
             Some((flag, true)) if is_propagation(flag) => propagation |= flag,
             Some((flag, true)) => flags |= flag,
             Some((flag, false)) => flags &= !flag,
             None => match word.split_once('=') {
-                Some(("addr", host)) if matches!(kind.as_str(), "nfs" | "nfs4" | "cifs") => {
-                    let address = host.parse().or_else(|_| resolve(host))?;
-                    data.push(format!("addr={address}"));
-                    if kind == "cifs" {
-                        device = device.replacen(host, &address.to_string(), 1);
-                    }
+                Some(("addr", host)) if matches!(kind.as_str(), "nfs" | "nfs4") || is_cifs(&kind) => {
+                    addressed = true;
+                    data.push(format!("addr={}", address(host)?));
                 }
                 _ => data.push(word.to_owned()),
             },
         }
     }
+    // The server keeps the name that it is called by if the address is told besides.
+    if is_cifs(&kind)
+        && !addressed
+        && let Some(host) = host_of(&device)
+    {
+        device = device.replacen(host, &address(host)?.to_string(), 1);
+    }
     Ok(Call { kind, device, flags, propagation, data: data.join(",") })
+}
+
+fn is_cifs(kind: &str) -> bool {
+    matches!(kind, "cifs" | "smb3")
+}
+
+/// The server of `//server/share`.
+fn host_of(device: &str) -> Option<&str> {
+    let (_, rest) = device.split_once("//")?;
+    rest.split('/').next().filter(|host| !host.is_empty())
+}
+
+/// What is behind the last colon of `host:port`, not of an address of IPv6.
+fn port_of(host: &str) -> Option<&str> {
+    let (name, port) = host.rsplit_once(':')?;
+    (!name.contains(':') || name.ends_with(']')).then_some(port).filter(|port| !port.is_empty())
 }
 
 fn is_propagation(flag: MsFlags) -> bool {
@@ -141,16 +187,25 @@ fn flag(word: &str) -> Option<(MsFlags, bool)> {
     })
 }
 
-/// Mounts; nothing is done if something is mounted there already.
+/// Mounts, unless something is mounted there already, and looks at what is there then. May take as long as a server likes.
 pub fn mount_at(options: &BTreeMap<String, String>, at: &Path) -> io::Result<()> {
-    if is_mounted(at) {
-        return Ok(());
+    if !is_mounted(at)? {
+        mount_anew(options, at)?;
     }
+    // That its server went away meanwhile is better found out here than by what starts the container.
+    std::fs::metadata(at)
+        .map(drop)
+        .map_err(|error| io::Error::other(format!("failed to mount local volume: look at {}: {error}", at.display())))
+}
+
+fn mount_anew(options: &BTreeMap<String, String>, at: &Path) -> io::Result<()> {
     let call = call(options, |host| {
-        let found = (host, 0).to_socket_addrs()?.next();
-        found.map(|address| address.ip()).ok_or_else(|| io::Error::other(format!("{host} has no address")))
+        let found: Vec<IpAddr> = (host, 0).to_socket_addrs()?.map(|address| address.ip()).collect();
+        // As dockerd does: of several, one of IPv4.
+        let first = found.iter().find(|address| address.is_ipv4()).or(found.first());
+        first.copied().ok_or_else(|| io::Error::other("it has no address"))
     })?;
-    let failed = |error: nix::errno::Errno| {
+    let failed = |error: Errno| {
         io::Error::other(format!(
             "failed to mount local volume: mount {}:{}, flags: {:#x}{}: {}",
             call.device,
@@ -160,6 +215,9 @@ pub fn mount_at(options: &BTreeMap<String, String>, at: &Path) -> io::Result<()>
             error.desc().to_lowercase(),
         ))
     };
+    if call.data.len() > LONGEST {
+        return Err(io::Error::other(format!("failed to mount local volume: {}", OptionsError::Long(call.data.len()))));
+    }
     let none: Option<&str> = None;
     let data = (!call.data.is_empty()).then_some(call.data.as_str());
     mount(Some(call.device.as_str()), at, Some(call.kind.as_str()), call.flags, data).map_err(failed)?;
@@ -178,28 +236,58 @@ pub fn mount_at(options: &BTreeMap<String, String>, at: &Path) -> io::Result<()>
     Ok(())
 }
 
+/// What a volume's options ask for, fit to be shown.
+pub fn words(options: &BTreeMap<String, String>) -> String {
+    let text = |key: &str| options.get(key).map_or("", String::as_str);
+    format!("{} of type {}, options: {}", text("device"), text("type"), without_secrets(text("o")))
+}
+
 fn without_secrets(data: &str) -> String {
     let shown = |word: &str| match word.split_once('=') {
-        Some((key @ ("password" | "pass" | "password2"), _)) => format!("{key}=********"),
+        Some((key @ ("password" | "pass" | "password2" | "secret"), _)) => format!("{key}=********"),
         _ => word.to_owned(),
     };
     data.split(',').map(shown).collect::<Vec<_>>().join(",")
 }
 
-/// Whether something is mounted at this folder. By the number of the mount: a bind from the same file system has its device.
-pub fn is_mounted(at: &Path) -> bool {
-    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let mount = |path: &Path| open(path, flags, Mode::empty()).ok().and_then(|file| mount_id(&file));
-    let (own, outer) = (mount(at), at.parent().and_then(mount));
-    own.is_some() && own != outer
+/// Whether something is mounted at this folder. The look-up ends in front of it: to look at what is mounted could mean to wait for a server.
+pub fn is_mounted(at: &Path) -> io::Result<bool> {
+    let Some((parent, name)) = at.parent().zip(at.file_name()) else { return Ok(true) };
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let opened = open(parent, flags | OFlag::O_DIRECTORY, Mode::empty())
+        .and_then(|parent| open_within(parent, name, flags | OFlag::O_NOFOLLOW, 0, Within::Plain));
+    match opened {
+        Ok(_) | Err(Errno::ENOENT) => Ok(false),
+        Err(Errno::EXDEV) => Ok(true),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
-/// Unmounts everything that is mounted there.
-pub fn unmount(at: &Path) -> io::Result<()> {
-    match umount2(at, MntFlags::MNT_DETACH) {
-        Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => Ok(()),
-        Err(error) => Err(error.into()),
+/// Where something is mounted, in the order of the table.
+pub fn mount_points() -> io::Result<Vec<PathBuf>> {
+    let table = std::fs::read("/proc/self/mountinfo")?;
+    let points = table.split(|byte| *byte == b'\n').filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
+    Ok(points.map(|point| OsString::from_vec(unescaped(point)).into()).collect())
+}
+
+/// White space and backslashes are written as `\` with three octal digits.
+fn unescaped(text: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let [first, after @ ..] = rest {
+        let code = after.get(..3).filter(|_| *first == b'\\').and_then(|digits| std::str::from_utf8(digits).ok());
+        match code.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                plain.push(byte);
+                rest = &after[3..];
+            }
+            None => {
+                plain.push(*first);
+                rest = after;
+            }
+        }
     }
+    plain
 }
 
 #[cfg(test)]
@@ -223,6 +311,14 @@ mod tests {
             (&[("device", "tmpfs")], "missing required option: \"type\""),
             (&[("o", "bind"), ("type", "none")], "missing required option: \"device\""),
             (&[("size", "much")], "invalid size: \"much\""),
+            (
+                &[("type", "cifs"), ("device", "//server:445/share")],
+                "port not allowed in CIFS device URL, include 'port' in 'o='",
+            ),
+            (
+                &[("type", "nfs"), ("device", ":/e"), ("o", &"a".repeat(4096))],
+                "mount options of 4096 bytes: the kernel takes 4095",
+            ),
         ] {
             assert_eq!(check(&options(list)).unwrap_err().to_string(), text);
         }
@@ -242,8 +338,28 @@ mod tests {
         let cifs =
             options(&[("type", "cifs"), ("device", "//server/share"), ("o", "addr=server,username=a,password=b")]);
         let made = call(&cifs, resolve).unwrap();
-        assert_eq!(made.device, "//10.0.0.7/share");
+        assert_eq!(made.device, "//server/share");
         assert_eq!(without_secrets(&made.data), "addr=10.0.0.7,username=a,password=********");
-        assert!(call(&options(&[("type", "nfs"), ("device", ":/e"), ("o", "addr=nobody")]), resolve).is_err());
+        let cifs = options(&[("type", "cifs"), ("device", "//server/share/below"), ("o", "username=a")]);
+        assert_eq!(call(&cifs, resolve).unwrap().device, "//10.0.0.7/share/below");
+        for nobody in [
+            options(&[("type", "nfs"), ("device", ":/e"), ("o", "addr=nobody")]),
+            options(&[("type", "cifs"), ("device", "//nobody/e")]),
+        ] {
+            assert!(call(&nobody, resolve).unwrap_err().to_string().contains("lookup nobody"));
+        }
+        // Others' words are nobody's to understand.
+        let other = options(&[("type", "btrfs"), ("device", "/dev/x"), ("o", "subvol=a,noatime,addr=server,odd")]);
+        let made = call(&other, resolve).unwrap();
+        assert_eq!((made.flags, made.data.as_str()), (MsFlags::MS_NOATIME, "subvol=a,addr=server,odd"));
+        check(&options(&[("type", "nfs"), ("device", ":/e"), ("o", &format!("ro,{}", "a".repeat(4095)))])).unwrap();
+    }
+
+    #[test]
+    fn mounts_are_found_and_read_as_they_are_written() {
+        assert_eq!(unescaped(br"/a\040b\134c\9"), br"/a b\c\9");
+        assert!(is_mounted(Path::new("/proc")).unwrap() && is_mounted(Path::new("/")).unwrap());
+        let folder = tempfile::tempdir().unwrap();
+        assert!(!is_mounted(folder.path()).unwrap() && !is_mounted(&folder.path().join("none/none")).unwrap());
     }
 }

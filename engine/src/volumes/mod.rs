@@ -5,6 +5,7 @@ mod copy;
 mod driven;
 mod error;
 pub mod local;
+pub mod mounter;
 pub mod plugins;
 mod quota;
 mod unfinished;
@@ -18,9 +19,9 @@ use plugins::Plugins;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    fs::{DirBuilder, Permissions},
-    io,
-    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    fs::{DirBuilder, OpenOptions, Permissions},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -68,7 +69,7 @@ impl Volume {
     }
 
     /// Whether its data is something that has to be mounted.
-    fn needs_mount(&self) -> bool {
+    pub fn needs_mount(&self) -> bool {
         self.options.contains_key("type")
     }
 }
@@ -130,7 +131,7 @@ impl Volumes {
             let described = std::fs::read(entry.path().join(DESCRIPTION)).ok();
             let volume = described.and_then(|bytes| serde_json::from_slice::<Volume>(&bytes).ok());
             let volume = volume.filter(|v| v.name == name);
-            if !entry.path().join(DATA).is_dir() && volume.as_ref().is_none_or(Volume::is_local) {
+            if !has_data(&entry.path()) && volume.as_ref().is_none_or(Volume::is_local) {
                 continue;
             }
             let volume = volume.unwrap_or_else(|| Volume {
@@ -199,7 +200,7 @@ impl Volumes {
                 unfinished::write(&half, maker).map_err(failed)?;
             }
             let description = serde_json::to_vec(&volume).map_err(|e| failed(e.into()))?;
-            std::fs::write(half.join(DESCRIPTION), description).map_err(failed)?;
+            describe(&half, &description).map_err(failed)?;
             proto::fault!("engine.volume_create.prepared");
             let folder = self.root.join(name);
             // Of an engine that was killed while it made the volume in place, as older ones did.
@@ -230,7 +231,15 @@ impl Volumes {
         let Some((options, users)) = self.mountable(name)? else { return Ok(()) };
         let mut users = users.lock().unwrap_or_else(PoisonError::into_inner);
         let at = self.path(name);
-        local::mount_at(&options, &at).map_err(|cause| VolumeError::Mount { at, cause })?;
+        if let Err(cause) = mounter::mount(&options, &at) {
+            // It may have come about at the last moment.
+            if users.is_empty()
+                && let Err(error) = mounter::unmount(&at)
+            {
+                warn!(volume = name, %error, "volume stays mounted");
+            }
+            return Err(VolumeError::Mount { at, cause });
+        }
         users.insert(user.to_owned());
         Ok(())
     }
@@ -251,17 +260,28 @@ impl Volumes {
             return Ok(());
         }
         let at = self.path(name);
-        local::unmount(&at).map_err(|cause| VolumeError::Mount { at, cause })
+        mounter::unmount(&at).map_err(|cause| VolumeError::Unmount { at, cause })
     }
 
-    /// Unmounts what engines before this one could not.
-    pub fn sweep(&self) {
+    /// Unmounts what engines before this one could not, which takes as long as servers take.
+    pub fn sweep(self: &Arc<Self>) {
         let with_options: Vec<String> =
             self.lock().volumes.values().filter(|v| v.is_local() && v.needs_mount()).map(|v| v.name.clone()).collect();
-        for name in with_options {
-            if let Err(error) = self.unmount(&name, "") {
-                warn!(volume = name, error = %proto::kind::chain(&error), "volume stays mounted");
+        let is_mounted = |name: &String| local::is_mounted(&self.path(name)).unwrap_or(true);
+        let with_options: Vec<String> = with_options.into_iter().filter(is_mounted).collect();
+        if with_options.is_empty() {
+            return;
+        }
+        let volumes = self.clone();
+        let sweep = move || {
+            for name in with_options {
+                if let Err(error) = volumes.unmount(&name, "") {
+                    warn!(volume = name, error = %proto::kind::chain(&error), "volume stays mounted");
+                }
             }
+        };
+        if let Err(error) = std::thread::Builder::new().name("sweep".into()).spawn(sweep) {
+            warn!(%error, "volumes stay mounted");
         }
     }
 
@@ -281,19 +301,29 @@ impl Volumes {
 
     /// Removes a local volume that nobody uses, with its data.
     pub fn remove(&self, name: &str) -> Result<(), VolumeError> {
+        let users = {
+            let mut state = self.lock();
+            let Some(volume) = state.volumes.get(name) else {
+                return Err(missing(name, state.volumes.keys()));
+            };
+            let mounts = volume.needs_mount();
+            check_unused(&state, name)?;
+            mounts.then(|| state.mounted.entry(name.to_owned()).or_default().clone())
+        };
+        // What is mounted there is not ours to empty. Others needn't wait for its server: the lock is its own.
+        let users = users.as_ref().map(|users| users.lock().unwrap_or_else(PoisonError::into_inner));
+        let at = self.path(name);
+        if users.is_some() {
+            mounter::unmount(&at).map_err(|cause| VolumeError::Unmount { at: at.clone(), cause })?;
+        }
         let half = {
             let mut state = self.lock();
             let Some(volume) = state.volumes.get(name).cloned() else {
                 return Err(missing(name, state.volumes.keys()));
             };
             check_unused(&state, name)?;
-            if volume.needs_mount() {
-                // What is mounted there is not ours to empty.
-                let at = self.path(name);
-                local::unmount(&at).map_err(|cause| VolumeError::Mount { at: at.clone(), cause })?;
-                if local::is_mounted(&at) {
-                    return Err(VolumeError::Mount { at, cause: io::Error::other("still mounted") });
-                }
+            if volume.needs_mount() && local::is_mounted(&at).unwrap_or(true) {
+                return Err(VolumeError::Unmount { at, cause: io::Error::other("still mounted") });
             }
             let half = self.take_away(&mut state, name)?;
             if let Some(project) = volume.project {
@@ -301,6 +331,7 @@ impl Volumes {
             }
             half
         };
+        drop(users);
         proto::fault!("engine.volume_remove.renamed");
         // Without the lock: others needn't wait for what may be many files.
         clear_away(&half);
@@ -364,6 +395,12 @@ impl Volumes {
     }
 }
 
+/// For root alone: there may be a password among the options.
+fn describe(folder: &Path, description: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(folder.join(DESCRIPTION))?;
+    file.write_all(description)
+}
+
 fn check_unused(state: &State, name: &str) -> Result<(), VolumeError> {
     let Some(users) = state.users.get(name) else { return Ok(()) };
     let mut users: Vec<_> = users.iter().cloned().collect();
@@ -375,12 +412,19 @@ fn check_unused(state: &State, name: &str) -> Result<(), VolumeError> {
 fn clear_away(folder: &Path) {
     // Nothing is deleted through a mount.
     let removed = match local::is_mounted(&folder.join(DATA)) {
-        true => Err(io::Error::other("something is mounted in it")),
-        false => remove_folder(folder),
+        Ok(true) => Err(io::Error::other("something is mounted in it")),
+        Ok(false) => remove_folder(folder),
+        Err(error) => Err(error),
     };
     if let Err(error) = removed {
         warn!(folder = %folder.display(), %error, "rest of a volume stays");
     }
+}
+
+/// Whether there is a folder for its data. It is not looked into: what is mounted there may be a server's that doesn't answer.
+fn has_data(folder: &Path) -> bool {
+    let mut entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.any(|entry| entry.file_name() == DATA && entry.file_type().is_ok_and(|kind| kind.is_dir()))
 }
 
 fn is_empty(folder: &Path) -> bool {

@@ -8,7 +8,6 @@ mod volume;
 
 pub use extract::{ExtractError, Options};
 pub use place::{PathStat, Place};
-pub use view::mount_id;
 pub use volume::{export_volume, import_volume};
 
 use super::{

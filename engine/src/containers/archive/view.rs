@@ -260,7 +260,7 @@ pub fn make_folders(root: &OwnedFd, path: &str) -> Result<OwnedFd, Errno> {
 }
 
 /// The number of the mount that something is on.
-pub fn mount_id(file: &OwnedFd) -> Option<u64> {
+pub(super) fn mount_id(file: &OwnedFd) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).ok()?;
     text.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim().parse().ok()
 }

@@ -61,7 +61,13 @@ fn filters(run: &mut Run) {
 fn prune(run: &mut Run) {
     run.ask(201, "POST", "/volumes/create", Some(&json!({"Name": "gone"})));
     run.ask(201, "POST", "/volumes/create", Some(&json!({"Name": "kept", "Labels": {"keep": ""}})));
+    let mounted = json!({"Name": "mounted", "DriverOpts": {"type": "tmpfs", "device": "tmpfs", "o": "size=1m"}});
+    run.ask(201, "POST", "/volumes/create", Some(&mounted));
     run.create("web", &with_host(json!({"Image": "busybox"}), json!({"Binds": ["used:/v"]})));
+    let usage = run.quietly("GET", "/system/df", None).json();
+    let mut names: Vec<_> = usage["Volumes"].as_array().into_iter().flatten().map(|v| v["Name"].to_string()).collect();
+    names.sort();
+    run.note("volumes that take something", json!(names));
     run.post(400, "/volumes/prune?filters=%7B%22odd%22%3A%5B%22x%22%5D%7D");
     run.post(200, "/volumes/prune?filters=%7B%22label%21%22%3A%5B%22keep%22%5D%7D");
     run.post(200, "/volumes/prune");
