@@ -27,7 +27,7 @@ use proto::{
 };
 use sys::service::{Notifier, Service};
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::watch,
 };
 use tonic::{
@@ -125,12 +125,31 @@ impl Draining {
     }
 }
 
+/// What we are told from outside.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    /// From now on they end nothing by themselves.
+    fn expect() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
 /// Everything long-lived.
 pub(crate) struct App {
     config: Config,
     services: Services,
     begin_drain: watch::Sender<bool>,
     draining: Draining,
+    signals: Signals,
     door: Door,
     /// Where shims that speak ttrpc send their events.
     ttrpc: Door,
@@ -162,6 +181,8 @@ impl App {
         }
         stores.unpack_again();
         let containers = Arc::new(Containers::new(stores.db.clone(), events.clone()));
+        // Who finds our socket may end us in an orderly way.
+        let signals = Signals::expect().map_err(AppError::Signals)?;
         // Shims that waited for us find the socket before we look for them: their events come in meanwhile.
         let door = Door::open(&config.socket, service.sockets)?;
         // Shims are told where we are, not where we should have been.
@@ -182,15 +203,26 @@ impl App {
         let begun = draining.clone();
         let services = Services { events, introspection, containers, tasks, stores, registries, draining: begun };
         let (notifier, watchdog) = (service.notifier, service.watchdog);
-        Ok(Self { config, services, begin_drain, draining, door, ttrpc, metrics, notifier, watchdog, _roots: roots })
+        Ok(Self {
+            config,
+            services,
+            begin_drain,
+            draining,
+            signals,
+            door,
+            ttrpc,
+            metrics,
+            notifier,
+            watchdog,
+            _roots: roots,
+        })
     }
 
     /// Serves until SIGTERM or SIGINT, then drains.
     pub(crate) async fn serve(self) -> Result<(), AppError> {
-        let mut terminate = signal(SignalKind::terminate()).map_err(AppError::Signals)?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(AppError::Signals)?;
-        let mut hangup = signal(SignalKind::hangup()).map_err(AppError::Signals)?;
-        let Self { config, services, begin_drain, draining, door, ttrpc, metrics, notifier, watchdog, _roots } = self;
+        let Self { config, services, begin_drain, draining, signals, door, ttrpc, metrics, notifier, watchdog, _roots } =
+            self;
+        let Signals { mut terminate, mut interrupt, mut hangup } = signals;
         let events = services.events.clone();
         if let Some(metrics) = metrics {
             tokio::spawn(metrics::serve(metrics, services.sources()));

@@ -130,6 +130,9 @@ fn it_outlives_the_engine_and_sleeps_while_paused() {
     stack.create("?name=web", &checked(json!(["CMD", "cat", "/bad"]), "sleep 1000"));
     stack.start_container("web");
     becomes(&stack, "web", "unhealthy");
+    // Results are kept a moment later, in their turn: what is on disk when an update is answered has them before it.
+    let update = stack.post("/containers/web/update", &json!({"RestartPolicy": {"Name": "no"}}));
+    assert_eq!(update.status, 200, "{}", update.text());
     stack.kill_engine();
     stack.start_engine();
     let kept = health(&stack, "web");
