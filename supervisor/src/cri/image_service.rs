@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status, async_trait};
 
 use super::{
     NAMESPACE, auth,
-    images::{Image, Images, record_name},
+    images::{Image, Images},
     status::check_handler,
 };
 use crate::{
@@ -42,7 +42,7 @@ pub(crate) struct ImageService {
 impl ImageService {
     /// The service over these stores; `layers` is the folder whose file system images fill.
     pub(crate) fn new(stores: Arc<Stores>, registries: Arc<Registries>, layers: PathBuf) -> Self {
-        Self { images: Images(stores), registries, layers }
+        Self { images: Images::new(stores), registries, layers }
     }
 
     async fn list(&self, filter: Option<cri::ImageFilter>) -> Result<Vec<cri::Image>, Status> {
@@ -123,11 +123,11 @@ impl image_service_server::ImageService for ImageService {
         let image: ImageRef =
             spec.image.parse().map_err(|error: ImageRefError| Status::invalid_argument(error.to_string()))?;
         let credentials = auth::credentials(auth, &image).map_err(status)?;
-        let (stores, registries) = (self.images.0.clone(), self.registries.clone());
+        let (stores, registries) = (self.images.stores.clone(), self.registries.clone());
         // Dropped with this future: a kubelet that gives up ends its pull.
         let target = Context::fetch(stores, registries, NAMESPACE, &image, credentials).await.map_err(status)?;
-        let (images, name) = (self.images.clone(), record_name(&image.with_digest(target.digest)));
-        let id = blocking(move || images.id_of(&name).map_err(status)).await?;
+        let images = self.images.clone();
+        let id = blocking(move || images.id_of(&target).map_err(status)).await?;
         Ok(Response::new(cri::PullImageResponse { image_ref: id.to_string() }))
     }
 

@@ -1,7 +1,9 @@
-//! Images as CRI sees them: one per configuration, whatever names it has. Which those are, and what an image is, is read from
-//! the records and documents each time.
+//! Images as CRI sees them: one per configuration, whatever names it has. Which those are is read from the records each time.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use proto::{
     digest::Digest,
@@ -20,7 +22,7 @@ use crate::{
     gc::CollectError,
     images::{
         ImageError, Record,
-        manifest::{CONFIG_LIMIT, Config, Document, MANIFEST_LIMIT, ManifestError, Platform},
+        manifest::{CONFIG_LIMIT, Config, Descriptor, Document, MANIFEST_LIMIT, ManifestError, Platform},
     },
     snapshots::{Kind, SnapshotError, Usage},
     store::Stores,
@@ -84,38 +86,58 @@ impl ImagesError {
     }
 }
 
-/// An image that containers can be made of.
-#[derive(Debug)]
-pub(super) struct Image {
-    /// Digest of its configuration.
-    pub(super) id: Digest,
-    /// Names of its records, and what they point to.
-    names: Vec<(String, Digest)>,
-    /// The snapshot of all its layers; an image without layers has none.
+/// What an image's documents say. It never changes, since they are named by their digests.
+#[derive(Debug, Clone)]
+struct Facts {
+    id: Digest,
     chain: Option<Digest>,
     size: u64,
     user: String,
+}
+
+/// An image that containers can be made of.
+#[derive(Debug)]
+pub(super) struct Image {
+    /// Its id is the digest of its configuration; the chain is the snapshot of all its layers, if it has some.
+    facts: Facts,
+    /// Names of its records, and what they point to.
+    names: Vec<(String, Digest)>,
     pinned: bool,
 }
 
 /// The images of CRI's namespace.
 #[derive(Clone)]
-pub(super) struct Images(pub(super) Arc<Stores>);
+pub(super) struct Images {
+    /// Where they are.
+    pub(super) stores: Arc<Stores>,
+    // By what records point to; kubelets ask several times a minute, and before each start of a container.
+    read: Arc<Mutex<HashMap<Digest, Facts>>>,
+}
 
 impl Images {
+    /// The images of these stores.
+    pub(super) fn new(stores: Arc<Stores>) -> Self {
+        Self { stores, read: Arc::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Facts>> {
+        // Only whole entries come and go under the lock.
+        self.read.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Every image, in the order of their ids.
     pub(super) fn list(&self) -> Result<Vec<Image>, ImagesError> {
         let mut images = BTreeMap::<Digest, Image>::new();
-        for (name, record) in self.0.images.list(NAMESPACE, &[])? {
-            let Some(image) = self.usable(&name, &record)? else { continue };
-            match images.get_mut(&image.id) {
-                Some(known) => {
-                    known.pinned |= image.pinned;
-                    known.names.extend(image.names);
-                }
-                None => drop(images.insert(image.id, image)),
-            }
+        let records = self.stores.images.list(NAMESPACE, &[])?;
+        for (name, record) in &records {
+            let Some(facts) = self.usable(name, record)? else { continue };
+            let image = Image { facts, names: Vec::new(), pinned: false };
+            let image = images.entry(image.facts.id).or_insert(image);
+            image.pinned |= record.labels.get(PINNED.0).is_some_and(|value| value == PINNED.1);
+            image.names.push((name.clone(), record.target.digest));
         }
+        let used: HashSet<_> = records.iter().map(|(_, record)| record.target.digest).collect();
+        self.lock().retain(|target, _| used.contains(target));
         Ok(images.into_values().collect())
     }
 
@@ -132,31 +154,30 @@ impl Images {
         if id.len() < SHORTEST_ID || !id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
             return Ok(None);
         }
-        let mut found = all.into_iter().filter(|image| image.id.hex().starts_with(id));
+        let mut found = all.into_iter().filter(|image| image.facts.id.hex().starts_with(id));
         match (found.next(), found.next()) {
             (Some(_), Some(_)) => Err(ImagesError::Ambiguous(wanted.to_owned())),
             (one, _) => Ok(one),
         }
     }
 
-    /// The id of what a pull has just recorded.
-    pub(super) fn id_of(&self, name: &str) -> Result<Digest, ImagesError> {
-        let record = self.0.images.get(NAMESPACE, name)?;
-        Ok(self.read(name, &record)?.id)
+    /// The id of what a pull has just brought.
+    pub(super) fn id_of(&self, target: &Descriptor) -> Result<Digest, ImagesError> {
+        Ok(self.facts(target)?.id)
     }
 
     // One that lacks documents, or was never unpacked, is none that a container could be made of: to the kubelet it isn't here, so
     // that it pulls it.
-    fn usable(&self, name: &str, record: &Record) -> Result<Option<Image>, ImagesError> {
-        let image = match self.read(name, record) {
+    fn usable(&self, name: &str, record: &Record) -> Result<Option<Facts>, ImagesError> {
+        let facts = match self.facts(&record.target) {
             Err(error) if error.is_of_one() => {
                 debug!(image = name, error = %chain(&error), "image passed over");
                 return Ok(None);
             }
             other => other?,
         };
-        if let Some(top) = &image.chain {
-            match self.0.snapshots.get_or_default("")?.stat(NAMESPACE, &top.to_string()) {
+        if let Some(top) = &facts.chain {
+            match self.stores.snapshots.get_or_default("")?.stat(NAMESPACE, &top.to_string()) {
                 Err(SnapshotError::NotFound(_) | SnapshotError::Making(_)) => {
                     debug!(image = name, "image passed over: it is not unpacked");
                     return Ok(None);
@@ -164,12 +185,24 @@ impl Images {
                 other => other?,
             };
         }
-        Ok(Some(image))
+        Ok(Some(facts))
     }
 
-    fn read(&self, name: &str, record: &Record) -> Result<Image, ImagesError> {
-        let content = &self.0.content;
-        let (mut digest, mut media_type) = (record.target.digest, record.target.media_type.clone());
+    fn facts(&self, target: &Descriptor) -> Result<Facts, ImagesError> {
+        let known = self.lock().get(&target.digest).cloned();
+        if let Some(facts) = known {
+            // Clients of the content service can remove anything.
+            self.stores.content.info(NAMESPACE, &facts.id)?;
+            return Ok(facts);
+        }
+        let facts = self.read(target)?;
+        self.lock().insert(target.digest, facts.clone());
+        Ok(facts)
+    }
+
+    fn read(&self, target: &Descriptor) -> Result<Facts, ImagesError> {
+        let content = &self.stores.content;
+        let (mut digest, mut media_type) = (target.digest, target.media_type.clone());
         for _ in 0..DEPTH {
             let bytes = content.read_all(NAMESPACE, &digest, MANIFEST_LIMIT)?;
             let manifest = match Document::parse(&bytes, digest, &media_type)? {
@@ -182,19 +215,16 @@ impl Images {
             };
             let id = manifest.config.digest;
             let json = content.read_all(NAMESPACE, &id, CONFIG_LIMIT)?;
-            let config = Config::parse(&json, id)?;
             let layers = manifest.layers.iter().map(|layer| layer.size);
-            return Ok(Image {
+            return Ok(Facts {
                 id,
-                names: vec![(name.to_owned(), record.target.digest)],
-                chain: config.chain_id(),
+                chain: Config::parse(&json, id)?.chain_id(),
                 // As somebody else wrote them.
                 size: layers.fold((bytes.len() + json.len()) as u64, u64::saturating_add),
                 user: user(&json, id)?,
-                pinned: record.labels.get(PINNED.0).is_some_and(|value| value == PINNED.1),
             });
         }
-        Err(ImagesError::TooDeep(record.target.digest))
+        Err(ImagesError::TooDeep(target.digest))
     }
 
     /// What a verbose answer has besides, as JSON under the names that crictl knows.
@@ -208,12 +238,12 @@ impl Images {
         }
         let malformed = |error: serde_json::Error| ManifestError::Malformed {
             what: "image configuration",
-            digest: image.id,
+            digest: image.facts.id,
             why: error.to_string(),
         };
-        let config = self.0.content.read_all(NAMESPACE, &image.id, CONFIG_LIMIT)?;
+        let config = self.stores.content.read_all(NAMESPACE, &image.facts.id, CONFIG_LIMIT)?;
         let config = serde_json::from_slice(&config).map_err(malformed)?;
-        Ok(serde_json::to_string(&Info { chain: image.chain, config }).map_err(malformed)?)
+        Ok(serde_json::to_string(&Info { chain: image.facts.chain, config }).map_err(malformed)?)
     }
 
     /// Removes every name of an image, and, when this returns, what nothing else keeps.
@@ -223,7 +253,7 @@ impl Images {
             // Its name may stand for something that isn't usable.
             None => match wanted.parse::<ImageRef>().map(|name| record_name(&name)) {
                 Err(_) => return Ok(()),
-                Ok(name) => match self.0.images.get(NAMESPACE, &name) {
+                Ok(name) => match self.stores.images.get(NAMESPACE, &name) {
                     Ok(record) => vec![(name, record.target.digest)],
                     Err(ImageError::NotFound(_)) => return Ok(()),
                     Err(error) => return Err(error.into()),
@@ -231,29 +261,29 @@ impl Images {
             },
         };
         for (name, target) in names {
-            match self.0.images.delete(NAMESPACE, &name, Some(&target.to_string())) {
+            match self.stores.images.delete(NAMESPACE, &name, Some(&target.to_string())) {
                 Ok(()) => {
                     let event = proto::containerd::services::images::v1::ImageDelete { name };
-                    self.0.publish(NAMESPACE, "/images/delete", &event);
+                    self.stores.publish(NAMESPACE, "/images/delete", &event);
                 }
                 // By now it is another image's name, or gone.
                 Err(ImageError::NotFound(_) | ImageError::Moved { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        self.0.gc.collect()?;
+        self.stores.gc.collect()?;
         Ok(())
     }
 
     /// What images take: blobs and committed snapshots.
     pub(super) fn usage(&self) -> Result<Usage, ImagesError> {
-        let blobs = self.0.content.list(NAMESPACE, &[])?;
+        let blobs = self.stores.content.list(NAMESPACE, &[])?;
         let mut sum = Usage { bytes: 0, inodes: 0 };
         let mut add = |bytes: u64, inodes: u64| {
             sum = Usage { bytes: sum.bytes.saturating_add(bytes), inodes: sum.inodes.saturating_add(inodes) };
         };
         blobs.iter().for_each(|(_, info)| add(info.size, 1));
-        for snapshotter in self.0.snapshots.loaded() {
+        for snapshotter in self.stores.snapshots.loaded() {
             let snapshots = snapshotter.list(NAMESPACE, &[])?;
             let committed = snapshots.iter().filter(|(_, snapshot)| snapshot.kind == Kind::Committed);
             committed.for_each(|(_, snapshot)| add(snapshot.usage.bytes, snapshot.usage.inodes));
@@ -263,7 +293,7 @@ impl Images {
 }
 
 /// The name under which a pull of `image` is found: a digest says more than a tag.
-pub(super) fn record_name(image: &ImageRef) -> String {
+fn record_name(image: &ImageRef) -> String {
     match image.digest() {
         Some(digest) => image.with_digest(digest).to_string(),
         None => image.clone().with_default_tag().to_string(),
@@ -294,12 +324,12 @@ impl Image {
         let names: Vec<ImageRef> = self.names.iter().filter_map(|(name, _)| name.parse().ok()).collect();
         let (by_digest, by_tag): (Vec<_>, Vec<_>) = names.iter().partition(|name| name.digest().is_some());
         let texts = |names: Vec<&ImageRef>| names.into_iter().map(ToString::to_string).collect();
-        let (uid, username) = identity(&self.user);
+        let (uid, username) = identity(&self.facts.user);
         cri::Image {
-            id: self.id.to_string(),
+            id: self.facts.id.to_string(),
             repo_tags: texts(by_tag),
             repo_digests: texts(by_digest),
-            size: self.size,
+            size: self.facts.size,
             uid: uid.map(|value| cri::Int64Value { value }),
             username,
             spec: None,
@@ -355,11 +385,8 @@ mod tests {
         let digest = Digest::of(b"x");
         let name = |name: &str| (name.to_owned(), digest);
         let image = Image {
-            id: digest,
+            facts: Facts { id: digest, chain: None, size: 7, user: "5".into() },
             names: vec![name("reg.example/a:1"), name(&format!("reg.example/a@{digest}")), name("Not A Name")],
-            chain: None,
-            size: 7,
-            user: "5".into(),
             pinned: true,
         };
         let message = image.to_proto();

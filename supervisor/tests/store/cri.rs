@@ -115,7 +115,7 @@ async fn an_image_is_pulled_and_known_by_tag_digest_and_id() {
         uid: Some(cri::Int64Value { value: 1000 }),
         ..Default::default()
     };
-    assert_eq!(kubelet.list().await, [wanted.clone()]);
+    assert_eq!(kubelet.list().await, std::slice::from_ref(&wanted));
     let hex = wanted.id.strip_prefix("sha256:").unwrap().to_owned();
     let both = format!("{tag}@{}", image.digest());
     for name in [&tag, &digest, &both, &wanted.id, &hex, &hex[..12]] {
@@ -136,7 +136,7 @@ async fn an_image_is_pulled_and_known_by_tag_digest_and_id() {
     // The same again is the same; a stream and a filter tell the same; and so does the next supervisor.
     assert_eq!(kubelet.pull(&digest, None).await.unwrap(), wanted.id);
     let mut stream = kubelet.0.clone().stream_images(cri::StreamImagesRequest::default()).await.unwrap().into_inner();
-    assert_eq!(stream.message().await.unwrap().unwrap().images, [wanted.clone()]);
+    assert_eq!(stream.message().await.unwrap().unwrap().images, std::slice::from_ref(&wanted));
     assert_eq!(stream.message().await.unwrap(), None);
     for (name, count) in [(tag.as_str(), 1), ("other:1", 0)] {
         let filter = Some(cri::ImageFilter { image: spec(name) });
@@ -248,6 +248,28 @@ async fn labels_of_names_stay_and_what_is_not_unpacked_is_not_here() {
     let [imported] = &kubelet.list().await[..] else { panic!("one image") };
     assert_eq!((&imported.repo_tags, imported.repo_digests.len()), (&vec!["docker.io/library/web:1".to_owned()], 0));
     assert_eq!(kubelet.status("web:1").await.as_ref(), Some(imported));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_that_was_killed_between_its_names_can_be_repeated_and_removed() {
+    let mut supervisor = Supervisor::start();
+    let image = image("killed", "");
+    let (port, _) = registry(&image).serve();
+    let name = format!("127.0.0.1:{port}/app");
+    std::fs::write(supervisor.root.join("env"), "BERTH_FAULT=supervisor.image_record.put\n").unwrap();
+    supervisor.kill_and_restart();
+    let kubelet = Kubelet::of(&supervisor).await;
+    kubelet.pull(&format!("{name}:1"), None).await.unwrap_err();
+    std::fs::remove_file(supervisor.root.join("env")).unwrap();
+    supervisor.kill_and_restart();
+    let kubelet = Kubelet::of(&supervisor).await;
+    // By digest first: it is known, complete, and can be removed.
+    assert_eq!(kubelet.status(&format!("{name}:1")).await, None);
+    assert_eq!(kubelet.status(&format!("{name}@{}", image.digest())).await.unwrap().id, id(&image));
+    assert_eq!(kubelet.pull(&format!("{name}:1"), None).await.unwrap(), id(&image));
+    assert_eq!(kubelet.list().await.len(), 1);
+    kubelet.remove(&id(&image)).await;
+    assert!(kubelet.records().await.is_empty() && supervisor.names("content/blobs/sha256").is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
