@@ -189,7 +189,7 @@ async fn a_tag_moves_on_and_removal_takes_all_names_and_everything_below() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn credentials_are_for_one_pull_and_one_registry() {
-    let supervisor = Supervisor::start();
+    let supervisor = Supervisor::start_with("log-level = 'debug'\n");
     let kubelet = Kubelet::of(&supervisor).await;
     let image = image("secret", "");
     let mut fake = Fake::of(&image);
