@@ -1,5 +1,6 @@
 //! What two of Berth's processes must agree on: protocol messages and names. No I/O, but for `ttrpc`, which is a feature.
 
+mod cri;
 pub mod digest;
 pub mod fault;
 pub mod id;
@@ -19,4 +20,4 @@ pub mod typeurl;
 mod generated {
     include!("gen/mod.rs");
 }
-pub use generated::{berth, containerd, google, grpc, io, runtimeoptions};
+pub use generated::{berth, containerd, google, grpc, io, runtime, runtimeoptions};

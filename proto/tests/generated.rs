@@ -33,6 +33,8 @@ fn generated_code_is_current() {
     let out = tempfile::tempdir().expect("temp dir");
     let mut messages = prost_build::Config::new();
     messages.enable_type_names();
+    // Written by hand (src/cri.rs), since derived ones print what must not be in a log.
+    messages.skip_debug([".runtime.v1.AuthConfig"]);
     tonic_prost_build::configure()
         .out_dir(out.path())
         .include_file("mod.rs")

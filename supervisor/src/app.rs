@@ -24,6 +24,7 @@ use proto::{
         version::v1::version_server::VersionServer,
     },
     grpc::health::v1::health_server::HealthServer,
+    runtime::v1::{image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer},
 };
 use sys::service::{Notifier, Service};
 use tokio::{
@@ -65,6 +66,7 @@ use crate::{
     },
     config::Config,
     containers::{ContainerRoots, Containers},
+    cri::{ImageService, Node, RuntimeService},
     events::EventBus,
     metrics::{self, CallsLayer, MetricsError, Sources},
     registry::Registries,
@@ -201,7 +203,11 @@ impl App {
         let introspection = introspection.about(tasks.clone());
         let registries = Arc::new(config.registries.clone());
         let begun = draining.clone();
-        let services = Services { events, introspection, containers, tasks, stores, registries, draining: begun };
+        let node = Node::new(&config, &stores, tasks.clone());
+        let layers = config.snapshots.folder(&config.data().join("snapshots"), stores.snapshots.default_name());
+        let images = ImageService::new(stores.clone(), registries.clone(), layers);
+        let cri = (RuntimeService::new(node), images);
+        let services = Services { events, introspection, containers, tasks, stores, registries, cri, draining: begun };
         let (notifier, watchdog) = (service.notifier, service.watchdog);
         Ok(Self {
             config,
@@ -296,6 +302,7 @@ struct Services {
     tasks: Arc<Tasks>,
     stores: Arc<Stores>,
     registries: Arc<Registries>,
+    cri: (RuntimeService, ImageService),
     draining: Draining,
 }
 
@@ -307,7 +314,7 @@ impl Services {
 
     /// Every service on one server; what isn't here answers UNIMPLEMENTED.
     fn router(self) -> Router<Stack<CallsLayer, Identity>> {
-        let Self { events, introspection, containers, tasks, stores, registries, draining } = self;
+        let Self { events, introspection, containers, tasks, stores, registries, cri, draining } = self;
         // What a client opens with the Streaming service, a transfer takes by its name.
         let transfer_streams = Arc::<crate::transfer::Streams>::default();
         let mut routes = Routes::default()
@@ -326,6 +333,8 @@ impl Services {
             .add_service(limited!(LeasesServer::new(LeasesService::new(stores.clone()))))
             .add_service(limited!(NamespacesServer::new(NamespacesService::new(stores.clone()))))
             .add_service(limited!(StreamingServer::new(StreamingService::new(transfer_streams.clone()))))
+            .add_service(limited!(RuntimeServiceServer::new(cri.0)))
+            .add_service(limited!(ImageServiceServer::new(cri.1)))
             .add_service(limited!(RegistryServer::new(RegistryService::new(registries.clone()))))
             .add_service(limited!(TransferServer::new(TransferService::new(stores, transfer_streams, registries))));
         let routes = std::mem::take(routes.axum_router_mut()).fallback(unknown);

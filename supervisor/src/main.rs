@@ -7,6 +7,7 @@ mod check;
 mod config;
 mod containers;
 mod content;
+mod cri;
 mod events;
 mod failure;
 mod filters;

@@ -26,7 +26,7 @@ use proto::{
         types::transfer::{ImageExportStream, ImageImportStream, ImageStore, OciRegistry},
     },
     digest::Digest,
-    image_ref::ImageRefError,
+    image_ref::{ImageRef, ImageRefError},
     kind::ErrorKind,
     typeurl,
 };
@@ -46,7 +46,7 @@ use crate::{
     layers::LayerError,
     leases::{LeaseError, Resource},
     metrics::METRICS,
-    registry::{Registries, RegistryError},
+    registry::{Credentials, Registries, RegistryError},
     snapshots::SnapshotError,
     store::{Labels, Stores},
 };
@@ -186,6 +186,22 @@ impl Context {
         // Also after one that brought layers back, and failed.
         context.drop_layers_soon();
         done
+    }
+
+    /// Pulls an image for a part of this program, which has it by digest and by tag afterwards. Credentials live as long as this.
+    pub(crate) async fn fetch(
+        stores: Arc<Stores>,
+        registries: Arc<Registries>,
+        namespace: &str,
+        image: &ImageRef,
+        credentials: Arc<dyn Credentials>,
+    ) -> Result<Descriptor, TransferError> {
+        let (namespace, progress) = (namespace.to_owned(), Progress::silent());
+        let context = Self { stores, streams: Arc::default(), registries, namespace, progress };
+        let pulled = Box::pin(context.clone().pull_both_names(image, credentials)).await;
+        METRICS.pulled(pulled.is_ok());
+        context.drop_layers_soon();
+        pulled
     }
 
     async fn carry_out(self, source: &Any, destination: &Any) -> Result<(), TransferError> {

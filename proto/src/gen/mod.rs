@@ -140,6 +140,11 @@ pub mod io {
         }
     }
 }
+pub mod runtime {
+    pub mod v1 {
+        include!("runtime.v1.rs");
+    }
+}
 pub mod runtimeoptions {
     pub mod v1 {
         include!("runtimeoptions.v1.rs");

@@ -26,6 +26,7 @@ impl HealthService {
             "" | "grpc.health.v1.Health" if self.draining.has_begun() => ServingStatus::NotServing,
             "" | "grpc.health.v1.Health" => ServingStatus::Serving,
             name if name.starts_with("containerd.services.") => ServingStatus::Serving,
+            "runtime.v1.RuntimeService" | "runtime.v1.ImageService" => ServingStatus::Serving,
             _ => ServingStatus::ServiceUnknown,
         };
         HealthCheckResponse { status: status.into() }

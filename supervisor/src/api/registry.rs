@@ -66,8 +66,8 @@ fn known(auth: Option<Auth>, domain: &str) -> Arc<dyn Credentials> {
     Arc::new(Known { host: own_authority(domain), credential })
 }
 
-// `https://HOST/v1/` and `HOST` mean the same, and the hub has three names.
-fn domain_of(address: &str) -> String {
+/// The registry of an address: `https://HOST/v1/` and `HOST` mean the same, and the hub has three names.
+pub(crate) fn domain_of(address: &str) -> String {
     let rest = address.split_once("://").map_or(address, |(_, rest)| rest);
     let host = rest.split('/').next().unwrap_or_default();
     match host {

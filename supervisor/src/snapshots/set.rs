@@ -241,6 +241,11 @@ impl Snapshotters {
         self.get(if name.is_empty() { self.default } else { name })
     }
 
+    /// The name of the default one.
+    pub(crate) fn default_name(&self) -> &'static str {
+        self.default
+    }
+
     /// Every snapshotter and what has become of it.
     pub(crate) fn states(&self) -> &[State] {
         &self.states

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use proto::{
-    containerd::types::transfer::{ImageStore, OciRegistry},
+    containerd::types::transfer::{ImageStore, OciRegistry, RegistryResolver},
     image_ref::ImageRef,
 };
 use tokio::{
@@ -18,9 +18,12 @@ use super::{
 };
 use crate::{
     content::{Arriving, ContentError},
-    images::manifest::{CONFIG_LIMIT, Descriptor, Document, MANIFEST_LIMIT, Manifest},
+    images::{
+        ImageError,
+        manifest::{CONFIG_LIMIT, Descriptor, Document, MANIFEST_LIMIT, Manifest, Platform},
+    },
     metrics::METRICS,
-    registry::{Access, Registry, RegistryError},
+    registry::{Access, Credentials, Registry, RegistryError},
     store::Labels,
 };
 
@@ -34,12 +37,56 @@ impl Context {
         let wanted = Wanted::by(to, &self.stores.snapshots)?;
         let resolver = from.resolver.unwrap_or_default();
         let credentials = self.credentials(&resolver, &from.reference).await?;
-        let registry = self.registries.open(&image, &Access::of(&resolver, credentials))?;
+        let access = Access::of(&resolver, credentials);
+        let name = if to.name.is_empty() { image.to_string() } else { to.name.clone() };
+        let labels: Labels = to.labels.clone().into_iter().collect();
+        let record = move |this: &Self, target: &Descriptor| this.record_image(&name, target, &labels);
+        self.pull_image(&image, &access, wanted, resolver.parallel, record).await.map(drop)
+    }
+
+    /// Fetches an image with what was given to log in, unpacks it for the default snapshotter, and records it under its digest
+    /// and, if it was asked for by tag, under that. Names that are there keep their labels.
+    pub(super) async fn pull_both_names(
+        self,
+        image: &ImageRef,
+        credentials: Arc<dyn Credentials>,
+    ) -> Result<Descriptor, TransferError> {
+        let image = image.clone().with_default_tag();
+        let access = Access::of(&RegistryResolver::default(), credentials);
+        let unpack = vec![self.stores.snapshots.get_or_default("")?.clone()];
+        let wanted = Wanted { platform: Platform::host(), unpack };
+        let asked = image.clone();
+        let record = move |this: &Self, target: &Descriptor| {
+            // By digest first: the image must have a name left when its tag moves on to another one.
+            let mut names = vec![asked.with_digest(target.digest).to_string()];
+            names.extend(asked.digest().is_none().then(|| asked.to_string()));
+            for name in names {
+                let labels = match this.stores.images.get(&this.namespace, &name) {
+                    Ok(known) => known.labels,
+                    Err(ImageError::NotFound(_)) => Labels::new(),
+                    Err(error) => return Err(error.into()),
+                };
+                this.record_image(&name, target, &labels)?;
+            }
+            Ok(())
+        };
+        self.pull_image(&image, &access, wanted, 0, record).await
+    }
+
+    async fn pull_image(
+        self,
+        image: &ImageRef,
+        access: &Access,
+        wanted: Wanted,
+        parallel: u32,
+        record: impl FnOnce(&Self, &Descriptor) -> Result<(), TransferError> + Send + 'static,
+    ) -> Result<Descriptor, TransferError> {
+        let registry = self.registries.open(image, access)?;
         let source = source_label(&registry);
         let this = self.clone();
         let operation = Arc::new(self.blocking(move |_| this.lease()).await?);
         proto::fault!("supervisor.pull.leased");
-        let parallel = at_once(resolver.parallel, PARALLEL);
+        let parallel = at_once(parallel, PARALLEL);
         let pull = Pull { context: self, registry: Arc::new(registry), operation, source, wanted, parallel };
         // A digest counts before a tag: it says which image is meant.
         let reference = match (image.digest(), image.tag()) {
@@ -49,11 +96,10 @@ impl Context {
         let target = pull.manifest(&reference).await?;
         proto::fault!("supervisor.pull.manifest_stored");
         pull.image(target.clone()).await?;
-        let name = if to.name.is_empty() { image.to_string() } else { to.name.clone() };
-        let labels: Labels = to.labels.clone().into_iter().collect();
-        pull.context.blocking(move |this| this.record_image(&name, &target, &labels)).await?;
+        let recorded = target.clone();
+        pull.context.blocking(move |this| record(this, &recorded)).await?;
         pull.context.stores.sync_snapshots_behind();
-        Ok(())
+        Ok(target)
     }
 }
 

@@ -7,6 +7,7 @@ mod bad;
 mod clients;
 mod collector;
 mod content;
+mod cri;
 mod dropped;
 mod faults;
 mod figures;

@@ -5,6 +5,7 @@
 
 mod checkpoint;
 mod crash;
+mod cri;
 mod faults;
 mod introspection;
 mod life;
