@@ -246,7 +246,7 @@ impl Names {
                 Ok(answer) => {
                     let refused = answer.0.error.as_ref().map(|text| io::Error::other(text.clone()));
                     return match refused {
-                        Some(cause) => Err(NetworkError::Names { what: "serve a container", cause }),
+                        Some(cause) => Err(NetworkError::Names { what: request.task(), cause }),
                         None => Ok(Some(answer)),
                     };
                 }

@@ -39,6 +39,23 @@ pub(super) enum Request {
     Quit,
 }
 
+impl Request {
+    /// What is asked for, as an error names it.
+    pub(super) fn task(&self) -> &'static str {
+        match self {
+            Self::Hello(_) => "say whom it serves",
+            Self::Serve(_) => "serve a container",
+            Self::Change(_) => "take a container's new names",
+            Self::Forget(_) => "forget a container",
+            Self::Hold(_) => "hold host ports",
+            Self::LetGo(_) => "let go of host ports",
+            Self::Held(_) => "say which host ports it holds",
+            Self::Count => "say what it has done",
+            Self::Quit => "end",
+        }
+    }
+}
+
 /// What a resolver has done since it was started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

@@ -43,6 +43,8 @@ fn table(address: Ipv4Addr, udp: u16, tcp: u16, replace: bool) -> Transaction<'s
     transaction.add_new_table();
     let hook = Hook { kind: "filter", number: libc::NF_INET_LOCAL_OUT, priority: PRIORITY };
     transaction.add_chain(CHAIN, Some(hook));
+    // Whatever the container sends passes here, so that what isn't meant has to be done with at once.
+    transaction.add_rule(CHAIN, &Rule::new("to elsewhere").leaves_by_another_link_than_lo().accept());
     for (protocol, port) in [(Protocol::Udp, udp), (Protocol::Tcp, tcp)] {
         let question =
             Rule::new("questions").for_socket(protocol, address, DOMAIN).set_destination_port(protocol, port);

@@ -35,6 +35,9 @@ pub(super) enum Is {
     Not,
 }
 
+/// lo is the first link of every namespace (`LOOPBACK_IFINDEX`).
+const LOOPBACK_INDEX: u32 = 1;
+
 fn destination_of(is_ipv4: bool) -> u32 {
     if is_ipv4 { DESTINATION_ADDRESS } else { DESTINATION_ADDRESS_V6 }
 }
@@ -82,6 +85,11 @@ impl Rule {
     /// The link the packet leaves by.
     pub(super) fn leaves_by(self, is: Is, link: &str) -> Self {
         self.meta(libc::NFT_META_OIFNAME as u32, register::FIRST).compare(is, &padded(link))
+    }
+
+    /// The packet goes to another link than lo, whose number is 1 in each namespace: cheaper to look at than a name.
+    pub(super) fn leaves_by_another_link_than_lo(self) -> Self {
+        self.meta(libc::NFT_META_OIF as u32, register::FIRST).compare(Is::Not, &LOOPBACK_INDEX.to_ne_bytes())
     }
 
     /// The link the packet came by is one of the set.

@@ -17,8 +17,11 @@ use traffic::Way;
 
 /// Rounds of a median of things that take milliseconds.
 const ROUNDS: usize = 15;
-/// Rounds of a median of traffic.
-const TRAFFIC_ROUNDS: usize = 5;
+/// How often everything is made anew for the figures of traffic: what the kernel puts where in memory makes some of them a tenth
+/// better or worse, and stays for as long as the links do.
+const PLACEMENTS: usize = 3;
+/// Rounds of a median of questions.
+const NAMES_ROUNDS: usize = 5;
 /// Endpoints beside which the others are measured; a bridge has room for 1,023.
 const MANY: usize = 1000;
 /// Ports of a range.
@@ -38,14 +41,17 @@ fn middle(mut list: Vec<f64>) -> f64 {
     list[list.len() / 2]
 }
 
-/// Medians of the figures that `work` finds on each side, by turns; whoever is first changes. `None` for a side that failed once.
-fn by_turns<const N: usize>(
+/// What a side's rounds found, round by round. `None` for a side that failed once.
+type Rounds<const N: usize> = Option<Vec<[f64; N]>>;
+
+/// The figures that `work` finds on each side, by turns; whoever is first changes.
+fn rounds<const N: usize>(
     count: usize,
     sides: &[Side],
     mut work: impl FnMut(&Side) -> Option<[f64; N]>,
-) -> [Vec<Option<f64>>; N] {
+) -> Vec<Rounds<N>> {
     // Once without counting.
-    let mut found: Vec<Option<Vec<[f64; N]>>> = sides.iter().map(|side| work(side).map(|_| Vec::new())).collect();
+    let mut found: Vec<Rounds<N>> = sides.iter().map(|side| work(side).map(|_| Vec::new())).collect();
     for round in 0..count {
         for turn in 0..sides.len() {
             let index = (round + turn) % sides.len();
@@ -57,10 +63,22 @@ fn by_turns<const N: usize>(
             }
         }
     }
+    found
+}
+
+/// The median of each figure, for each side.
+fn medians<const N: usize>(found: &[Rounds<N>]) -> [Vec<Option<f64>>; N] {
     let median = |list: &[[f64; N]], figure: usize| middle(list.iter().map(|figures| figures[figure]).collect());
-    std::array::from_fn(|figure| {
-        found.iter().map(|list| list.as_ref().map(|list| median(list, figure))).collect::<Vec<_>>()
-    })
+    std::array::from_fn(|figure| found.iter().map(|list| list.as_ref().map(|list| median(list, figure))).collect())
+}
+
+/// Medians of the figures that `work` finds on each side, by turns.
+fn by_turns<const N: usize>(
+    count: usize,
+    sides: &[Side],
+    work: impl FnMut(&Side) -> Option<[f64; N]>,
+) -> [Vec<Option<f64>>; N] {
+    medians(&rounds(count, sides, work))
 }
 
 /// A row of what was found on each side.
@@ -184,27 +202,69 @@ fn set_up(table: &mut Table, sides: &[Side]) {
     crowd.leave(sides);
 }
 
-fn traffic(table: &mut Table, sides: &[Side]) {
-    for (way, name) in Way::ALL {
-        let throughput = |side: &Side| traffic::throughput(&side.place, &side.ends, way).map(|figure| [figure]);
-        let [found] = by_turns(TRAFFIC_ROUNDS, sides, throughput);
-        row(table, sides, &format!("TCP {name}, iperf3"), "Gbit/s", &found, ">= 0.95 of by hand");
-    }
-    type Measure = fn(&Place, &Ends, Way) -> Option<[f64; 2]>;
-    let kinds: [(&str, Measure); 2] = [("TCP", traffic::round_trips), ("UDP", traffic::round_trips_udp)];
-    for (way, name) in Way::ALL {
-        for (kind, measure) in kinds {
-            let trips = |side: &Side| measure(&side.place, &side.ends, way);
-            let [p50, p99] = by_turns(ROUNDS, sides, trips);
-            let work = format!("round trip of a byte by {kind} {name}, p50");
-            row(table, sides, &work, "µs", &p50, "<= 1.05 of by hand");
-            row(table, sides, "the same, p99", "µs", &p99, "");
+/// A kind of traffic that is measured.
+struct Traffic {
+    /// Its rows, with `{}` where the way is named; the second, if there is one, has no goal.
+    rows: &'static [&'static str],
+    unit: &'static str,
+    goal: &'static str,
+    /// Rounds in each placement.
+    rounds: usize,
+    once: fn(&Place, &Ends, Way) -> Option<[f64; 2]>,
+}
+
+const TRAFFIC: [Traffic; 4] = [
+    Traffic {
+        rows: &["TCP {}, iperf3"],
+        unit: "Gbit/s",
+        goal: ">= 0.95 of by hand",
+        rounds: 3,
+        once: |place, ends, way| traffic::throughput(place, ends, way).map(|figure| [figure, 0.0]),
+    },
+    Traffic {
+        rows: &["round trip of a byte by TCP {}, p50", "the same, p99"],
+        unit: "µs",
+        goal: "<= 1.05 of by hand",
+        rounds: 7,
+        once: traffic::round_trips,
+    },
+    Traffic {
+        rows: &["round trip of a byte by UDP {}, p50", "the same, p99"],
+        unit: "µs",
+        goal: "<= 1.05 of by hand",
+        rounds: 7,
+        once: traffic::round_trips_udp,
+    },
+    Traffic {
+        rows: &["new TCP connections per second {}"],
+        unit: "/s",
+        goal: ">= 0.95 of by hand",
+        rounds: 7,
+        once: |place, ends, way| traffic::connections(place, ends, way).map(|figure| [figure, 0.0]),
+    },
+];
+
+/// Takes the sides that are there for the first placement, and leaves those of the last.
+fn traffic(table: &mut Table, sides: &mut Vec<Side>) {
+    let kinds = || TRAFFIC.iter().flat_map(|kind| Way::ALL.map(|way| (kind, way)));
+    let mut found: Vec<Vec<Rounds<2>>> = vec![vec![Some(Vec::new()); sides.len()]; kinds().count()];
+    for placement in 0..PLACEMENTS {
+        if placement > 0 {
+            sides.clear();
+            *sides = all_sides();
+        }
+        for ((kind, (way, _)), found) in kinds().zip(&mut found) {
+            let new = rounds(kind.rounds, sides, |side| (kind.once)(&side.place, &side.ends, way));
+            for (all, new) in found.iter_mut().zip(new) {
+                *all = all.take().zip(new).map(|(all, new)| [all, new].concat());
+            }
         }
     }
-    for (way, name) in Way::ALL {
-        let connections = |side: &Side| traffic::connections(&side.place, &side.ends, way).map(|figure| [figure]);
-        let [found] = by_turns(ROUNDS, sides, connections);
-        row(table, sides, &format!("new TCP connections per second {name}"), "/s", &found, ">= 0.95 of by hand");
+    for ((kind, (_, name)), found) in kinds().zip(&found) {
+        let goals = [kind.goal, ""];
+        for ((work, figures), goal) in kind.rows.iter().zip(medians(found)).zip(goals) {
+            row(table, sides, &work.replace("{}", name), kind.unit, &figures, goal);
+        }
     }
 }
 
@@ -216,7 +276,7 @@ fn names(table: &mut Table, sides: &[Side]) {
         outstanding: OUTSTANDING.into(),
         lasting: Duration::from_secs(1),
     };
-    let [rate, unanswered] = by_turns(TRAFFIC_ROUNDS, sides, |side| {
+    let [rate, unanswered] = by_turns(NAMES_ROUNDS, sides, |side| {
         side.place.api()?;
         let figures = dns::load_within(side.ends.a.as_fd(), &load).ok()?;
         let without = figures.failed + figures.lost;
@@ -267,22 +327,33 @@ fn range(table: &mut Table, sides: &[Side]) {
     row("processes that it takes besides the container's", "", &|cost| cost.processes);
 }
 
-/// Measures, and adds its rows; `only` are names of parts.
-pub fn measure(table: &mut Table, only: &[String]) {
-    let wanted = |part: &str| only.is_empty() || only.iter().any(|one| one == part);
+/// Everybody who is compared, each with a network and two containers.
+fn all_sides() -> Vec<Side> {
     let alone = std::env::var_os("BENCH_ALONE").is_some();
     let peer = if alone { None } else { Place::dockerd() };
-    let sides: Vec<Side> = [Place::berth(), peer, Place::by_hand()]
+    let sides = [Place::berth(), peer, Place::by_hand()]
         .into_iter()
         .flatten()
         .map(|place| Side { ends: place.ends().expect("a network with two containers"), place })
         .collect();
     settle();
-    type Part = fn(&mut Table, &[Side]);
-    let parts: [(&str, Part); 4] = [("setup", set_up), ("traffic", traffic), ("names", names), ("range", range)];
+    sides
+}
+
+/// Measures, and adds its rows; `only` are names of parts.
+pub fn measure(table: &mut Table, only: &[String]) {
+    let wanted = |part: &str| only.is_empty() || only.iter().any(|one| one == part);
+    let mut sides = all_sides();
+    type Part = fn(&mut Table, &mut Vec<Side>);
+    let parts: [(&str, Part); 4] = [
+        ("setup", |table, sides| set_up(table, sides)),
+        ("traffic", traffic),
+        ("names", |table, sides| names(table, sides)),
+        ("range", |table, sides| range(table, sides)),
+    ];
     for (name, part) in parts {
         if wanted(name) {
-            part(table, &sides);
+            part(table, &mut sides);
         }
     }
 }
