@@ -66,7 +66,7 @@ use crate::{
     },
     config::Config,
     containers::{ContainerRoots, Containers},
-    cri::{ImageService, Node, RuntimeService},
+    cri::{CriError, ImageService, Node, Pods, RuntimeService},
     events::EventBus,
     metrics::{self, CallsLayer, MetricsError, Sources},
     registry::Registries,
@@ -96,6 +96,9 @@ pub(crate) enum AppError {
     /// Tasks of an earlier supervisor.
     #[error("take over what runs")]
     Adopt(#[from] TaskError),
+    /// Pods of an earlier supervisor.
+    #[error("take over pods")]
+    Pods(#[from] CriError),
     /// Signal handlers.
     #[error("watch for signals")]
     Signals(#[source] io::Error),
@@ -206,7 +209,9 @@ impl App {
         let node = Node::new(&config, &stores, tasks.clone());
         let layers = config.snapshots.folder(&config.data().join("snapshots"), stores.snapshots.default_name());
         let images = ImageService::new(stores.clone(), registries.clone(), layers);
-        let cri = (RuntimeService::new(node), images);
+        let parts = (stores.clone(), containers.clone(), tasks.clone());
+        let pods = Pods::open(&config, &node, parts, begun.clone()).await?;
+        let cri = (RuntimeService::new(node, pods), images);
         let services = Services { events, introspection, containers, tasks, stores, registries, cri, draining: begun };
         let (notifier, watchdog) = (service.notifier, service.watchdog);
         Ok(Self {

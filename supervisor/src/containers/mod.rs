@@ -126,16 +126,27 @@ impl Containers {
     }
 
     /// Keeps a new record; the times are ours.
-    pub(crate) fn create(&self, namespace: &NamespaceName, mut new: Container) -> Result<Container, ContainerError> {
-        let id = ContainerId::new(new.id.as_str())?;
+    pub(crate) fn create(&self, namespace: &NamespaceName, new: Container) -> Result<Container, ContainerError> {
+        self.create_with(namespace, new, |_| Ok(()))
+    }
+
+    /// Keeps a new record, and what `also` writes in the same transaction.
+    pub(crate) fn create_with<E: From<ContainerError> + From<StoreError>>(
+        &self,
+        namespace: &NamespaceName,
+        mut new: Container,
+        also: impl FnOnce(&WriteTx) -> Result<(), E>,
+    ) -> Result<Container, E> {
+        let id = ContainerId::new(new.id.as_str()).map_err(ContainerError::from)?;
         check(&id, &mut new)?;
         let now = Some(SystemTime::now().into());
         (new.created_at, new.updated_at) = (now, now);
         self.db.write(|tx| match CONTAINERS.get(tx, namespace.as_str(), &new.id)? {
-            Some(_) => Err(ContainerError::Exists(id.clone())),
+            Some(_) => Err(ContainerError::Exists(id.clone()).into()),
             None => {
                 touch_in(tx, namespace.as_str())?;
-                Ok(CONTAINERS.put(tx, namespace.as_str(), &new.id, &new)?)
+                CONTAINERS.put(tx, namespace.as_str(), &new.id, &new)?;
+                also(tx)
             }
         })?;
         proto::fault!("supervisor.container_create.recorded");
@@ -176,14 +187,30 @@ impl Containers {
 
     /// Forgets a record.
     pub(crate) fn delete(&self, namespace: &NamespaceName, id: &str) -> Result<(), ContainerError> {
-        self.db.write(|tx| match CONTAINERS.remove(tx, namespace.as_str(), id)? {
+        match self.delete_with(namespace, id, |_| Ok::<_, ContainerError>(()))? {
             true => Ok(()),
             false => Err(ContainerError::NotFound(id.to_owned())),
+        }
+    }
+
+    /// Forgets a record, if there is one, and does what `also` does in the same transaction. Returns whether there was one.
+    pub(crate) fn delete_with<E: From<StoreError>>(
+        &self,
+        namespace: &NamespaceName,
+        id: &str,
+        also: impl FnOnce(&WriteTx) -> Result<(), E>,
+    ) -> Result<bool, E> {
+        let removed = self.db.write(|tx| {
+            let removed = CONTAINERS.remove(tx, namespace.as_str(), id)?;
+            also(tx)?;
+            Ok::<_, E>(removed)
         })?;
         proto::fault!("supervisor.container_delete.unrecorded");
-        tracing::info!(%namespace, %id, "container record deleted");
-        self.events.publish(namespace, "/containers/delete", &ContainerDelete { id: id.to_owned() });
-        Ok(())
+        if removed {
+            tracing::info!(%namespace, %id, "container record deleted");
+            self.events.publish(namespace, "/containers/delete", &ContainerDelete { id: id.to_owned() });
+        }
+        Ok(removed)
     }
 }
 

@@ -241,9 +241,13 @@ impl Images {
             digest: image.facts.id,
             why: error.to_string(),
         };
-        let config = self.stores.content.read_all(NAMESPACE, &image.facts.id, CONFIG_LIMIT)?;
-        let config = serde_json::from_slice(&config).map_err(malformed)?;
+        let config = serde_json::from_slice(&self.config(image)?).map_err(malformed)?;
         Ok(serde_json::to_string(&Info { chain: image.facts.chain, config }).map_err(malformed)?)
+    }
+
+    /// The configuration of an image.
+    pub(super) fn config(&self, image: &Image) -> Result<Vec<u8>, ImagesError> {
+        Ok(self.stores.content.read_all(NAMESPACE, &image.facts.id, CONFIG_LIMIT)?)
     }
 
     /// Removes every name of an image, and, when this returns, what nothing else keeps.
@@ -319,6 +323,21 @@ fn user(config: &[u8], id: Digest) -> Result<String, ManifestError> {
 }
 
 impl Image {
+    /// Its id: the digest of its configuration.
+    pub(super) fn id(&self) -> Digest {
+        self.facts.id
+    }
+
+    /// The snapshot of all its layers, if it has some.
+    pub(super) fn chain(&self) -> Option<Digest> {
+        self.facts.chain
+    }
+
+    /// A name of it.
+    pub(super) fn first_name(&self) -> Option<String> {
+        self.names.first().map(|(name, _)| name.clone())
+    }
+
     /// The image as CRI's message.
     pub(super) fn to_proto(&self) -> cri::Image {
         let names: Vec<ImageRef> = self.names.iter().filter_map(|(name, _)| name.parse().ok()).collect();

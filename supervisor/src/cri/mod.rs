@@ -67,12 +67,28 @@
 //! kills take their time for goes on behind, and calls for that sandbox wait for their turn.
 
 mod auth;
+mod cni;
+mod containers;
+mod error;
+mod exits;
 mod image_service;
 mod images;
+mod place;
+mod pods;
+mod process;
+mod record;
+mod restart;
 mod runtime_service;
+mod sandboxes;
+mod spec;
 mod status;
+mod streaming;
+mod turns;
 
+pub(crate) use error::CriError;
 pub(crate) use image_service::ImageService;
+pub(crate) use pods::Pods;
+pub(crate) use record::{CONTAINERS, NAMES, SANDBOXES};
 pub(crate) use runtime_service::RuntimeService;
 pub(crate) use status::Node;
 

@@ -2,33 +2,55 @@
 
 use std::{pin::Pin, sync::Arc};
 
+use futures_util::StreamExt;
 use proto::runtime::v1::{self as cri, runtime_service_server};
-use tokio_stream::Stream;
+use tokio_stream::{Stream, wrappers::BroadcastStream};
 use tonic::{Request, Response, Status, async_trait};
 
-use super::Node;
+use super::{Node, error::CriError, pods::Pods};
+use crate::failure::{blocking, status};
 
 /// Version of what clients of CRI compare: that of the kubelet's side of the interface, which never changed.
 const KUBELET_API: &str = "0.1.0";
 /// Ours.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Items in one message of a stream: far from 16 MiB, however many labels each of them has.
+const PER_MESSAGE: usize = 64;
 
-/// The service over this node.
-pub(crate) struct RuntimeService(Arc<Node>);
+/// The service over this node and its pods.
+pub(crate) struct RuntimeService {
+    node: Arc<Node>,
+    pods: Arc<Pods>,
+}
 
 impl RuntimeService {
-    /// The service over `node`.
-    pub(crate) fn new(node: Node) -> Self {
-        Self(Arc::new(node))
+    /// The service over `node` and `pods`.
+    pub(crate) fn new(node: Node, pods: Arc<Pods>) -> Self {
+        Self { node: Arc::new(node), pods }
+    }
+
+    /// Reads records on a thread where waiting is allowed.
+    async fn look<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Pods) -> Result<T, CriError> + Send + 'static,
+    ) -> Result<T, Status> {
+        let pods = self.pods.clone();
+        blocking(move || work(&pods).map_err(status)).await
     }
 }
 
 fn unbuilt(call: &str) -> Status {
-    Status::unimplemented(format!("{call} is not supported by berth-supervisor {VERSION}: it serves CRI's images only"))
+    Status::unimplemented(format!("{call} is not supported by berth-supervisor {VERSION}"))
 }
 
-/// A stream that never begins, since the call is answered with an error.
-type Never<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+/// A stream of messages.
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// What a list has, in several messages.
+fn lots<T: Clone, M: Send + 'static>(all: &[T], pack: impl Fn(Vec<T>) -> M) -> Answers<M> {
+    let lots: Vec<_> = all.chunks(PER_MESSAGE).map(|lot| Ok(pack(lot.to_vec()))).collect();
+    Box::pin(tokio_stream::iter(lots))
+}
 
 /// Calls that aren't built, with the signature that `async_trait` gives them.
 macro_rules! unbuilt {
@@ -58,45 +80,195 @@ impl runtime_service_server::RuntimeService for RuntimeService {
     }
 
     async fn status(&self, request: Request<cri::StatusRequest>) -> Result<Response<cri::StatusResponse>, Status> {
-        Ok(Response::new(self.0.status(request.into_inner().verbose).await))
+        let network = self.pods.cni.ready();
+        Ok(Response::new(self.node.status(request.into_inner().verbose, network).await))
     }
 
     async fn runtime_config(
         &self,
         _: Request<cri::RuntimeConfigRequest>,
     ) -> Result<Response<cri::RuntimeConfigResponse>, Status> {
-        let linux = cri::LinuxRuntimeConfiguration { cgroup_driver: self.0.cgroup_driver().into() };
+        let linux = cri::LinuxRuntimeConfiguration { cgroup_driver: self.node.cgroup_driver().into() };
         Ok(Response::new(cri::RuntimeConfigResponse { linux: Some(linux) }))
     }
 
-    type StreamPodSandboxesStream = Never<cri::StreamPodSandboxesResponse>;
-    type StreamContainersStream = Never<cri::StreamContainersResponse>;
-    type StreamContainerStatsStream = Never<cri::StreamContainerStatsResponse>;
-    type StreamPodSandboxStatsStream = Never<cri::StreamPodSandboxStatsResponse>;
-    type StreamPodSandboxMetricsStream = Never<cri::StreamPodSandboxMetricsResponse>;
-    type GetContainerEventsStream = Never<cri::ContainerEventResponse>;
+    async fn run_pod_sandbox(
+        &self,
+        request: Request<cri::RunPodSandboxRequest>,
+    ) -> Result<Response<cri::RunPodSandboxResponse>, Status> {
+        let pod_sandbox_id = self.pods.run_sandbox(request.into_inner()).await.map_err(status)?;
+        Ok(Response::new(cri::RunPodSandboxResponse { pod_sandbox_id }))
+    }
+
+    async fn stop_pod_sandbox(
+        &self,
+        request: Request<cri::StopPodSandboxRequest>,
+    ) -> Result<Response<cri::StopPodSandboxResponse>, Status> {
+        self.pods.stop_sandbox(&request.into_inner().pod_sandbox_id).await.map_err(status)?;
+        Ok(Response::new(cri::StopPodSandboxResponse {}))
+    }
+
+    async fn remove_pod_sandbox(
+        &self,
+        request: Request<cri::RemovePodSandboxRequest>,
+    ) -> Result<Response<cri::RemovePodSandboxResponse>, Status> {
+        self.pods.remove_sandbox(&request.into_inner().pod_sandbox_id).await.map_err(status)?;
+        Ok(Response::new(cri::RemovePodSandboxResponse {}))
+    }
+
+    async fn pod_sandbox_status(
+        &self,
+        request: Request<cri::PodSandboxStatusRequest>,
+    ) -> Result<Response<cri::PodSandboxStatusResponse>, Status> {
+        let cri::PodSandboxStatusRequest { pod_sandbox_id, verbose } = request.into_inner();
+        self.look(move |pods| pods.sandbox_status(&pod_sandbox_id, verbose)).await.map(Response::new)
+    }
+
+    async fn list_pod_sandbox(
+        &self,
+        request: Request<cri::ListPodSandboxRequest>,
+    ) -> Result<Response<cri::ListPodSandboxResponse>, Status> {
+        let items = self.look(move |pods| pods.list_sandboxes(request.into_inner().filter)).await?;
+        Ok(Response::new(cri::ListPodSandboxResponse { items }))
+    }
+
+    type StreamPodSandboxesStream = Answers<cri::StreamPodSandboxesResponse>;
+
+    async fn stream_pod_sandboxes(
+        &self,
+        request: Request<cri::StreamPodSandboxesRequest>,
+    ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
+        let all = self.look(move |pods| pods.list_sandboxes(request.into_inner().filter)).await?;
+        Ok(Response::new(lots(&all, |pod_sandboxes| cri::StreamPodSandboxesResponse { pod_sandboxes })))
+    }
+
+    async fn create_container(
+        &self,
+        request: Request<cri::CreateContainerRequest>,
+    ) -> Result<Response<cri::CreateContainerResponse>, Status> {
+        let container_id = self.pods.create_container(request.into_inner()).await.map_err(status)?;
+        self.pods.tell(&container_id, cri::ContainerEventType::ContainerCreatedEvent);
+        Ok(Response::new(cri::CreateContainerResponse { container_id }))
+    }
+
+    async fn start_container(
+        &self,
+        request: Request<cri::StartContainerRequest>,
+    ) -> Result<Response<cri::StartContainerResponse>, Status> {
+        self.pods.start_container(&request.into_inner().container_id).await.map_err(status)?;
+        Ok(Response::new(cri::StartContainerResponse {}))
+    }
+
+    async fn stop_container(
+        &self,
+        request: Request<cri::StopContainerRequest>,
+    ) -> Result<Response<cri::StopContainerResponse>, Status> {
+        let cri::StopContainerRequest { container_id, timeout } = request.into_inner();
+        self.pods.stop_container(&container_id, timeout).await.map_err(status)?;
+        Ok(Response::new(cri::StopContainerResponse {}))
+    }
+
+    async fn remove_container(
+        &self,
+        request: Request<cri::RemoveContainerRequest>,
+    ) -> Result<Response<cri::RemoveContainerResponse>, Status> {
+        self.pods.remove_container(&request.into_inner().container_id).await.map_err(status)?;
+        Ok(Response::new(cri::RemoveContainerResponse {}))
+    }
+
+    async fn list_containers(
+        &self,
+        request: Request<cri::ListContainersRequest>,
+    ) -> Result<Response<cri::ListContainersResponse>, Status> {
+        let containers = self.look(move |pods| pods.list_containers(request.into_inner().filter)).await?;
+        Ok(Response::new(cri::ListContainersResponse { containers }))
+    }
+
+    type StreamContainersStream = Answers<cri::StreamContainersResponse>;
+
+    async fn stream_containers(
+        &self,
+        request: Request<cri::StreamContainersRequest>,
+    ) -> Result<Response<Self::StreamContainersStream>, Status> {
+        let all = self.look(move |pods| pods.list_containers(request.into_inner().filter)).await?;
+        Ok(Response::new(lots(&all, |containers| cri::StreamContainersResponse { containers })))
+    }
+
+    async fn container_status(
+        &self,
+        request: Request<cri::ContainerStatusRequest>,
+    ) -> Result<Response<cri::ContainerStatusResponse>, Status> {
+        let cri::ContainerStatusRequest { container_id, verbose } = request.into_inner();
+        self.look(move |pods| pods.container_status(&container_id, verbose)).await.map(Response::new)
+    }
+
+    async fn update_container_resources(
+        &self,
+        request: Request<cri::UpdateContainerResourcesRequest>,
+    ) -> Result<Response<cri::UpdateContainerResourcesResponse>, Status> {
+        self.pods.update_resources(request.into_inner()).await.map_err(status)?;
+        Ok(Response::new(cri::UpdateContainerResourcesResponse {}))
+    }
+
+    async fn reopen_container_log(
+        &self,
+        request: Request<cri::ReopenContainerLogRequest>,
+    ) -> Result<Response<cri::ReopenContainerLogResponse>, Status> {
+        self.pods.reopen_log(&request.into_inner().container_id).await.map_err(status)?;
+        Ok(Response::new(cri::ReopenContainerLogResponse {}))
+    }
+
+    async fn exec_sync(
+        &self,
+        request: Request<cri::ExecSyncRequest>,
+    ) -> Result<Response<cri::ExecSyncResponse>, Status> {
+        self.pods.exec_sync(request.into_inner()).await.map(Response::new).map_err(status)
+    }
+
+    async fn exec(&self, request: Request<cri::ExecRequest>) -> Result<Response<cri::ExecResponse>, Status> {
+        let url = self.look(move |pods| pods.exec_url(request.into_inner())).await?;
+        Ok(Response::new(cri::ExecResponse { url }))
+    }
+
+    async fn attach(&self, request: Request<cri::AttachRequest>) -> Result<Response<cri::AttachResponse>, Status> {
+        let url = self.look(move |pods| pods.attach_url(request.into_inner())).await?;
+        Ok(Response::new(cri::AttachResponse { url }))
+    }
+
+    async fn port_forward(
+        &self,
+        request: Request<cri::PortForwardRequest>,
+    ) -> Result<Response<cri::PortForwardResponse>, Status> {
+        let url = self.look(move |pods| pods.port_forward_url(request.into_inner())).await?;
+        Ok(Response::new(cri::PortForwardResponse { url }))
+    }
+
+    async fn update_runtime_config(
+        &self,
+        _: Request<cri::UpdateRuntimeConfigRequest>,
+    ) -> Result<Response<cri::UpdateRuntimeConfigResponse>, Status> {
+        // Its only field is the node's range of addresses, for runtimes that write CNI's configuration from a template: here somebody
+        // else has written it, as with every network plugin of today.
+        Ok(Response::new(cri::UpdateRuntimeConfigResponse {}))
+    }
+
+    type GetContainerEventsStream = Answers<cri::ContainerEventResponse>;
+
+    async fn get_container_events(
+        &self,
+        _: Request<cri::GetEventsRequest>,
+    ) -> Result<Response<Self::GetContainerEventsStream>, Status> {
+        let behind = |_| Status::resource_exhausted("events were told faster than they were read, and some are lost");
+        let events = BroadcastStream::new(self.pods.told.subscribe()).map(move |event| event.map_err(behind));
+        let end = self.pods.draining.clone().begun();
+        Ok(Response::new(Box::pin(events.take_until(end))))
+    }
+
+    type StreamContainerStatsStream = Answers<cri::StreamContainerStatsResponse>;
+    type StreamPodSandboxStatsStream = Answers<cri::StreamPodSandboxStatsResponse>;
+    type StreamPodSandboxMetricsStream = Answers<cri::StreamPodSandboxMetricsResponse>;
 
     unbuilt! {
-        run_pod_sandbox("RunPodSandbox"): cri::RunPodSandboxRequest => cri::RunPodSandboxResponse;
-        stop_pod_sandbox("StopPodSandbox"): cri::StopPodSandboxRequest => cri::StopPodSandboxResponse;
-        remove_pod_sandbox("RemovePodSandbox"): cri::RemovePodSandboxRequest => cri::RemovePodSandboxResponse;
-        pod_sandbox_status("PodSandboxStatus"): cri::PodSandboxStatusRequest => cri::PodSandboxStatusResponse;
-        list_pod_sandbox("ListPodSandbox"): cri::ListPodSandboxRequest => cri::ListPodSandboxResponse;
-        stream_pod_sandboxes("StreamPodSandboxes"): cri::StreamPodSandboxesRequest => Self::StreamPodSandboxesStream;
-        create_container("CreateContainer"): cri::CreateContainerRequest => cri::CreateContainerResponse;
-        start_container("StartContainer"): cri::StartContainerRequest => cri::StartContainerResponse;
-        stop_container("StopContainer"): cri::StopContainerRequest => cri::StopContainerResponse;
-        remove_container("RemoveContainer"): cri::RemoveContainerRequest => cri::RemoveContainerResponse;
-        list_containers("ListContainers"): cri::ListContainersRequest => cri::ListContainersResponse;
-        stream_containers("StreamContainers"): cri::StreamContainersRequest => Self::StreamContainersStream;
-        container_status("ContainerStatus"): cri::ContainerStatusRequest => cri::ContainerStatusResponse;
-        update_container_resources("UpdateContainerResources"):
-            cri::UpdateContainerResourcesRequest => cri::UpdateContainerResourcesResponse;
-        reopen_container_log("ReopenContainerLog"): cri::ReopenContainerLogRequest => cri::ReopenContainerLogResponse;
-        exec_sync("ExecSync"): cri::ExecSyncRequest => cri::ExecSyncResponse;
-        exec("Exec"): cri::ExecRequest => cri::ExecResponse;
-        attach("Attach"): cri::AttachRequest => cri::AttachResponse;
-        port_forward("PortForward"): cri::PortForwardRequest => cri::PortForwardResponse;
         container_stats("ContainerStats"): cri::ContainerStatsRequest => cri::ContainerStatsResponse;
         list_container_stats("ListContainerStats"): cri::ListContainerStatsRequest => cri::ListContainerStatsResponse;
         stream_container_stats("StreamContainerStats"):
@@ -106,11 +278,8 @@ impl runtime_service_server::RuntimeService for RuntimeService {
             cri::ListPodSandboxStatsRequest => cri::ListPodSandboxStatsResponse;
         stream_pod_sandbox_stats("StreamPodSandboxStats"):
             cri::StreamPodSandboxStatsRequest => Self::StreamPodSandboxStatsStream;
-        update_runtime_config("UpdateRuntimeConfig"):
-            cri::UpdateRuntimeConfigRequest => cri::UpdateRuntimeConfigResponse;
         checkpoint_container("CheckpointContainer"):
             cri::CheckpointContainerRequest => cri::CheckpointContainerResponse;
-        get_container_events("GetContainerEvents"): cri::GetEventsRequest => Self::GetContainerEventsStream;
         list_metric_descriptors("ListMetricDescriptors"):
             cri::ListMetricDescriptorsRequest => cri::ListMetricDescriptorsResponse;
         list_pod_sandbox_metrics("ListPodSandboxMetrics"):

@@ -32,6 +32,12 @@ pub(super) fn check_handler(name: &str) -> Result<(), UnknownHandler> {
     if known { Ok(()) } else { Err(UnknownHandler(name.to_owned())) }
 }
 
+/// The runtime that a handler means; the default's, if it isn't known any more.
+pub(super) fn runtime_of(handler: &str) -> &'static str {
+    let found = HANDLERS.iter().find(|(name, _)| *name == handler);
+    found.unwrap_or(&HANDLERS[0]).1
+}
+
 /// What of a runtime's features (runtime-spec, `features`) CRI wants to know.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -82,8 +88,8 @@ impl Node {
         self.features[handler].get_or_try_init(ask).await
     }
 
-    /// Conditions, handlers and features; with more about this node, if it is to be verbose.
-    pub(super) async fn status(&self, verbose: bool) -> cri::StatusResponse {
+    /// Conditions, handlers and features; with more about this node, if it is to be verbose. `network` is why there is none.
+    pub(super) async fn status(&self, verbose: bool, network: Result<(), String>) -> cri::StatusResponse {
         let mut handlers = Vec::new();
         let mut ready = condition("RuntimeReady", None);
         for (index, (name, _)) in HANDLERS.iter().enumerate() {
@@ -104,8 +110,7 @@ impl Node {
                 }),
             });
         }
-        let no_network = "pods can't be given a network by this release (CNI)".to_owned();
-        let network = condition("NetworkReady", Some(("NetworkPluginNotReady", no_network)));
+        let network = condition("NetworkReady", network.err().map(|why| ("NetworkPluginNotReady", why)));
         let info = if verbose { HashMap::from([("config".to_owned(), self.info.to_string())]) } else { HashMap::new() };
         cri::StatusResponse {
             status: Some(cri::RuntimeStatus { conditions: vec![ready, network] }),

@@ -1,0 +1,593 @@
+//! Containers: create, start, stop, remove, and what is said of them.
+
+use std::{
+    collections::HashMap,
+    path::{Component, Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
+
+use nix::sys::signal::Signal;
+use proto::{
+    berth::streams::v1::ReopenLogRequest,
+    containerd::services::{
+        containers::v1::{Container as Record, container},
+        tasks::v1::CreateTaskRequest,
+    },
+    kind::chain,
+    runtime::v1 as cri,
+    stdio::{Delivery, StdioUri},
+    typeurl,
+};
+use tracing::{info, warn};
+
+use super::{
+    NAMESPACE,
+    error::CriError,
+    pods::{Pods, blocking, new_id, now},
+    record::{CONTAINERS, Container, End, NAMES, Phase, SANDBOXES, Sandbox, container_name, drop_name, take_name},
+    sandboxes, spec,
+    status::runtime_of,
+};
+use crate::tasks::TaskError;
+
+/// Code of a container that couldn't be started.
+const NOT_STARTED: i32 = 128;
+/// How long what was killed may take to end; one that waits for a disk can't be killed.
+const AFTER_KILL: Duration = Duration::from_secs(120);
+
+impl Pods {
+    /// Records a container of a sandbox; nothing runs yet. Answers its id.
+    pub(super) async fn create_container(
+        self: &Arc<Self>,
+        request: cri::CreateContainerRequest,
+    ) -> Result<String, CriError> {
+        let config = request.config.ok_or(CriError::Missing("container config"))?;
+        let meta = config.metadata.clone().ok_or(CriError::Missing("container metadata"))?;
+        if meta.name.is_empty() {
+            return Err(CriError::Missing("container name"));
+        }
+        if config.windows.is_some() {
+            return Err(CriError::Invalid("this is no Windows node".into()));
+        }
+        let sandbox = self.sandbox_id(&request.pod_sandbox_id)?;
+        self.detached(async move |pods| {
+            let _turn = pods.turns.of(&sandbox).await;
+            let name = container_name(&sandbox, &meta);
+            if let Some(other) = pods.id_of_name(&name)? {
+                let there = pods.container(&other)?;
+                return match there.is_some_and(|there| there.config == config && !there.removing) {
+                    true => Ok(other),
+                    false => {
+                        let name = format!("{} (attempt {})", meta.name, meta.attempt);
+                        Err(CriError::NameTaken { what: "container", name, other })
+                    }
+                };
+            }
+            let found = pods.sandbox(&sandbox)?;
+            let record = found.ok_or_else(|| CriError::NotFound { what: "sandbox", id: sandbox.clone() })?;
+            if record.phase() != Phase::Ready {
+                let why = "it isn't ready, so that no container can be made in it".into();
+                return Err(CriError::State { what: "sandbox", id: sandbox, why });
+            }
+            let id = new_id()?;
+            let (own, pods) = (id.clone(), pods.clone());
+            blocking(move || pods.record_container(&own, &sandbox, &record, config)).await?;
+            Ok(id)
+        })
+        .await
+    }
+
+    fn record_container(
+        &self,
+        id: &str,
+        sandbox_id: &str,
+        sandbox: &Sandbox,
+        config: cri::ContainerConfig,
+    ) -> Result<(), CriError> {
+        let wanted = config.image.clone().unwrap_or_default().image;
+        if wanted.is_empty() {
+            return Err(CriError::Missing("image"));
+        }
+        let found = self.images.find(&wanted)?;
+        let image = found.ok_or_else(|| CriError::NotFound { what: "image", id: wanted.clone() })?;
+        let log = log_path(sandbox.config(), &config)?;
+        let lease = crate::leases::unique("cri");
+        self.stores.leases.create(NAMESPACE, &lease, Default::default())?;
+        let made = self.record_under_lease(id, (sandbox_id, sandbox), config, &image, &log, &lease);
+        // Whatever came of it: what isn't recorded now is nobody's.
+        if let Err(error) = self.stores.leases.delete(NAMESPACE, &lease) {
+            warn!(id, error = %chain(&error), "lease stays until it is looked at");
+        }
+        if made.is_err() {
+            self.stores.gc.schedule();
+        }
+        made
+    }
+
+    fn record_under_lease(
+        &self,
+        id: &str,
+        (sandbox_id, sandbox): (&str, &Sandbox),
+        config: cri::ContainerConfig,
+        image: &super::images::Image,
+        log: &str,
+        lease: &str,
+    ) -> Result<(), CriError> {
+        let snapshots = self.stores.snapshots.get_or_default("")?;
+        let parent = image.chain().map(|chain| chain.to_string()).unwrap_or_default();
+        snapshots.prepare(NAMESPACE, id, &parent, Default::default(), Some(lease))?;
+        proto::fault!("supervisor.cri_container.snapshot_made");
+        let made = self.specification(id, (sandbox_id, sandbox), &config, image)?;
+        let container = Container {
+            sandbox: sandbox_id.to_owned(),
+            image_id: image.id().to_string(),
+            created_at: now(),
+            started_at: 0,
+            end: None,
+            removing: false,
+            user: made.user.clone(),
+            stop_signal: made.stop_signal.clone(),
+            log: log.to_owned(),
+            config,
+        };
+        let shown = Record {
+            id: id.to_owned(),
+            image: image.first_name().unwrap_or_else(|| image.id().to_string()),
+            runtime: Some(container::Runtime {
+                name: runtime_of(&sandbox.request.runtime_handler).to_owned(),
+                options: None,
+            }),
+            spec: Some(typeurl::pack_json(typeurl::SPEC, made.spec.to_string().into_bytes())),
+            snapshotter: snapshots.name().to_owned(),
+            snapshot_key: id.to_owned(),
+            labels: container.config.labels.clone().into_iter().chain(kind_label()).collect(),
+            ..Default::default()
+        };
+        let name = container.name();
+        self.containers.create_with(&self.namespace, shown, |tx| {
+            if let Err(other) = take_name(tx, &name, id)? {
+                return Err(CriError::NameTaken { what: "container", name: name.clone(), other });
+            }
+            Ok(CONTAINERS.put(tx, NAMESPACE, id, &container)?)
+        })?;
+        self.stores.gc.changed();
+        proto::fault!("supervisor.cri_container.recorded");
+        info!(id, sandbox = sandbox_id, image = %image.id(), "container created");
+        Ok(())
+    }
+
+    fn id_of_name(&self, name: &str) -> Result<Option<String>, CriError> {
+        Ok(self.stores.db.read(|tx| NAMES.get(tx, NAMESPACE, name))?)
+    }
+
+    /// Starts a container that was created.
+    pub(super) async fn start_container(self: &Arc<Self>, id: &str) -> Result<(), CriError> {
+        let id = self.container_id(id)?;
+        self.detached(async move |pods| {
+            let sandbox = pods.known(&id)?.sandbox;
+            let turn = pods.turns.of(&sandbox).await;
+            let container = pods.known(&id)?;
+            let refused = |why: String| Err(CriError::State { what: "container", id: id.clone(), why });
+            if container.removing || container.state() != cri::ContainerState::ContainerCreated {
+                let state = if container.removing { "being removed" } else { container.state().as_str_name() };
+                return refused(format!("it is {state} and can be started only once, after it was created"));
+            }
+            let of = pods.sandbox(&sandbox)?.unwrap_or_default();
+            if of.phase() != Phase::Ready {
+                return refused(format!("its sandbox {sandbox} isn't ready"));
+            }
+            pods.change_container(&id, |container| container.started_at = now()).await?;
+            proto::fault!("supervisor.cri_container.starting");
+            if let Err(error) = pods.run(&id, &container).await {
+                let message = chain(&error).to_string();
+                let end = End { at: now(), code: NOT_STARTED, reason: "StartError".into(), message };
+                pods.note_end(&id, end).await;
+                return Err(error);
+            }
+            drop(turn);
+            pods.follow(&id);
+            pods.tell(&id, cri::ContainerEventType::ContainerStartedEvent);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn run(self: &Arc<Self>, id: &str, container: &Container) -> Result<(), CriError> {
+        let failed = |cause| CriError::Task { id: id.to_owned(), cause };
+        let (pods, own) = (self.clone(), id.to_owned());
+        let rootfs = blocking(move || Ok(pods.stores.snapshots.get_or_default("")?.mounts(NAMESPACE, &own)?)).await?;
+        let output = match container.log.as_str() {
+            "" => StdioUri::Null,
+            path => StdioUri::Cri { path: path.into(), delivery: Delivery::Blocking },
+        };
+        if let StdioUri::Cri { path, .. } = &output
+            && let Some(folder) = path.parent()
+        {
+            let made = std::fs::create_dir_all(folder);
+            made.map_err(|cause| CriError::Io { id: id.to_owned(), what: "make folder", at: folder.into(), cause })?;
+        }
+        let config = &container.config;
+        let request = CreateTaskRequest {
+            container_id: id.to_owned(),
+            rootfs,
+            stdin: if config.stdin { StdioUri::Attach.to_string() } else { String::new() },
+            stdout: output.to_string(),
+            stderr: if config.tty { String::new() } else { output.to_string() },
+            terminal: config.tty,
+            ..Default::default()
+        };
+        self.tasks.create(self.namespace.clone(), request).await.map_err(failed)?;
+        proto::fault!("supervisor.cri_container.task_created");
+        if let Err(cause) = self.tasks.start(&self.namespace, id, "").await {
+            self.delete_task(id).await;
+            return Err(failed(cause));
+        }
+        proto::fault!("supervisor.cri_container.task_started");
+        Ok(())
+    }
+
+    /// Asks a container to end, and kills it when it hasn't after `timeout` seconds.
+    pub(super) async fn stop_container(self: &Arc<Self>, id: &str, timeout: i64) -> Result<(), CriError> {
+        let id = match self.container_id(id) {
+            Err(CriError::NotFound { .. }) => return Ok(()),
+            other => other?,
+        };
+        let Some(container) = self.container(&id)? else { return Ok(()) };
+        // A start that is at work is waited for.
+        drop(self.turns.of(&container.sandbox).await);
+        let Some(container) = self.container(&id)? else { return Ok(()) };
+        if container.state() != cri::ContainerState::ContainerRunning {
+            return Ok(());
+        }
+        if timeout > 0 {
+            let signal = signal_number(&container.stop_signal).unwrap_or(Signal::SIGTERM as i32);
+            self.signal(&id, signal as u32, false).await?;
+            let patience = Duration::from_secs(timeout as u64);
+            if tokio::time::timeout(patience, self.has_ended(&id)).await.is_ok() {
+                return Ok(());
+            }
+            info!(id, timeout, "container didn't stop in time and is killed");
+        }
+        self.kill_and_wait(&id).await
+    }
+
+    /// Kills a container, if it runs, and waits for its end.
+    pub(super) async fn kill_and_wait(&self, id: &str) -> Result<(), CriError> {
+        let running = |container: &Container| container.state() == cri::ContainerState::ContainerRunning;
+        if !self.container(id)?.is_some_and(|container| running(&container)) {
+            return Ok(());
+        }
+        self.signal(id, Signal::SIGKILL as u32, true).await?;
+        let ended = tokio::time::timeout(AFTER_KILL, self.has_ended(id)).await;
+        ended.unwrap_or_else(|_| Err(CriError::Immortal { id: id.to_owned(), limit: AFTER_KILL }))
+    }
+
+    async fn signal(&self, id: &str, signal: u32, all: bool) -> Result<(), CriError> {
+        match self.tasks.kill(&self.namespace, id, "", signal, all).await {
+            // It has ended, or is about to: whoever follows it records that.
+            Ok(()) | Err(TaskError::NotFound(_)) => Ok(()),
+            Err(error) if is_ended(&error) => Ok(()),
+            Err(cause) => Err(CriError::Task { id: id.to_owned(), cause }),
+        }
+    }
+
+    /// Waits for a container's end to be on record.
+    async fn has_ended(&self, id: &str) -> Result<(), CriError> {
+        loop {
+            let mut changed = std::pin::pin!(self.ended.notified());
+            changed.as_mut().enable();
+            let running = |container: Container| container.state() == cri::ContainerState::ContainerRunning;
+            if !self.container(id)?.is_some_and(running) {
+                return Ok(());
+            }
+            changed.await;
+        }
+    }
+
+    /// Removes a container, by force.
+    pub(super) async fn remove_container(self: &Arc<Self>, id: &str) -> Result<(), CriError> {
+        let id = match self.container_id(id) {
+            Err(CriError::NotFound { .. }) => return Ok(()),
+            other => other?,
+        };
+        self.detached(async move |pods| {
+            let Some(container) = pods.container(&id)? else { return Ok(()) };
+            let _turn = pods.turns.of(&container.sandbox).await;
+            pods.remove_container_in_turn(&id).await
+        })
+        .await
+    }
+
+    pub(super) async fn remove_container_in_turn(self: &Arc<Self>, id: &str) -> Result<(), CriError> {
+        let Some(container) = self.container(id)? else { return Ok(()) };
+        self.change_container(id, |container| container.removing = true).await?;
+        proto::fault!("supervisor.cri_container.removing");
+        self.kill_and_wait(id).await?;
+        self.delete_task(id).await;
+        proto::fault!("supervisor.cri_container.task_deleted");
+        let event = self.event(id, cri::ContainerEventType::ContainerDeletedEvent)?;
+        let (pods, own) = (self.clone(), id.to_owned());
+        blocking(move || {
+            let name = container.name();
+            // Somebody may have removed containerd's record by itself.
+            let gone = pods.containers.delete_with(&pods.namespace, &own, |tx| {
+                CONTAINERS.remove(tx, NAMESPACE, &own)?;
+                Ok::<_, CriError>(drop_name(tx, &name, &own)?)
+            });
+            pods.stores.gc.schedule();
+            gone.map(drop)
+        })
+        .await?;
+        proto::fault!("supervisor.cri_container.unrecorded");
+        if let Some(event) = event {
+            // Nobody may be listening.
+            let _ = self.told.send(event);
+        }
+        info!(id, "container removed");
+        Ok(())
+    }
+
+    /// Takes a task away; it may be gone, or never have been.
+    pub(super) async fn delete_task(self: &Arc<Self>, id: &str) {
+        match self.tasks.delete(&self.namespace, id).await {
+            Ok(_) | Err(TaskError::NotFound(_)) => {}
+            Err(error) => warn!(id, error = %chain(&error), "task not deleted"),
+        }
+    }
+
+    /// A container that must be there.
+    pub(super) fn known(&self, id: &str) -> Result<Container, CriError> {
+        self.container(id)?.ok_or_else(|| CriError::NotFound { what: "container", id: id.to_owned() })
+    }
+
+    /// Changes a container's record.
+    pub(super) async fn change_container(
+        self: &Arc<Self>,
+        id: &str,
+        change: impl FnOnce(&mut Container) + Send + 'static,
+    ) -> Result<(), CriError> {
+        let (pods, id) = (self.clone(), id.to_owned());
+        blocking(move || {
+            pods.stores.db.write(|tx| {
+                if let Some(mut container) = CONTAINERS.get(tx, NAMESPACE, &id)? {
+                    change(&mut container);
+                    CONTAINERS.put(tx, NAMESPACE, &id, &container)?;
+                }
+                Ok(())
+            })
+        })
+        .await
+    }
+
+    /// Begins a container's log anew, after the kubelet has renamed it.
+    pub(super) async fn reopen_log(&self, id: &str) -> Result<(), CriError> {
+        let id = self.container_id(id)?;
+        let container = self.known(&id)?;
+        if container.state() != cri::ContainerState::ContainerRunning {
+            let why = "it isn't running, so that its log can't be begun anew".into();
+            return Err(CriError::State { what: "container", id, why });
+        }
+        let reopen = ReopenLogRequest { container_id: id.clone(), ..Default::default() };
+        self.tasks.reopen_log(&self.namespace, reopen).await.map_err(|cause| CriError::Task { id, cause })
+    }
+
+    /// What is said of a container.
+    pub(super) fn container_status(&self, id: &str, verbose: bool) -> Result<cri::ContainerStatusResponse, CriError> {
+        let id = self.container_id(id)?;
+        let container = self.known(&id)?;
+        let mut info = HashMap::new();
+        if verbose {
+            let record = self.containers.get(&self.namespace, &id)?;
+            let spec: serde_json::Value =
+                record.spec.and_then(|spec| serde_json::from_slice(&spec.value).ok()).unwrap_or_default();
+            let text = serde_json::json!({
+                "sandboxID": container.sandbox,
+                "removing": container.removing,
+                "snapshotKey": record.snapshot_key,
+                "snapshotter": record.snapshotter,
+                "runtimeType": record.runtime.map(|runtime| runtime.name),
+                "runtimeSpec": spec,
+            });
+            info.insert("info".to_owned(), text.to_string());
+        }
+        Ok(cri::ContainerStatusResponse { status: Some(self.status_of(&id, container)), info })
+    }
+
+    /// What is said of all containers of a sandbox.
+    pub(super) fn statuses_of(&self, sandbox: &str) -> Result<Vec<cri::ContainerStatus>, CriError> {
+        let all = self.containers_of(Some(sandbox))?;
+        Ok(all.into_iter().map(|(id, container)| self.status_of(&id, container)).collect())
+    }
+
+    fn status_of(&self, id: &str, container: Container) -> cri::ContainerStatus {
+        let state = container.state().into();
+        let config = container.config;
+        let linux = config.linux.unwrap_or_default();
+        let end = container.end.unwrap_or_default();
+        cri::ContainerStatus {
+            id: id.to_owned(),
+            metadata: config.metadata,
+            state,
+            created_at: container.created_at,
+            started_at: container.started_at,
+            finished_at: end.at,
+            exit_code: end.code,
+            image: config.image,
+            image_ref: container.image_id.clone(),
+            reason: end.reason,
+            message: end.message,
+            labels: config.labels,
+            annotations: config.annotations,
+            mounts: config.mounts,
+            log_path: container.log,
+            resources: Some(cri::ContainerResources { linux: linux.resources, windows: None }),
+            image_id: container.image_id,
+            user: Some(cri::ContainerUser { linux: container.user }),
+            stop_signal: spec::signal_of(&container.stop_signal).into(),
+        }
+    }
+
+    /// The containers that pass a filter.
+    pub(super) fn list_containers(&self, filter: Option<cri::ContainerFilter>) -> Result<Vec<cri::Container>, CriError> {
+        let filter = filter.unwrap_or_default();
+        let all = self.stores.db.read(|tx| CONTAINERS.list(tx, NAMESPACE, &filter.id))?;
+        let wanted = |container: &Container| {
+            container.sandbox.starts_with(&filter.pod_sandbox_id)
+                && filter.state.as_ref().is_none_or(|state| state.state == container.state() as i32)
+                && matches(&container.config.labels, &filter.label_selector)
+        };
+        Ok(all.into_iter().filter(|(_, container)| wanted(container)).map(|(id, one)| listed(id, one)).collect())
+    }
+
+    /// An event about a container that is on record.
+    pub(super) fn event(
+        &self,
+        id: &str,
+        kind: cri::ContainerEventType,
+    ) -> Result<Option<cri::ContainerEventResponse>, CriError> {
+        if self.told.receiver_count() == 0 {
+            return Ok(None);
+        }
+        let Some(container) = self.container(id)? else { return Ok(None) };
+        let sandbox = self.stores.db.read(|tx| SANDBOXES.get(tx, NAMESPACE, &container.sandbox))?;
+        Ok(Some(cri::ContainerEventResponse {
+            container_id: id.to_owned(),
+            container_event_type: kind.into(),
+            created_at: now(),
+            pod_sandbox_status: sandbox.map(|sandbox| sandboxes::status(&container.sandbox, &sandbox)),
+            containers_statuses: self.statuses_of(&container.sandbox)?,
+        }))
+    }
+
+    /// Tells those who follow events of a container.
+    pub(super) fn tell(&self, id: &str, kind: cri::ContainerEventType) {
+        match self.event(id, kind) {
+            // The last of them may just have gone.
+            Ok(Some(event)) => drop(self.told.send(event)),
+            Ok(None) => {}
+            Err(error) => warn!(id, error = %chain(&error), "event not told"),
+        }
+    }
+}
+
+/// Whether a refusal means that there is nothing left to be signalled.
+fn is_ended(error: &TaskError) -> bool {
+    use crate::failure::Failure;
+    matches!(error.kind(), proto::kind::ErrorKind::NotFound | proto::kind::ErrorKind::FailedPrecondition)
+}
+
+fn kind_label() -> [(String, String); 1] {
+    [("io.cri-containerd.kind".to_owned(), "container".to_owned())]
+}
+
+fn listed(id: String, container: Container) -> cri::Container {
+    let state = container.state().into();
+    let config = container.config;
+    cri::Container {
+        id,
+        pod_sandbox_id: container.sandbox,
+        metadata: config.metadata,
+        image: config.image,
+        image_ref: container.image_id.clone(),
+        state,
+        created_at: container.created_at,
+        labels: config.labels,
+        annotations: config.annotations,
+        image_id: container.image_id,
+    }
+}
+
+/// Whether labels have all that a selector wants.
+pub(super) fn matches(labels: &HashMap<String, String>, selector: &HashMap<String, String>) -> bool {
+    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+/// The number of a signal, by name or number.
+pub(super) fn signal_number(text: &str) -> Option<i32> {
+    if let Ok(number) = text.parse::<i32>() {
+        return (1..=64).contains(&number).then_some(number);
+    }
+    let name = text.to_ascii_uppercase();
+    let name = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
+    if let Some(offset) = name.strip_prefix("SIGRTMIN") {
+        let plus: i32 = if offset.is_empty() { 0 } else { offset.strip_prefix('+')?.parse().ok()? };
+        return (0..=30).contains(&plus).then_some(34 + plus);
+    }
+    if let Some(offset) = name.strip_prefix("SIGRTMAX") {
+        let minus: i32 = if offset.is_empty() { 0 } else { offset.strip_prefix('-')?.parse().ok()? };
+        return (0..=30).contains(&minus).then_some(64 - minus);
+    }
+    Signal::from_str(&name).ok().map(|signal| signal as i32)
+}
+
+/// Where the output of a container goes: below the sandbox's folder of logs, whatever the path says.
+fn log_path(sandbox: &cri::PodSandboxConfig, container: &cri::ContainerConfig) -> Result<String, CriError> {
+    let (folder, path) = (&sandbox.log_directory, &container.log_path);
+    if folder.is_empty() || path.is_empty() {
+        return Ok(String::new());
+    }
+    let bad = |why: &str| Err(CriError::Invalid(format!("log path {path:?} in {folder:?}: {why}")));
+    if !Path::new(folder).is_absolute() {
+        return bad("the folder isn't absolute");
+    }
+    let below: Option<PathBuf> = Path::new(path)
+        .components()
+        .map(|part| match part {
+            Component::Normal(part) => Some(part),
+            _ => None,
+        })
+        .collect();
+    match below {
+        Some(below) if !path.ends_with('/') => Ok(Path::new(folder).join(below).display().to_string()),
+        _ => bad("it has to name a file below the folder, without . and .."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logs_stay_below_their_folder() {
+        let path = |folder: &str, path: &str| {
+            let sandbox = cri::PodSandboxConfig { log_directory: folder.into(), ..Default::default() };
+            log_path(&sandbox, &cri::ContainerConfig { log_path: path.into(), ..Default::default() })
+        };
+        assert_eq!(path("/var/log/pods/a", "web/0.log").unwrap(), "/var/log/pods/a/web/0.log");
+        assert_eq!(path("/var/log/pods/a", "").unwrap(), "");
+        assert_eq!(path("", "web/0.log").unwrap(), "");
+        for (folder, bad) in [("/l", "../x"), ("/l", "/etc/cron.d/x"), ("/l", "a/../../x"), ("l", "x"), ("/l", "a/")] {
+            assert!(matches!(path(folder, bad), Err(CriError::Invalid(_))), "{folder} {bad}");
+        }
+    }
+
+    #[test]
+    fn signals() {
+        for (text, number) in [
+            ("SIGTERM", Some(15)),
+            ("quit", Some(3)),
+            ("9", Some(9)),
+            ("SIGRTMIN+3", Some(37)),
+            ("SIGRTMAX-1", Some(63)),
+            ("SIGRTMIN", Some(34)),
+            ("0", None),
+            ("65", None),
+            ("SIGNOTHING", None),
+            ("SIGRTMIN+99", None),
+        ] {
+            assert_eq!(signal_number(text), number, "{text}");
+        }
+    }
+
+    #[test]
+    fn selectors() {
+        let labels = |all: &[(&str, &str)]| {
+            all.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect::<HashMap<_, _>>()
+        };
+        let one = labels(&[("a", "1"), ("b", "2")]);
+        assert!(matches(&one, &labels(&[])) && matches(&one, &labels(&[("a", "1")])));
+        assert!(!matches(&one, &labels(&[("a", "2")])) && !matches(&one, &labels(&[("c", "")])));
+    }
+}

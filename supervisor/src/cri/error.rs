@@ -1,0 +1,165 @@
+//! Why a call about sandboxes or containers fails.
+
+use std::{io, path::PathBuf, time::Duration};
+
+use proto::{id::IdError, kind::ErrorKind};
+
+use super::{cni::CniError, images::ImagesError, spec::SpecError, status::UnknownHandler, streaming::StreamingError};
+use crate::{
+    containers::ContainerError, failure::Failure, leases::LeaseError, snapshots::SnapshotError, store::StoreError,
+    tasks::TaskError,
+};
+
+/// Why a call about sandboxes or containers fails.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CriError {
+    /// A field that must be there.
+    #[error("{0} is required")]
+    Missing(&'static str),
+    /// A field that can't be what it is.
+    #[error("{0}")]
+    Invalid(String),
+    /// There is no such thing.
+    #[error("{what} {id:?}: not found")]
+    NotFound {
+        /// Sandbox, container, image.
+        what: &'static str,
+        /// Its id.
+        id: String,
+    },
+    /// Several ids begin so.
+    #[error("{what} {id:?} is ambiguous: several ids begin so")]
+    Ambiguous {
+        /// Sandbox or container.
+        what: &'static str,
+        /// What was given.
+        id: String,
+    },
+    /// The name is another's.
+    #[error("{what} {name}: the name is taken by {other}, which is another one")]
+    NameTaken {
+        /// Sandbox or container.
+        what: &'static str,
+        /// The name.
+        name: String,
+        /// Who has it.
+        other: String,
+    },
+    /// Not in this state.
+    #[error("{what} {id}: {why}")]
+    State {
+        /// Sandbox or container.
+        what: &'static str,
+        /// Its id.
+        id: String,
+        /// What forbids it.
+        why: String,
+    },
+    /// Something isn't there in this release.
+    #[error("{0} is not supported by this release")]
+    Unbuilt(String),
+    /// A file or namespace of a sandbox.
+    #[error("sandbox {id}: {what} {}", .at.display())]
+    Io {
+        /// Its id.
+        id: String,
+        /// What was tried.
+        what: &'static str,
+        /// Where.
+        at: PathBuf,
+        /// Why it failed.
+        #[source]
+        cause: io::Error,
+    },
+    /// It goes on and on.
+    #[error("container {id}: still there {} s after SIGKILL", .limit.as_secs())]
+    Immortal {
+        /// The container.
+        id: String,
+        /// How long we waited.
+        limit: Duration,
+    },
+    /// The handler.
+    #[error(transparent)]
+    Handler(#[from] UnknownHandler),
+    /// The network.
+    #[error("sandbox {id}")]
+    Network {
+        /// Its id.
+        id: String,
+        /// Why.
+        #[source]
+        cause: CniError,
+    },
+    /// The specification.
+    #[error("container {id}")]
+    Spec {
+        /// Its id, or that of the sandbox.
+        id: String,
+        /// Why.
+        #[source]
+        cause: SpecError,
+    },
+    /// A further process, or the way to it.
+    #[error(transparent)]
+    Streaming(#[from] StreamingError),
+    /// The image.
+    #[error(transparent)]
+    Images(#[from] ImagesError),
+    /// containerd's record.
+    #[error(transparent)]
+    Container(#[from] ContainerError),
+    /// The snapshot.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The lease.
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
+    /// The records.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An id.
+    #[error(transparent)]
+    Id(#[from] IdError),
+    /// The process.
+    #[error("container {id}")]
+    Task {
+        /// Its id.
+        id: String,
+        /// Why.
+        #[source]
+        cause: TaskError,
+    },
+    /// A bug ended it.
+    #[error("the request met a bug and was abandoned")]
+    Panic,
+    /// We end.
+    #[error("supervisor is shutting down")]
+    Draining,
+}
+
+impl Failure for CriError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Missing(_) | Self::Invalid(_) | Self::Ambiguous { .. } | Self::Id(_) => ErrorKind::InvalidArgument,
+            Self::NotFound { .. } => ErrorKind::NotFound,
+            Self::NameTaken { .. } => ErrorKind::AlreadyExists,
+            Self::State { .. } => ErrorKind::FailedPrecondition,
+            Self::Unbuilt(_) => ErrorKind::Unimplemented,
+            Self::Io { cause, .. } => ErrorKind::of_io(cause),
+            Self::Immortal { .. } => ErrorKind::DeadlineExceeded,
+            Self::Handler(error) => error.kind(),
+            Self::Network { cause, .. } => cause.kind(),
+            Self::Spec { cause, .. } => cause.kind(),
+            Self::Streaming(error) => error.kind(),
+            Self::Images(error) => error.kind(),
+            Self::Container(error) => error.kind(),
+            Self::Snapshot(error) => error.kind(),
+            Self::Lease(error) => error.kind(),
+            Self::Store(error) => error.kind(),
+            Self::Task { cause, .. } => cause.kind(),
+            Self::Panic => ErrorKind::Internal,
+            Self::Draining => ErrorKind::Unavailable,
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! How containers end: each that runs is followed, and its end is recorded before anybody hears of it.
+
+use std::{sync::Arc, time::Duration};
+
+use proto::{kind::chain, runtime::v1 as cri};
+use tracing::{info, warn};
+
+use super::{
+    pods::{Pods, now},
+    record::End,
+};
+use crate::tasks::TaskError;
+
+/// Code of a container of whose end nobody knows.
+const UNKNOWN: i32 = 255;
+/// Until an end that couldn't be recorded is tried again: the disk may be full.
+const AGAIN: Duration = Duration::from_secs(1);
+
+impl Pods {
+    /// Follows a container that was started, until its end is recorded.
+    pub(super) fn follow(self: &Arc<Self>, id: &str) {
+        let (pods, id) = (self.clone(), id.to_owned());
+        tokio::spawn(async move {
+            let end = match pods.tasks.wait(&pods.namespace, &id, "").await {
+                Ok(exit) => {
+                    let oom = exit.status == 137 && pods.tasks.saw_oom(&pods.namespace, &id);
+                    let at = exit.at.seconds.saturating_mul(1_000_000_000).saturating_add(exit.at.nanos.into());
+                    End {
+                        at: if at > 0 { at } else { now() },
+                        code: exit.status as i32,
+                        reason: reason(exit.status, oom).into(),
+                        message: String::new(),
+                    }
+                }
+                // The next supervisor follows it.
+                Err(TaskError::Draining) => return,
+                Err(error) => lost(&chain(&error).to_string()),
+            };
+            pods.note_end(&id, end).await;
+        });
+    }
+
+    /// Records an end, takes the task away, and tells.
+    pub(super) async fn note_end(self: &Arc<Self>, id: &str, end: End) {
+        let code = end.code;
+        while let Err(error) = self.change_container(id, {
+            let end = end.clone();
+            move |container| drop(container.end.get_or_insert(end))
+        })
+        .await
+        {
+            warn!(id, error = %chain(&error), "end of a container not recorded; it is tried again");
+            tokio::time::sleep(AGAIN).await;
+        }
+        proto::fault!("supervisor.cri_container.end_recorded");
+        info!(id, code, reason = end.reason, "container ended");
+        self.ended.notify_waiters();
+        self.delete_task(id).await;
+        self.tell(id, cri::ContainerEventType::ContainerStoppedEvent);
+    }
+}
+
+/// The end of a container that was lost without one.
+pub(super) fn lost(why: &str) -> End {
+    End { at: now(), code: UNKNOWN, reason: "Unknown".into(), message: format!("its end was not seen: {why}") }
+}
+
+fn reason(status: u32, oom: bool) -> &'static str {
+    match (status, oom) {
+        (0, _) => "Completed",
+        (_, true) => "OOMKilled",
+        _ => "Error",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons() {
+        for (status, oom, word) in
+            [(0, false, "Completed"), (0, true, "Completed"), (137, true, "OOMKilled"), (137, false, "Error"), (1, false, "Error")]
+        {
+            assert_eq!(reason(status, oom), word);
+        }
+    }
+}

@@ -1,0 +1,352 @@
+//! What a sandbox has on this machine: pinned namespaces, the files that its containers see, /dev/shm.
+//!
+//! ```text
+//! RUN/supervisor/sandboxes/ID/
+//!   net ipc uts              the pod's namespaces, pinned; none where it shares the node's
+//!   hosts hostname resolv.conf
+//!   shm                      a tmpfs, unless the pod shares the node's ipc
+//! ```
+//! Everything here may be half there after a crash, so everything is removed whether or not it is known to be there.
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    errno::Errno,
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, unshare},
+    unistd::{gethostname, sethostname},
+};
+use proto::runtime::v1 as cri;
+
+use super::error::CriError;
+
+/// Enough for a few system calls.
+const STACK: usize = 128 * 1024;
+/// As large as that of runtimes without CRI (`docker run --shm-size`'s default).
+const SHM: &str = "mode=1777,size=65536k";
+/// What a node without /etc/hosts would have in it.
+const HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
+
+/// A namespace that can be pinned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Network.
+    Net,
+    /// System V IPC and POSIX message queues.
+    Ipc,
+    /// Host name.
+    Uts,
+}
+
+impl Kind {
+    const ALL: [Self; 3] = [Self::Net, Self::Ipc, Self::Uts];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Net => "net",
+            Self::Ipc => "ipc",
+            Self::Uts => "uts",
+        }
+    }
+
+    fn flag(self) -> CloneFlags {
+        match self {
+            Self::Net => CloneFlags::CLONE_NEWNET,
+            Self::Ipc => CloneFlags::CLONE_NEWIPC,
+            Self::Uts => CloneFlags::CLONE_NEWUTS,
+        }
+    }
+}
+
+/// The namespaces that a pod has for itself. One on the node's network has the node's host name, too.
+pub(super) fn own(namespaces: &cri::NamespaceOption) -> Vec<Kind> {
+    let node = |mode: i32| mode == cri::NamespaceMode::Node as i32;
+    let mut own = Vec::new();
+    if !node(namespaces.network) {
+        own.extend([Kind::Net, Kind::Uts]);
+    }
+    if !node(namespaces.ipc) {
+        own.push(Kind::Ipc);
+    }
+    own
+}
+
+/// A sandbox's folder.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    id: String,
+    folder: PathBuf,
+}
+
+impl Place {
+    /// That of sandbox `id` below `folder`. Touches nothing.
+    pub(super) fn at(folder: &Path, id: &str) -> Self {
+        Self { id: id.to_owned(), folder: folder.join(id) }
+    }
+
+    /// Where a namespace is pinned.
+    pub(super) fn pin(&self, kind: Kind) -> PathBuf {
+        self.folder.join(kind.name())
+    }
+
+    /// The pin, if the pod has such a namespace of its own.
+    pub(super) fn pinned(&self, kind: Kind, namespaces: &cri::NamespaceOption) -> Option<PathBuf> {
+        own(namespaces).contains(&kind).then(|| self.pin(kind))
+    }
+
+    /// What containers see as /etc/hosts.
+    pub(super) fn hosts(&self) -> PathBuf {
+        self.folder.join("hosts")
+    }
+
+    /// What containers see as /etc/hostname.
+    pub(super) fn hostname(&self) -> PathBuf {
+        self.folder.join("hostname")
+    }
+
+    /// What containers see as /etc/resolv.conf.
+    pub(super) fn resolv_conf(&self) -> PathBuf {
+        self.folder.join("resolv.conf")
+    }
+
+    /// What containers see as /dev/shm.
+    pub(super) fn shm(&self, namespaces: &cri::NamespaceOption) -> PathBuf {
+        match namespaces.ipc == cri::NamespaceMode::Node as i32 {
+            true => "/dev/shm".into(),
+            false => self.folder.join("shm"),
+        }
+    }
+
+    fn error(&self, what: &'static str, at: &Path) -> impl FnOnce(io::Error) -> CriError {
+        let (id, at) = (self.id.clone(), at.to_owned());
+        move |cause| CriError::Io { id, what, at, cause }
+    }
+
+    /// Makes namespaces and folder. What an earlier attempt has left goes first.
+    pub(super) fn make(&self, config: &cri::PodSandboxConfig, namespaces: &cri::NamespaceOption) -> Result<(), CriError> {
+        self.remove()?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(&self.folder)
+            .map_err(self.error("make folder", &self.folder))?;
+        proto::fault!("supervisor.sandbox.folder_made");
+        let kinds = own(namespaces);
+        let hostname = match (config.hostname.as_str(), kinds.contains(&Kind::Uts)) {
+            (name, true) if !name.is_empty() => name.to_owned(),
+            _ => gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "localhost".into()),
+        };
+        let sysctls = config.linux.as_ref().map(|linux| &linux.sysctls);
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("sandbox".into()).stack_size(STACK);
+            let made = thread.spawn_scoped(scope, || self.namespaces(&kinds, &hostname, sysctls));
+            made.map_err(self.error("start a thread for", &self.folder))?.join().map_err(|_| CriError::Panic)?
+        })?;
+        proto::fault!("supervisor.sandbox.namespaces_pinned");
+        self.files(config, &hostname)?;
+        if namespaces.ipc != cri::NamespaceMode::Node as i32 {
+            let shm = self.shm(namespaces);
+            fs::DirBuilder::new().mode(0o711).create(&shm).map_err(self.error("make folder", &shm))?;
+            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
+            mount(Some("shm"), &shm, Some("tmpfs"), flags, Some(SHM))
+                .map_err(|errno| self.error("mount a tmpfs at", &shm)(errno.into()))?;
+        }
+        proto::fault!("supervisor.sandbox.files_written");
+        Ok(())
+    }
+
+    // On a thread of its own, which ends in the new namespaces.
+    fn namespaces(
+        &self,
+        kinds: &[Kind],
+        hostname: &str,
+        sysctls: Option<&HashMap<String, String>>,
+    ) -> Result<(), CriError> {
+        let all = kinds.iter().fold(CloneFlags::empty(), |all, kind| all | kind.flag());
+        unshare(all).map_err(|errno| self.error("make the namespaces of", &self.folder)(errno.into()))?;
+        if kinds.contains(&Kind::Uts) {
+            sethostname(hostname).map_err(|errno| self.error("set the host name of", &self.folder)(errno.into()))?;
+        }
+        for (name, value) in sysctls.into_iter().flatten() {
+            // `spec::check_sandbox` has made sure that these are of namespaces that are the pod's own.
+            let path = Path::new("/proc/sys").join(name.replace('.', "/"));
+            fs::write(&path, value).map_err(self.error("set sysctl", &path))?;
+        }
+        for kind in kinds {
+            let pin = self.pin(*kind);
+            fs::OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&pin)
+                .map_err(self.error("make the pin", &pin))?;
+            let own = format!("/proc/thread-self/ns/{}", kind.name());
+            mount(Some(own.as_str()), &pin, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+                .map_err(|errno| self.error("pin a namespace at", &pin)(errno.into()))?;
+        }
+        Ok(())
+    }
+
+    fn files(&self, config: &cri::PodSandboxConfig, hostname: &str) -> Result<(), CriError> {
+        let hosts = fs::read("/etc/hosts").unwrap_or_else(|_| HOSTS.into());
+        let names = match config.dns_config.as_ref().and_then(resolv_conf) {
+            Some(text) => text.into_bytes(),
+            None => fs::read("/etc/resolv.conf").unwrap_or_default(),
+        };
+        let files =
+            [(self.hosts(), hosts), (self.hostname(), format!("{hostname}\n").into_bytes()), (self.resolv_conf(), names)];
+        for (path, content) in files {
+            let written = fs::write(&path, content).and_then(|()| {
+                // Whatever our umask is: everybody in the pod reads them.
+                fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644))
+            });
+            written.map_err(self.error("write", &path))?;
+        }
+        Ok(())
+    }
+
+    /// Whether every namespace is where it was pinned: a machine that was started anew has none.
+    pub(super) fn is_whole(&self, namespaces: &cri::NamespaceOption) -> bool {
+        own(namespaces).into_iter().all(|kind| sys::netns::is_pinned(&self.pin(kind)))
+    }
+
+    /// Takes the namespaces and the tmpfs away; the files stay, for who asks later.
+    pub(super) fn take_down(&self) -> Result<(), CriError> {
+        for kind in Kind::ALL {
+            let pin = self.pin(kind);
+            unmount(&pin).and_then(|()| absent(fs::remove_file(&pin))).map_err(self.error("unpin", &pin))?;
+        }
+        let shm = self.folder.join("shm");
+        unmount(&shm).map_err(self.error("unmount", &shm))
+    }
+
+    /// Takes all of it away.
+    pub(super) fn remove(&self) -> Result<(), CriError> {
+        self.take_down()?;
+        // Nothing is mounted in it any more: else the removal would go on into it.
+        absent(fs::remove_dir_all(&self.folder)).map_err(self.error("remove", &self.folder))
+    }
+}
+
+fn absent(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn unmount(at: &Path) -> io::Result<()> {
+    loop {
+        match umount2(at, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) => {}
+            // EINVAL: nothing is mounted there.
+            Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// What resolv.conf(5) is to be; `None` if nothing was asked for: then it is the node's.
+fn resolv_conf(dns: &cri::DnsConfig) -> Option<String> {
+    let mut text = String::new();
+    if !dns.searches.is_empty() {
+        text += &format!("search {}\n", dns.searches.join(" "));
+    }
+    for server in &dns.servers {
+        text += &format!("nameserver {server}\n");
+    }
+    if !dns.options.is_empty() {
+        text += &format!("options {}\n", dns.options.join(" "));
+    }
+    (!text.is_empty()).then_some(text)
+}
+
+/// Refuses what would break out of its line in a file, or isn't a host name.
+pub(super) fn check(config: &cri::PodSandboxConfig) -> Result<(), CriError> {
+    let dns = config.dns_config.clone().unwrap_or_default();
+    for (what, words) in [("server", &dns.servers), ("search domain", &dns.searches), ("option", &dns.options)] {
+        if let Some(bad) = words.iter().find(|word| word.is_empty() || word.contains(|c: char| c.is_whitespace() || c.is_control()))
+        {
+            return Err(CriError::Invalid(format!("DNS {what} {bad:?} is not one word")));
+        }
+    }
+    let hostname = &config.hostname;
+    if hostname.len() > 64 || hostname.contains(|c: char| c.is_whitespace() || c.is_control() || c == '/') {
+        return Err(CriError::Invalid(format!("host name {hostname:?} is longer than 64 bytes or not one word")));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_resolv_conf() {
+        assert_eq!(resolv_conf(&cri::DnsConfig::default()), None);
+        let dns = cri::DnsConfig {
+            servers: vec!["10.0.0.10".into(), "fd00::a".into()],
+            searches: vec!["a.example".into(), "b.example".into()],
+            options: vec!["ndots:5".into()],
+        };
+        let wanted = "search a.example b.example\nnameserver 10.0.0.10\nnameserver fd00::a\noptions ndots:5\n";
+        assert_eq!(resolv_conf(&dns).as_deref(), Some(wanted));
+    }
+
+    #[test]
+    fn what_would_break_out_of_a_line_is_refused() {
+        let with = |server: &str, hostname: &str| cri::PodSandboxConfig {
+            dns_config: Some(cri::DnsConfig { servers: vec![server.into()], ..Default::default() }),
+            hostname: hostname.into(),
+            ..Default::default()
+        };
+        assert!(check(&with("10.0.0.10", "web")).is_ok());
+        for (server, hostname) in [("1.1.1.1\nnameserver 6.6.6.6", "web"), ("", "web"), ("1.1.1.1", "a b"), ("1.1.1.1", "a\n")] {
+            assert!(check(&with(server, hostname)).is_err(), "{server:?} {hostname:?}");
+        }
+    }
+
+    #[test]
+    fn namespaces_of_pods() {
+        let with = |network, ipc| cri::NamespaceOption { network, ipc, ..Default::default() };
+        let (pod, node) = (cri::NamespaceMode::Pod as i32, cri::NamespaceMode::Node as i32);
+        assert_eq!(own(&with(pod, pod)), [Kind::Net, Kind::Uts, Kind::Ipc]);
+        assert_eq!(own(&with(node, pod)), [Kind::Ipc]);
+        assert_eq!(own(&with(node, node)), []);
+    }
+
+    #[test]
+    fn a_place_is_made_and_goes_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = Place::at(folder.path(), "pod");
+        let linux = cri::LinuxPodSandboxConfig {
+            sysctls: [("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned())].into(),
+            ..Default::default()
+        };
+        let config = cri::PodSandboxConfig { hostname: "web".into(), linux: Some(linux), ..Default::default() };
+        let namespaces = cri::NamespaceOption::default();
+        place.make(&config, &namespaces).unwrap();
+        assert!(place.is_whole(&namespaces));
+        assert_eq!(fs::read_to_string(place.hostname()).unwrap(), "web\n");
+        let shm = nix::sys::statfs::statfs(&place.shm(&namespaces)).unwrap();
+        assert_eq!(shm.filesystem_type(), nix::sys::statfs::TMPFS_MAGIC);
+        let net = sys::netns::open(&place.pin(Kind::Net)).unwrap().unwrap();
+        let inside = sys::netns::within(std::os::fd::AsFd::as_fd(&net), || {
+            fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+        });
+        assert_eq!(inside.unwrap().unwrap(), "0\n");
+        drop(net);
+        // Anew over what is there, as after a crash.
+        place.make(&config, &namespaces).unwrap();
+        place.take_down().unwrap();
+        assert!(!place.is_whole(&namespaces) && place.hosts().exists());
+        place.remove().unwrap();
+        place.remove().unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,98 @@
+//! After a start: what an earlier supervisor has left half done is finished or undone; the records say which.
+
+use std::{collections::HashSet, sync::Arc};
+
+use proto::{
+    containerd::v1::types::{Process, Status as ProcessStatus},
+    kind::chain,
+    runtime::v1 as cri,
+};
+use tracing::{info, warn};
+
+use super::{
+    error::CriError,
+    exits,
+    pods::{Pods, blocking},
+    record::{Phase, Sandbox},
+};
+
+impl Pods {
+    /// Looks at every record. What takes its time goes on behind, with the sandbox's turn, so that calls for it wait.
+    pub(crate) async fn resume(self: &Arc<Self>) -> Result<(), CriError> {
+        let sandboxes = self.sandboxes()?;
+        let known: HashSet<String> = sandboxes.iter().map(|(id, _)| id.clone()).collect();
+        let pods = self.clone();
+        blocking(move || pods.sweep(&known)).await?;
+        let living: HashSet<String> =
+            self.tasks.list(&self.namespace).await.into_iter().map(|process| process.container_id).collect();
+        for (id, container) in self.containers_of(None)? {
+            if container.state() == cri::ContainerState::ContainerRunning {
+                match living.contains(&id) {
+                    true => self.follow_again(&id),
+                    // Lost with the run root, or between the record of its start and its task.
+                    false => self.note_end(&id, exits::lost("neither it nor a record of it was there")).await,
+                }
+            }
+        }
+        for (id, sandbox) in sandboxes {
+            let whole = sandbox.phase() != Phase::Ready || self.place(&id).is_whole(&sandbox.namespaces());
+            let removing = self.containers_of(Some(&id))?.into_iter().filter(|(_, one)| one.removing).collect::<Vec<_>>();
+            if whole && removing.is_empty() && matches!(sandbox.phase(), Phase::Ready | Phase::NotReady) {
+                continue;
+            }
+            let turn = self.turns.of(&id).await;
+            let pods = self.clone();
+            tokio::spawn(async move {
+                let _turn = turn;
+                if let Err(error) = pods.finish(&id, &sandbox, removing.into_iter().map(|(id, _)| id).collect()).await {
+                    warn!(id, error = %chain(&error), "sandbox stays as it is until it is stopped or removed");
+                }
+            });
+        }
+        Ok(())
+    }
+
+    // A task that waits for its start waits for nobody: who would have started it is gone, and can't be asked to do it again.
+    fn follow_again(self: &Arc<Self>, id: &str) {
+        let (pods, id) = (self.clone(), id.to_owned());
+        tokio::spawn(async move {
+            let created = |process: &Process| process.status == ProcessStatus::Created as i32;
+            if pods.tasks.get(&pods.namespace, &id, "").await.as_ref().is_ok_and(created) {
+                pods.note_end(&id, exits::lost("its start was cut off")).await;
+            } else {
+                pods.follow(&id);
+            }
+        });
+    }
+
+    async fn finish(self: &Arc<Self>, id: &str, sandbox: &Sandbox, removing: Vec<String>) -> Result<(), CriError> {
+        info!(id, phase = sandbox.phase().word(), "sandbox of an earlier run looked after");
+        for container in removing {
+            self.remove_container_in_turn(&container).await?;
+        }
+        match sandbox.phase() {
+            Phase::Making => self.undo_sandbox(id).await,
+            // A machine that was started anew: its namespaces are gone, what plugins have recorded is not.
+            Phase::Ready if self.place(id).is_whole(&sandbox.namespaces()) => Ok(()),
+            Phase::Ready | Phase::Stopping => self.stop_in_turn(id).await,
+            Phase::NotReady => Ok(()),
+            Phase::Removing => {
+                self.stop_in_turn(id).await?;
+                self.remove_in_turn(id).await
+            }
+        }
+    }
+
+    /// Folders of sandboxes that are on no record.
+    fn sweep(&self, known: &HashSet<String>) -> Result<(), CriError> {
+        let Ok(entries) = std::fs::read_dir(self.folder()) else { return Ok(()) };
+        for entry in entries.flatten() {
+            let Some(id) = entry.file_name().to_str().map(str::to_owned) else { continue };
+            if !known.contains(&id) {
+                info!(id, "folder of a sandbox that is on no record is removed");
+                self.place(&id).remove()?;
+            }
+        }
+        Ok(())
+    }
+}
