@@ -92,9 +92,9 @@ pub(crate) struct Container {
     /// Who its first process is.
     #[prost(message, optional, tag = "8")]
     pub(super) user: Option<cri::LinuxContainerUser>,
-    /// How it is asked to end: a name or a number.
-    #[prost(string, tag = "9")]
-    pub(super) stop_signal: String,
+    /// The signal that asks it to end.
+    #[prost(uint32, tag = "9")]
+    pub(super) stop_signal: u32,
     /// Where its output goes; empty for nowhere.
     #[prost(string, tag = "10")]
     pub(super) log: String,

@@ -21,8 +21,9 @@ impl Pods {
     pub(crate) async fn resume(self: &Arc<Self>) -> Result<(), CriError> {
         let sandboxes = self.sandboxes()?;
         let known: HashSet<String> = sandboxes.iter().map(|(id, _)| id.clone()).collect();
+        let containers: HashSet<String> = self.containers_of(None)?.into_iter().map(|(id, _)| id).collect();
         let pods = self.clone();
-        blocking(move || pods.sweep(&known)).await?;
+        blocking(move || pods.sweep(&known, &containers)).await?;
         let living: HashSet<String> =
             self.tasks.list(&self.namespace).await.into_iter().map(|process| process.container_id).collect();
         for (id, container) in self.containers_of(None)? {
@@ -83,8 +84,14 @@ impl Pods {
         }
     }
 
-    /// Folders of sandboxes that are on no record.
-    fn sweep(&self, known: &HashSet<String>) -> Result<(), CriError> {
+    /// Folders of sandboxes and containers that are on no record.
+    fn sweep(&self, known: &HashSet<String>, containers: &HashSet<String>) -> Result<(), CriError> {
+        for entry in std::fs::read_dir(self.volumes()).into_iter().flatten().flatten() {
+            if let Some(id) = entry.file_name().to_str().filter(|id| !containers.contains(*id)) {
+                info!(id, "volumes of a container that is on no record are removed");
+                self.remove_volumes(id);
+            }
+        }
         let Ok(entries) = std::fs::read_dir(self.folder()) else { return Ok(()) };
         for entry in entries.flatten() {
             let Some(id) = entry.file_name().to_str().map(str::to_owned) else { continue };

@@ -24,9 +24,9 @@ pub(crate) struct RuntimeService {
 }
 
 impl RuntimeService {
-    /// The service over `node` and `pods`.
-    pub(crate) fn new(node: Node, pods: Arc<Pods>) -> Self {
-        Self { node: Arc::new(node), pods }
+    /// The service over `pods` and their node.
+    pub(crate) fn new(pods: Arc<Pods>) -> Self {
+        Self { node: pods.node.clone(), pods }
     }
 
     /// Reads records on a thread where waiting is allowed.

@@ -21,7 +21,7 @@ use crate::namespaces::touch_in;
 impl Pods {
     /// Makes a sandbox, or finds the one that was made of the same request; answers its id.
     pub(super) async fn run_sandbox(self: &Arc<Self>, request: cri::RunPodSandboxRequest) -> Result<String, CriError> {
-        check(&request)?;
+        self.check(&request)?;
         let name = pod_name(request.config.as_ref().and_then(|config| config.metadata.as_ref()).unwrap_or(&Default::default()));
         loop {
             let id = new_id()?;
@@ -67,6 +67,22 @@ impl Pods {
                 }
             }
         }
+    }
+
+    fn check(&self, request: &cri::RunPodSandboxRequest) -> Result<(), CriError> {
+        let config = request.config.as_ref().ok_or(CriError::Missing("sandbox config"))?;
+        let meta = config.metadata.as_ref().ok_or(CriError::Missing("sandbox metadata"))?;
+        for (what, value) in [("sandbox name", &meta.name), ("sandbox namespace", &meta.namespace), ("sandbox uid", &meta.uid)] {
+            if value.is_empty() {
+                return Err(CriError::Missing(what));
+            }
+        }
+        if config.windows.is_some() {
+            return Err(CriError::Invalid("this is no Windows node".into()));
+        }
+        check_handler(&request.runtime_handler)?;
+        place::check(config)?;
+        spec::check_sandbox(config, self.driver, &self.host).map_err(|cause| CriError::Spec { id: meta.name.clone(), cause })
     }
 
     async fn make_sandbox(self: &Arc<Self>, id: &str) -> Result<(), CriError> {
@@ -257,22 +273,6 @@ impl Pods {
         };
         Ok(all.into_iter().filter(|(_, sandbox)| wanted(sandbox)).map(|(id, sandbox)| listed(id, sandbox)).collect())
     }
-}
-
-fn check(request: &cri::RunPodSandboxRequest) -> Result<(), CriError> {
-    let config = request.config.as_ref().ok_or(CriError::Missing("sandbox config"))?;
-    let meta = config.metadata.as_ref().ok_or(CriError::Missing("sandbox metadata"))?;
-    for (what, value) in [("sandbox name", &meta.name), ("sandbox namespace", &meta.namespace), ("sandbox uid", &meta.uid)] {
-        if value.is_empty() {
-            return Err(CriError::Missing(what));
-        }
-    }
-    if config.windows.is_some() {
-        return Err(CriError::Invalid("this is no Windows node".into()));
-    }
-    check_handler(&request.runtime_handler)?;
-    place::check(config)?;
-    spec::check_sandbox(config).map_err(|cause| CriError::Spec { id: meta.name.clone(), cause })
 }
 
 fn listed(id: String, sandbox: Sandbox) -> cri::PodSandbox {

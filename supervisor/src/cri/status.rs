@@ -45,6 +45,12 @@ struct Features {
     mount_options: Vec<String>,
 }
 
+impl Features {
+    fn is_recursive_read_only(&self) -> bool {
+        self.mount_options.iter().any(|option| option == "rro")
+    }
+}
+
 /// This node, as far as it stays what it is while we run.
 pub(crate) struct Node {
     tasks: Arc<Tasks>,
@@ -88,6 +94,12 @@ impl Node {
         self.features[handler].get_or_try_init(ask).await
     }
 
+    /// Whether a handler's runtime can make mounts read-only with all below them.
+    pub(super) async fn is_recursive_read_only(&self, handler: &str) -> bool {
+        let index = HANDLERS.iter().position(|(name, _)| *name == handler).unwrap_or(0);
+        self.features(index).await.is_ok_and(Features::is_recursive_read_only)
+    }
+
     /// Conditions, handlers and features; with more about this node, if it is to be verbose. `network` is why there is none.
     pub(super) async fn status(&self, verbose: bool, network: Result<(), String>) -> cri::StatusResponse {
         let mut handlers = Vec::new();
@@ -105,7 +117,7 @@ impl Node {
             handlers.push(cri::RuntimeHandler {
                 name: (*name).to_owned(),
                 features: Some(cri::RuntimeHandlerFeatures {
-                    recursive_read_only_mounts: features.mount_options.iter().any(|option| option == "rro"),
+                    recursive_read_only_mounts: features.is_recursive_read_only(),
                     user_namespaces: false,
                 }),
             });
