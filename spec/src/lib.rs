@@ -5,6 +5,7 @@ pub mod apparmor;
 pub mod caps;
 pub mod cdi;
 pub mod devices;
+pub mod init;
 pub mod kernel;
 pub mod propagation;
 pub mod seccomp;

@@ -33,7 +33,10 @@ async fn stubborn<T>(node: &mut Node, mut ask: impl AsyncFnMut(&Node) -> Result<
 
 fn is_refusal(error: &Status) -> bool {
     // What a client says whose connection broke.
-    !matches!(error.code(), tonic::Code::Unavailable | tonic::Code::Unknown | tonic::Code::Cancelled | tonic::Code::Internal)
+    !matches!(
+        error.code(),
+        tonic::Code::Unavailable | tonic::Code::Unknown | tonic::Code::Cancelled | tonic::Code::Internal
+    )
 }
 
 async fn life(node: &mut Node, config: &cri::PodSandboxConfig) {
@@ -92,7 +95,10 @@ async fn killed_at_every_point() {
         let links = node.host.run(["ip", "-o", "link"]).success().stdout();
         assert!(!links.contains("veth"), "{links}");
         let kept = std::fs::read_dir(node.path().join("ipam/pods")).unwrap().flatten();
-        let addresses: Vec<_> = kept.map(|entry| entry.file_name()).filter(|name| name.to_string_lossy().contains(['.', ':']) && !name.to_string_lossy().starts_with("last")).collect();
+        let addresses: Vec<_> = kept
+            .map(|entry| entry.file_name())
+            .filter(|name| name.to_string_lossy().contains(['.', ':']) && !name.to_string_lossy().starts_with("last"))
+            .collect();
         assert!(addresses.is_empty(), "{addresses:?}");
     }
 }

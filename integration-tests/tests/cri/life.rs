@@ -128,7 +128,8 @@ async fn how_containers_end() {
     .await;
     node.stop_container(&polite, 30).await.unwrap();
     assert_eq!(node.container(&polite).await.unwrap().exit_code, 9);
-    let deaf = node.create(&id, &container("deaf", "trap '' TERM; while :; do sleep 0.1; done"), &config).await.unwrap();
+    let deaf =
+        node.create(&id, &container("deaf", "trap '' TERM; while :; do sleep 0.1; done"), &config).await.unwrap();
     node.start_container(&deaf).await.unwrap();
     node.stop_container(&deaf, 1).await.unwrap();
     assert_eq!(node.container(&deaf).await.unwrap().exit_code, 137);
@@ -179,7 +180,7 @@ async fn lists_and_their_filters() {
         streamed.extend(message.unwrap().containers);
     }
     assert_eq!(streamed, node.containers().await);
-    let mut stream = node.kubelet().stream_pod_sandboxes(Default::default()).await.unwrap().into_inner();
+    let mut stream = node.kubelet().stream_pod_sandboxes(cri::StreamPodSandboxesRequest::default()).await.unwrap().into_inner();
     assert_eq!(stream.next().await.unwrap().unwrap().pod_sandboxes, node.pods().await);
     for id in [first, second] {
         node.remove_pod(&id).await.unwrap();
@@ -241,7 +242,8 @@ async fn commands_in_containers() {
     let (id, main) = node.sleeper(&config).await;
     let done = node.exec(&main, &["sh", "-c", "echo out; echo err >&2; exit 4"]).await.unwrap();
     assert_eq!((&*done.stdout, &*done.stderr, done.exit_code), (&b"out\n"[..], &b"err\n"[..], 4));
-    let slow = cri::ExecSyncRequest { container_id: main.clone(), cmd: vec!["sleep".into(), "1000".into()], timeout: 1 };
+    let slow =
+        cri::ExecSyncRequest { container_id: main.clone(), cmd: vec!["sleep".into(), "1000".into()], timeout: 1 };
     assert_eq!(node.kubelet().exec_sync(slow).await.unwrap_err().code(), Code::DeadlineExceeded);
     eventually("the slow one is dead", async || {
         let processes = node.exec(&main, &["sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"]).await.unwrap();

@@ -37,7 +37,8 @@ async fn pods_reach_each_other_the_outside_and_are_reached() {
     };
     let page = eventually("the other pod answers", async || fetch(format!("http://{address}/")).await).await;
     assert_eq!(String::from_utf8_lossy(&page.stdout), "server\n");
-    let outside = node.exec(&main, &integration_tests::host::Host::question().each_ref().map(String::as_str)).await.unwrap();
+    let outside =
+        node.exec(&main, &integration_tests::host::Host::question().each_ref().map(String::as_str)).await.unwrap();
     assert_eq!(outside.exit_code, 0, "{outside:?}");
     assert_eq!(node.host.ask(8080), "server\n");
     for pod in [server, client] {

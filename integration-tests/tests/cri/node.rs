@@ -242,9 +242,8 @@ impl Node {
         };
         assert_eq!(ctr(&["container", "ls", "-q"]) + &ctr(&["task", "ls", "-q"]), "");
         eventually("folders of sandboxes are gone", async || {
-            fs::read_dir(self.path().join("r/supervisor/sandboxes")).map_or(Some(()), |mut all| {
-                all.next().is_none().then_some(())
-            })
+            fs::read_dir(self.path().join("r/supervisor/sandboxes"))
+                .map_or(Some(()), |mut all| all.next().is_none().then_some(()))
         })
         .await;
     }

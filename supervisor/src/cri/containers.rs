@@ -26,8 +26,8 @@ use super::{
     error::CriError,
     images::Image,
     pods::{Pods, blocking, new_id, now},
-    record::{CONTAINERS, Container, End, NAMES, Phase, SANDBOXES, Sandbox, container_name, drop_name, take_name},
     process::{Found, signal_of},
+    record::{CONTAINERS, Container, End, NAMES, Phase, SANDBOXES, Sandbox, container_name, drop_name, take_name},
     sandboxes,
     status::runtime_of,
 };
@@ -266,7 +266,7 @@ impl Pods {
         ended.unwrap_or_else(|_| Err(CriError::Immortal { id: id.to_owned(), limit: AFTER_KILL }))
     }
 
-    async fn signal(&self, id: &str, signal: u32, all: bool) -> Result<(), CriError> {
+    pub(super) async fn signal(&self, id: &str, signal: u32, all: bool) -> Result<(), CriError> {
         match self.tasks.kill(&self.namespace, id, "", signal, all).await {
             // It has ended, or is about to: whoever follows it records that.
             Ok(()) | Err(TaskError::NotFound(_)) => Ok(()),
@@ -433,7 +433,10 @@ impl Pods {
     }
 
     /// The containers that pass a filter.
-    pub(super) fn list_containers(&self, filter: Option<cri::ContainerFilter>) -> Result<Vec<cri::Container>, CriError> {
+    pub(super) fn list_containers(
+        &self,
+        filter: Option<cri::ContainerFilter>,
+    ) -> Result<Vec<cri::Container>, CriError> {
         let filter = filter.unwrap_or_default();
         let all = self.stores.db.read(|tx| CONTAINERS.list(tx, NAMESPACE, &filter.id))?;
         let wanted = |container: &Container| {

@@ -73,6 +73,7 @@ mod error;
 mod exits;
 mod image_service;
 mod images;
+mod pause;
 mod place;
 mod pods;
 mod process;
@@ -88,7 +89,7 @@ mod turns;
 pub(crate) use error::CriError;
 pub(crate) use image_service::ImageService;
 pub(crate) use pods::Pods;
-pub(crate) use record::{CONTAINERS, NAMES, SANDBOXES};
+pub(crate) use record::{CONTAINERS, NAMES, NODE, SANDBOXES};
 pub(crate) use runtime_service::RuntimeService;
 pub(crate) use status::Node;
 

@@ -196,7 +196,8 @@ pub(super) fn now() -> i64 {
 /// An id like those of other runtimes: 64 hexadecimal digits that nobody can guess.
 pub(super) fn new_id() -> Result<String, CriError> {
     let mut random = [0; 32];
-    let read = std::fs::File::open("/dev/urandom").and_then(|mut file| std::io::Read::read_exact(&mut file, &mut random));
+    let read =
+        std::fs::File::open("/dev/urandom").and_then(|mut file| std::io::Read::read_exact(&mut file, &mut random));
     read.map_err(|error| CriError::Invalid(format!("no random number for an id: {error}")))?;
     Ok(proto::digest::hex(&random))
 }

@@ -1,10 +1,10 @@
 //! What is done with, and in, a container that is on record: its specification, resources, further processes.
 
-use std::{collections::BTreeMap, fs, path::{Path, PathBuf}, sync::Arc};
+use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc};
 
 use nix::{errno::Errno, fcntl::OFlag, sys::signal::Signal};
-use proto::{kind::chain, runtime::v1 as cri, typeurl};
-use serde_json::{Value, json};
+use proto::{runtime::v1 as cri, typeurl};
+use serde_json::Value;
 use tracing::warn;
 
 use super::{
@@ -46,7 +46,9 @@ impl Pods {
     /// Asks for what a specification depends on besides records.
     pub(super) async fn find_out(&self, sandbox: &Sandbox, config: &cri::ContainerConfig) -> Result<Found, CriError> {
         let failed = |cause| CriError::Spec { id: name_of(config), cause };
-        if let Some(mount) = config.mounts.iter().find(|mount| mount.image.as_ref().is_some_and(|image| !image.image.is_empty())) {
+        if let Some(mount) =
+            config.mounts.iter().find(|mount| mount.image.as_ref().is_some_and(|image| !image.image.is_empty()))
+        {
             return Err(CriError::Unbuilt(format!("an image as a mount, as at {}, ", mount.container_path)));
         }
         let apparmor = spec::settle_apparmor(&self.apparmor, config).await.map_err(failed)?;
@@ -90,7 +92,7 @@ impl Pods {
                 ipc: place.pinned(Kind::Ipc, &namespaces),
                 uts: place.pinned(Kind::Uts, &namespaces),
                 user: None,
-                pid: None,
+                pid: place.pinned(Kind::Pid, &namespaces),
             },
             files: &SandboxFiles {
                 hosts: place.hosts(),
@@ -112,7 +114,8 @@ impl Pods {
             warn!(id, container = name_of(config), "{warning}");
         }
         if !made.volumes.is_empty() {
-            let root = place::readable(&mounts, self.stores.snapshots.scratch()).map_err(crate::snapshots::SnapshotError::from)?;
+            let root = place::readable(&mounts, self.stores.snapshots.scratch())
+                .map_err(crate::snapshots::SnapshotError::from)?;
             for volume in &made.volumes {
                 fill(volume, root.as_ref()).map_err(|cause| CriError::Io {
                     id: sandbox_id.to_owned(),
@@ -148,10 +151,12 @@ impl Pods {
             let sandbox = pods.known(&id)?.sandbox;
             let _turn = pods.turns.of(&sandbox).await;
             let container = pods.known(&id)?;
-            let limits = spec::resources(&wanted, &pods.host).map_err(|cause| CriError::Spec { id: id.clone(), cause })?;
+            let limits =
+                spec::resources(&wanted, &pods.host).map_err(|cause| CriError::Spec { id: id.clone(), cause })?;
             match container.state() {
                 cri::ContainerState::ContainerRunning => {
-                    let packed = typeurl::pack_json(typeurl::RESOURCES, Value::from(limits.clone()).to_string().into_bytes());
+                    let packed =
+                        typeurl::pack_json(typeurl::RESOURCES, Value::from(limits.clone()).to_string().into_bytes());
                     let updated = pods.tasks.update(&pods.namespace, &id, Some(packed), request.annotations).await;
                     updated.map_err(|cause| CriError::Task { id: id.clone(), cause })?;
                 }
@@ -164,7 +169,11 @@ impl Pods {
             let (own, pods2) = (id.clone(), pods.clone());
             blocking(move || {
                 // The record of the specification says what is true: it is what a checkpoint, or a late start, begins with.
-                pods2.stores.db.write(|tx| containers::change_spec(tx, NAMESPACE, &own, |spec| merge(&mut spec["linux"]["resources"], &Value::from(limits))))
+                pods2.stores.db.write(|tx| {
+                    containers::change_spec(tx, NAMESPACE, &own, |spec| {
+                        merge(&mut spec["linux"]["resources"], &Value::from(limits))
+                    })
+                })
             })
             .await?;
             pods.change_container(&id, move |container| {
@@ -197,7 +206,11 @@ impl Pods {
         let id = self.sandbox_id(&request.pod_sandbox_id)?;
         let sandbox = self.sandbox(&id)?.unwrap_or_default();
         if sandbox.phase() != Phase::Ready {
-            return Err(CriError::State { what: "sandbox", id, why: "it isn't ready, so that nobody listens in it".into() });
+            return Err(CriError::State {
+                what: "sandbox",
+                id,
+                why: "it isn't ready, so that nobody listens in it".into(),
+            });
         }
         Ok(self.streaming.port_forward_url(self.place(&id).pinned(Kind::Net, &sandbox.namespaces()), request)?)
     }
@@ -292,14 +305,22 @@ pub(super) fn signal_of(number: u32) -> cri::Signal {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
     fn signals_by_their_names() {
         use cri::Signal::*;
-        for (number, signal) in
-            [(15, Sigterm), (9, Sigkill), (34, Sigrtmin), (37, Sigrtminplus3), (63, Sigrtmaxminus1), (64, Sigrtmax), (0, RuntimeDefault)]
-        {
+        for (number, signal) in [
+            (15, Sigterm),
+            (9, Sigkill),
+            (34, Sigrtmin),
+            (37, Sigrtminplus3),
+            (63, Sigrtmaxminus1),
+            (64, Sigrtmax),
+            (0, RuntimeDefault),
+        ] {
             assert_eq!(signal_of(number), signal, "{number}");
         }
     }

@@ -14,6 +14,8 @@ pub(crate) const SANDBOXES: Table<Sandbox, Proto> = Table::new("cri-sandboxes");
 pub(crate) const CONTAINERS: Table<Container, Proto> = Table::new("cri-containers");
 /// Ids by the names of sandboxes and containers.
 pub(crate) const NAMES: Table<String> = Table::new("cri-names");
+/// What the kubelet has said of this node.
+pub(crate) const NODE: Table<String> = Table::new("cri-node");
 
 /// How far a sandbox has come; see the module's picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, prost::Enumeration)]

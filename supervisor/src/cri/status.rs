@@ -18,7 +18,7 @@ const HANDLERS: [(&str, &str); 2] = [("", "io.containerd.berth.v1"), ("runc", "i
 /// A name that no handler has.
 #[derive(Debug, thiserror::Error)]
 #[error("runtime handler {0:?} is not known: there is only \"runc\"")]
-pub(super) struct UnknownHandler(String);
+pub(crate) struct UnknownHandler(String);
 
 impl Failure for UnknownHandler {
     fn kind(&self) -> ErrorKind {

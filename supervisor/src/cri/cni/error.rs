@@ -244,7 +244,10 @@ impl PluginError {
 impl CniError {
     /// There is no version for all plugins.
     pub(super) fn no_version(network: &str, versions: &[Version]) -> Self {
-        Self::NoVersion { network: network.to_owned(), versions: versions.iter().map(|version| version.name()).collect() }
+        Self::NoVersion {
+            network: network.to_owned(),
+            versions: versions.iter().map(|version| version.name()).collect(),
+        }
     }
 }
 

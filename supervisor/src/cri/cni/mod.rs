@@ -29,6 +29,7 @@ use sys::netns::{self, NetnsError};
 use tokio::sync::OwnedMutexGuard;
 use tracing::{info, warn};
 
+pub(crate) use self::error::CniError;
 use self::{
     capabilities::Capabilities,
     config::{Found, Plugin, Source},
@@ -37,7 +38,6 @@ use self::{
     result::{AddResult, Interface},
     version::Version,
 };
-pub(crate) use self::error::CniError;
 use crate::config::Config;
 
 /// The interface of a pod.

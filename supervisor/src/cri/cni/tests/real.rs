@@ -157,7 +157,8 @@ fn pods_reach_each_other_and_the_world_and_leave_nothing() {
         host.configure("1.0.0");
         assert_eq!(run(host.cni.ready()), Ok(()));
         let (mut one, two) = (host.sandbox("one"), host.sandbox("two"));
-        let mapping = |protocol, host_port| cri::PortMapping { protocol, container_port: 80, host_port, host_ip: String::new() };
+        let mapping =
+            |protocol, host_port| cri::PortMapping { protocol, container_port: 80, host_port, host_ip: String::new() };
         one.pod.port_mappings = vec![mapping(0, 8080), mapping(1, 5353)];
         one.pod.annotations = [("kubernetes.io/ingress-bandwidth", "100M"), ("kubernetes.io/egress-bandwidth", "200M")]
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
@@ -229,11 +230,13 @@ fn configurations_of_all_ages_work() {
             let mut sandbox = host.sandbox(&format!("p{at}"));
             sandbox.pod.port_mappings =
                 vec![cri::PortMapping { container_port: 80, host_port: 8080, ..Default::default() }];
-            let attachment = run(host.cni.add(&sandbox.pod)).unwrap_or_else(|error| panic!("{version}: {}", chain(&error)));
+            let attachment =
+                run(host.cni.add(&sandbox.pod)).unwrap_or_else(|error| panic!("{version}: {}", chain(&error)));
             let address = attachment.addresses()[0];
             let inside = sandbox.inside(|| output("ip", "-o -4 addr show eth0"));
             assert!(inside.contains(&address.to_string()), "{version}: {address} {inside}");
-            run(host.cni.del(&sandbox.pod, Some(&attachment))).unwrap_or_else(|error| panic!("{version}: {}", chain(&error)));
+            run(host.cni.del(&sandbox.pod, Some(&attachment)))
+                .unwrap_or_else(|error| panic!("{version}: {}", chain(&error)));
             assert_eq!(host.taken(), [] as [String; 0], "{version}");
         }
     });
@@ -267,9 +270,13 @@ fn a_plugin_that_fails_last_leaves_nothing_of_the_others() {
         // Half of a rule's address: portmap refuses what the kernel would.
         let file = host.folder.path().join("net.d/10-pods.conflist");
         let mut list: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
-        list["plugins"].as_array_mut().unwrap().push(json!({ "type": "tuning", "sysctl": { "net.ipv4.nonsense": "1" } }));
+        list["plugins"]
+            .as_array_mut()
+            .unwrap()
+            .push(json!({ "type": "tuning", "sysctl": { "net.ipv4.nonsense": "1" } }));
         write(&file, &list.to_string());
-        sandbox.pod.port_mappings = vec![cri::PortMapping { container_port: 80, host_port: 8080, ..Default::default() }];
+        sandbox.pod.port_mappings =
+            vec![cri::PortMapping { container_port: 80, host_port: 8080, ..Default::default() }];
         let error = chain(&run(host.cni.add(&sandbox.pod)).expect_err("ADD"));
         assert!(error.starts_with("network pods: plugin tuning ADD: "), "{error}");
         assert_eq!((host.taken(), host.traces()), (vec![], vec![]));
