@@ -70,6 +70,8 @@ mod auth;
 mod image_service;
 mod images;
 mod runtime_service;
+#[allow(dead_code, unused_imports, reason = "what starts containers by it is being built")]
+mod spec;
 mod status;
 
 pub(crate) use image_service::ImageService;
