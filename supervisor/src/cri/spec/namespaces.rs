@@ -26,10 +26,16 @@ pub(super) fn namespaces(
     let mut list = vec![json!({"type": "mount"})];
     let mut join = |kind: &str, path: &Path| list.push(json!({"type": kind, "path": path}));
 
-    let same_users = same_user_namespace(wanted.userns_options.as_ref(), pod.userns_options.as_ref());
-    if wanted.userns_options.is_some() && !same_users {
-        let why = "a container is in the user namespace of its sandbox, and nothing else";
-        return Err(SpecError::invalid("namespace_options.userns_options", "", why));
+    if let Some(users) = &wanted.userns_options {
+        let own = pod.userns_options.as_ref().filter(|users| is_own(Some(users)));
+        if own.is_some_and(|own| own != users) || (own.is_none() && is_own(Some(users))) {
+            let why = "a container is in the user namespace of its sandbox, and in no other";
+            return Err(SpecError::invalid(
+                "userns_options.mode",
+                mode("userns_options", users.mode)?.as_str_name(),
+                why,
+            ));
+        }
     }
     if is_own(pod.userns_options.as_ref()) {
         join("user", pin(pins.user.as_deref(), "user")?);
@@ -93,13 +99,6 @@ fn pin<'a>(path: Option<&'a Path>, kind: &str) -> Result<&'a Path, SpecError> {
 
 fn is_own(userns: Option<&cri::UserNamespace>) -> bool {
     userns.is_some_and(|userns| userns.mode == NamespaceMode::Pod as i32)
-}
-
-fn same_user_namespace(one: Option<&cri::UserNamespace>, other: Option<&cri::UserNamespace>) -> bool {
-    match (is_own(one), is_own(other)) {
-        (true, true) => one == other,
-        (one, other) => one == other,
-    }
 }
 
 /// `uidMappings` and `gidMappings` of a pod with a user namespace of its own.
