@@ -90,9 +90,7 @@ fn port(mapping: &cri::PortMapping) -> Result<Value, PodError> {
 
 fn bandwidth(pod: &Pod) -> Result<Option<Value>, PodError> {
     let mut value = json!({});
-    for (annotation, rate, burst) in
-        [(INGRESS, "ingressRate", "ingressBurst"), (EGRESS, "egressRate", "egressBurst")]
-    {
+    for (annotation, rate, burst) in [(INGRESS, "ingressRate", "ingressBurst"), (EGRESS, "egressRate", "egressBurst")] {
         let Some(text) = pod.annotations.get(annotation) else { continue };
         let bits = quantity(text.trim()).filter(|bits| (1_000..=1_000_000_000_000_000).contains(bits));
         let bits = bits.ok_or_else(|| PodError::Rate { annotation, value: text.clone() })?;
@@ -156,7 +154,8 @@ mod tests {
 
     #[test]
     fn arguments_are_containerds() {
-        let wanted = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID=p1;K8S_POD_UID=u-1";
+        let wanted =
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID=p1;K8S_POD_UID=u-1";
         assert_eq!(arguments(&pod()).unwrap(), wanted);
     }
 
@@ -170,10 +169,10 @@ mod tests {
 
     #[test]
     fn only_what_there_is_is_given() {
-        assert_eq!(of(&pod()).unwrap().into_iter().collect::<Vec<_>>(), [(
-            "io.kubernetes.cri.pod-annotations".to_owned(),
-            json!({})
-        )]);
+        assert_eq!(
+            of(&pod()).unwrap().into_iter().collect::<Vec<_>>(),
+            [("io.kubernetes.cri.pod-annotations".to_owned(), json!({}))]
+        );
         let dns = cri::DnsConfig { servers: vec!["10.0.0.10".into()], searches: vec!["svc".into()], options: vec![] };
         let annotations = [(INGRESS, "10M"), (EGRESS, "1.5Mi"), ("x", "y")];
         let all = of(&Pod {

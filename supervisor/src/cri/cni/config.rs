@@ -341,7 +341,10 @@ mod tests {
     #[test]
     fn the_first_by_name_that_is_sound() {
         let network = found(&[("10-x.conflist", LIST), ("20-y.conf", SINGLE)]).unwrap();
-        assert_eq!((&*network.name, kinds(&network), &*network.versions), ("n", vec!["a", "b"], &[Version::V1_0_0][..]));
+        assert_eq!(
+            (&*network.name, kinds(&network), &*network.versions),
+            ("n", vec!["a", "b"], &[Version::V1_0_0][..])
+        );
         for name in ["09-y.conf", "09-y.json"] {
             let network = found(&[("10-x.conflist", LIST), (name, SINGLE)]).unwrap();
             assert_eq!((&*network.name, kinds(&network), &*network.versions), ("s", vec!["c"], &[Version::V0_3_1][..]));

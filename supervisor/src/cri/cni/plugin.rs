@@ -130,7 +130,9 @@ impl Programs {
         match &outcome {
             Ok(_) => debug!(id, plugin, operation = %verb, ms, words, "plugin called"),
             // The failure is its caller's to tell; what it said beside it nobody else knows.
-            Err(_) if !words.is_empty() => warn!(id, plugin, operation = %verb, ms, words, "said by a plugin that failed"),
+            Err(_) if !words.is_empty() => {
+                warn!(id, plugin, operation = %verb, ms, words, "said by a plugin that failed")
+            }
             Err(_) => debug!(id, plugin, operation = %verb, ms, "plugin failed"),
         }
         outcome

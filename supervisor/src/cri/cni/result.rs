@@ -67,7 +67,8 @@ impl AddResult {
         let any_sandbox = interfaces.iter().any(|link| sandboxed(&link));
         let ours = |link: &Link| link.name == INTERFACE && (!any_sandbox || sandboxed(&link));
         let mut found = Interface::default();
-        found.mac = interfaces.iter().find(|link| ours(link)).map(|link| link.mac.clone()).filter(|mac| !mac.is_empty());
+        found.mac =
+            interfaces.iter().find(|link| ours(link)).map(|link| link.mac.clone()).filter(|mac| !mac.is_empty());
         for ip in ips {
             let address = address(&ip.address)?;
             let link = match ip.interface {

@@ -71,7 +71,8 @@ fn settings_arrive() {
     let folder = tempfile::tempdir().expect("folder");
     let at = folder.path().join("c.toml");
     write(&at, "[cri]\ncni-conf-dir = '/c'\ncni-bin-dirs = ['/a', '/b']\ncni-plugin-limit = '3s'\n");
-    let args = |at: &Path| crate::config::Args::parse_from(["berth-supervisor".as_ref(), "--config".as_ref(), at.as_os_str()]);
+    let args =
+        |at: &Path| crate::config::Args::parse_from(["berth-supervisor".as_ref(), "--config".as_ref(), at.as_os_str()]);
     let cni = Cni::new(&args(&at).into_config().expect("configuration"));
     assert_eq!(cni.folder, Path::new("/c"));
     assert_eq!(cni.programs.folders, [Path::new("/a"), Path::new("/b")]);

@@ -117,12 +117,8 @@ fn plugins_are_called_in_order_and_told_what_concerns_them() {
     let namespace = stage.namespace("netns");
     let port = cri::PortMapping { container_port: 80, host_port: 8080, ..Default::default() };
     let annotations = [("kubernetes.io/ingress-bandwidth".to_owned(), "1M".to_owned())].into();
-    let pod = Pod {
-        port_mappings: vec![port],
-        annotations,
-        cgroup_parent: "/kubepods/p1".into(),
-        ..pod("p1", &namespace.0)
-    };
+    let pod =
+        Pod { port_mappings: vec![port], annotations, cgroup_parent: "/kubepods/p1".into(), ..pod("p1", &namespace.0) };
     let attachment = run(stage.cni.add(&pod)).expect("ADD");
     assert_eq!(stage.calls(), "a ADD, b ADD, c ADD");
     assert_eq!(attachment.addresses(), ["10.9.8.7".parse::<IpAddr>().unwrap()]);
@@ -131,7 +127,10 @@ fn plugins_are_called_in_order_and_told_what_concerns_them() {
     assert_eq!(input, json!({ "cniVersion": "1.0.0", "name": "net", "type": "a", "mine": 1 }));
     let mappings = json!([{ "containerPort": 80, "hostPort": 8080, "protocol": "tcp" }]);
     let input = stage.input("b.ADD");
-    assert_eq!((&input["runtimeConfig"], &input["prevResult"]["by"]), (&json!({ "portMappings": mappings }), &"a".into()));
+    assert_eq!(
+        (&input["runtimeConfig"], &input["prevResult"]["by"]),
+        (&json!({ "portMappings": mappings }), &"a".into())
+    );
     let input = stage.input("c.ADD");
     let path = json!({ "cgroupPath": "/kubepods/p1" });
     assert_eq!((&input["runtimeConfig"], &input["prevResult"]["by"]), (&path, &"b".into()));
@@ -244,7 +243,8 @@ fn after_a_reboot_there_is_no_namespace_to_name() {
 #[test]
 fn what_hangs_is_killed_with_all_it_started() {
     let stage = Stage::with_limit(Duration::from_millis(700));
-    let hangs = "[ $CNI_COMMAND = DEL ] && exit 0\nsleep 1000 & echo $! >$seen/child\necho $$ >$seen/parent\nsleep 1000";
+    let hangs =
+        "[ $CNI_COMMAND = DEL ] && exit 0\nsleep 1000 & echo $! >$seen/child\necho $$ >$seen/parent\nsleep 1000";
     stage.network("1.0.0", &[("a", hangs)]);
     let (error, kind) = stage.failed();
     assert_eq!(error, "network net: plugin a ADD: did not end within 700ms and was killed");
@@ -286,7 +286,10 @@ fn what_a_plugin_may_print_has_an_end() {
     let stage = Stage::new();
     stage.network("1.0.0", &[("a", "echo $$ >$seen/pid\nexec yes")]);
     let (error, kind) = stage.failed();
-    assert_eq!((&*error, kind), ("network net: plugin a ADD: printed more than 262144 bytes and was killed", ErrorKind::Internal));
+    assert_eq!(
+        (&*error, kind),
+        ("network net: plugin a ADD: printed more than 262144 bytes and was killed", ErrorKind::Internal)
+    );
     gone(&stage.seen("pid"));
 }
 
@@ -344,7 +347,8 @@ fn what_a_plugin_leaves_running_is_not_waited_for() {
 #[test]
 fn what_outlives_a_plugin_that_died_does_not_work_on() {
     let stage = Stage::new();
-    stage.network("1.0.0", &[("a", "[ $CNI_COMMAND = DEL ] && exit 0\nsleep 1000 & echo $! >$seen/helper\nkill -9 $$")]);
+    stage
+        .network("1.0.0", &[("a", "[ $CNI_COMMAND = DEL ] && exit 0\nsleep 1000 & echo $! >$seen/helper\nkill -9 $$")]);
     stage.failed();
     gone(&stage.seen("helper"));
 }
@@ -360,7 +364,7 @@ fn a_program_that_is_missing_is_named_before_anything_is_done() {
     fs::remove_file(stage.path("bin/b")).unwrap();
     fs::remove_file(stage.path("seen/calls")).unwrap();
     let missing = format!("there is no such program in /nonexistent or {}", stage.path("bin").display());
-    assert_eq!(run(stage.cni.ready()), Err(format!("network net: plugin b ADD: {missing}")));
+    assert_eq!(run(stage.cni.ready()), Err(format!("network net: plugin b: {missing}")));
     let error = run(stage.cni.add(&pod)).expect_err("ADD");
     assert_eq!((error.kind(), &*stage.calls()), (ErrorKind::FailedPrecondition, ""));
     let error = run(stage.cni.del(&pod, Some(&attachment))).expect_err("DEL");
@@ -374,7 +378,10 @@ fn what_is_no_program_is_named() {
     stage.network("1.0.0", &[("a", RESULT)]);
     fs::write(stage.path("bin/a"), "").unwrap();
     let (error, kind) = stage.failed();
-    assert!(error.starts_with(&format!("network net: plugin a ADD: run {}: ", stage.path("bin/a").display())), "{error}");
+    assert!(
+        error.starts_with(&format!("network net: plugin a ADD: run {}: ", stage.path("bin/a").display())),
+        "{error}"
+    );
     assert_eq!(kind, ErrorKind::Internal);
 }
 
@@ -433,7 +440,10 @@ fn of_several_versions_the_newest_that_all_speak_is_used() {
     assert_eq!(stage.calls(), "a VERSION, b VERSION, a ADD, b ADD, a ADD, b ADD", "asked once");
 
     let stage = Stage::new();
-    stage.network("", &[("a", &speaks(r#""1.1.0""#)), ("b", r#"echo '{"code":4,"msg":"unknown CNI_COMMAND: VERSION"}'; exit 1"#)]);
+    stage.network(
+        "",
+        &[("a", &speaks(r#""1.1.0""#)), ("b", r#"echo '{"code":4,"msg":"unknown CNI_COMMAND: VERSION"}'; exit 1"#)],
+    );
     stage.configure(&list);
     let error = run(stage.cni.ready()).unwrap_err();
     assert_eq!(error, "network net allows cniVersion 1.1.0, 1.0.0, 0.4.0: not all of its plugins speak one of them");
@@ -442,16 +452,20 @@ fn of_several_versions_the_newest_that_all_speak_is_used() {
 #[test]
 fn one_thing_at_a_time_for_a_pod_and_pods_side_by_side() {
     let stage = Stage::new();
-    let alone = format!("mkdir $seen/at.$CNI_CONTAINERID || exit 3\nsleep 0.1\nrmdir $seen/at.$CNI_CONTAINERID\n{RESULT}");
+    let alone =
+        format!("mkdir $seen/at.$CNI_CONTAINERID || exit 3\nsleep 0.1\nrmdir $seen/at.$CNI_CONTAINERID\n{RESULT}");
     stage.network("1.0.0", &[("a", &alone)]);
     let namespace = stage.namespace("netns");
     let pods = [pod("p1", &namespace.0), pod("p2", &namespace.0)];
     run(async {
-        let (one, two, three) = tokio::join!(stage.cni.add(&pods[0]), stage.cni.del(&pods[0], None), stage.cni.add(&pods[0]));
+        let (one, two, three) =
+            tokio::join!(stage.cni.add(&pods[0]), stage.cni.del(&pods[0], None), stage.cni.add(&pods[0]));
         assert!(one.is_ok() && two.is_ok() && three.is_ok(), "{one:?} {two:?} {three:?}");
     });
     // Each waits for the other.
-    let together = format!("touch $seen/by.$CNI_CONTAINERID\nwhile [ ! -e $seen/by.p1 -o ! -e $seen/by.p2 ]; do sleep 0.01; done\n{RESULT}");
+    let together = format!(
+        "touch $seen/by.$CNI_CONTAINERID\nwhile [ ! -e $seen/by.p1 -o ! -e $seen/by.p2 ]; do sleep 0.01; done\n{RESULT}"
+    );
     stage.plugin("a", &together);
     run(async {
         let (one, two) = tokio::join!(stage.cni.add(&pods[0]), stage.cni.add(&pods[1]));
