@@ -43,6 +43,17 @@ pub(crate) enum CniError {
         #[source]
         cause: Errno,
     },
+    /// A plugin can't be called at all.
+    #[error("network {network}: plugin {plugin}")]
+    Program {
+        /// The network.
+        network: String,
+        /// The plugin.
+        plugin: String,
+        /// Why.
+        #[source]
+        cause: PluginError,
+    },
     /// There is no version that the configuration allows and all plugins speak.
     #[error("network {network} allows cniVersion {}: not all of its plugins speak one of them", .versions.join(", "))]
     NoVersion {
@@ -217,7 +228,7 @@ impl Failure for CniError {
             Self::NoNetwork(_) | Self::NoVersion { .. } | Self::NoNamespace { .. } => ErrorKind::FailedPrecondition,
             Self::Pod { .. } => ErrorKind::InvalidArgument,
             Self::Loopback { .. } | Self::NoAddress { .. } | Self::Panic => ErrorKind::Internal,
-            Self::Plugin { cause, .. } => cause.kind(),
+            Self::Program { cause, .. } | Self::Plugin { cause, .. } => cause.kind(),
         }
     }
 }

@@ -354,9 +354,13 @@ impl Cni {
 
     /// Refuses networks of which a program is missing.
     fn find_all(&self, source: &Source) -> Result<(), CniError> {
-        source.network.plugins.iter().try_for_each(|plugin| {
-            self.programs.find(&plugin.kind).map(drop).map_err(failed(source, plugin, Verb::Add))
-        })
+        for plugin in &source.network.plugins {
+            if let Err(cause) = self.programs.find(&plugin.kind) {
+                let (network, plugin) = (source.network.name.clone(), plugin.kind.clone());
+                return Err(CniError::Program { network, plugin, cause });
+            }
+        }
+        Ok(())
     }
 
     /// The newest version that the configuration allows and all plugins speak. They are asked only if there is a choice.

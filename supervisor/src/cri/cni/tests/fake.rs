@@ -364,7 +364,7 @@ fn a_program_that_is_missing_is_named_before_anything_is_done() {
     fs::remove_file(stage.path("bin/b")).unwrap();
     fs::remove_file(stage.path("seen/calls")).unwrap();
     let missing = format!("there is no such program in /nonexistent or {}", stage.path("bin").display());
-    assert_eq!(run(stage.cni.ready()), Err(format!("network net: plugin b ADD: {missing}")));
+    assert_eq!(run(stage.cni.ready()), Err(format!("network net: plugin b: {missing}")));
     let error = run(stage.cni.add(&pod)).expect_err("ADD");
     assert_eq!((error.kind(), &*stage.calls()), (ErrorKind::FailedPrecondition, ""));
     let error = run(stage.cni.del(&pod, Some(&attachment))).expect_err("DEL");
