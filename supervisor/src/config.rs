@@ -140,6 +140,8 @@ pub(crate) struct Config {
     pub(crate) snapshots: SnapshotConfig,
     /// How registries are reached.
     pub(crate) registries: Registries,
+    /// Where streams of CRI are served.
+    pub(crate) streaming: SocketAddr,
 }
 
 /// What is wrong with the configuration.
@@ -198,6 +200,12 @@ pub(crate) enum ValueError {
         /// What was given.
         address: String,
     },
+    /// Streams are served on a TCP port.
+    #[error("cri.streaming-address {address:?} is not an address and a port, such as 127.0.0.1:0")]
+    Streaming {
+        /// What was given.
+        address: String,
+    },
     /// Neither a level nor a list.
     #[error("log-level {level:?} is none (use error, warn, info, debug, or a list of target=level)")]
     Level {
@@ -214,6 +222,7 @@ impl ValueError {
             Self::Listen { .. } => "listen",
             Self::SocketTooLong { key, .. } => key,
             Self::Metrics { .. } => "metrics",
+            Self::Streaming { .. } => "cri.streaming-address",
             Self::Level { .. } => "log-level",
         }
     }
@@ -322,6 +331,8 @@ impl Config {
         for path in &settings.registry.config_path {
             absolute("registry.config-path", path)?;
         }
+        let address = &settings.cri.streaming_address;
+        let streaming = address.parse().map_err(|_| ValueError::Streaming { address: address.clone() })?;
         let proxies = Proxies::read(|name| std::env::var(name).ok());
         Ok(Self {
             data_root: absolute("data-root", &settings.data_root)?,
@@ -344,6 +355,7 @@ impl Config {
                 proxies,
                 settings.registry.silence.0.max(Duration::from_millis(1)),
             ),
+            streaming,
         })
     }
 
@@ -384,7 +396,7 @@ mod tests {
         assert_eq!(config.data_root, Path::new("/var/lib/berth"));
         assert_eq!(config.socket, Path::new("/run/berth/supervisor.sock"));
         assert_eq!(config.log, LogConfig { level: "info".into(), format: LogFormat::Text, file: None });
-        assert_eq!(config.metrics, None);
+        assert_eq!((config.metrics, config.streaming), (None, "127.0.0.1:0".parse().unwrap()));
         assert_eq!(args(&[]).into_settings().unwrap().listen, "unix:///run/berth/supervisor.sock");
     }
 
@@ -435,6 +447,7 @@ mod tests {
             ("[runtimes]\na = 'b'", "line 2: runtimes.a b is not an absolute path"),
             ("[snapshots]\ndefault = 'zfs'", "unknown variant `zfs`"),
             ("[snapshots.native]\nroot = 'n'", "line 2: snapshots.native.root n is not an absolute path"),
+            ("\n[cri]\nstreaming-address = 'localhost'", "line 3: cri.streaming-address \"localhost\" is not"),
             ("drain = '1s'\nmetrics = 'x'", "line 2: metrics \"x\""),
         ] {
             let (_folder, at) = file(text);

@@ -43,6 +43,8 @@ pub(crate) struct Settings {
     pub(crate) gc: GcSettings,
     /// How registries are reached.
     pub(crate) registry: RegistrySettings,
+    /// What kubelets meet.
+    pub(crate) cri: CriSettings,
     /// Runtime names and the shim binaries that serve them.
     pub(crate) runtimes: BTreeMap<String, PathBuf>,
 }
@@ -125,6 +127,20 @@ impl Default for RegistrySettings {
     }
 }
 
+/// What kubelets meet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub(crate) struct CriSettings {
+    /// Where exec, attach and port-forward are served.
+    pub(crate) streaming_address: String,
+}
+
+impl Default for CriSettings {
+    fn default() -> Self {
+        Self { streaming_address: "127.0.0.1:0".into() }
+    }
+}
+
 /// Sections whose keys are the user's own words.
 const FREE: [&str; 1] = ["runtimes"];
 
@@ -147,6 +163,7 @@ impl Default for Settings {
             snapshots: SnapshotConfig::default(),
             gc: GcSettings::default(),
             registry: RegistrySettings::default(),
+            cri: CriSettings::default(),
             runtimes: BTreeMap::new(),
         }
     }

@@ -71,10 +71,14 @@ mod image_service;
 mod images;
 mod runtime_service;
 mod status;
+#[allow(dead_code, reason = "the calls that hand out its addresses come with the lifecycle of containers")]
+mod streaming;
 
 pub(crate) use image_service::ImageService;
 pub(crate) use runtime_service::RuntimeService;
 pub(crate) use status::Node;
+#[allow(unused_imports, reason = "as above")]
+pub(crate) use streaming::{Streaming, StreamingError};
 
 /// The namespace of all that is CRI's, as in containerd.
 const NAMESPACE: &str = "k8s.io";
