@@ -92,6 +92,8 @@ pub(crate) use pods::Pods;
 pub(crate) use record::{CONTAINERS, NAMES, NODE, SANDBOXES};
 pub(crate) use runtime_service::RuntimeService;
 pub(crate) use status::Node;
+#[allow(unused_imports, reason = "as above")]
+pub(crate) use streaming::{Streaming, StreamingError};
 
 /// The namespace of all that is CRI's, as in containerd.
 const NAMESPACE: &str = "k8s.io";
