@@ -51,6 +51,15 @@ async fn life(node: &mut Node, config: &cri::PodSandboxConfig) {
         other => other.map(|()| true),
     })
     .await;
+    if started {
+        let ran = stubborn(node, async |node| match node.exec(&main, &["true"]).await {
+            // It was cut off itself, and the kubelet asks again.
+            Err(error) if error.code() == tonic::Code::FailedPrecondition => Ok(0),
+            other => other.map(|done| done.exit_code),
+        })
+        .await;
+        assert_eq!(ran, 0);
+    }
     let state = node.container(&main).await.unwrap().state();
     assert!(started || state != cri::ContainerState::ContainerCreated, "{state:?}");
     stubborn(node, async |node| node.stop_container(&main, 0).await).await;
@@ -84,7 +93,11 @@ async fn killed_at_every_point() {
         node.kill();
         node.start(&[("BERTH_FAULT", point), ("BERTH_FAULT_ONCE", mark.to_str().unwrap())]).await;
         let name = format!("pod{number}");
-        life(&mut node, &if has_plugins { networked(&name) } else { pod(&name) }).await;
+        let mut config = if has_plugins { networked(&name) } else { pod(&name) };
+        // Then it has a process of its own besides.
+        let context = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+        context.namespace_options.as_mut().unwrap().pid = cri::NamespaceMode::Pod.into();
+        life(&mut node, &config).await;
         if !mark.exists() {
             unreached.push(point);
         }

@@ -180,7 +180,8 @@ async fn lists_and_their_filters() {
         streamed.extend(message.unwrap().containers);
     }
     assert_eq!(streamed, node.containers().await);
-    let mut stream = node.kubelet().stream_pod_sandboxes(cri::StreamPodSandboxesRequest::default()).await.unwrap().into_inner();
+    let mut stream =
+        node.kubelet().stream_pod_sandboxes(cri::StreamPodSandboxesRequest::default()).await.unwrap().into_inner();
     assert_eq!(stream.next().await.unwrap().unwrap().pod_sandboxes, node.pods().await);
     for id in [first, second] {
         node.remove_pod(&id).await.unwrap();
@@ -255,4 +256,51 @@ async fn commands_in_containers() {
     assert_eq!(node.exec(&main, &["true"]).await.unwrap_err().code(), Code::FailedPrecondition);
     assert_eq!(node.exec("no-such-container", &["true"]).await.unwrap_err().code(), Code::NotFound);
     node.remove_pod(&id).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn containers_that_see_each_others_processes() {
+    let mut node = Node::new().await;
+    let mut config = pod("shared");
+    let context = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+    context.namespace_options.as_mut().unwrap().pid = cri::NamespaceMode::Pod.into();
+    let shared = |name: &str| {
+        let mut wanted = container(name, "exec sleep 1000");
+        let context = wanted.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+        context.namespace_options.as_mut().unwrap().pid = cri::NamespaceMode::Pod.into();
+        wanted
+    };
+    let id = node.run_pod(&config).await.unwrap();
+    let mut containers = Vec::new();
+    for name in ["one", "two"] {
+        let one = node.create(&id, &shared(name), &config).await.unwrap();
+        node.start_container(&one).await.unwrap();
+        containers.push(one);
+    }
+    let look = ["sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"];
+    let seen = async |node: &Node| String::from_utf8(node.exec(&containers[0], &look).await.unwrap().stdout).unwrap();
+    let text = seen(&node).await;
+    assert!(text.starts_with("/berth-pause ") && text.matches("sleep 1000").count() == 2, "{text}");
+    // What is left behind by who started it is reaped by the pod's process 1.
+    node.exec(&containers[0], &["sh", "-c", "(true & true) & exit 0"]).await.unwrap();
+    eventually("nothing is left to be reaped", async || {
+        let states = node.exec(&containers[0], &["sh", "-c", "grep -h ^State /proc/[0-9]*/status"]).await.unwrap();
+        (!String::from_utf8(states.stdout).unwrap().contains("zombie")).then_some(())
+    })
+    .await;
+    node.kill();
+    node.start(&[]).await;
+    assert!(seen(&node).await.contains("/berth-pause"));
+    // A container of the pod ends alone; with the pod's process all do.
+    node.stop_container(&containers[0], 0).await.unwrap();
+    assert_eq!(node.container(&containers[1]).await.unwrap().state(), cri::ContainerState::ContainerRunning);
+    assert_eq!(node.exec(&containers[1], &["sh", "-c", "kill -TERM 1"]).await.unwrap().exit_code, 0);
+    assert_eq!(node.ended(&containers[1]).await.exit_code, 137);
+    eventually("the sandbox isn't ready any more", async || {
+        let status = node.pod(&id).await.unwrap();
+        (status.state() == cri::PodSandboxState::SandboxNotready).then_some(())
+    })
+    .await;
+    node.remove_pod(&id).await.unwrap();
+    node.assert_empty().await;
 }

@@ -40,7 +40,7 @@ async fn pods_reach_each_other_the_outside_and_are_reached() {
     let outside =
         node.exec(&main, &integration_tests::host::Host::question().each_ref().map(String::as_str)).await.unwrap();
     assert_eq!(outside.exit_code, 0, "{outside:?}");
-    assert_eq!(node.host.ask(8080), "server\n");
+    assert_eq!(node.host.ask(8080).trim(), "server");
     for pod in [server, client] {
         node.stop_pod(&pod).await.unwrap();
         assert_eq!(node.pod(&pod).await.unwrap().network.unwrap().ip, "");

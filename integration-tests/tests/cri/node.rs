@@ -1,9 +1,11 @@
 //! A node, and the calls of its kubelet.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::{Child, Stdio},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -12,9 +14,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use proto::runtime::v1::{
-    self as cri, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
-};
+use proto::runtime::v1::{self as cri, runtime_service_client::RuntimeServiceClient};
 use tokio::net::UnixStream;
 use tonic::{
     Status,
@@ -32,6 +32,8 @@ pub struct Node {
     supervisor: Option<Child>,
     channel: Option<Channel>,
     programs: PathBuf,
+    /// Cgroups of pods, which a kubelet would have made and would remove.
+    cgroups: Mutex<BTreeSet<String>>,
 }
 
 /// Waits until something is so; says what, if it never is.
@@ -56,7 +58,8 @@ impl Node {
     pub async fn with_programs(programs: PathBuf) -> Self {
         let folder = tempfile::Builder::new().prefix("berth-cri-").tempdir().unwrap();
         fs::create_dir(folder.path().join("net.d")).unwrap();
-        let mut node = Self { host: Host::new(), folder, supervisor: None, channel: None, programs };
+        let mut node =
+            Self { host: Host::new(), folder, supervisor: None, channel: None, programs, cgroups: Mutex::default() };
         node.start(&[]).await;
         let archive = images::busybox_archive(node.path());
         let ctr = |args: &[&str]| run("ctr", [&["-a", node.socket().to_str().unwrap(), "-n", "k8s.io"], args].concat());
@@ -90,11 +93,6 @@ impl Node {
 
     pub fn log(&self) -> String {
         fs::read_to_string(self.path().join("log")).unwrap_or_default()
-    }
-
-    /// The supervisor's process.
-    pub fn pid(&self) -> u32 {
-        self.supervisor.as_ref().unwrap().id()
     }
 
     /// Starts a supervisor with these variables and waits until it answers.
@@ -142,11 +140,9 @@ impl Node {
         RuntimeServiceClient::new(self.channel.clone().unwrap())
     }
 
-    pub fn images(&self) -> ImageServiceClient<Channel> {
-        ImageServiceClient::new(self.channel.clone().unwrap())
-    }
-
     pub async fn run_pod(&self, config: &cri::PodSandboxConfig) -> Result<String, Status> {
+        let parent = config.linux.as_ref().map(|linux| linux.cgroup_parent.clone()).unwrap_or_default();
+        self.cgroups.lock().unwrap().insert(parent);
         let request = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
         Ok(self.kubelet().run_pod_sandbox(request).await?.into_inner().pod_sandbox_id)
     }
@@ -249,6 +245,24 @@ impl Node {
     }
 }
 
+impl Node {
+    /// What a test has left that didn't come to its end.
+    fn clear(&self) {
+        for shim in leftovers::processes_of(self.path(), "berth-shim") {
+            run("pkill", ["-KILL", "-P", &shim.to_string()]);
+            kill(Pid::from_raw(shim as i32), Signal::SIGKILL).ok();
+        }
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let ours = mounts
+            .lines()
+            .filter_map(|line| line.split(' ').nth(1))
+            .filter(|at| Path::new(at).starts_with(self.path()));
+        for at in ours {
+            nix::mount::umount2(at, nix::mount::MntFlags::MNT_DETACH).ok();
+        }
+    }
+}
+
 impl Drop for Node {
     fn drop(&mut self) {
         if let Some(child) = &mut self.supervisor {
@@ -257,7 +271,14 @@ impl Drop for Node {
         }
         if std::thread::panicking() {
             eprintln!("{}", self.log());
+            self.clear();
             return;
+        }
+        for parent in self.cgroups.lock().unwrap().iter().filter(|parent| !parent.is_empty()) {
+            let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
+            for root in hierarchies.chain(["/sys/fs/cgroup".into()]) {
+                fs::remove_dir(root.join(parent.trim_start_matches('/'))).ok();
+            }
         }
         let left = leftovers::of_stack(self.path(), None);
         assert!(left.is_empty(), "left behind: {left:#?}");

@@ -140,9 +140,6 @@ pub(crate) enum CriError {
     /// A bug ended it.
     #[error("the request met a bug and was abandoned")]
     Panic,
-    /// We end.
-    #[error("supervisor is shutting down")]
-    Draining,
 }
 
 impl Failure for CriError {
@@ -167,7 +164,6 @@ impl Failure for CriError {
             Self::Task { cause, .. } => cause.kind(),
             Self::Runtime(_, cause) => cause.kind(),
             Self::Panic => ErrorKind::Internal,
-            Self::Draining => ErrorKind::Unavailable,
         }
     }
 }

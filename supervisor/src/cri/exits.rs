@@ -46,7 +46,10 @@ impl Pods {
         while let Err(error) = self
             .change_container(id, {
                 let end = end.clone();
-                move |container| drop(container.end.get_or_insert(end))
+                move |container| {
+                    // The first that is known of it stands.
+                    container.end.get_or_insert(end);
+                }
             })
             .await
         {

@@ -271,12 +271,15 @@ impl Pods {
         if verbose {
             let place = self.place(&id);
             let namespaces = sandbox.namespaces();
-            let cni: serde_json::Value = serde_json::from_str(&sandbox.attachment).unwrap_or_default();
+            let made: Option<Attachment> = serde_json::from_str(&sandbox.attachment).ok();
+            let network = made.map(
+                |made| serde_json::json!({ "name": made.network(), "addresses": made.addresses(), "mac": made.mac() }),
+            );
             let text = serde_json::json!({
                 "phase": sandbox.phase().word(),
                 "runtimeHandler": sandbox.request.runtime_handler,
                 "netns": place.pinned(Kind::Net, &namespaces),
-                "cniResult": cni,
+                "network": network,
             });
             info.insert("info".to_owned(), text.to_string());
         }
