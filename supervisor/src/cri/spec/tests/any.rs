@@ -235,7 +235,7 @@ proptest! {
     fn a_cgroup_stays_below_its_pods(parent in prop_oneof![word(), "[./a-c:]{0,16}(\\.slice)?"], systemd: bool) {
         let driver = if systemd { cri::CgroupDriver::Systemd } else { cri::CgroupDriver::Cgroupfs };
         if let Ok(path) = cgroups_path(&parent, driver, "c0ffee") {
-            prop_assert!(!path.split(['/', ':']).any(|part| part == ".."), "{path}");
+            prop_assert!(!path.split('/').any(|part| part == ".."), "{path}");
             let parts = |text: &str| text.split('/').filter(|part| !["", "."].contains(part)).map(str::to_owned).collect::<Vec<_>>();
             let (parent, own) = (parts(&parent), parts(&path));
             match systemd {
