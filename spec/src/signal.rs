@@ -4,7 +4,7 @@ use nix::sys::signal::Signal;
 
 /// A name that no signal has.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("invalid signal: {0}")]
+#[error("invalid signal: {}", .0.escape_debug())]
 pub struct UnknownSignal(String);
 
 /// First and last real-time signal as the C library counts them.

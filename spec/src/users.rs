@@ -106,10 +106,10 @@ pub enum UserError {
     #[error("uids and gids must be in range 0-2147483647: {0:?}")]
     OutOfRange(String),
     /// No such name.
-    #[error("unable to find user {0}: no matching entries in passwd file")]
+    #[error("unable to find user {}: no matching entries in passwd file", .0.escape_debug())]
     NoUser(String),
     /// No such name.
-    #[error("unable to find group {0}: no matching entries in group file")]
+    #[error("unable to find group {}: no matching entries in group file", .0.escape_debug())]
     NoGroup(String),
 }
 

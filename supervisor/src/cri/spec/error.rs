@@ -1,6 +1,10 @@
 //! Why a container, or a sandbox, can't be had as it is asked for.
 
-use std::{fmt::Display, io, path::PathBuf};
+use std::{
+    fmt::Display,
+    io,
+    path::{Path, PathBuf},
+};
 
 use ::spec::{
     apparmor::AppArmorError,
@@ -79,13 +83,13 @@ pub(crate) enum SpecError {
     #[error(transparent)]
     AppArmor(#[from] AppArmorError),
     /// A device that isn't one.
-    #[error("device {0}: neither a device node nor a folder with some")]
+    #[error("device {}: neither a device node nor a folder with some", .0.escape_debug())]
     NoDevice(String),
     /// A device of CDI.
     #[error(transparent)]
     Cdi(#[from] CdiError),
     /// The source of a mount isn't there and can't be made.
-    #[error("mount on {at}: {what} {}", source_path.display())]
+    #[error("mount on {at}: {what} {}", plain(source_path))]
     Source {
         /// Where.
         at: String,
@@ -98,7 +102,7 @@ pub(crate) enum SpecError {
         cause: io::Error,
     },
     /// A mount is to be shared that isn't.
-    #[error("mount on {at}: {} lies on {}, which is not a {need} mount", source_path.display(), mount.display())]
+    #[error("mount on {at}: {} lies on {}, which is not a {need} mount", plain(source_path), mount.display())]
     NotShared {
         /// Where.
         at: String,
@@ -125,13 +129,18 @@ impl SpecError {
     pub(super) fn invalid(field: impl Into<String>, value: impl Display, why: &'static str) -> Self {
         // Of what is long, the beginning tells enough.
         let value: String = value.to_string().chars().take(200).collect();
-        Self::Invalid { field: field.into(), value: value.escape_debug().to_string(), why }
+        Self::Invalid { field: field.into().escape_debug().to_string(), value: value.escape_debug().to_string(), why }
     }
 
     /// What isn't here.
     pub(super) fn unsupported(what: impl Into<String>, why: &'static str) -> Self {
         Self::Unsupported { what: what.into(), why }
     }
+}
+
+/// A path on one line, whatever somebody has put into it.
+fn plain(path: &Path) -> String {
+    path.to_string_lossy().escape_debug().to_string()
 }
 
 impl Failure for SpecError {

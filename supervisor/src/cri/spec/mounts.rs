@@ -107,7 +107,7 @@ pub(super) fn destination(field: &str, path: &str) -> Result<String, SpecError> 
             Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
         }
     }
-    if parts.is_empty() || path.contains('\0') {
+    if parts.is_empty() || path.chars().any(char::is_control) {
         return Err(SpecError::invalid(field, path, "is no place below the container's root"));
     }
     let names: Vec<_> = parts.iter().map(|name| name.to_string_lossy()).collect();

@@ -137,7 +137,8 @@ pub(super) fn lowest_oom_score_adj() -> Option<i64> {
 /// `linux.cgroupsPath`: below the pod's cgroup, in the words of who owns the cgroups.
 pub(in crate::cri) fn cgroups_path(parent: &str, driver: cri::CgroupDriver, id: &str) -> Result<String, SpecError> {
     let refused = |why| Err(SpecError::invalid("cgroup_parent", parent, why));
-    if parent.chars().any(char::is_control) || parent.len() > 1024 {
+    // Runtimes take a colon for systemd's form.
+    if parent.chars().any(|c| c.is_control() || c == ':') || parent.len() > 1024 {
         return refused("is no path");
     }
     if parent.split('/').any(|part| part == "..") {
