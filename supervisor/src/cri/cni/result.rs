@@ -66,9 +66,8 @@ impl AddResult {
         let sandboxed = |link: &&Link| !link.sandbox.is_empty();
         let any_sandbox = interfaces.iter().any(|link| sandboxed(&link));
         let ours = |link: &Link| link.name == INTERFACE && (!any_sandbox || sandboxed(&link));
-        let mut found = Interface::default();
-        found.mac =
-            interfaces.iter().find(|link| ours(link)).map(|link| link.mac.clone()).filter(|mac| !mac.is_empty());
+        let mac = interfaces.iter().find(|link| ours(link)).map(|link| link.mac.clone()).filter(|mac| !mac.is_empty());
+        let mut addresses = Vec::new();
         for ip in ips {
             let address = address(&ip.address)?;
             let link = match ip.interface {
@@ -79,10 +78,10 @@ impl AddResult {
                 }
             };
             if link.is_none_or(ours) {
-                found.addresses.push(address);
+                addresses.push(address);
             }
         }
-        Ok(found)
+        Ok(Interface { addresses, mac })
     }
 }
 

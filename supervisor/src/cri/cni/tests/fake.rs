@@ -320,7 +320,7 @@ fn what_is_no_result_is_an_error_and_undone() {
 fn streams_are_served_at_the_same_time() {
     let stage = Stage::new();
     // A result before the input is read, and more of it than a pipe holds; an error stream that nobody needs all of.
-    let noisy = format!("head -c 3000000 /dev/zero | tr '\\0' x >&2\n{RESULT}");
+    let noisy = format!("head -c 3000000 /dev/zero | tr '\\0' x >&2 || exit 9\n{RESULT}");
     stage.network("1.0.0", &[("a", &noisy)]);
     let padding = "x".repeat(300_000);
     stage.configure(&json!({ "name": "net", "cniVersion": "1.0.0", "plugins": [{ "type": "a", "padding": padding }, { "type": "b" }] }));
