@@ -3,6 +3,7 @@
 mod exec;
 mod forward;
 mod hostile;
+mod kubectl;
 mod sync;
 mod websocket;
 
