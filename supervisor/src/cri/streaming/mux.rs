@@ -42,6 +42,8 @@ const BUFFERED: usize = 4 << 20;
 const OUTGOING: usize = 16;
 /// How often a client that isn't read from is looked at: nothing else tells that it has left.
 const LEFT_CHECK: Duration = Duration::from_millis(500);
+/// One in so many times, it is sent something.
+const LEFT_PINGS: u32 = 20;
 
 /// The client, or its stream, is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -59,7 +61,9 @@ pub(super) enum Out {
     Reply(u32),
     /// A stream is given up in both directions, for a reason of the protocol's.
     Reset(u32, u32),
-    /// The answer to a sign of life.
+    /// A sign of life is asked for; nobody waits for the answer.
+    Ping,
+    /// The answer to one.
     Pong(Bytes),
     /// There will be no more; the protocol's code says why.
     Bye(u32),
@@ -274,9 +278,9 @@ impl Wire {
     }
 
     /// Gives bytes to a stream's reader, if there is one; waits for its room as long as the client is there.
-    pub(super) async fn deliver(&self, streams: &Streams, stream: u32, bytes: &[u8]) -> io::Result<()> {
+    pub(super) async fn deliver(&self, shared: &Shared, stream: u32, bytes: &[u8]) -> io::Result<()> {
         for bytes in bytes.chunks(PIECE) {
-            let Some(feed) = streams.feed(stream) else { return Ok(()) };
+            let Some(feed) = shared.streams.feed(stream) else { return Ok(()) };
             let sending = async {
                 // Nobody closes it.
                 if let Ok(room) = self.room.clone().acquire_many_owned(bytes.len() as u32).await {
@@ -288,17 +292,22 @@ impl Wire {
             tokio::select! {
                 biased;
                 () = sending => {}
-                () = self.left() => return Err(io::ErrorKind::ConnectionReset.into()),
+                () = self.left(shared) => return Err(io::ErrorKind::ConnectionReset.into()),
             }
         }
         Ok(())
     }
 
-    /// Returns when the client has closed the connection, though there is still something to read from it.
-    async fn left(&self) {
+    /// Returns when the client has closed the connection, though there is still something to read from it. What it has sent may
+    /// be more than this side takes, and its end behind that: so it is sent something, which a socket that is closed refuses.
+    async fn left(&self, shared: &Shared) {
         let stream: &TcpStream = self.half.as_ref();
-        loop {
+        for round in 0_u32.. {
             tokio::time::sleep(LEFT_CHECK).await;
+            if round % LEFT_PINGS == 0 {
+                // A writer that is busy finds out by itself.
+                let _ = shared.to.try_send(Out::Ping);
+            }
             // The flag has no name in `nix`; those of a hang-up and an error are always looked for.
             let closed = PollFlags::from_bits_retain(nix::libc::POLLRDHUP);
             if poll(&mut [PollFd::new(stream.as_fd(), closed)], PollTimeout::ZERO).is_ok_and(|count| count > 0) {

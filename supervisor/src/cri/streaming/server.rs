@@ -101,7 +101,7 @@ async fn answer(stream: TcpStream, desk: Arc<Desk>) {
         async move { Ok::<_, Infallible>(respond(request, &desk)) }
     });
     let mut server = http1::Builder::new();
-    server.timer(TokioTimer::new()).header_read_timeout(REQUEST_LIMIT).keep_alive(false).max_buf_size(32 << 10);
+    server.timer(TokioTimer::new()).header_read_timeout(REQUEST_LIMIT).max_buf_size(32 << 10);
     if let Err(error) = server.serve_connection(TokioIo::new(stream), service).with_upgrades().await {
         debug!(%error, "client of a stream left");
     }
@@ -123,6 +123,8 @@ type Answer = Response<Full<Bytes>>;
 fn refuse(status: StatusCode, why: impl Into<String>) -> Answer {
     let mut response = Response::new(Full::new(Bytes::from(why.into() + "\n")));
     *response.status_mut() = status;
+    // Said here, and not for all answers: that of an upgrade would have it as well.
+    response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
     response
 }
 

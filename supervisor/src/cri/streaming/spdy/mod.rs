@@ -16,3 +16,5 @@ pub(super) const UPGRADE: &str = "SPDY/3.1";
 
 /// Why a stream is reset: what it carried came to no good end, or nobody wants it any more.
 pub(super) const CANCEL: u32 = 5;
+#[cfg(test)]
+pub(super) mod client;

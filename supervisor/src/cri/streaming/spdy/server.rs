@@ -69,6 +69,8 @@ fn encoder(streams: Arc<Streams>) -> impl FnMut(Out, &mut Vec<u8>) {
             streams.reset(stream);
             control(3, 0, &[stream, reason], &[], to);
         }
+        // Ours are even.
+        Out::Ping => control(6, 0, &[2], &[], to),
         Out::Pong(id) => control(6, 0, &[], &id, to),
         Out::Bye(reason) => control(7, 0, &[0, reason], &[], to),
     }
@@ -93,7 +95,7 @@ impl Reader {
                     while length > 0 {
                         let bytes = self.wire.some(length).await?;
                         length -= bytes.len();
-                        self.wire.deliver(&self.shared.streams, stream, &bytes).await?;
+                        self.wire.deliver(&self.shared, stream, &bytes).await?;
                     }
                     if fin {
                         self.shared.streams.end_input(stream);

@@ -12,3 +12,5 @@ pub(super) use self::{
 
 /// What the protocol is called in `Upgrade`.
 pub(super) const UPGRADE: &str = "websocket";
+#[cfg(test)]
+pub(super) mod client;

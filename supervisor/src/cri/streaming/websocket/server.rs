@@ -79,6 +79,7 @@ fn encoder(streams: Arc<Streams>, protocol: Protocol) -> impl FnMut(Out, &mut Ve
         Out::End(channel) => drop(streams.end_output(channel)),
         Out::Reset(channel, _) => drop(streams.reset(channel)),
         Out::Data(..) | Out::Reply(_) => {}
+        Out::Ping => write(Kind::Ping, &[], to),
         Out::Pong(bytes) => write(Kind::Pong, &[&bytes], to),
         Out::Bye(reason) => {
             let code = if reason == 0 { code::NORMAL } else { reason as u16 };
@@ -143,17 +144,16 @@ impl Reader {
 
     async fn message(&self, message: &[u8]) -> io::Result<()> {
         let [channel, rest @ ..] = message else { return Ok(()) };
-        let streams = &self.shared.streams;
         if !self.protocol.base64 {
             return match (channel, rest) {
                 (&END, [ended]) if self.protocol.version >= 5 => {
-                    streams.end_input(u32::from(*ended));
+                    self.shared.streams.end_input(u32::from(*ended));
                     Ok(())
                 }
-                _ => self.wire.deliver(streams, u32::from(*channel), rest).await,
+                _ => self.wire.deliver(&self.shared, u32::from(*channel), rest).await,
             };
         }
         let text = STANDARD.decode(rest).map_err(|_| FrameError::Malformed("message that is not base64"))?;
-        self.wire.deliver(streams, u32::from(channel.wrapping_sub(b'0')), &text).await
+        self.wire.deliver(&self.shared, u32::from(channel.wrapping_sub(b'0')), &text).await
     }
 }
