@@ -304,3 +304,20 @@ async fn containers_that_see_each_others_processes() {
     node.remove_pod(&id).await.unwrap();
     node.assert_empty().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_whose_containers_come_and_go_is_never_without_a_shim() {
+    let node = Node::new().await;
+    let config = pod("turnstile");
+    let id = node.run_pod(&config).await.unwrap();
+    // Each ends about when the next one begins: the pod's shim is leaving, or has to stay.
+    for round in 0..20 {
+        let one = node.create(&id, &container(&format!("c{round}"), "exit 0"), &config).await.unwrap();
+        node.start_container(&one).await.unwrap_or_else(|error| panic!("round {round}: {error}"));
+    }
+    for one in node.containers().await {
+        assert_eq!(node.ended(&one.id).await.exit_code, 0);
+    }
+    node.remove_pod(&id).await.unwrap();
+    node.assert_empty().await;
+}

@@ -31,7 +31,7 @@ use super::{
     sandboxes,
     status::{is_ours, runtime_of},
 };
-use crate::tasks::TaskError;
+use crate::tasks::{TaskError, shims::ShimError};
 
 /// Code of a container that couldn't be started.
 const NOT_STARTED: i32 = 128;
@@ -226,7 +226,12 @@ impl Pods {
             terminal: config.tty,
             ..Default::default()
         };
-        self.tasks.create(self.namespace.clone(), request).await.map_err(failed)?;
+        let mut created = self.tasks.create(self.namespace.clone(), request.clone()).await;
+        if created.as_ref().is_err_and(is_by_a_shim_that_left) {
+            // The pod's last container has just ended, and with it, while we were on our way to it, the pod's shim.
+            created = self.tasks.create(self.namespace.clone(), request).await;
+        }
+        created.map_err(failed)?;
         proto::fault!("supervisor.cri_container.task_created");
         if let Err(cause) = self.tasks.start(&self.namespace, id, "").await {
             self.delete_task(id).await;
@@ -481,6 +486,14 @@ impl Pods {
             Err(error) => warn!(id, error = %chain(&error), "event not told"),
         }
     }
+}
+
+/// Whether a shim went away before it had made anything.
+fn is_by_a_shim_that_left(error: &TaskError) -> bool {
+    matches!(
+        error,
+        TaskError::ShimGone { call: "Create", .. } | TaskError::Shim { cause: ShimError::Connect { .. }, .. }
+    )
 }
 
 /// Whether a refusal means that there is nothing left to be signalled.

@@ -70,7 +70,7 @@ impl Pods {
             stores,
             containers,
             cni: Cni::new(config),
-            streaming: Streaming::start(config, tasks.clone()).await?,
+            streaming: Streaming::open(config, tasks.clone())?,
             tasks,
             turns: Turns::default(),
             ended: Notify::new(),

@@ -192,17 +192,17 @@ impl Pods {
     }
 
     /// Where a client may run a command in a container.
-    pub(super) fn exec_url(&self, request: cri::ExecRequest) -> Result<String, CriError> {
-        Ok(self.streaming.exec_url(self.target(&request.container_id)?, request)?)
+    pub(super) async fn exec_url(&self, request: cri::ExecRequest) -> Result<String, CriError> {
+        Ok(self.streaming.exec_url(self.target(&request.container_id)?, request).await?)
     }
 
     /// Where a client may join a container's first process.
-    pub(super) fn attach_url(&self, request: cri::AttachRequest) -> Result<String, CriError> {
-        Ok(self.streaming.attach_url(self.target(&request.container_id)?, request)?)
+    pub(super) async fn attach_url(&self, request: cri::AttachRequest) -> Result<String, CriError> {
+        Ok(self.streaming.attach_url(self.target(&request.container_id)?, request).await?)
     }
 
     /// Where a client may reach ports of a pod.
-    pub(super) fn port_forward_url(&self, request: cri::PortForwardRequest) -> Result<String, CriError> {
+    pub(super) async fn port_forward_url(&self, request: cri::PortForwardRequest) -> Result<String, CriError> {
         let id = self.sandbox_id(&request.pod_sandbox_id)?;
         let sandbox = self.sandbox(&id)?.unwrap_or_default();
         if sandbox.phase() != Phase::Ready {
@@ -212,7 +212,7 @@ impl Pods {
                 why: "it isn't ready, so that nobody listens in it".into(),
             });
         }
-        Ok(self.streaming.port_forward_url(self.place(&id).pinned(Kind::Net, &sandbox.namespaces()), request)?)
+        Ok(self.streaming.port_forward_url(self.place(&id).pinned(Kind::Net, &sandbox.namespaces()), request).await?)
     }
 
     fn target(&self, id: &str) -> Result<Target, CriError> {

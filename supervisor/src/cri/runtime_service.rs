@@ -226,12 +226,12 @@ impl runtime_service_server::RuntimeService for RuntimeService {
     }
 
     async fn exec(&self, request: Request<cri::ExecRequest>) -> Result<Response<cri::ExecResponse>, Status> {
-        let url = self.look(move |pods| pods.exec_url(request.into_inner())).await?;
+        let url = self.pods.exec_url(request.into_inner()).await.map_err(status)?;
         Ok(Response::new(cri::ExecResponse { url }))
     }
 
     async fn attach(&self, request: Request<cri::AttachRequest>) -> Result<Response<cri::AttachResponse>, Status> {
-        let url = self.look(move |pods| pods.attach_url(request.into_inner())).await?;
+        let url = self.pods.attach_url(request.into_inner()).await.map_err(status)?;
         Ok(Response::new(cri::AttachResponse { url }))
     }
 
@@ -239,7 +239,7 @@ impl runtime_service_server::RuntimeService for RuntimeService {
         &self,
         request: Request<cri::PortForwardRequest>,
     ) -> Result<Response<cri::PortForwardResponse>, Status> {
-        let url = self.look(move |pods| pods.port_forward_url(request.into_inner())).await?;
+        let url = self.pods.port_forward_url(request.into_inner()).await.map_err(status)?;
         Ok(Response::new(cri::PortForwardResponse { url }))
     }
 

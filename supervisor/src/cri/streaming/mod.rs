@@ -27,7 +27,10 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use proto::{id::NamespaceName, kind::ErrorKind, runtime::v1 as cri};
 use sys::netns::NetnsError;
-use tokio::{net::TcpListener, sync::oneshot};
+use tokio::{
+    net::TcpListener,
+    sync::{OnceCell, oneshot},
+};
 
 use self::{
     process::{Wants, run},
@@ -172,51 +175,61 @@ pub(super) struct Target {
 
 /// The server of streams, and who may come to it.
 pub(crate) struct Streaming {
-    address: SocketAddr,
+    wanted: SocketAddr,
+    // Where it listens: a supervisor that nobody has asked for streams has no port open.
+    address: OnceCell<SocketAddr>,
     desk: Arc<Desk>,
     containers: Arc<Containers>,
 }
 
 impl Streaming {
-    /// Listens where the configuration says, and sees to the processes that clients of an earlier supervisor have left.
-    pub(crate) async fn start(config: &Config, tasks: Arc<Tasks>) -> Result<Arc<Self>, StreamingError> {
+    /// Sees to the processes that clients of an earlier supervisor have left. Where the configuration says it listens from the first
+    /// address on that is asked for.
+    pub(crate) fn open(config: &Config, tasks: Arc<Tasks>) -> Result<Arc<Self>, StreamingError> {
         let folder = config.run().join("streams");
         let namespace = NamespaceName::new(NAMESPACE).map_err(TaskError::Id)?;
         let failed = |cause| StreamingError::Fifos { at: folder.clone(), cause };
         let containers = Arc::new(Containers::new(tasks, namespace, folder.clone()).map_err(failed)?);
-        let desk = Desk { tokens: Tokens::default(), backend: containers.clone(), times: TIMES };
-        let (address, desk) = listen(config.streaming, desk).await?;
-        Ok(Arc::new(Self { address, desk, containers }))
+        let desk = Arc::new(Desk { tokens: Tokens::default(), backend: containers.clone(), times: TIMES });
+        Ok(Arc::new(Self { wanted: config.streaming, address: OnceCell::new(), desk, containers }))
     }
 
-    fn url(&self, order: Order) -> Result<String, StreamingError> {
-        let path = order.path();
-        Ok(format!("http://{}/{path}/{}", self.address, self.desk.tokens.insert(order)?))
+    async fn url(&self, order: Order) -> Result<String, StreamingError> {
+        let address = self.address.get_or_try_init(|| listen(self.wanted, self.desk.clone())).await?;
+        Ok(format!("http://{address}/{}/{}", order.path(), self.desk.tokens.insert(order)?))
     }
 
     /// An address where a command is run.
-    pub(super) fn exec_url(&self, container: Target, request: cri::ExecRequest) -> Result<String, StreamingError> {
+    pub(super) async fn exec_url(
+        &self,
+        container: Target,
+        request: cri::ExecRequest,
+    ) -> Result<String, StreamingError> {
         let cri::ExecRequest { cmd, tty, stdin, stdout, stderr, .. } = request;
         let wants = check_streams(Wants { stdin, stdout, stderr, tty })?;
-        self.url(Order::Exec { target: container, command: check_command(cmd)?, wants })
+        self.url(Order::Exec { target: container, command: check_command(cmd)?, wants }).await
     }
 
     /// An address where a container's own process can be reached.
-    pub(super) fn attach_url(&self, container: Target, request: cri::AttachRequest) -> Result<String, StreamingError> {
+    pub(super) async fn attach_url(
+        &self,
+        container: Target,
+        request: cri::AttachRequest,
+    ) -> Result<String, StreamingError> {
         let cri::AttachRequest { stdin, tty, stdout, stderr, .. } = request;
         let wants = check_streams(Wants { stdin, stdout, stderr, tty })?;
-        self.url(Order::Attach { target: container, wants })
+        self.url(Order::Attach { target: container, wants }).await
     }
 
     /// An address where ports of a pod can be reached; of the node, for a pod that has no network of its own.
-    pub(super) fn port_forward_url(
+    pub(super) async fn port_forward_url(
         &self,
         netns: Option<PathBuf>,
         request: cri::PortForwardRequest,
     ) -> Result<String, StreamingError> {
         let port = |port: i32| u16::try_from(port).ok().filter(|port| *port > 0).ok_or(StreamingError::Port(port));
         let ports = request.port.into_iter().map(port).collect::<Result<_, _>>()?;
-        self.url(Order::PortForward { netns, ports })
+        self.url(Order::PortForward { netns, ports }).await
     }
 
     /// Runs a command to its end and answers what it wrote. If the call is dropped, so is the command.
@@ -246,13 +259,12 @@ impl Streaming {
 }
 
 /// Begins to serve; answers where.
-async fn listen(at: SocketAddr, desk: Desk) -> Result<(SocketAddr, Arc<Desk>), StreamingError> {
+async fn listen(at: SocketAddr, desk: Arc<Desk>) -> Result<SocketAddr, StreamingError> {
     let failed = |cause| StreamingError::Listen { at, cause };
     let listener = TcpListener::bind(at).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
-    let desk = Arc::new(desk);
-    tokio::spawn(server::serve(listener, desk.clone()));
-    Ok((address, desk))
+    tokio::spawn(server::serve(listener, desk));
+    Ok(address)
 }
 
 fn check_command(command: Vec<String>) -> Result<Vec<String>, StreamingError> {

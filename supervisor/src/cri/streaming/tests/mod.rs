@@ -136,7 +136,8 @@ impl Server {
     async fn with(times: Times) -> Self {
         let host = Arc::new(Host::default());
         let desk = Desk { tokens: Tokens::default(), backend: Arc::new(Backing(host.clone())), times };
-        let (address, desk) = listen("127.0.0.1:0".parse().unwrap(), desk).await.unwrap();
+        let desk = Arc::new(desk);
+        let address = listen("127.0.0.1:0".parse().unwrap(), desk.clone()).await.unwrap();
         Self { address, desk, host }
     }
 
@@ -206,6 +207,6 @@ async fn what_makes_no_sense_is_refused_before_there_is_an_address() {
     }
     let at = Server::new().await.address;
     let desk = Desk { tokens: Tokens::default(), backend: Arc::new(Backing(Arc::default())), times: TIMES };
-    let taken = listen(at, desk).await.err().unwrap();
+    let taken = listen(at, Arc::new(desk)).await.err().unwrap();
     assert_eq!(taken.to_string(), format!("serve streams on {at}"));
 }
