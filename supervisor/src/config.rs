@@ -15,6 +15,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use file::{DEFAULT, Problem, Reading, Settings};
+pub(crate) use period::Period;
 
 use crate::{
     gc::GcConfig,
@@ -113,6 +114,17 @@ pub(crate) enum MetricsAddress {
     Tcp(SocketAddr),
 }
 
+/// Where networks of pods are found (CNI).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CniConfig {
+    /// Folder of configurations.
+    pub(crate) conf_dir: PathBuf,
+    /// Folders of plugins, in the order in which they count.
+    pub(crate) bin_dirs: Vec<PathBuf>,
+    /// How long one call of a plugin may take.
+    pub(crate) plugin_limit: Duration,
+}
+
 /// Everything that can be set, complete and checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Config {
@@ -140,6 +152,8 @@ pub(crate) struct Config {
     pub(crate) snapshots: SnapshotConfig,
     /// How registries are reached.
     pub(crate) registries: Registries,
+    /// Where networks of pods are found.
+    pub(crate) cni: CniConfig,
 }
 
 /// What is wrong with the configuration.
@@ -178,6 +192,14 @@ pub(crate) enum ValueError {
         /// Its value.
         path: PathBuf,
     },
+    /// What lists folders with colons in between can't have one with a colon inside.
+    #[error("{key} {path} has a colon in its name, which CNI_PATH can't carry")]
+    Colon {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        path: PathBuf,
+    },
     /// Only unix sockets are served.
     #[error("listen {address:?} is not of the form unix:///path/of/socket")]
     Listen {
@@ -212,7 +234,7 @@ impl ValueError {
         match self {
             Self::Relative { key, .. } => key,
             Self::Listen { .. } => "listen",
-            Self::SocketTooLong { key, .. } => key,
+            Self::SocketTooLong { key, .. } | Self::Colon { key, .. } => key,
             Self::Metrics { .. } => "metrics",
             Self::Level { .. } => "log-level",
         }
@@ -322,6 +344,12 @@ impl Config {
         for path in &settings.registry.config_path {
             absolute("registry.config-path", path)?;
         }
+        for path in &settings.cri.cni_bin_dirs {
+            absolute("cri.cni-bin-dirs", path)?;
+            if path.as_os_str().as_encoded_bytes().contains(&b':') {
+                return Err(ValueError::Colon { key: "cri.cni-bin-dirs", path: path.clone() });
+            }
+        }
         let proxies = Proxies::read(|name| std::env::var(name).ok());
         Ok(Self {
             data_root: absolute("data-root", &settings.data_root)?,
@@ -344,6 +372,11 @@ impl Config {
                 proxies,
                 settings.registry.silence.0.max(Duration::from_millis(1)),
             ),
+            cni: CniConfig {
+                conf_dir: absolute("cri.cni-conf-dir", &settings.cri.cni_conf_dir)?,
+                bin_dirs: settings.cri.cni_bin_dirs.clone(),
+                plugin_limit: settings.cri.cni_plugin_limit.0.max(Duration::from_millis(1)),
+            },
         })
     }
 

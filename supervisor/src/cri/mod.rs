@@ -67,6 +67,8 @@
 //! kills take their time for goes on behind, and calls for that sandbox wait for their turn.
 
 mod auth;
+#[cfg_attr(not(test), expect(dead_code, reason = "who makes sandboxes will call it"))]
+mod cni;
 mod image_service;
 mod images;
 mod runtime_service;
