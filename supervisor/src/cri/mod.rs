@@ -90,7 +90,6 @@ pub(crate) use pods::Pods;
 pub(crate) use record::{CONTAINERS, NAMES, NODE, SANDBOXES};
 pub(crate) use runtime_service::RuntimeService;
 pub(crate) use status::Node;
-#[allow(unused_imports, reason = "as above")]
 
 /// The namespace of all that is CRI's, as in containerd.
 const NAMESPACE: &str = "k8s.io";

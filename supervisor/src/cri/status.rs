@@ -133,8 +133,7 @@ impl Node {
             status: Some(cri::RuntimeStatus { conditions: vec![ready, network] }),
             info,
             runtime_handlers: handlers,
-            // Nothing of that is here yet.
-            features: Some(cri::RuntimeFeatures::default()),
+            features: Some(cri::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
         }
     }
 }

@@ -28,7 +28,8 @@ async fn the_node_says_what_it_is_and_can() {
         let features = handler.features.unwrap();
         assert!(features.recursive_read_only_mounts && !features.user_namespaces, "{features:?}");
     }
-    assert_eq!(status.features, Some(cri::RuntimeFeatures::default()));
+    let wanted = cri::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() };
+    assert_eq!(status.features, Some(wanted));
 
     let verbose = kubelet.status(cri::StatusRequest { verbose: true }).await.unwrap().into_inner().info;
     let config: serde_json::Value = serde_json::from_str(&verbose["config"]).unwrap();
