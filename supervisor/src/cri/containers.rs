@@ -203,7 +203,7 @@ impl Pods {
     }
 
     async fn run(self: &Arc<Self>, id: &str, container: &Container) -> Result<(), CriError> {
-        let failed = |cause| CriError::Task { id: id.to_owned(), cause };
+        let failed = CriError::task(id);
         let (pods, own) = (self.clone(), id.to_owned());
         let rootfs = blocking(move || Ok(pods.stores.snapshots.get_or_default("")?.mounts(NAMESPACE, &own)?)).await?;
         let output = match container.log.as_str() {
@@ -231,7 +231,7 @@ impl Pods {
             // The pod's last container has just ended, and with it, while we were on our way to it, the pod's shim.
             created = self.tasks.create(self.namespace.clone(), request).await;
         }
-        created.map_err(failed)?;
+        created.map_err(&failed)?;
         proto::fault!("supervisor.cri_container.task_created");
         if let Err(cause) = self.tasks.start(&self.namespace, id, "").await {
             self.delete_task(id).await;
@@ -281,7 +281,7 @@ impl Pods {
             // It has ended, or is about to: whoever follows it records that.
             Ok(()) | Err(TaskError::NotFound(_)) => Ok(()),
             Err(error) if is_ended(&error) => Ok(()),
-            Err(cause) => Err(CriError::Task { id: id.to_owned(), cause }),
+            Err(error) => Err(CriError::task(id)(error)),
         }
     }
 
@@ -383,7 +383,7 @@ impl Pods {
             return Err(CriError::State { what: "container", id, why });
         }
         let reopen = ReopenLogRequest { container_id: id.clone(), ..Default::default() };
-        self.tasks.reopen_log(&self.namespace, reopen).await.map_err(|cause| CriError::Task { id, cause })
+        self.tasks.reopen_log(&self.namespace, reopen).await.map_err(CriError::task(&id))
     }
 
     /// What is said of a container.

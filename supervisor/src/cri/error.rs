@@ -93,7 +93,7 @@ pub(crate) enum CriError {
         id: String,
         /// Why.
         #[source]
-        cause: CniError,
+        cause: Box<CniError>,
     },
     /// The specification.
     #[error("container {id}")]
@@ -132,7 +132,7 @@ pub(crate) enum CriError {
         id: String,
         /// Why.
         #[source]
-        cause: TaskError,
+        cause: Box<TaskError>,
     },
     /// Our own shim.
     #[error("{0}")]
@@ -140,6 +140,14 @@ pub(crate) enum CriError {
     /// A bug ended it.
     #[error("the request met a bug and was abandoned")]
     Panic,
+}
+
+impl CriError {
+    /// A failure of a container's task.
+    pub(super) fn task(id: &str) -> impl Fn(TaskError) -> Self + use<> {
+        let id = id.to_owned();
+        move |cause| Self::Task { id: id.clone(), cause: Box::new(cause) }
+    }
 }
 
 impl Failure for CriError {

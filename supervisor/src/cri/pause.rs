@@ -43,7 +43,7 @@ impl Pods {
         })
         .await?;
         proto::fault!("supervisor.sandbox.pause_recorded");
-        let failed = |cause| CriError::Task { id: id.to_owned(), cause };
+        let failed = CriError::task(id);
         let rootfs = Mount {
             r#type: "bind".into(),
             source: root.display().to_string(),
@@ -51,8 +51,8 @@ impl Pods {
             ..Default::default()
         };
         let request = CreateTaskRequest { container_id: id.to_owned(), rootfs: vec![rootfs], ..Default::default() };
-        self.tasks.create(self.namespace.clone(), request).await.map_err(failed)?;
-        let pid = self.tasks.start(&self.namespace, id, "").await.map_err(failed)?;
+        self.tasks.create(self.namespace.clone(), request).await.map_err(&failed)?;
+        let pid = self.tasks.start(&self.namespace, id, "").await.map_err(&failed)?;
         proto::fault!("supervisor.sandbox.pause_started");
         self.place(id).pin_processes(pid)?;
         self.follow_pause(id);
@@ -148,7 +148,7 @@ impl Pods {
         self.signal(id, nix::libc::SIGKILL as u32, true).await?;
         match self.tasks.wait(&self.namespace, id, "").await {
             Ok(_) | Err(TaskError::NotFound(_)) => {}
-            Err(cause) => return Err(CriError::Task { id: id.to_owned(), cause }),
+            Err(error) => return Err(CriError::task(id)(error)),
         }
         self.delete_task(id).await;
         let (pods, own) = (self.clone(), id.to_owned());

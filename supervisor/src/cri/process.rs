@@ -59,7 +59,7 @@ impl Pods {
             let id = self.container_id(&options.target_id)?;
             self.running(&id)?;
             let process = self.tasks.get(&self.namespace, &id, "").await;
-            target_pid = Some(process.map_err(|cause| CriError::Task { id, cause })?.pid);
+            target_pid = Some(process.map_err(CriError::task(&id))?.pid);
         }
         let recursive_read_only = self.node.is_recursive_read_only(&sandbox.request.runtime_handler).await;
         Ok(Found { apparmor, target_pid, recursive_read_only })
@@ -158,7 +158,7 @@ impl Pods {
                     let packed =
                         typeurl::pack_json(typeurl::RESOURCES, Value::from(limits.clone()).to_string().into_bytes());
                     let updated = pods.tasks.update(&pods.namespace, &id, Some(packed), request.annotations).await;
-                    updated.map_err(|cause| CriError::Task { id: id.clone(), cause })?;
+                    updated.map_err(CriError::task(&id))?;
                 }
                 cri::ContainerState::ContainerCreated => {}
                 other => {

@@ -118,7 +118,11 @@ impl Pods {
         }
         let mut attachment = String::new();
         if let Some(pod) = self.network(id, &sandbox) {
-            let made = self.cni.add(&pod).await.map_err(|cause| CriError::Network { id: id.to_owned(), cause })?;
+            let made = self
+                .cni
+                .add(&pod)
+                .await
+                .map_err(|cause| CriError::Network { id: id.to_owned(), cause: Box::new(cause) })?;
             proto::fault!("supervisor.sandbox.network_added");
             attachment = serde_json::to_string(&made).map_err(|_| CriError::Panic)?;
         }
@@ -215,7 +219,7 @@ impl Pods {
         if let Some(pod) = self.network(id, &sandbox) {
             let attachment: Option<Attachment> = serde_json::from_str(&sandbox.attachment).ok();
             let gone = self.cni.del(&pod, attachment.as_ref()).await;
-            gone.map_err(|cause| CriError::Network { id: id.to_owned(), cause })?;
+            gone.map_err(|cause| CriError::Network { id: id.to_owned(), cause: Box::new(cause) })?;
         }
         proto::fault!("supervisor.sandbox.network_deleted");
         let place = self.place(id);
