@@ -217,4 +217,4 @@ fn page_sizes(folder: &Path) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -81,18 +81,7 @@ impl Stats {
         self: &Arc<Self>,
         filter: Option<cri::ContainerStatsFilter>,
     ) -> Result<Vec<cri::ContainerStats>, CriError> {
-        let filter = filter.unwrap_or_default();
-        self.look(move |stats, pids| {
-            let wanted = |one: &Running| {
-                one.id.starts_with(&filter.id)
-                    && one.container.sandbox.starts_with(&filter.pod_sandbox_id)
-                    && matches(&one.container.config.labels, &filter.label_selector)
-            };
-            let reader = &mut Reader::new();
-            let running = stats.running(&pids)?;
-            Ok(running.iter().filter(|one| wanted(one)).map(|one| stats.measure(reader, one).0).collect())
-        })
-        .await
+        self.look(move |stats, pids| stats.containers_that(&pids, &filter.unwrap_or_default())).await
     }
 
     /// One pod, which must be ready.
@@ -130,26 +119,7 @@ impl Stats {
 
     /// The metrics of all pods that are ready, and of their containers that run.
     pub(super) async fn metrics(self: &Arc<Self>) -> Result<Vec<cri::PodSandboxMetrics>, CriError> {
-        self.look(|stats, pids| {
-            let (ready, mut inside) = (stats.ready()?, stats.by_sandbox(&pids)?);
-            let networks = stats.networks(&ready);
-            let filesystem = Filesystem::of(&stats.layers);
-            let reader = &mut Reader::new();
-            let pods = ready.into_iter().zip(networks).map(|((id, sandbox), interfaces)| {
-                let containers = inside.remove(&id).unwrap_or_default();
-                let container_metrics = containers.iter().map(|one| cri::ContainerMetrics {
-                    container_id: one.id.clone(),
-                    metrics: stats.metrics_of(reader, &sandbox, one, filesystem.as_ref()),
-                });
-                cri::PodSandboxMetrics {
-                    container_metrics: container_metrics.collect(),
-                    metrics: metrics::pod(&id, &sandbox, &interfaces.unwrap_or_default()),
-                    pod_sandbox_id: id,
-                }
-            });
-            Ok(pods.collect())
-        })
-        .await
+        self.look(|stats, pids| stats.all_metrics(&pids)).await
     }
 
     /// Reads records and files on a thread where waiting is allowed.
@@ -173,6 +143,20 @@ impl Stats {
         let all = self.pods.containers_of(None)?.into_iter();
         let running = all.filter(|(_, container)| container.state() == cri::ContainerState::ContainerRunning);
         Ok(running.filter_map(|(id, container)| Some(Running { pid: *pids.get(&id)?, id, container })).collect())
+    }
+
+    fn containers_that(
+        &self,
+        pids: &Pids,
+        filter: &cri::ContainerStatsFilter,
+    ) -> Result<Vec<cri::ContainerStats>, CriError> {
+        let wanted = |one: &Running| {
+            one.id.starts_with(&filter.id)
+                && one.container.sandbox.starts_with(&filter.pod_sandbox_id)
+                && matches(&one.container.config.labels, &filter.label_selector)
+        };
+        let (running, reader) = (self.running(pids)?, &mut Reader::new());
+        Ok(running.iter().filter(|one| wanted(one)).map(|one| self.measure(reader, one).0).collect())
     }
 
     fn by_sandbox(&self, pids: &Pids) -> Result<HashMap<String, Vec<Running>>, CriError> {
@@ -233,6 +217,26 @@ impl Stats {
         Ok(stats.collect())
     }
 
+    fn all_metrics(&self, pids: &Pids) -> Result<Vec<cri::PodSandboxMetrics>, CriError> {
+        let (ready, mut inside) = (self.ready()?, self.by_sandbox(&pids)?);
+        let networks = self.networks(&ready);
+        let filesystem = Filesystem::of(&self.layers);
+        let reader = &mut Reader::new();
+        let pods = ready.into_iter().zip(networks).map(|((id, sandbox), interfaces)| {
+            let containers = inside.remove(&id).unwrap_or_default();
+            let container_metrics = containers.iter().map(|one| cri::ContainerMetrics {
+                container_id: one.id.clone(),
+                metrics: self.metrics_of(reader, &sandbox, one, filesystem.as_ref()),
+            });
+            cri::PodSandboxMetrics {
+                container_metrics: container_metrics.collect(),
+                metrics: metrics::pod(&id, &sandbox, &interfaces.unwrap_or_default()),
+                pod_sandbox_id: id,
+            }
+        });
+        Ok(pods.collect())
+    }
+
     fn networks(&self, pods: &[(String, Sandbox)]) -> Vec<Option<Vec<network::Interface>>> {
         let pins = pods.iter().map(|(id, sandbox)| self.pods.place(id).pinned(Kind::Net, &sandbox.namespaces()));
         network::read(&pins.collect::<Vec<_>>())
@@ -284,3 +288,6 @@ fn shared_parents(pods: &[(String, Sandbox)]) -> HashSet<String> {
     let mut seen = HashSet::new();
     pods.iter().map(|(_, sandbox)| parent(sandbox)).filter(|parent| !seen.insert(*parent)).map(str::to_owned).collect()
 }
+
+#[cfg(test)]
+mod tests;
