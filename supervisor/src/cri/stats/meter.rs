@@ -169,7 +169,7 @@ fn cpu(cpu: &Cpu, timestamp: i64, rate: impl FnOnce(u64) -> Option<u64>) -> Opti
         timestamp,
         usage_core_nano_seconds: value(Some(cpu.usage?)),
         usage_nano_cores: value(cpu.usage.and_then(rate)),
-        psi: cpu.pressure.clone(),
+        psi: cpu.pressure,
     })
 }
 
@@ -184,7 +184,7 @@ fn memory(memory: &Memory, timestamp: i64) -> Option<cri::MemoryUsage> {
         rss_bytes: value(memory.rss),
         page_faults: value(memory.page_faults),
         major_page_faults: value(memory.major_page_faults),
-        psi: memory.pressure.clone(),
+        psi: memory.pressure,
     })
 }
 
@@ -198,7 +198,7 @@ fn swap(memory: &Memory, timestamp: i64) -> Option<cri::SwapUsage> {
 }
 
 fn io(usage: &Usage, timestamp: i64) -> Option<cri::IoUsage> {
-    Some(cri::IoUsage { timestamp, psi: Some(usage.io_pressure.clone()?) })
+    Some(cri::IoUsage { timestamp, psi: Some(usage.io_pressure?) })
 }
 
 /// As cgroups name them: `hugepages-2048kB` is `2MB` there.

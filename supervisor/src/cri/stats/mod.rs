@@ -218,7 +218,7 @@ impl Stats {
     }
 
     fn all_metrics(&self, pids: &Pids) -> Result<Vec<cri::PodSandboxMetrics>, CriError> {
-        let (ready, mut inside) = (self.ready()?, self.by_sandbox(&pids)?);
+        let (ready, mut inside) = (self.ready()?, self.by_sandbox(pids)?);
         let networks = self.networks(&ready);
         let filesystem = Filesystem::of(&self.layers);
         let reader = &mut Reader::new();
