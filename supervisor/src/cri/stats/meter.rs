@@ -80,15 +80,15 @@ impl Meter {
         self.known().pods.retain(|id, _| living(id));
     }
 
-    /// The cgroup of a container; `None` if it has none of its own, or is about to end.
-    pub(super) fn cgroup(&self, one: &Running) -> Option<Cgroup> {
-        if let Some((pid, cgroup)) = self.known().cgroups.get(&one.id)
-            && *pid == one.pid
+    /// The cgroup of a container whose first process is `pid`; `None` if it has none of its own, or is about to end.
+    pub(super) fn cgroup(&self, id: &str, pid: u32) -> Option<Cgroup> {
+        if let Some((known, cgroup)) = self.known().cgroups.get(id)
+            && *known == pid
         {
             return Some(cgroup.clone());
         }
-        let found = self.hierarchies.of_process(one.pid, &one.id)?;
-        self.known().cgroups.insert(one.id.clone(), (one.pid, found.clone()));
+        let found = self.hierarchies.of_process(pid, id)?;
+        self.known().cgroups.insert(id.to_owned(), (pid, found.clone()));
         Some(found)
     }
 

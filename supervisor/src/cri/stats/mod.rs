@@ -187,11 +187,17 @@ impl Stats {
         let reader = &mut Reader::new();
         let stats = ready.into_iter().zip(networks).map(|((id, sandbox), interfaces)| {
             let containers = inside.remove(&id).unwrap_or_default();
-            let (containers, used): (Vec<_>, Vec<_>) = containers
+            let (containers, mut used): (Vec<_>, Vec<_>) = containers
                 .iter()
                 .map(|one| self.measure(reader, one))
                 .map(|(stats, cgroup, used)| (stats, (cgroup, used)))
                 .unzip();
+            // The process that a pod has whose containers share theirs: it is no container to the kubelet.
+            if let Some(pid) = pids.get(&id) {
+                let cgroup = self.meter.cgroup(&id, *pid);
+                let usage = self.meter.usage(reader, cgroup.as_ref(), Detail::Stats);
+                used.push((cgroup, usage));
+            }
             let parent = Some(parent(&sandbox)).filter(|parent| !parent.is_empty() && !shared.contains(*parent));
             let cgroup = parent.and_then(|parent| self.meter.hierarchies.of_pod(parent, self.pods.driver));
             let usage = self.meter.pod(&id, reader, cgroup.as_ref(), &used);
@@ -243,7 +249,7 @@ impl Stats {
     }
 
     fn measure(&self, reader: &mut Reader, one: &Running) -> (cri::ContainerStats, Option<Cgroup>, Usage) {
-        let cgroup = self.meter.cgroup(one);
+        let cgroup = self.meter.cgroup(&one.id, one.pid);
         let usage = self.meter.usage(reader, cgroup.as_ref(), Detail::Stats);
         (self.meter.container(one, &usage, self.layer(&one.id), &self.layers), cgroup, usage)
     }
@@ -260,7 +266,7 @@ impl Stats {
         one: &Running,
         filesystem: Option<&Filesystem>,
     ) -> Vec<cri::Metric> {
-        let cgroup = self.meter.cgroup(one);
+        let cgroup = self.meter.cgroup(&one.id, one.pid);
         let processes = cgroup.as_ref().and_then(|cgroup| cgroup.processes(reader));
         metrics::container(
             sandbox,

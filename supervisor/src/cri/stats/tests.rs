@@ -127,6 +127,18 @@ async fn lists_have_what_runs_and_passes() {
     assert_eq!(a.network.map(|network| network.interfaces.len()), Some(0), "the loopback isn't told");
     assert!(b.containers.is_empty() && b.cpu.is_none() && b.memory.is_none() && b.network.is_none());
 
+    // A pod with a process of its own, and no container.
+    let own: Pids = [(alive.clone(), live.pid())].into();
+    let put = |tx: &crate::store::WriteTx| SANDBOXES.put(tx, NAMESPACE, &alive, &sandbox(Phase::Ready, "pid"));
+    pods.stores.db.write(put).unwrap();
+    pods.stores.db.write(|tx| CONTAINERS.remove(tx, NAMESPACE, &alive)).unwrap();
+    let found = stats.pods_that(&own, |id, _| id == alive).unwrap();
+    let pause = linux(&found[0]);
+    assert!(pause.containers.is_empty() && pause.cpu.is_some());
+    assert_eq!(pause.process.unwrap().process_count, Some(cri::UInt64Value { value: 1 }));
+    pods.stores.db.write(|tx| SANDBOXES.remove(tx, NAMESPACE, &alive)).unwrap();
+    pods.stores.db.write(|tx| CONTAINERS.put(tx, NAMESPACE, &alive, &records[0].1)).unwrap();
+
     let metrics = stats.all_metrics(&pids).unwrap();
     assert_eq!(metrics.iter().map(|pod| pod.container_metrics.len()).collect::<Vec<_>>(), [1, 0]);
     let inside = &metrics[0].container_metrics[0];

@@ -81,7 +81,7 @@ fn what_is_said_of_a_container() {
     let layer = meter.layers.usage("x", || Ok(LayerUsage { bytes: 4096, inodes: 2 }));
     for (which, has_pressure) in [(1, true), (2, false)] {
         let one = running(which, 7);
-        let cgroup = meter.cgroup(&one);
+        let cgroup = meter.cgroup(&one.id, one.pid);
         let usage = meter.usage(&mut Reader::new(), cgroup.as_ref(), Detail::Stats);
         let stats = meter.container(&one, &usage, layer, Path::new("/layers"));
         let attributes = stats.attributes.unwrap();
@@ -102,7 +102,7 @@ fn what_is_said_of_a_container() {
     }
     // One whose cgroup nobody knows, as its process is gone.
     let stats = meter.container(&running(3, u32::MAX), &Usage::default(), None, Path::new("/layers"));
-    assert_eq!(meter.cgroup(&running(3, u32::MAX)), None);
+    assert_eq!(meter.cgroup(&id(3), u32::MAX), None);
     assert_eq!((stats.cpu, stats.memory, stats.swap, stats.io, stats.writable_layer), (None, None, None, None, None));
     meter.keep_containers(|living| living == id(1));
     let known = meter.known();
@@ -145,7 +145,7 @@ fn a_pod_is_its_cgroup_or_the_sum_of_its_containers() {
 
 /// Every metric of a container that `cgroup` is of.
 fn all_metrics(meter: &Meter, one: &Running) -> Vec<cri::Metric> {
-    let (reader, cgroup) = (&mut Reader::new(), meter.cgroup(one));
+    let (reader, cgroup) = (&mut Reader::new(), meter.cgroup(&one.id, one.pid));
     let processes = cgroup.as_ref().and_then(|cgroup| cgroup.processes(reader));
     let facts = Facts {
         id: &one.id,
@@ -278,7 +278,7 @@ fn two_hundred_containers_are_read_in_a_moment() {
     let layer = meter.layers.usage("x", || Ok(LayerUsage::default()));
     let (began, reader) = (Instant::now(), &mut Reader::new());
     for one in &all {
-        let usage = meter.usage(reader, meter.cgroup(one).as_ref(), Detail::Stats);
+        let usage = meter.usage(reader, meter.cgroup(&one.id, one.pid).as_ref(), Detail::Stats);
         assert!(meter.container(one, &usage, layer, Path::new("/layers")).cpu.is_some());
     }
     let took = began.elapsed();
@@ -355,8 +355,8 @@ fn a_process_in_a_cgroup_of_this_machine() {
     let Some(mut live) = Live::new("meter") else { return };
     let meter = Meter::new(Path::new(super::super::cgroup::ROOT));
     let one = Running { id: live.id.clone(), ..running(1, live.child.id()) };
-    let cgroup = meter.cgroup(&one).expect("found by its process");
-    assert_eq!(meter.cgroup(&Running { id: id(1), ..running(1, live.child.id()) }), None, "another's process");
+    let cgroup = meter.cgroup(&one.id, one.pid).expect("found by its process");
+    assert_eq!(meter.cgroup(&id(1), live.child.id()), None, "another's process");
     let reader = &mut Reader::new();
     assert_eq!(cgroup.processes(reader), Some(vec![live.child.id()]));
     let mut sample = || {
