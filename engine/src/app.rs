@@ -4,9 +4,7 @@ use crate::{
     access::{AccessError, Gate},
     config::{Config, Live},
     containers::{
-        Containers,
-        apparmor::AppArmor,
-        exits, networking,
+        Containers, exits, networking,
         store::{Store, StoreError},
     },
     events::Events,
@@ -22,6 +20,7 @@ use crate::{
     volumes::Volumes,
 };
 use nix::fcntl::{Flock, FlockArg};
+use spec::apparmor::AppArmor;
 use std::{
     collections::BTreeMap,
     fs::{DirBuilder, File, OpenOptions},

@@ -116,6 +116,18 @@ impl Machine {
     }
 }
 
+/// Processes of a program whose command line names a folder.
+pub fn processes_of(folder: &Path, program: &str) -> Vec<u32> {
+    let text = folder.display().to_string();
+    let line = |pid: &u32| {
+        let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| [program, &text].into_iter().all(|word| line(pid).contains(word))).collect()
+}
+
 /// What a stack that has ended left behind: mounts and processes that name its folder, its bridge and its table where that is on this
 /// machine.
 ///

@@ -24,6 +24,9 @@ use crate::report::report;
 /// What it is called by.
 pub(crate) const NAME: &str = "docker-init";
 
+/// What it is called by where it is process 1 of a pod whose containers share their processes (CRI), and has nothing to start.
+pub(crate) const PAUSE: &str = "berth-pause";
+
 /// The kernel sends these for the process's own mistakes; blocked, they would come as an endless fault.
 const FAULTS: [Signal; 7] =
     [Signal::SIGFPE, Signal::SIGILL, Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGABRT, Signal::SIGTRAP, Signal::SIGSYS];
@@ -48,6 +51,30 @@ pub(crate) fn main(words: Vec<OsString>) -> ExitCode {
         _ => {
             report(format_args!("{NAME}: no command"));
             ExitCode::from(2)
+        }
+    }
+}
+
+/// `berth-pause`: reaps until it is told to end.
+pub(crate) fn pause() -> ExitCode {
+    let mut wanted = SigSet::empty();
+    [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT].into_iter().for_each(|signal| wanted.add(signal));
+    let waited = || {
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&wanted), None)?;
+        let signals = SignalFd::new(&wanted)?;
+        loop {
+            // Those who ended before their signals were waited for, too. No child has this pid.
+            reap(Pid::from_raw(0))?;
+            if signals.read_signal()?.is_some_and(|info| info.ssi_signo as i32 != Signal::SIGCHLD as i32) {
+                return Ok::<_, Errno>(());
+            }
+        }
+    };
+    match waited() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report(format_args!("{PAUSE}: {error}"));
+            ExitCode::FAILURE
         }
     }
 }

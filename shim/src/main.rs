@@ -51,8 +51,10 @@ fn main() -> ExitCode {
     let mut words = std::env::args_os();
     let name = words.next().unwrap_or_default();
     let words: Vec<_> = words.collect();
-    if std::path::Path::new(&name).file_name().is_some_and(|name| name == init::NAME) {
-        return init::main(words);
+    match std::path::Path::new(&name).file_name() {
+        Some(name) if name == init::NAME => return init::main(words),
+        Some(name) if name == init::PAUSE => return init::pause(),
+        _ => {}
     }
     if let Some((action, rest)) = words.split_first()
         && action == io::pack::ACTION

@@ -210,8 +210,8 @@ impl App {
         let layers = config.snapshots.folder(&config.data().join("snapshots"), stores.snapshots.default_name());
         let images = ImageService::new(stores.clone(), registries.clone(), layers.clone());
         let parts = (stores.clone(), containers.clone(), tasks.clone());
-        let pods = Pods::open(&config, &node, parts, begun.clone()).await?;
-        let cri = (RuntimeService::new(node, pods, layers), images);
+        let pods = Pods::open(&config, Arc::new(node), parts, begun.clone()).await?;
+        let cri = (RuntimeService::new(pods, layers), images);
         let services = Services { events, introspection, containers, tasks, stores, registries, cri, draining: begun };
         let (notifier, watchdog) = (service.notifier, service.watchdog);
         Ok(Self {

@@ -15,6 +15,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use file::{DEFAULT, Problem, Reading, Settings};
+pub(crate) use period::Period;
 
 use crate::{
     gc::GcConfig,
@@ -113,6 +114,17 @@ pub(crate) enum MetricsAddress {
     Tcp(SocketAddr),
 }
 
+/// Where networks of pods are found (CNI).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CniConfig {
+    /// Folder of configurations.
+    pub(crate) conf_dir: PathBuf,
+    /// Folders of plugins, in the order in which they count.
+    pub(crate) bin_dirs: Vec<PathBuf>,
+    /// How long one call of a plugin may take.
+    pub(crate) plugin_limit: Duration,
+}
+
 /// Everything that can be set, complete and checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Config {
@@ -140,6 +152,10 @@ pub(crate) struct Config {
     pub(crate) snapshots: SnapshotConfig,
     /// How registries are reached.
     pub(crate) registries: Registries,
+    /// Where networks of pods are found.
+    pub(crate) cni: CniConfig,
+    /// Where streams of CRI are served.
+    pub(crate) streaming: SocketAddr,
 }
 
 /// What is wrong with the configuration.
@@ -178,6 +194,14 @@ pub(crate) enum ValueError {
         /// Its value.
         path: PathBuf,
     },
+    /// What lists folders with colons in between can't have one with a colon inside.
+    #[error("{key} {path} has a colon in its name, which CNI_PATH can't carry")]
+    Colon {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        path: PathBuf,
+    },
     /// Only unix sockets are served.
     #[error("listen {address:?} is not of the form unix:///path/of/socket")]
     Listen {
@@ -198,6 +222,12 @@ pub(crate) enum ValueError {
         /// What was given.
         address: String,
     },
+    /// Streams are served on a TCP port.
+    #[error("cri.streaming-address {address:?} is not an address and a port, such as 127.0.0.1:0")]
+    Streaming {
+        /// What was given.
+        address: String,
+    },
     /// Neither a level nor a list.
     #[error("log-level {level:?} is none (use error, warn, info, debug, or a list of target=level)")]
     Level {
@@ -212,8 +242,9 @@ impl ValueError {
         match self {
             Self::Relative { key, .. } => key,
             Self::Listen { .. } => "listen",
-            Self::SocketTooLong { key, .. } => key,
+            Self::SocketTooLong { key, .. } | Self::Colon { key, .. } => key,
             Self::Metrics { .. } => "metrics",
+            Self::Streaming { .. } => "cri.streaming-address",
             Self::Level { .. } => "log-level",
         }
     }
@@ -322,6 +353,14 @@ impl Config {
         for path in &settings.registry.config_path {
             absolute("registry.config-path", path)?;
         }
+        for path in &settings.cri.cni_bin_dirs {
+            absolute("cri.cni-bin-dirs", path)?;
+            if path.as_os_str().as_encoded_bytes().contains(&b':') {
+                return Err(ValueError::Colon { key: "cri.cni-bin-dirs", path: path.clone() });
+            }
+        }
+        let address = &settings.cri.streaming_address;
+        let streaming = address.parse().map_err(|_| ValueError::Streaming { address: address.clone() })?;
         let proxies = Proxies::read(|name| std::env::var(name).ok());
         Ok(Self {
             data_root: absolute("data-root", &settings.data_root)?,
@@ -344,6 +383,12 @@ impl Config {
                 proxies,
                 settings.registry.silence.0.max(Duration::from_millis(1)),
             ),
+            cni: CniConfig {
+                conf_dir: absolute("cri.cni-conf-dir", &settings.cri.cni_conf_dir)?,
+                bin_dirs: settings.cri.cni_bin_dirs.clone(),
+                plugin_limit: settings.cri.cni_plugin_limit.0.max(Duration::from_millis(1)),
+            },
+            streaming,
         })
     }
 
@@ -384,7 +429,7 @@ mod tests {
         assert_eq!(config.data_root, Path::new("/var/lib/berth"));
         assert_eq!(config.socket, Path::new("/run/berth/supervisor.sock"));
         assert_eq!(config.log, LogConfig { level: "info".into(), format: LogFormat::Text, file: None });
-        assert_eq!(config.metrics, None);
+        assert_eq!((config.metrics, config.streaming), (None, "127.0.0.1:0".parse().unwrap()));
         assert_eq!(args(&[]).into_settings().unwrap().listen, "unix:///run/berth/supervisor.sock");
     }
 
@@ -435,6 +480,7 @@ mod tests {
             ("[runtimes]\na = 'b'", "line 2: runtimes.a b is not an absolute path"),
             ("[snapshots]\ndefault = 'zfs'", "unknown variant `zfs`"),
             ("[snapshots.native]\nroot = 'n'", "line 2: snapshots.native.root n is not an absolute path"),
+            ("\n[cri]\nstreaming-address = 'localhost'", "line 3: cri.streaming-address \"localhost\" is not"),
             ("drain = '1s'\nmetrics = 'x'", "line 2: metrics \"x\""),
         ] {
             let (_folder, at) = file(text);

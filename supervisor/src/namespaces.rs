@@ -118,9 +118,13 @@ impl Namespaces {
                 return Err(NamespaceError::NotFound(name.to_owned()));
             }
             let mut rest = Vec::new();
-            for (table, what) in
-                [("containers", "containers"), ("images", "images"), ("snapshots", "snapshots"), ("content", "blobs")]
-            {
+            for (table, what) in [
+                ("containers", "containers"),
+                ("cri-sandboxes", "sandboxes"),
+                ("images", "images"),
+                ("snapshots", "snapshots"),
+                ("content", "blobs"),
+            ] {
                 let count = tx.scan_bytes(table, &format!("{name}\0"))?.len();
                 if count > 0 {
                     rest.push(format!("{count} {what}"));

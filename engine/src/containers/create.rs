@@ -3,7 +3,6 @@
 
 use super::{
     Container, Containers, files,
-    kernel::Kernel,
     layers::Layers,
     links, merge, mounts, names, namespaces, networking,
     record::{MountKind, MountPoint, Record, State},
@@ -83,7 +82,7 @@ pub async fn create(
     if !shims::is_known(&host_config.runtime, &app.live()) {
         return Err(ApiError::invalid(format!("unknown or invalid runtime name: {}", host_config.runtime)));
     }
-    warnings.extend(resources::adapt(&mut host_config, &Kernel::probe(app.unified_cgroups))?);
+    warnings.extend(resources::adapt(&mut host_config, &::spec::kernel::Kernel::probe(app.unified_cgroups))?);
     namespaces::settle(app, &mut host_config)?;
     let inherited = volumes_from::inherit(app, host_config.volumes_from.as_deref().unwrap_or_default())?;
     links::settle(app, &host_config.network_mode, &mut host_config.links)?;

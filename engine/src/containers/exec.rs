@@ -8,7 +8,6 @@ use super::{
     rules::{Operation, decide},
     spec,
     streams::{ClientStream, Ended, Ends, Fifos, Framing, Wants, pump},
-    users,
     validate::{not_yet, words},
 };
 use crate::{
@@ -19,6 +18,7 @@ use crate::{
     supervisor::SupervisorError,
     time::Timestamp,
 };
+use ::spec::users::{self, Memberships};
 use proto::{
     containerd::services::tasks::v1::{
         CloseIoRequest, DeleteProcessRequest, ExecProcessRequest, KillRequest, StartRequest,
@@ -313,7 +313,7 @@ fn process(exec: &Exec, record: &Record, options: ExecStart, links: &[String]) -
     let layers = Layers::of_process(record.state.pid).map_err(|e| ApiError::unexpected(&e))?;
     let database = layers.users().map_err(|e| ApiError::unexpected(&e))?;
     let wanted = if config.user.is_empty() { &record.config.user } else { &config.user };
-    let user = users::find(&database, wanted, words(&record.host.group_add))?;
+    let user = users::find(&database, wanted, Memberships::WithoutGroup, words(&record.host.group_add))?;
     let caps = spec::exec_caps(record, config.privileged)?;
     let mut env = merge::environment(&record.config, &record.config.hostname, links);
     if config.tty && !env.iter().any(|word| word.starts_with("TERM=")) {

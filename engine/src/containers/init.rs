@@ -10,12 +10,7 @@ use crate::{
     http::{ApiError, ApiResult},
     launch,
 };
-use std::{
-    fs::{File, Metadata, Permissions},
-    io,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-};
+use std::path::PathBuf;
 
 /// Where the container sees it, as with Docker.
 pub const IN_CONTAINER: &str = "/sbin/docker-init";
@@ -44,7 +39,7 @@ pub fn program(app: &App, record: &Record) -> ApiResult<Option<PathBuf>> {
     let shim = if shim.is_absolute() { Some(shim) } else { on_path(SHIM) };
     if let Some(shim) = shim {
         let copy = app.config.engine_run().join("docker-init");
-        copy_of(&shim, &copy)
+        ::spec::init::copy_of(&shim, &copy)
             .map_err(|error| failed(format!("copy {} to {}: {error}", shim.display(), copy.display())))?;
         return Ok(Some(copy));
     }
@@ -60,51 +55,4 @@ pub fn program(app: &App, record: &Record) -> ApiResult<Option<PathBuf>> {
 fn on_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_absolute() && file.is_file())
-}
-
-/// Copies unless that is done; one that containers run from already is replaced, not written to.
-fn copy_of(from: &Path, to: &Path) -> io::Result<()> {
-    let source = File::open(from)?;
-    let meta = source.metadata()?;
-    let is_same = |copy: Metadata| copy.len() == meta.len() && copy.modified().ok() == meta.modified().ok();
-    if std::fs::metadata(to).is_ok_and(is_same) {
-        return Ok(());
-    }
-    // One of each start: two may copy at once.
-    let random = crate::ids::random_bytes::<6>().map_err(io::Error::other)?;
-    let part = to.with_extension(proto::digest::hex(&random));
-    let made = (|| {
-        let mut target = File::create_new(&part)?;
-        io::copy(&mut &source, &mut target)?;
-        target.set_permissions(Permissions::from_mode(0o755))?;
-        target.set_modified(meta.modified()?)?;
-        drop(target);
-        std::fs::rename(&part, to)
-    })();
-    if made.is_err() {
-        let _ = std::fs::remove_file(&part);
-    }
-    made
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::MetadataExt;
-
-    #[test]
-    fn copied_once_and_again_when_there_is_a_newer_one() {
-        let folder = tempfile::tempdir().unwrap();
-        let (from, to) = (folder.path().join("from"), folder.path().join("to"));
-        std::fs::write(&from, "one").unwrap();
-        copy_of(&from, &to).unwrap();
-        let first = std::fs::metadata(&to).unwrap();
-        assert_eq!(first.mode() & 0o777, 0o755);
-        copy_of(&from, &to).unwrap();
-        assert_eq!(std::fs::metadata(&to).unwrap().ino(), first.ino());
-        std::fs::write(&from, "another").unwrap();
-        copy_of(&from, &to).unwrap();
-        assert_eq!(std::fs::read_to_string(&to).unwrap(), "another");
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
-    }
 }

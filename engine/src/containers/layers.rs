@@ -2,22 +2,11 @@
 //! only this process sees and that vanishes with its descriptor, even by SIGKILL. Paths are resolved within it, never
 //! out of it.
 
-use super::{
-    overlay,
-    users::{Database, FILE_LIMIT},
-};
-use nix::{
-    errno::Errno,
-    fcntl::OFlag,
-    sys::stat::{SFlag, fstat},
-};
+use super::overlay;
+use ::spec::users::{Database, ReadError};
+use nix::{errno::Errno, fcntl::OFlag};
 use proto::containerd::types::Mount;
-use std::{
-    fs::File,
-    io::Read,
-    os::fd::{AsFd, OwnedFd},
-    path::Path,
-};
+use std::{os::fd::OwnedFd, path::Path};
 use sys::{
     mount::{Reach, attr, clone_tree},
     path::{Within, open_within},
@@ -40,10 +29,8 @@ pub enum LayersError {
         #[source]
         cause: std::io::Error,
     },
-    #[error("{path} of the image is larger than {FILE_LIMIT} bytes")]
-    TooLarge { path: String },
-    #[error("{path} of the image is not a regular file")]
-    NotAFile { path: String },
+    #[error(transparent)]
+    Users(#[from] ReadError),
 }
 
 /// Read-only view of a root file system.
@@ -99,7 +86,7 @@ impl Layers {
 
     /// The passwd and group files; absent ones are empty.
     pub fn users(&self) -> Result<Database, LayersError> {
-        Ok(Database { passwd: self.text("etc/passwd")?, group: self.text("etc/group")? })
+        Ok(Database::read(&self.0)?)
     }
 
     /// A folder within, for copying out of it. None if there is no such folder.
@@ -110,27 +97,6 @@ impl Layers {
             Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
             Err(cause) => Err(LayersError::Read { path: path.to_owned(), cause: cause.into() }),
         }
-    }
-
-    fn text(&self, path: &str) -> Result<String, LayersError> {
-        let failed = |cause: std::io::Error| LayersError::Read { path: path.to_owned(), cause };
-        // O_NONBLOCK: a FIFO in its place must not hold us (CVE-2024-9676).
-        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-        let file = match open_within(&self.0, path, flags, 0, Within::Root) {
-            Ok(file) => file,
-            Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(String::new()),
-            Err(cause) => return Err(failed(cause.into())),
-        };
-        let stat = fstat(file.as_fd()).map_err(|e| failed(e.into()))?;
-        if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
-            return Err(LayersError::NotAFile { path: path.to_owned() });
-        }
-        let mut bytes = Vec::new();
-        File::from(file).take(FILE_LIMIT as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
-        if bytes.len() > FILE_LIMIT {
-            return Err(LayersError::TooLarge { path: path.to_owned() });
-        }
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 }
 
@@ -190,9 +156,9 @@ mod tests {
         std::fs::create_dir_all(&lower).unwrap();
         nix::unistd::mkfifo(&upper.join("etc/passwd"), nix::sys::stat::Mode::S_IRUSR).unwrap();
         let users = || Layers::open(&overlay([&upper, &lower])).unwrap().users();
-        assert!(matches!(users(), Err(LayersError::NotAFile { .. })));
+        assert!(matches!(users(), Err(LayersError::Users(ReadError::NotAFile { .. }))));
         std::fs::remove_file(upper.join("etc/passwd")).unwrap();
-        File::create(upper.join("etc/passwd")).unwrap().set_len(2 << 30).unwrap();
-        assert!(matches!(users(), Err(LayersError::TooLarge { .. })));
+        std::fs::File::create(upper.join("etc/passwd")).unwrap().set_len(2 << 30).unwrap();
+        assert!(matches!(users(), Err(LayersError::Users(ReadError::TooLarge { .. }))));
     }
 }

@@ -4,10 +4,8 @@
 //! supervisor about it. Readers never wait: they copy from a record behind a short lock. Ends of processes come from the
 //! supervisor's events (`exits`), not through the queue, since whoever holds the turn may be waiting for just that.
 
-pub mod apparmor;
 pub mod archive;
 pub mod attach;
-pub mod caps;
 pub mod cdi;
 pub mod changes;
 pub mod commit;
@@ -23,7 +21,6 @@ pub mod frames;
 pub mod health;
 pub mod init;
 pub mod inspect;
-pub mod kernel;
 pub mod layers;
 pub mod links;
 pub mod list;
@@ -46,10 +43,8 @@ pub mod resources;
 pub mod restart;
 pub mod rootfs;
 pub mod rules;
-pub mod seccomp;
 pub mod security;
 pub mod shims;
-pub mod signal;
 pub mod size;
 pub mod sources;
 pub mod spec;
@@ -60,7 +55,6 @@ pub mod store;
 pub mod streams;
 pub mod sweep;
 pub mod update;
-pub mod users;
 pub mod validate;
 pub mod volumes_from;
 
@@ -233,7 +227,7 @@ pub struct Containers {
     table: Mutex<Table>,
     execs: Mutex<HashMap<String, Arc<Exec>>>,
     /// passwd and group files of images, by the name of their topmost snapshot.
-    pub users: Mutex<HashMap<String, Arc<users::Database>>>,
+    pub users: Mutex<HashMap<String, Arc<::spec::users::Database>>>,
 }
 
 #[derive(Debug, Default)]

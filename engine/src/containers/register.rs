@@ -10,7 +10,6 @@ use super::{
     rootfs, security, shims,
     sources::{self, Sources},
     spec::{self, Surroundings},
-    users::{self, Database, User},
     validate::words,
 };
 use crate::{
@@ -18,6 +17,7 @@ use crate::{
     http::{ApiError, ApiResult},
     networks::NetworkKind,
 };
+use ::spec::users::{self, Database, Memberships, User};
 use proto::{
     containerd::{
         runc::v1::Options,
@@ -58,15 +58,17 @@ pub async fn register(
     let netns = netns_path(app, &record.id);
     let folder = app.containers.folder_of(&record.id);
     let security = security::parse(&record.host)?;
-    let apparmor = app.apparmor.settle(&security, record.host.privileged).await.map_err(|mut error| {
-        error.message = format!("start container {}: {}", record.name, error.message);
-        error
-    })?;
+    let apparmor =
+        app.apparmor.settle(security.apparmor.as_deref(), record.host.privileged).await.map_err(|error| {
+            let mut error = ApiError::from(error);
+            error.message = format!("start container {}: {}", record.name, error.message);
+            error
+        })?;
     let joined = namespaces::join(app, record)?;
     let init = init::program(app, record)?;
     let environment = links::environment(app, record)?;
     let devices = cdi::edits(
-        &cdi::folders(&app.config.cdi_spec_dirs),
+        &::spec::cdi::folders(&app.config.cdi_spec_dirs),
         record.host.device_requests.as_deref().unwrap_or_default(),
     )?;
     propagation::check(record)?;
@@ -158,7 +160,8 @@ async fn find_user(app: &Arc<App>, record: &Record, snapshot: &[Mount]) -> ApiRe
             database
         }
     };
-    users::find(&database, &record.config.user, words(&record.host.group_add))
+    let extra = words(&record.host.group_add);
+    Ok(users::find(&database, &record.config.user, Memberships::WithoutGroup, extra)?)
 }
 
 /// Path where the namespace of a container is pinned; the network makes it, the specification names it.

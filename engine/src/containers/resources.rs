@@ -1,10 +1,11 @@
 //! Limits: what cannot be is refused, and what this kernel cannot keep is dropped with a warning, in Docker's words. Pure.
 
-use super::{kernel::Kernel, spec};
+use super::spec;
 use crate::{
     api::{HostConfig, host_config::ThrottleDevice, serial::OrNull},
     http::{ApiError, ApiResult},
 };
+use ::spec::kernel::Kernel;
 
 /// The least memory a container can have, as in Docker.
 const MIN_MEMORY: i64 = 6 << 20;
@@ -307,7 +308,7 @@ mod tests {
             "BlkioWeightDevice":[{"Path":"/dev/x","Weight":50}],"BlkioDeviceReadBps":[{"Path":"/dev/x","Rate":1}],
             "BlkioDeviceWriteBps":[{"Path":"/dev/x","Rate":1}],"BlkioDeviceReadIOps":[{"Path":"/dev/x","Rate":1}],
             "BlkioDeviceWriteIOps":[{"Path":"/dev/x","Rate":1}],"CpusetCpus":"0"}"#;
-        let complete = super::super::kernel::tests::complete();
+        let complete = Kernel::COMPLETE;
         let mut kept = host(everything);
         assert_eq!(adapt(&mut kept, &complete).unwrap().len(), 1, "kernel memory is deprecated everywhere");
         assert_eq!(kept, host(everything));

@@ -1,10 +1,11 @@
 //! `SecurityOpt`: what of it is honoured. Pure, but for the question whether this kernel has AppArmor.
 
-use super::{apparmor, validate::words};
+use super::validate::words;
 use crate::{
     api::HostConfig,
     http::{ApiError, ApiResult},
 };
+use ::spec::{apparmor, seccomp::parse_profile};
 use serde_json::Value;
 
 /// Options read.
@@ -55,7 +56,7 @@ pub fn parse(host: &HostConfig) -> ApiResult<Security> {
             ("writable-cgroups", value) => security.writable_cgroups = Some(boolean(value).ok_or_else(bad)?),
             ("seccomp", "unconfined") => security.seccomp = Some(Seccomp::Unconfined),
             ("seccomp", "builtin") => security.seccomp = Some(Seccomp::Default),
-            ("seccomp", profile) => security.seccomp = Some(Seccomp::Profile(profile_of(profile)?)),
+            ("seccomp", profile) => security.seccomp = Some(Seccomp::Profile(parse_profile(profile)?)),
             ("systempaths", "unconfined") => security.system_paths_unconfined = true,
             ("apparmor", "") => security.apparmor = None,
             ("apparmor", profile) => security.apparmor = Some(profile.to_owned()),
@@ -95,66 +96,6 @@ pub fn check(host: &HostConfig) -> ApiResult<()> {
         ));
     }
     Ok(())
-}
-
-/// Docker's form of a profile to that of the runtime specification.
-pub fn profile_of(text: &str) -> ApiResult<Value> {
-    let bad = |why: String| ApiError::invalid(format!("decoding seccomp profile failed: {why}"));
-    let mut profile: Value = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
-    let map = profile.as_object_mut().ok_or_else(|| bad("not an object".into()))?;
-    if !map.get("defaultAction").is_some_and(Value::is_string) {
-        return Err(bad("no defaultAction".into()));
-    }
-    if let Some(arch_map) = map.remove("archMap") {
-        let mut architectures = Vec::new();
-        let native = match std::env::consts::ARCH {
-            "x86_64" => "SCMP_ARCH_X86_64",
-            "aarch64" => "SCMP_ARCH_AARCH64",
-            _ => "",
-        };
-        for entry in arch_map.as_array().into_iter().flatten().filter(|e| e["architecture"] == native) {
-            architectures.push(entry["architecture"].clone());
-            architectures.extend(entry["subArchitectures"].as_array().cloned().unwrap_or_default());
-        }
-        map.insert("architectures".into(), architectures.into());
-    }
-    for rule in map.get_mut("syscalls").and_then(Value::as_array_mut).into_iter().flatten() {
-        let Some(rule) = rule.as_object_mut() else { return Err(bad("a rule is not an object".into())) };
-        if let Some(name) = rule.remove("name").filter(|name| !name.is_null()) {
-            rule.insert("names".into(), vec![name].into());
-        }
-        if rule.get("args").is_some_and(Value::is_null) {
-            rule.remove("args");
-        }
-        rule.remove("comment");
-        // `includes` and `excludes` are kept for now: the spec writer, who knows the capabilities, resolves them.
-    }
-    Ok(profile)
-}
-
-/// Resolves the conditions of Docker's profile format for a container with these capabilities.
-pub fn resolve_conditions(profile: &Value, caps: &std::collections::BTreeSet<&'static str>) -> Value {
-    let go_arch = crate::http::system::arch();
-    let holds = |condition: &Value, key: &str, test: &dyn Fn(&str) -> bool| {
-        condition[key].as_array().map(|list| list.iter().filter_map(Value::as_str).map(test).collect::<Vec<_>>())
-    };
-    let mut profile = profile.clone();
-    if let Some(rules) = profile.get_mut("syscalls").and_then(Value::as_array_mut) {
-        rules.retain_mut(|rule| {
-            let Some(map) = rule.as_object_mut() else { return false };
-            let includes = map.remove("includes").unwrap_or_default();
-            let excludes = map.remove("excludes").unwrap_or_default();
-            let has_cap = |cap: &str| caps.contains(cap);
-            let is_arch = |arch: &str| arch == go_arch;
-            // All capabilities, but any architecture, as moby reads them.
-            let in_caps = holds(&includes, "caps", &has_cap).is_none_or(|l| l.iter().all(|on| *on));
-            let in_arch = holds(&includes, "arches", &is_arch).is_none_or(|l| l.is_empty() || l.iter().any(|on| *on));
-            let out_caps = holds(&excludes, "caps", &has_cap).is_some_and(|l| l.iter().any(|on| *on));
-            let out_arch = holds(&excludes, "arches", &is_arch).is_some_and(|l| l.iter().any(|on| *on));
-            in_caps && in_arch && !out_caps && !out_arch
-        });
-    }
-    profile
 }
 
 #[cfg(test)]
@@ -207,17 +148,5 @@ mod tests {
             let error = check(&host(r#"{"SecurityOpt":["apparmor=mine"]}"#)).unwrap_err();
             assert!(error.message.contains("apparmor=mine") && error.message.contains("kernel"), "{error}");
         }
-    }
-
-    #[test]
-    fn conditions_of_a_profile() {
-        let text = r#"{"defaultAction":"SCMP_ACT_ERRNO","archMap":[{"architecture":"SCMP_ARCH_X86_64","subArchitectures":["SCMP_ARCH_X86"]}],
-            "syscalls":[{"names":["a"],"action":"SCMP_ACT_ALLOW","args":null,"includes":{"caps":["CAP_SYS_ADMIN"]}},
-            {"name":"b","action":"SCMP_ACT_ALLOW","excludes":{"caps":["CAP_SYS_ADMIN"]}}]}"#;
-        let Some(Seccomp::Profile(profile)) = parsed(&[&format!("seccomp={text}")]).unwrap().seccomp else { panic!() };
-        let with = resolve_conditions(&profile, &["CAP_SYS_ADMIN"].into());
-        let without = resolve_conditions(&profile, &[].into());
-        assert_eq!(with["syscalls"], serde_json::json!([{"names": ["a"], "action": "SCMP_ACT_ALLOW"}]));
-        assert_eq!(without["syscalls"], serde_json::json!([{"names": ["b"], "action": "SCMP_ACT_ALLOW"}]));
     }
 }

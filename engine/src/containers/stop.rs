@@ -4,7 +4,7 @@ use super::{
     Container, health, is_up,
     record::Phase,
     rules::{Operation, decide},
-    signal, start, validate,
+    start, validate,
 };
 use crate::{
     app::App,
@@ -12,6 +12,7 @@ use crate::{
     supervisor::SupervisorError,
     time::Timestamp,
 };
+use ::spec::signal;
 use nix::sys::signal::Signal;
 use proto::{
     containerd::services::tasks::v1::{
@@ -64,8 +65,11 @@ async fn stop_now(app: &Arc<App>, container: &Arc<Container>, options: Options) 
         return Ok(None);
     }
     ends.mark_unchanged();
-    let term = if own_signal.is_empty() { Ok(Signal::SIGTERM as u32) } else { signal::parse(&own_signal) };
-    let first = options.signal.map_or(term, Ok)?;
+    let first = match options.signal {
+        Some(signal) => signal,
+        None if own_signal.is_empty() => Signal::SIGTERM as u32,
+        None => signal::parse(&own_signal)?,
+    };
     send(app, container, first, None).await?;
     if was == Phase::Paused {
         // A frozen process can't even die.

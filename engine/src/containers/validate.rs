@@ -1,11 +1,12 @@
 //! What a create request asks for is either honoured or refused by name; nothing is dropped in silence. Pure.
 
-use super::{caps, cdi, files, links, mounts, namespaces, ports, resources, restart, security, volumes_from};
+use super::{cdi, files, links, mounts, namespaces, ports, resources, restart, security, volumes_from};
 use crate::{
     api::{Config, CreateRequest, HostConfig, serial::is_zero},
     http::{ApiError, ApiResult},
     networks::Mac,
 };
+use ::spec::caps;
 use std::time::Duration;
 
 /// Fields that old clients still send and that have had no meaning for years.
@@ -55,7 +56,7 @@ fn check_config(config: &Config) -> ApiResult<()> {
         )));
     }
     if !config.stop_signal.is_empty() {
-        super::signal::parse(&config.stop_signal)?;
+        ::spec::signal::parse(&config.stop_signal)?;
     }
     if config.stop_timeout.is_some_and(|seconds| seconds < -1) {
         return Err(ApiError::invalid("StopTimeout must be -1 or more"));

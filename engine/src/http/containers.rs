@@ -11,7 +11,7 @@ use crate::{
     containers::{
         attach, create, follow, inspect, links,
         list::{self, FILTERS},
-        log_config, logs, remove, signal, size, start, stats, stop,
+        log_config, logs, remove, size, start, stats, stop,
         streams::{Framing, Wants},
         update,
     },
@@ -25,6 +25,7 @@ use axum::{
 };
 use http_body_util::{BodyExt, Limited};
 use serde_json::json;
+use spec::signal;
 use std::{convert::Infallible, sync::Arc};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;

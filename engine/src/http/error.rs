@@ -7,6 +7,10 @@ use axum::{
 };
 use proto::kind::{ErrorKind, chain};
 use serde_json::json;
+use spec::{
+    apparmor::AppArmorError, caps::UnknownCapability, cdi::CdiError, seccomp::ProfileError, signal::UnknownSignal,
+    users::UserError,
+};
 
 /// A refused or failed request.
 #[derive(Debug, thiserror::Error)]
@@ -125,6 +129,47 @@ pub fn status_of(kind: ErrorKind) -> StatusCode {
         ErrorKind::Unimplemented => StatusCode::NOT_IMPLEMENTED,
         ErrorKind::ResourceExhausted | ErrorKind::Cancelled | ErrorKind::DataLoss | ErrorKind::Internal => {
             StatusCode::INTERNAL_SERVER_ERROR
+        }
+    }
+}
+
+impl From<UnknownCapability> for ApiError {
+    fn from(error: UnknownCapability) -> Self {
+        Self::invalid(error.to_string())
+    }
+}
+
+impl From<UnknownSignal> for ApiError {
+    fn from(error: UnknownSignal) -> Self {
+        Self::invalid(error.to_string())
+    }
+}
+
+impl From<UserError> for ApiError {
+    fn from(error: UserError) -> Self {
+        Self::invalid(error.to_string())
+    }
+}
+
+impl From<ProfileError> for ApiError {
+    fn from(error: ProfileError) -> Self {
+        Self::invalid(error.to_string())
+    }
+}
+
+impl From<CdiError> for ApiError {
+    fn from(error: CdiError) -> Self {
+        Self::internal(error.to_string())
+    }
+}
+
+impl From<AppArmorError> for ApiError {
+    fn from(error: AppArmorError) -> Self {
+        match error {
+            AppArmorError::NotLoaded(_) => {
+                Self::invalid(format!("{error}, or choose another by --security-opt apparmor=NAME"))
+            }
+            AppArmorError::Load { .. } => Self::internal(error.to_string()),
         }
     }
 }

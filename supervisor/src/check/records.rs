@@ -6,6 +6,7 @@ use super::{Check, CheckError, Database, StoreError, names};
 use crate::{
     containers::CONTAINERS,
     content::CONTENT,
+    cri,
     images::IMAGES,
     snapshots::SNAPSHOTS,
     store::{Codec, Table},
@@ -17,7 +18,11 @@ impl Check {
         self.table(db, "image", &IMAGES)?;
         self.table(db, "content", &CONTENT)?;
         self.table(db, "snapshot", &SNAPSHOTS)?;
-        self.table(db, "container", &CONTAINERS)
+        self.table(db, "container", &CONTAINERS)?;
+        self.table(db, "CRI sandbox", &cri::SANDBOXES)?;
+        self.table(db, "CRI container", &cri::CONTAINERS)?;
+        self.table(db, "CRI name", &cri::NAMES)?;
+        self.table(db, "CRI node", &cri::NODE)
     }
 
     fn table<T, C: Codec<T>>(&mut self, db: &Database, kind: &str, table: &Table<T, C>) -> Result<(), CheckError> {

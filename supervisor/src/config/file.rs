@@ -43,6 +43,8 @@ pub(crate) struct Settings {
     pub(crate) gc: GcSettings,
     /// How registries are reached.
     pub(crate) registry: RegistrySettings,
+    /// What the kubelet is served with.
+    pub(crate) cri: CriSettings,
     /// Runtime names and the shim binaries that serve them.
     pub(crate) runtimes: BTreeMap<String, PathBuf>,
 }
@@ -125,6 +127,31 @@ impl Default for RegistrySettings {
     }
 }
 
+/// What the kubelet is served with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub(crate) struct CriSettings {
+    /// Folder of network configurations.
+    pub(crate) cni_conf_dir: PathBuf,
+    /// Folders of their plugins, in the order in which they count.
+    pub(crate) cni_bin_dirs: Vec<PathBuf>,
+    /// How long one call of a plugin may take.
+    pub(crate) cni_plugin_limit: Period,
+    /// Where exec, attach and port-forward are served.
+    pub(crate) streaming_address: String,
+}
+
+impl Default for CriSettings {
+    fn default() -> Self {
+        Self {
+            cni_conf_dir: "/etc/cni/net.d".into(),
+            cni_bin_dirs: ["/opt/cni/bin", "/usr/lib/cni"].map(PathBuf::from).into(),
+            cni_plugin_limit: Period::seconds(120),
+            streaming_address: "127.0.0.1:0".into(),
+        }
+    }
+}
+
 /// Sections whose keys are the user's own words.
 const FREE: [&str; 1] = ["runtimes"];
 
@@ -147,6 +174,7 @@ impl Default for Settings {
             snapshots: SnapshotConfig::default(),
             gc: GcSettings::default(),
             registry: RegistrySettings::default(),
+            cri: CriSettings::default(),
             runtimes: BTreeMap::new(),
         }
     }

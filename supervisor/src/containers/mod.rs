@@ -214,6 +214,24 @@ impl Containers {
     }
 }
 
+/// Changes the specification of a record that is there; one that isn't JSON stays as it is.
+pub(crate) fn change_spec<E: From<StoreError>>(
+    tx: &WriteTx,
+    namespace: &str,
+    id: &str,
+    change: impl FnOnce(&mut serde_json::Value),
+) -> Result<(), E> {
+    let Some(mut record) = CONTAINERS.get(tx, namespace, id)? else { return Ok(()) };
+    if let Some(any) = &mut record.spec
+        && let Ok(mut spec) = serde_json::from_slice(&any.value)
+    {
+        change(&mut spec);
+        any.value = spec.to_string().into_bytes();
+        CONTAINERS.put(tx, namespace, id, &record)?;
+    }
+    Ok(())
+}
+
 /// What container records keep from the collector: their snapshots, and what their labels refer to.
 pub(crate) struct ContainerRoots;
 

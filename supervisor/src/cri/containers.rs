@@ -3,7 +3,6 @@
 use std::{
     collections::HashMap,
     path::{Component, Path, PathBuf},
-    str::FromStr,
     sync::Arc,
     time::Duration,
 };
@@ -25,10 +24,12 @@ use tracing::{info, warn};
 use super::{
     NAMESPACE,
     error::CriError,
+    images::Image,
     pods::{Pods, blocking, new_id, now},
+    process::{Found, signal_of},
     record::{CONTAINERS, Container, End, NAMES, Phase, SANDBOXES, Sandbox, container_name, drop_name, take_name},
-    sandboxes, spec,
-    status::runtime_of,
+    sandboxes,
+    status::{is_ours, runtime_of},
 };
 use crate::tasks::TaskError;
 
@@ -71,9 +72,10 @@ impl Pods {
                 let why = "it isn't ready, so that no container can be made in it".into();
                 return Err(CriError::State { what: "sandbox", id: sandbox, why });
             }
+            let found = pods.find_out(&record, &config).await?;
             let id = new_id()?;
             let (own, pods) = (id.clone(), pods.clone());
-            blocking(move || pods.record_container(&own, &sandbox, &record, config)).await?;
+            blocking(move || pods.record_container(&own, (&sandbox, &record), config, &found)).await?;
             Ok(id)
         })
         .await
@@ -82,25 +84,31 @@ impl Pods {
     fn record_container(
         &self,
         id: &str,
-        sandbox_id: &str,
-        sandbox: &Sandbox,
+        sandbox: (&str, &Sandbox),
         config: cri::ContainerConfig,
+        found: &Found,
     ) -> Result<(), CriError> {
         let wanted = config.image.clone().unwrap_or_default().image;
         if wanted.is_empty() {
             return Err(CriError::Missing("image"));
         }
-        let found = self.images.find(&wanted)?;
-        let image = found.ok_or_else(|| CriError::NotFound { what: "image", id: wanted.clone() })?;
-        let log = log_path(sandbox.config(), &config)?;
+        let image = self.images.find(&wanted)?;
+        let image = image.ok_or_else(|| CriError::NotFound { what: "image", id: wanted.clone() })?;
+        let log = log_path(sandbox.1.config(), &config)?;
+        let handler = &sandbox.1.request.runtime_handler;
+        if !is_ours(handler) && (config.stdin || !log.is_empty()) {
+            // Nobody would write CRI's lines, or feed stdin from those who attach.
+            return Err(CriError::Unbuilt(format!("a log or stdin of a container under handler {handler:?}")));
+        }
         let lease = crate::leases::unique("cri");
         self.stores.leases.create(NAMESPACE, &lease, Default::default())?;
-        let made = self.record_under_lease(id, (sandbox_id, sandbox), config, &image, &log, &lease);
+        let made = self.record_under_lease(id, sandbox, config, (&image, found), (&log, &lease));
         // Whatever came of it: what isn't recorded now is nobody's.
         if let Err(error) = self.stores.leases.delete(NAMESPACE, &lease) {
             warn!(id, error = %chain(&error), "lease stays until it is looked at");
         }
         if made.is_err() {
+            self.remove_volumes(id);
             self.stores.gc.schedule();
         }
         made
@@ -111,15 +119,15 @@ impl Pods {
         id: &str,
         (sandbox_id, sandbox): (&str, &Sandbox),
         config: cri::ContainerConfig,
-        image: &super::images::Image,
-        log: &str,
-        lease: &str,
+        (image, found): (&Image, &Found),
+        (log, lease): (&str, &str),
     ) -> Result<(), CriError> {
         let snapshots = self.stores.snapshots.get_or_default("")?;
         let parent = image.chain().map(|chain| chain.to_string()).unwrap_or_default();
         snapshots.prepare(NAMESPACE, id, &parent, Default::default(), Some(lease))?;
         proto::fault!("supervisor.cri_container.snapshot_made");
-        let made = self.specification(id, (sandbox_id, sandbox), &config, image)?;
+        let made = self.specification(id, (sandbox_id, sandbox), &config, image, found)?;
+        proto::fault!("supervisor.cri_container.specified");
         let container = Container {
             sandbox: sandbox_id.to_owned(),
             image_id: image.id().to_string(),
@@ -127,8 +135,8 @@ impl Pods {
             started_at: 0,
             end: None,
             removing: false,
-            user: made.user.clone(),
-            stop_signal: made.stop_signal.clone(),
+            user: Some(made.user),
+            stop_signal: made.stop_signal,
             log: log.to_owned(),
             config,
         };
@@ -242,8 +250,7 @@ impl Pods {
             return Ok(());
         }
         if timeout > 0 {
-            let signal = signal_number(&container.stop_signal).unwrap_or(Signal::SIGTERM as i32);
-            self.signal(&id, signal as u32, false).await?;
+            self.signal(&id, container.stop_signal, false).await?;
             let patience = Duration::from_secs(timeout as u64);
             if tokio::time::timeout(patience, self.has_ended(&id)).await.is_ok() {
                 return Ok(());
@@ -264,7 +271,7 @@ impl Pods {
         ended.unwrap_or_else(|_| Err(CriError::Immortal { id: id.to_owned(), limit: AFTER_KILL }))
     }
 
-    async fn signal(&self, id: &str, signal: u32, all: bool) -> Result<(), CriError> {
+    pub(super) async fn signal(&self, id: &str, signal: u32, all: bool) -> Result<(), CriError> {
         match self.tasks.kill(&self.namespace, id, "", signal, all).await {
             // It has ended, or is about to: whoever follows it records that.
             Ok(()) | Err(TaskError::NotFound(_)) => Ok(()),
@@ -316,6 +323,7 @@ impl Pods {
                 CONTAINERS.remove(tx, NAMESPACE, &own)?;
                 Ok::<_, CriError>(drop_name(tx, &name, &own)?)
             });
+            pods.remove_volumes(&own);
             pods.stores.gc.schedule();
             gone.map(drop)
         })
@@ -425,12 +433,15 @@ impl Pods {
             resources: Some(cri::ContainerResources { linux: linux.resources, windows: None }),
             image_id: container.image_id,
             user: Some(cri::ContainerUser { linux: container.user }),
-            stop_signal: spec::signal_of(&container.stop_signal).into(),
+            stop_signal: signal_of(container.stop_signal).into(),
         }
     }
 
     /// The containers that pass a filter.
-    pub(super) fn list_containers(&self, filter: Option<cri::ContainerFilter>) -> Result<Vec<cri::Container>, CriError> {
+    pub(super) fn list_containers(
+        &self,
+        filter: Option<cri::ContainerFilter>,
+    ) -> Result<Vec<cri::Container>, CriError> {
         let filter = filter.unwrap_or_default();
         let all = self.stores.db.read(|tx| CONTAINERS.list(tx, NAMESPACE, &filter.id))?;
         let wanted = |container: &Container| {
@@ -504,24 +515,6 @@ pub(super) fn matches(labels: &HashMap<String, String>, selector: &HashMap<Strin
     selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
-/// The number of a signal, by name or number.
-pub(super) fn signal_number(text: &str) -> Option<i32> {
-    if let Ok(number) = text.parse::<i32>() {
-        return (1..=64).contains(&number).then_some(number);
-    }
-    let name = text.to_ascii_uppercase();
-    let name = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
-    if let Some(offset) = name.strip_prefix("SIGRTMIN") {
-        let plus: i32 = if offset.is_empty() { 0 } else { offset.strip_prefix('+')?.parse().ok()? };
-        return (0..=30).contains(&plus).then_some(34 + plus);
-    }
-    if let Some(offset) = name.strip_prefix("SIGRTMAX") {
-        let minus: i32 = if offset.is_empty() { 0 } else { offset.strip_prefix('-')?.parse().ok()? };
-        return (0..=30).contains(&minus).then_some(64 - minus);
-    }
-    Signal::from_str(&name).ok().map(|signal| signal as i32)
-}
-
 /// Where the output of a container goes: below the sandbox's folder of logs, whatever the path says.
 fn log_path(sandbox: &cri::PodSandboxConfig, container: &cri::ContainerConfig) -> Result<String, CriError> {
     let (folder, path) = (&sandbox.log_directory, &container.log_path);
@@ -560,24 +553,6 @@ mod tests {
         assert_eq!(path("", "web/0.log").unwrap(), "");
         for (folder, bad) in [("/l", "../x"), ("/l", "/etc/cron.d/x"), ("/l", "a/../../x"), ("l", "x"), ("/l", "a/")] {
             assert!(matches!(path(folder, bad), Err(CriError::Invalid(_))), "{folder} {bad}");
-        }
-    }
-
-    #[test]
-    fn signals() {
-        for (text, number) in [
-            ("SIGTERM", Some(15)),
-            ("quit", Some(3)),
-            ("9", Some(9)),
-            ("SIGRTMIN+3", Some(37)),
-            ("SIGRTMAX-1", Some(63)),
-            ("SIGRTMIN", Some(34)),
-            ("0", None),
-            ("65", None),
-            ("SIGNOTHING", None),
-            ("SIGRTMIN+99", None),
-        ] {
-            assert_eq!(signal_number(text), number, "{text}");
         }
     }
 

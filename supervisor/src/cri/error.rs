@@ -6,8 +6,12 @@ use proto::{id::IdError, kind::ErrorKind};
 
 use super::{cni::CniError, images::ImagesError, spec::SpecError, status::UnknownHandler, streaming::StreamingError};
 use crate::{
-    containers::ContainerError, failure::Failure, leases::LeaseError, snapshots::SnapshotError, store::StoreError,
-    tasks::TaskError,
+    containers::ContainerError,
+    failure::Failure,
+    leases::LeaseError,
+    snapshots::SnapshotError,
+    store::StoreError,
+    tasks::{RuntimeError, TaskError},
 };
 
 /// Why a call about sandboxes or containers fails.
@@ -130,12 +134,12 @@ pub(crate) enum CriError {
         #[source]
         cause: TaskError,
     },
+    /// Our own shim.
+    #[error("{0}")]
+    Runtime(&'static str, #[source] RuntimeError),
     /// A bug ended it.
     #[error("the request met a bug and was abandoned")]
     Panic,
-    /// We end.
-    #[error("supervisor is shutting down")]
-    Draining,
 }
 
 impl Failure for CriError {
@@ -158,8 +162,8 @@ impl Failure for CriError {
             Self::Lease(error) => error.kind(),
             Self::Store(error) => error.kind(),
             Self::Task { cause, .. } => cause.kind(),
+            Self::Runtime(_, cause) => cause.kind(),
             Self::Panic => ErrorKind::Internal,
-            Self::Draining => ErrorKind::Unavailable,
         }
     }
 }

@@ -43,11 +43,15 @@ impl Pods {
     /// Records an end, takes the task away, and tells.
     pub(super) async fn note_end(self: &Arc<Self>, id: &str, end: End) {
         let code = end.code;
-        while let Err(error) = self.change_container(id, {
-            let end = end.clone();
-            move |container| drop(container.end.get_or_insert(end))
-        })
-        .await
+        while let Err(error) = self
+            .change_container(id, {
+                let end = end.clone();
+                move |container| {
+                    // The first that is known of it stands.
+                    container.end.get_or_insert(end);
+                }
+            })
+            .await
         {
             warn!(id, error = %chain(&error), "end of a container not recorded; it is tried again");
             tokio::time::sleep(AGAIN).await;
@@ -79,9 +83,13 @@ mod tests {
 
     #[test]
     fn reasons() {
-        for (status, oom, word) in
-            [(0, false, "Completed"), (0, true, "Completed"), (137, true, "OOMKilled"), (137, false, "Error"), (1, false, "Error")]
-        {
+        for (status, oom, word) in [
+            (0, false, "Completed"),
+            (0, true, "Completed"),
+            (137, true, "OOMKilled"),
+            (137, false, "Error"),
+            (1, false, "Error"),
+        ] {
             assert_eq!(reason(status, oom), word);
         }
     }

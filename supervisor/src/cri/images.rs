@@ -37,7 +37,7 @@ const PINNED: (&str, &str) = ("io.cri-containerd.pinned", "pinned");
 
 /// Why images could not be read or removed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ImagesError {
+pub(crate) enum ImagesError {
     /// A beginning that several ids have.
     #[error("image {0:?} is ambiguous: several ids begin so")]
     Ambiguous(String),

@@ -9,9 +9,12 @@
 //! Everything here may be half there after a crash, so everything is removed whether or not it is known to be there.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     fs, io,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::{
+        fd::AsFd as _,
+        unix::fs::{DirBuilderExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
 };
 
@@ -23,7 +26,7 @@ use nix::{
 };
 use proto::runtime::v1 as cri;
 
-use super::error::CriError;
+use super::{error::CriError, spec};
 
 /// Enough for a few system calls.
 const STACK: usize = 128 * 1024;
@@ -41,16 +44,19 @@ pub(super) enum Kind {
     Ipc,
     /// Host name.
     Uts,
+    /// Processes; made by the first of them and pinned then ([`Place::pin_processes`]).
+    Pid,
 }
 
 impl Kind {
-    const ALL: [Self; 3] = [Self::Net, Self::Ipc, Self::Uts];
+    const ALL: [Self; 4] = [Self::Net, Self::Ipc, Self::Uts, Self::Pid];
 
     fn name(self) -> &'static str {
         match self {
             Self::Net => "net",
             Self::Ipc => "ipc",
             Self::Uts => "uts",
+            Self::Pid => "pid",
         }
     }
 
@@ -59,6 +65,7 @@ impl Kind {
             Self::Net => CloneFlags::CLONE_NEWNET,
             Self::Ipc => CloneFlags::CLONE_NEWIPC,
             Self::Uts => CloneFlags::CLONE_NEWUTS,
+            Self::Pid => CloneFlags::CLONE_NEWPID,
         }
     }
 }
@@ -74,6 +81,11 @@ pub(super) fn own(namespaces: &cri::NamespaceOption) -> Vec<Kind> {
         own.push(Kind::Ipc);
     }
     own
+}
+
+/// Whether the containers of a pod see each other's processes.
+pub(super) fn shares_processes(namespaces: &cri::NamespaceOption) -> bool {
+    namespaces.pid == cri::NamespaceMode::Pod as i32
 }
 
 /// A sandbox's folder.
@@ -96,7 +108,20 @@ impl Place {
 
     /// The pin, if the pod has such a namespace of its own.
     pub(super) fn pinned(&self, kind: Kind, namespaces: &cri::NamespaceOption) -> Option<PathBuf> {
-        own(namespaces).contains(&kind).then(|| self.pin(kind))
+        let has = match kind {
+            Kind::Pid => shares_processes(namespaces),
+            kind => own(namespaces).contains(&kind),
+        };
+        has.then(|| self.pin(kind))
+    }
+
+    /// Pins the pid namespace of a process.
+    pub(super) fn pin_processes(&self, pid: u32) -> Result<(), CriError> {
+        let pin = self.pin(Kind::Pid);
+        let namespace =
+            fs::File::open(format!("/proc/{pid}/ns/pid")).map_err(self.error("find the namespace for", &pin))?;
+        sys::netns::pin(namespace.as_fd(), &pin)
+            .map_err(|error| self.error("pin a namespace at", &pin)(error.cause.into()))
     }
 
     /// What containers see as /etc/hosts.
@@ -128,7 +153,11 @@ impl Place {
     }
 
     /// Makes namespaces and folder. What an earlier attempt has left goes first.
-    pub(super) fn make(&self, config: &cri::PodSandboxConfig, namespaces: &cri::NamespaceOption) -> Result<(), CriError> {
+    pub(super) fn make(
+        &self,
+        config: &cri::PodSandboxConfig,
+        namespaces: &cri::NamespaceOption,
+    ) -> Result<(), CriError> {
         self.remove()?;
         fs::DirBuilder::new()
             .recursive(true)
@@ -141,10 +170,10 @@ impl Place {
             (name, true) if !name.is_empty() => name.to_owned(),
             _ => gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "localhost".into()),
         };
-        let sysctls = config.linux.as_ref().map(|linux| &linux.sysctls);
+        let sysctls = spec::sysctls(config).map_err(|cause| CriError::Spec { id: self.id.clone(), cause })?;
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().name("sandbox".into()).stack_size(STACK);
-            let made = thread.spawn_scoped(scope, || self.namespaces(&kinds, &hostname, sysctls));
+            let made = thread.spawn_scoped(scope, || self.namespaces(&kinds, &hostname, &sysctls));
             made.map_err(self.error("start a thread for", &self.folder))?.join().map_err(|_| CriError::Panic)?
         })?;
         proto::fault!("supervisor.sandbox.namespaces_pinned");
@@ -161,20 +190,14 @@ impl Place {
     }
 
     // On a thread of its own, which ends in the new namespaces.
-    fn namespaces(
-        &self,
-        kinds: &[Kind],
-        hostname: &str,
-        sysctls: Option<&HashMap<String, String>>,
-    ) -> Result<(), CriError> {
+    fn namespaces(&self, kinds: &[Kind], hostname: &str, sysctls: &BTreeMap<String, String>) -> Result<(), CriError> {
         let all = kinds.iter().fold(CloneFlags::empty(), |all, kind| all | kind.flag());
         unshare(all).map_err(|errno| self.error("make the namespaces of", &self.folder)(errno.into()))?;
         if kinds.contains(&Kind::Uts) {
             sethostname(hostname).map_err(|errno| self.error("set the host name of", &self.folder)(errno.into()))?;
         }
-        for (name, value) in sysctls.into_iter().flatten() {
-            // `spec::check_sandbox` has made sure that these are of namespaces that are the pod's own.
-            let path = Path::new("/proc/sys").join(name.replace('.', "/"));
+        for (name, value) in sysctls {
+            let path = Path::new("/proc/sys").join(name);
             fs::write(&path, value).map_err(self.error("set sysctl", &path))?;
         }
         for kind in kinds {
@@ -198,8 +221,11 @@ impl Place {
             Some(text) => text.into_bytes(),
             None => fs::read("/etc/resolv.conf").unwrap_or_default(),
         };
-        let files =
-            [(self.hosts(), hosts), (self.hostname(), format!("{hostname}\n").into_bytes()), (self.resolv_conf(), names)];
+        let files = [
+            (self.hosts(), hosts),
+            (self.hostname(), format!("{hostname}\n").into_bytes()),
+            (self.resolv_conf(), names),
+        ];
         for (path, content) in files {
             let written = fs::write(&path, content).and_then(|()| {
                 // Whatever our umask is: everybody in the pod reads them.
@@ -270,7 +296,8 @@ fn resolv_conf(dns: &cri::DnsConfig) -> Option<String> {
 pub(super) fn check(config: &cri::PodSandboxConfig) -> Result<(), CriError> {
     let dns = config.dns_config.clone().unwrap_or_default();
     for (what, words) in [("server", &dns.servers), ("search domain", &dns.searches), ("option", &dns.options)] {
-        if let Some(bad) = words.iter().find(|word| word.is_empty() || word.contains(|c: char| c.is_whitespace() || c.is_control()))
+        if let Some(bad) =
+            words.iter().find(|word| word.is_empty() || word.contains(|c: char| c.is_whitespace() || c.is_control()))
         {
             return Err(CriError::Invalid(format!("DNS {what} {bad:?} is not one word")));
         }
@@ -306,7 +333,9 @@ mod tests {
             ..Default::default()
         };
         assert!(check(&with("10.0.0.10", "web")).is_ok());
-        for (server, hostname) in [("1.1.1.1\nnameserver 6.6.6.6", "web"), ("", "web"), ("1.1.1.1", "a b"), ("1.1.1.1", "a\n")] {
+        for (server, hostname) in
+            [("1.1.1.1\nnameserver 6.6.6.6", "web"), ("", "web"), ("1.1.1.1", "a b"), ("1.1.1.1", "a\n")]
+        {
             assert!(check(&with(server, hostname)).is_err(), "{server:?} {hostname:?}");
         }
     }

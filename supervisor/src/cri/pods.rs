@@ -1,11 +1,12 @@
 //! Everything that the calls about sandboxes and containers stand on.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use ::spec::apparmor::AppArmor;
 use proto::{id::NamespaceName, runtime::v1 as cri};
 use tokio::sync::{Notify, broadcast};
 
@@ -16,6 +17,7 @@ use super::{
     images::Images,
     place::Place,
     record::{CONTAINERS, Container, SANDBOXES, Sandbox},
+    spec::Host,
     streaming::Streaming,
     turns::Turns,
 };
@@ -43,18 +45,23 @@ pub(crate) struct Pods {
     pub(super) ended: Notify,
     /// For those who follow GetContainerEvents.
     pub(super) told: broadcast::Sender<cri::ContainerEventResponse>,
+    pub(super) node: Arc<Node>,
     pub(super) driver: cri::CgroupDriver,
+    pub(super) apparmor: AppArmor,
+    /// What specifications depend on.
+    pub(super) host: Host,
     /// The namespace of all that is CRI's.
     pub(super) namespace: NamespaceName,
     pub(super) draining: Draining,
     folder: PathBuf,
+    volumes: PathBuf,
 }
 
 impl Pods {
     /// The pods of this configuration. Those of an earlier supervisor are looked after when this returns, or on the way.
     pub(crate) async fn open(
         config: &Config,
-        node: &Node,
+        node: Arc<Node>,
         (stores, containers, tasks): (Arc<Stores>, Arc<Containers>, Arc<Tasks>),
         draining: Draining,
     ) -> Result<Arc<Self>, CriError> {
@@ -69,17 +76,41 @@ impl Pods {
             ended: Notify::new(),
             told: broadcast::channel(BACKLOG).0,
             driver: node.cgroup_driver(),
+            node,
+            apparmor: AppArmor::here(Path::new("/.dockerenv").exists() || Path::new("/run/.containerenv").exists()),
+            host: Host::here(),
             namespace: NamespaceName::new(NAMESPACE).expect("a valid name"),
             draining,
             folder: config.run().join("sandboxes"),
+            volumes: config.data().join("volumes"),
         });
         pods.resume().await?;
         Ok(pods)
     }
 
     /// Where sandboxes have their folders.
-    pub(super) fn folder(&self) -> &std::path::Path {
+    pub(super) fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Where containers have the volumes that their images want.
+    pub(super) fn volumes(&self) -> &Path {
+        &self.volumes
+    }
+
+    /// Those of one container.
+    pub(super) fn volumes_of(&self, id: &str) -> PathBuf {
+        self.volumes.join(id)
+    }
+
+    /// Removes them; what is left is found by our next start.
+    pub(super) fn remove_volumes(&self, id: &str) {
+        match std::fs::remove_dir_all(self.volumes_of(id)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(id, %error, "volumes of a container not removed");
+            }
+            _ => {}
+        }
     }
 
     /// A sandbox's folder.
@@ -165,7 +196,8 @@ pub(super) fn now() -> i64 {
 /// An id like those of other runtimes: 64 hexadecimal digits that nobody can guess.
 pub(super) fn new_id() -> Result<String, CriError> {
     let mut random = [0; 32];
-    let read = std::fs::File::open("/dev/urandom").and_then(|mut file| std::io::Read::read_exact(&mut file, &mut random));
+    let read =
+        std::fs::File::open("/dev/urandom").and_then(|mut file| std::io::Read::read_exact(&mut file, &mut random));
     read.map_err(|error| CriError::Invalid(format!("no random number for an id: {error}")))?;
     Ok(proto::digest::hex(&random))
 }

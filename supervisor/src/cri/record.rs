@@ -14,6 +14,8 @@ pub(crate) const SANDBOXES: Table<Sandbox, Proto> = Table::new("cri-sandboxes");
 pub(crate) const CONTAINERS: Table<Container, Proto> = Table::new("cri-containers");
 /// Ids by the names of sandboxes and containers.
 pub(crate) const NAMES: Table<String> = Table::new("cri-names");
+/// What the kubelet has said of this node.
+pub(crate) const NODE: Table<String> = Table::new("cri-node");
 
 /// How far a sandbox has come; see the module's picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, prost::Enumeration)]
@@ -92,9 +94,9 @@ pub(crate) struct Container {
     /// Who its first process is.
     #[prost(message, optional, tag = "8")]
     pub(super) user: Option<cri::LinuxContainerUser>,
-    /// How it is asked to end: a name or a number.
-    #[prost(string, tag = "9")]
-    pub(super) stop_signal: String,
+    /// The signal that asks it to end.
+    #[prost(uint32, tag = "9")]
+    pub(super) stop_signal: u32,
     /// Where its output goes; empty for nowhere.
     #[prost(string, tag = "10")]
     pub(super) log: String,

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use super::{
     error::CriError,
-    exits,
+    exits, place,
     pods::{Pods, blocking},
     record::{Phase, Sandbox},
 };
@@ -21,8 +21,9 @@ impl Pods {
     pub(crate) async fn resume(self: &Arc<Self>) -> Result<(), CriError> {
         let sandboxes = self.sandboxes()?;
         let known: HashSet<String> = sandboxes.iter().map(|(id, _)| id.clone()).collect();
+        let containers: HashSet<String> = self.containers_of(None)?.into_iter().map(|(id, _)| id).collect();
         let pods = self.clone();
-        blocking(move || pods.sweep(&known)).await?;
+        blocking(move || pods.sweep(&known, &containers)).await?;
         let living: HashSet<String> =
             self.tasks.list(&self.namespace).await.into_iter().map(|process| process.container_id).collect();
         for (id, container) in self.containers_of(None)? {
@@ -36,7 +37,11 @@ impl Pods {
         }
         for (id, sandbox) in sandboxes {
             let whole = sandbox.phase() != Phase::Ready || self.place(&id).is_whole(&sandbox.namespaces());
-            let removing = self.containers_of(Some(&id))?.into_iter().filter(|(_, one)| one.removing).collect::<Vec<_>>();
+            let removing =
+                self.containers_of(Some(&id))?.into_iter().filter(|(_, one)| one.removing).collect::<Vec<_>>();
+            if whole && sandbox.phase() == Phase::Ready && place::shares_processes(&sandbox.namespaces()) {
+                self.follow_pause(&id);
+            }
             if whole && removing.is_empty() && matches!(sandbox.phase(), Phase::Ready | Phase::NotReady) {
                 continue;
             }
@@ -83,8 +88,14 @@ impl Pods {
         }
     }
 
-    /// Folders of sandboxes that are on no record.
-    fn sweep(&self, known: &HashSet<String>) -> Result<(), CriError> {
+    /// Folders of sandboxes and containers that are on no record.
+    fn sweep(&self, known: &HashSet<String>, containers: &HashSet<String>) -> Result<(), CriError> {
+        for entry in std::fs::read_dir(self.volumes()).into_iter().flatten().flatten() {
+            if let Some(id) = entry.file_name().to_str().filter(|id| !containers.contains(*id)) {
+                info!(id, "volumes of a container that is on no record are removed");
+                self.remove_volumes(id);
+            }
+        }
         let Ok(entries) = std::fs::read_dir(self.folder()) else { return Ok(()) };
         for entry in entries.flatten() {
             let Some(id) = entry.file_name().to_str().map(str::to_owned) else { continue };

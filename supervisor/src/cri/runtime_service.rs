@@ -25,9 +25,9 @@ pub(crate) struct RuntimeService {
 }
 
 impl RuntimeService {
-    /// The service over `node` and `pods`; `layers` is the folder whose file system containers fill.
-    pub(crate) fn new(node: Node, pods: Arc<Pods>, layers: PathBuf) -> Self {
-        Self { node: Arc::new(node), stats: Stats::new(pods.clone(), layers), pods }
+    /// The service over `pods` and their node; `layers` is the folder whose file system containers fill.
+    pub(crate) fn new(pods: Arc<Pods>, layers: PathBuf) -> Self {
+        Self { node: pods.node.clone(), stats: Stats::new(pods.clone(), layers), pods }
     }
 
     /// Reads records on a thread where waiting is allowed.
@@ -81,7 +81,7 @@ impl runtime_service_server::RuntimeService for RuntimeService {
     }
 
     async fn status(&self, request: Request<cri::StatusRequest>) -> Result<Response<cri::StatusResponse>, Status> {
-        let network = self.pods.cni.ready();
+        let network = self.pods.cni.ready().await;
         Ok(Response::new(self.node.status(request.into_inner().verbose, network).await))
     }
 
@@ -246,10 +246,9 @@ impl runtime_service_server::RuntimeService for RuntimeService {
 
     async fn update_runtime_config(
         &self,
-        _: Request<cri::UpdateRuntimeConfigRequest>,
+        request: Request<cri::UpdateRuntimeConfigRequest>,
     ) -> Result<Response<cri::UpdateRuntimeConfigResponse>, Status> {
-        // Its only field is the node's range of addresses, for runtimes that write CNI's configuration from a template: here somebody
-        // else has written it, as with every network plugin of today.
+        self.look(move |pods| pods.update_config(request.into_inner().runtime_config)).await?;
         Ok(Response::new(cri::UpdateRuntimeConfigResponse {}))
     }
 

@@ -12,17 +12,22 @@ use super::{
     error::CriError,
     place::{self, Kind},
     pods::{Pods, blocking, new_id, now},
-    record::{Phase, SANDBOXES, Sandbox, drop_name, pod_name, take_name},
+    record::{NODE, Phase, SANDBOXES, Sandbox, drop_name, pod_name, take_name},
     spec,
     status::check_handler,
 };
 use crate::namespaces::touch_in;
 
+/// The key of the node's range of addresses.
+const POD_CIDR: &str = "pod-cidr";
+
 impl Pods {
     /// Makes a sandbox, or finds the one that was made of the same request; answers its id.
     pub(super) async fn run_sandbox(self: &Arc<Self>, request: cri::RunPodSandboxRequest) -> Result<String, CriError> {
-        check(&request)?;
-        let name = pod_name(request.config.as_ref().and_then(|config| config.metadata.as_ref()).unwrap_or(&Default::default()));
+        self.check(&request)?;
+        let name = pod_name(
+            request.config.as_ref().and_then(|config| config.metadata.as_ref()).unwrap_or(&Default::default()),
+        );
         loop {
             let id = new_id()?;
             let turn = self.turns.of(&id).await;
@@ -69,6 +74,29 @@ impl Pods {
         }
     }
 
+    fn check(&self, request: &cri::RunPodSandboxRequest) -> Result<(), CriError> {
+        let config = request.config.as_ref().ok_or(CriError::Missing("sandbox config"))?;
+        let meta = config.metadata.as_ref().ok_or(CriError::Missing("sandbox metadata"))?;
+        for (what, value) in
+            [("sandbox name", &meta.name), ("sandbox namespace", &meta.namespace), ("sandbox uid", &meta.uid)]
+        {
+            if value.is_empty() {
+                return Err(CriError::Missing(what));
+            }
+        }
+        if config.windows.is_some() {
+            return Err(CriError::Invalid("this is no Windows node".into()));
+        }
+        check_handler(&request.runtime_handler)?;
+        place::check(config)?;
+        let options = Sandbox { request: request.clone(), ..Default::default() }.namespaces().userns_options;
+        if options.is_some_and(|users| users.mode == cri::NamespaceMode::Pod as i32) {
+            return Err(CriError::Unbuilt("a user namespace for a pod".into()));
+        }
+        spec::check_sandbox(config, self.driver, &self.host)
+            .map_err(|cause| CriError::Spec { id: meta.name.clone(), cause })
+    }
+
     async fn make_sandbox(self: &Arc<Self>, id: &str) -> Result<(), CriError> {
         let Err(error) = self.build_sandbox(id).await else { return Ok(()) };
         warn!(id, error = %chain(&error), "sandbox not made");
@@ -85,6 +113,9 @@ impl Pods {
         let (place, config) = (self.place(id), sandbox.config().clone());
         let shared = namespaces.clone();
         blocking(move || place.make(&config, &shared)).await?;
+        if place::shares_processes(&namespaces) {
+            self.run_pause(id, &sandbox).await?;
+        }
         let mut attachment = String::new();
         if let Some(pod) = self.network(id, &sandbox) {
             let made = self.cni.add(&pod).await.map_err(|cause| CriError::Network { id: id.to_owned(), cause })?;
@@ -104,18 +135,27 @@ impl Pods {
     /// What CNI is asked for; `None` on the node's network.
     fn network(&self, id: &str, sandbox: &Sandbox) -> Option<Pod> {
         let netns = self.place(id).pinned(Kind::Net, &sandbox.namespaces())?;
-        let config = sandbox.config();
-        let meta = config.metadata.clone().unwrap_or_default();
-        Some(Pod {
-            id: id.to_owned(),
-            netns,
-            name: meta.name,
-            namespace: meta.namespace,
-            uid: meta.uid,
-            port_mappings: config.port_mappings.clone(),
-            annotations: config.annotations.clone(),
-            cgroup_parent: config.linux.as_ref().map(|linux| linux.cgroup_parent.clone()).unwrap_or_default(),
-            dns: config.dns_config.clone().unwrap_or_default(),
+        let mut pod = Pod::new(id, netns, sandbox.config());
+        if let Some(ranges) = self.pod_cidr().unwrap_or_default() {
+            pod.ip_ranges = ranges.split(',').map(str::to_owned).collect();
+        }
+        Some(pod)
+    }
+
+    /// What the kubelet has said of its node's range of addresses.
+    fn pod_cidr(&self) -> Result<Option<String>, CriError> {
+        Ok(self.stores.db.read(|tx| NODE.get(tx, NAMESPACE, POD_CIDR))?)
+    }
+
+    /// Keeps what the kubelet says of its node.
+    pub(super) fn update_config(&self, config: Option<cri::RuntimeConfig>) -> Result<(), CriError> {
+        let network = config.and_then(|config| config.network_config).unwrap_or_default();
+        if network.pod_cidr.is_empty() {
+            return Ok(());
+        }
+        self.stores.db.write(|tx| {
+            touch_in(tx, NAMESPACE)?;
+            Ok(NODE.put(tx, NAMESPACE, POD_CIDR, &network.pod_cidr)?)
         })
     }
 
@@ -170,6 +210,7 @@ impl Pods {
         for killed in futures_util::future::join_all(kills).await {
             killed?;
         }
+        self.remove_pause(id).await?;
         proto::fault!("supervisor.sandbox.containers_stopped");
         if let Some(pod) = self.network(id, &sandbox) {
             let attachment: Option<Attachment> = serde_json::from_str(&sandbox.attachment).ok();
@@ -230,12 +271,15 @@ impl Pods {
         if verbose {
             let place = self.place(&id);
             let namespaces = sandbox.namespaces();
-            let cni: serde_json::Value = serde_json::from_str(&sandbox.attachment).unwrap_or_default();
+            let made: Option<Attachment> = serde_json::from_str(&sandbox.attachment).ok();
+            let network = made.map(
+                |made| serde_json::json!({ "name": made.network(), "addresses": made.addresses(), "mac": made.mac() }),
+            );
             let text = serde_json::json!({
                 "phase": sandbox.phase().word(),
                 "runtimeHandler": sandbox.request.runtime_handler,
                 "netns": place.pinned(Kind::Net, &namespaces),
-                "cniResult": cni,
+                "network": network,
             });
             info.insert("info".to_owned(), text.to_string());
         }
@@ -248,7 +292,10 @@ impl Pods {
     }
 
     /// The sandboxes that pass a filter.
-    pub(super) fn list_sandboxes(&self, filter: Option<cri::PodSandboxFilter>) -> Result<Vec<cri::PodSandbox>, CriError> {
+    pub(super) fn list_sandboxes(
+        &self,
+        filter: Option<cri::PodSandboxFilter>,
+    ) -> Result<Vec<cri::PodSandbox>, CriError> {
         let filter = filter.unwrap_or_default();
         let all = self.stores.db.read(|tx| SANDBOXES.list(tx, NAMESPACE, &filter.id))?;
         let wanted = |sandbox: &Sandbox| {
@@ -257,22 +304,6 @@ impl Pods {
         };
         Ok(all.into_iter().filter(|(_, sandbox)| wanted(sandbox)).map(|(id, sandbox)| listed(id, sandbox)).collect())
     }
-}
-
-fn check(request: &cri::RunPodSandboxRequest) -> Result<(), CriError> {
-    let config = request.config.as_ref().ok_or(CriError::Missing("sandbox config"))?;
-    let meta = config.metadata.as_ref().ok_or(CriError::Missing("sandbox metadata"))?;
-    for (what, value) in [("sandbox name", &meta.name), ("sandbox namespace", &meta.namespace), ("sandbox uid", &meta.uid)] {
-        if value.is_empty() {
-            return Err(CriError::Missing(what));
-        }
-    }
-    if config.windows.is_some() {
-        return Err(CriError::Invalid("this is no Windows node".into()));
-    }
-    check_handler(&request.runtime_handler)?;
-    place::check(config)?;
-    spec::check_sandbox(config).map_err(|cause| CriError::Spec { id: meta.name.clone(), cause })
 }
 
 fn listed(id: String, sandbox: Sandbox) -> cri::PodSandbox {
@@ -294,7 +325,8 @@ pub(super) fn status(id: &str, sandbox: &Sandbox) -> cri::PodSandboxStatus {
     let config = sandbox.config();
     let attachment: Option<Attachment> = serde_json::from_str(&sandbox.attachment).ok();
     let ready = sandbox.phase() == Phase::Ready;
-    let mut addresses = attachment.filter(|_| ready).map(|made| made.addresses()).unwrap_or_default().into_iter();
+    let mut addresses =
+        attachment.filter(|_| ready).map(|made| made.addresses().to_vec()).unwrap_or_default().into_iter();
     let first = addresses.next().map(|ip| ip.to_string()).unwrap_or_default();
     cri::PodSandboxStatus {
         id: id.to_owned(),

@@ -18,7 +18,7 @@ const HANDLERS: [(&str, &str); 2] = [("", "io.containerd.berth.v1"), ("runc", "i
 /// A name that no handler has.
 #[derive(Debug, thiserror::Error)]
 #[error("runtime handler {0:?} is not known: there is only \"runc\"")]
-pub(super) struct UnknownHandler(String);
+pub(crate) struct UnknownHandler(String);
 
 impl Failure for UnknownHandler {
     fn kind(&self) -> ErrorKind {
@@ -38,11 +38,22 @@ pub(super) fn runtime_of(handler: &str) -> &'static str {
     found.unwrap_or(&HANDLERS[0]).1
 }
 
+/// Whether Berth's own shim serves a handler.
+pub(super) fn is_ours(handler: &str) -> bool {
+    runtime_of(handler) == HANDLERS[0].1
+}
+
 /// What of a runtime's features (runtime-spec, `features`) CRI wants to know.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Features {
     mount_options: Vec<String>,
+}
+
+impl Features {
+    fn is_recursive_read_only(&self) -> bool {
+        self.mount_options.iter().any(|option| option == "rro")
+    }
 }
 
 /// This node, as far as it stays what it is while we run.
@@ -88,6 +99,12 @@ impl Node {
         self.features[handler].get_or_try_init(ask).await
     }
 
+    /// Whether a handler's runtime can make mounts read-only with all below them.
+    pub(super) async fn is_recursive_read_only(&self, handler: &str) -> bool {
+        let index = HANDLERS.iter().position(|(name, _)| *name == handler).unwrap_or(0);
+        self.features(index).await.is_ok_and(Features::is_recursive_read_only)
+    }
+
     /// Conditions, handlers and features; with more about this node, if it is to be verbose. `network` is why there is none.
     pub(super) async fn status(&self, verbose: bool, network: Result<(), String>) -> cri::StatusResponse {
         let mut handlers = Vec::new();
@@ -105,7 +122,7 @@ impl Node {
             handlers.push(cri::RuntimeHandler {
                 name: (*name).to_owned(),
                 features: Some(cri::RuntimeHandlerFeatures {
-                    recursive_read_only_mounts: features.mount_options.iter().any(|option| option == "rro"),
+                    recursive_read_only_mounts: features.is_recursive_read_only(),
                     user_namespaces: false,
                 }),
             });

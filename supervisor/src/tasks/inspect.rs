@@ -73,6 +73,15 @@ impl Tasks {
         id.and_then(|id| self.known(namespace, &id)).is_some_and(|task| task.facts.borrow().oom)
     }
 
+    /// Whether a container's shim is Berth's, and so knows more of stdio than plain FIFOs.
+    pub(crate) fn has_own_shim(&self, namespace: &NamespaceName, id: &str) -> bool {
+        let id = ContainerId::new(id).ok();
+        let ours = |task: Arc<Task>| {
+            task.facts.borrow().origin.as_ref().is_some_and(|origin| super::shim_log::is_ours(&origin.shim))
+        };
+        id.and_then(|id| self.known(namespace, &id)).is_some_and(ours)
+    }
+
     /// Every process of a container.
     pub(crate) async fn pids(&self, namespace: &NamespaceName, id: &str) -> Result<Vec<ProcessInfo>, TaskError> {
         let task = self.find(namespace, id).await?;

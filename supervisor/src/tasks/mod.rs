@@ -39,7 +39,7 @@ use std::{
 
 use proto::id::{ContainerId, NamespaceName};
 
-pub(crate) use self::{error::TaskError, roots::TaskRoots};
+pub(crate) use self::{error::TaskError, roots::TaskRoots, runtimes::RuntimeError};
 use self::{
     runtimes::Runtimes,
     shims::Program,
@@ -88,6 +88,11 @@ impl Tasks {
             draining,
             program: Program { shim: PathBuf::new(), socket: config.socket.clone(), debug },
         })
+    }
+
+    /// Berth's own shim.
+    pub(crate) fn own_shim(&self) -> Result<PathBuf, RuntimeError> {
+        self.runtimes.shim("io.containerd.berth.v1")
     }
 
     /// The task of a container; one that is being adopted is waited for.

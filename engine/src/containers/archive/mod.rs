@@ -17,13 +17,13 @@ use super::{
     record::{Phase, Record},
     rootfs,
     sources::Look,
-    users,
 };
 use crate::{
     app::App,
     http::{ApiError, ApiResult},
     patience::Turn,
 };
+use ::spec::users::{self, Memberships};
 use axum::http::StatusCode;
 use bytes::Bytes;
 use flate2::{
@@ -269,7 +269,7 @@ pub async fn unpack(
             true => {
                 let root = view.root.try_clone().map_err(|e| ApiError::unexpected(&e))?;
                 let database = Layers::of_root(root).users().map_err(|e| ApiError::unexpected(&e))?;
-                let user = users::find(&database, &user, &[])?;
+                let user = users::find(&database, &user, Memberships::WithoutGroup, &[])?;
                 Some((user.uid, user.gid))
             }
         };

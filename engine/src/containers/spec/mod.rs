@@ -9,20 +9,16 @@ pub use devices::parse_device_rule;
 pub use resources::{limits, rlimit};
 
 use super::{
-    caps, cdi, init, merge,
+    init, merge,
     namespaces::Joined,
     record::Record,
-    seccomp,
     security::{self, Seccomp},
-    users::User,
     validate::words,
 };
 use crate::{http::ApiResult, networks::NetworkKind};
+use ::spec::{caps, cdi, seccomp, users::User};
 use serde_json::{Value, json};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
-};
+use std::{collections::BTreeMap, path::Path};
 
 /// What the specification depends on besides the record.
 #[derive(Debug)]
@@ -88,7 +84,7 @@ pub fn build(record: &Record, around: &Surroundings<'_>) -> ApiResult<Value> {
     match security.seccomp.as_ref().unwrap_or(&Seccomp::Default) {
         Seccomp::Unconfined => {}
         Seccomp::Default => linux["seccomp"] = seccomp::default_profile(&caps),
-        Seccomp::Profile(profile) => linux["seccomp"] = security::resolve_conditions(profile, &caps),
+        Seccomp::Profile(profile) => linux["seccomp"] = seccomp::resolve_conditions(profile, &caps),
     }
     if let Some(propagation) = mounts::root_propagation(record) {
         linux["rootfsPropagation"] = propagation.into();
@@ -135,7 +131,7 @@ pub fn build(record: &Record, around: &Surroundings<'_>) -> ApiResult<Value> {
 pub fn process(
     record: &Record,
     user: &User,
-    caps: &BTreeSet<&'static str>,
+    caps: &caps::Set,
     args: Vec<String>,
     mut env: Vec<String>,
     cwd: &str,
@@ -165,9 +161,9 @@ pub fn process(
 }
 
 /// Capabilities of a process run in the container later.
-pub fn exec_caps(record: &Record, privileged: bool) -> ApiResult<BTreeSet<&'static str>> {
+pub fn exec_caps(record: &Record, privileged: bool) -> ApiResult<caps::Set> {
     let host = &record.host;
-    caps::effective(words(&host.cap_add), words(&host.cap_drop), host.privileged || privileged)
+    Ok(caps::effective(words(&host.cap_add), words(&host.cap_drop), host.privileged || privileged)?)
 }
 
 fn namespaces(record: &Record, around: &Surroundings<'_>) -> Vec<Value> {

@@ -28,7 +28,7 @@ async fn pods(folder: &Path) -> Arc<Pods> {
     let (_, draining) = Draining::new();
     let tasks = Tasks::new(&config, containers.clone(), stores.content.clone(), events, draining.clone());
     let node = Node::new(&config, &stores, tasks.clone());
-    Pods::open(&config, &node, (stores, containers, tasks), draining).await.unwrap()
+    Pods::open(&config, Arc::new(node), (stores, containers, tasks), draining).await.unwrap()
 }
 
 /// Takes the mounts of a sandbox away, however the test ends.

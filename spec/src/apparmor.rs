@@ -1,15 +1,13 @@
 //! AppArmor: which profile a container gets, and the default one, loaded where it isn't.
 //!
 //! ```text
-//! SecurityOpt apparmor=NAME ─▶ NAME            must be loaded
-//!   nothing, privileged     ─▶ unconfined
-//!   nothing                 ─▶ docker-default  loaded when a container first needs it; one that is loaded stays as it is
+//!   a name              ─▶ NAME            must be loaded
+//!   nothing, privileged ─▶ unconfined
+//!   nothing             ─▶ docker-default  loaded when a container first needs it; one that is loaded stays as it is
 //! ```
 //!
 //! An exec gets its container's profile, `--privileged` or not, as with dockerd. A machine without AppArmor is asked once.
 
-use super::security::Security;
-use crate::http::{ApiError, ApiResult};
 use std::{
     collections::BTreeSet,
     io,
@@ -42,6 +40,22 @@ pub struct AppArmor {
     /// Held by whoever loads the profile: one is enough. Containers that find it loaded don't wait.
     loading: Mutex<()>,
     warned: AtomicBool,
+}
+
+/// Why a container can't have its profile.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AppArmorError {
+    /// The user's.
+    #[error("AppArmor profile {0:?} is not loaded: load it (apparmor_parser -a FILE)")]
+    NotLoaded(String),
+    /// The default one.
+    #[error("AppArmor is on, and its profile {DEFAULT} could not be loaded: {}: {why}", parser.display())]
+    Load {
+        /// The program that loads profiles.
+        parser: PathBuf,
+        /// What it said.
+        why: String,
+    },
 }
 
 /// What a container is to have.
@@ -88,9 +102,9 @@ impl AppArmor {
         }
     }
 
-    /// The profile that a container is started with, loaded; none where there is no AppArmor.
-    pub async fn settle(&self, security: &Security, privileged: bool) -> ApiResult<Option<String>> {
-        let wish = wish(security.apparmor.as_deref(), privileged);
+    /// The profile that a container is started with, loaded; none where there is no AppArmor. `option` is the user's.
+    pub async fn settle(&self, option: Option<&str>, privileged: bool) -> Result<Option<String>, AppArmorError> {
+        let wish = wish(option, privileged);
         let Some(policy) = &self.policy else {
             if self.hidden && wish == Wish::Default {
                 self.warn_once();
@@ -106,9 +120,7 @@ impl AppArmor {
             Wish::Named(name) => match loaded(policy).await {
                 // Names of other namespaces and of stacks of profiles are not in the list.
                 Ok(names) if !name.starts_with(':') && !name.contains("//&") && !names.contains(name) => {
-                    Err(ApiError::invalid(format!(
-                        "AppArmor profile {name:?} is not loaded: load it (apparmor_parser -a FILE), or choose another by --security-opt apparmor=NAME"
-                    )))
+                    Err(AppArmorError::NotLoaded(name.to_owned()))
                 }
                 _ => Ok(Some(name.to_owned())),
             },
@@ -116,7 +128,7 @@ impl AppArmor {
     }
 
     /// Before a further process of a container with this profile: the default one may have been unloaded meanwhile.
-    pub async fn keep(&self, profile: &str) -> ApiResult<()> {
+    pub async fn keep(&self, profile: &str) -> Result<(), AppArmorError> {
         match &self.policy {
             Some(policy) if profile == DEFAULT => self.ensure(policy).await.map(drop),
             _ => Ok(()),
@@ -126,7 +138,7 @@ impl AppArmor {
     /// Loads the default profile unless it is there. False: it isn't, and nobody can load it.
     ///
     /// Looked at again at every start: what unloads profiles, an upgrade for instance, doesn't tell us.
-    async fn ensure(&self, policy: &Path) -> ApiResult<bool> {
+    async fn ensure(&self, policy: &Path) -> Result<bool, AppArmorError> {
         let is_there = || async { loaded(policy).await.is_ok_and(|names| names.contains(DEFAULT)) };
         if is_there().await {
             return Ok(true);
@@ -146,10 +158,7 @@ impl AppArmor {
             }
             // Docker's daemon may have been faster.
             Err(_) if is_there().await => Ok(true),
-            Err(why) => Err(ApiError::internal(format!(
-                "AppArmor is on, and its profile {DEFAULT} could not be loaded: {}: {why}",
-                parser.display()
-            ))),
+            Err(why) => Err(AppArmorError::Load { parser: parser.to_owned(), why }),
         }
     }
 
@@ -328,71 +337,65 @@ mod tests {
         (folder, apparmor)
     }
 
-    fn option(name: &str) -> Security {
-        Security { apparmor: Some(name.to_owned()), ..Security::default() }
-    }
-
     const WORKS: &str =
         "echo \"$@\" >>$DIR/calls; cat >$DIR/text; sleep 0.1; echo 'docker-default (enforce)' >>$DIR/profiles";
 
     #[tokio::test]
     async fn loaded_once_by_the_first_that_need_it() {
         let (folder, apparmor) = machine("other (enforce)\n", Some(WORKS));
-        let plain = Security::default();
-        let (one, two) = tokio::join!(apparmor.settle(&plain, false), apparmor.settle(&plain, false));
+        let (one, two) = tokio::join!(apparmor.settle(None, false), apparmor.settle(None, false));
         assert_eq!((one.unwrap().as_deref(), two.unwrap().as_deref()), (Some(DEFAULT), Some(DEFAULT)));
         let calls = fs::read_to_string(folder.path().join("calls")).unwrap();
         assert_eq!(calls, "--add --skip-cache --quiet\n", "one call, and none that replaces");
         assert_eq!(fs::read_to_string(folder.path().join("text")).unwrap(), profile(None));
         // Gone again, as after an upgrade of the package: it is loaded again.
         fs::write(folder.path().join("profiles"), "").unwrap();
-        assert_eq!(apparmor.settle(&option(DEFAULT), true).await.unwrap().as_deref(), Some(DEFAULT));
+        assert_eq!(apparmor.settle(Some(DEFAULT), true).await.unwrap().as_deref(), Some(DEFAULT));
         assert!(apparmor.protects().await);
     }
 
     #[tokio::test]
     async fn who_needs_no_default_profile_loads_none() {
         let (folder, apparmor) = machine("mine (complain)\na//b (enforce)\n", Some(WORKS));
-        let none = Security::default();
-        assert_eq!(apparmor.settle(&none, true).await.unwrap().as_deref(), Some(UNCONFINED));
-        assert_eq!(apparmor.settle(&option(UNCONFINED), false).await.unwrap().as_deref(), Some(UNCONFINED));
+        assert_eq!(apparmor.settle(None, true).await.unwrap().as_deref(), Some(UNCONFINED));
+        assert_eq!(apparmor.settle(Some(UNCONFINED), false).await.unwrap().as_deref(), Some(UNCONFINED));
         for name in ["mine", "a//b", ":other:thing", "mine//&a"] {
-            assert_eq!(apparmor.settle(&option(name), false).await.unwrap().as_deref(), Some(name));
+            assert_eq!(apparmor.settle(Some(name), false).await.unwrap().as_deref(), Some(name));
         }
-        let error = apparmor.settle(&option("yours"), false).await.unwrap_err();
-        assert!(error.message.starts_with("AppArmor profile \"yours\" is not loaded: load it"), "{error}");
+        let error = apparmor.settle(Some("yours"), false).await.unwrap_err();
+        assert!(error.to_string().starts_with("AppArmor profile \"yours\" is not loaded: load it"), "{error}");
         assert!(!folder.path().join("calls").exists());
     }
 
     #[tokio::test]
     async fn one_that_is_loaded_stays() {
         let (folder, apparmor) = machine("docker-default (enforce)\n", Some(WORKS));
-        assert_eq!(apparmor.settle(&Security::default(), false).await.unwrap().as_deref(), Some(DEFAULT));
+        assert_eq!(apparmor.settle(None, false).await.unwrap().as_deref(), Some(DEFAULT));
         assert!(!folder.path().join("calls").exists());
     }
 
     #[tokio::test]
     async fn without_a_parser() {
         let (folder, apparmor) = machine("", None);
-        assert_eq!(apparmor.settle(&Security::default(), false).await.unwrap(), None);
+        assert_eq!(apparmor.settle(None, false).await.unwrap(), None);
         assert!(apparmor.warned.load(Ordering::Relaxed) && !apparmor.protects().await);
         assert!(apparmor.warning().await.unwrap().contains("no apparmor_parser (package apparmor)"));
-        apparmor.settle(&option(DEFAULT), false).await.unwrap_err();
+        apparmor.settle(Some(DEFAULT), false).await.unwrap_err();
         // Docker's, say, which needs no parser of ours.
         fs::write(folder.path().join("profiles"), "docker-default (enforce)\n").unwrap();
-        assert_eq!(apparmor.settle(&Security::default(), false).await.unwrap().as_deref(), Some(DEFAULT));
+        assert_eq!(apparmor.settle(None, false).await.unwrap().as_deref(), Some(DEFAULT));
         assert!(apparmor.warning().await.is_none() && apparmor.protects().await);
     }
 
     #[tokio::test]
     async fn a_parser_that_fails() {
         let (_folder, apparmor) = machine("", Some("echo Permission denied; echo '  no luck' >&2; exit 3"));
-        let error = apparmor.settle(&Security::default(), false).await.unwrap_err();
-        assert!(error.message.contains("docker-default could not be loaded: /"), "{error}");
-        assert!(error.message.ends_with("apparmor_parser: no luck"), "{error}");
+        let error = apparmor.settle(None, false).await.unwrap_err();
+        assert!(error.to_string().contains("docker-default could not be loaded: /"), "{error}");
+        assert!(error.to_string().ends_with("apparmor_parser: no luck"), "{error}");
         // Somebody else was faster.
         let (_folder, apparmor) = machine("", Some("echo 'docker-default (enforce)' >$DIR/profiles; exit 17"));
-        assert_eq!(apparmor.settle(&Security::default(), false).await.unwrap().as_deref(), Some(DEFAULT));
+        assert_eq!(apparmor.settle(None, false).await.unwrap().as_deref(), Some(DEFAULT));
     }
 
     #[tokio::test]
@@ -406,12 +409,12 @@ mod tests {
             warned: AtomicBool::new(false),
         };
         for privileged in [false, true] {
-            assert_eq!(off.settle(&Security::default(), privileged).await.unwrap(), None);
+            assert_eq!(off.settle(None, privileged).await.unwrap(), None);
         }
-        assert_eq!(off.settle(&option(UNCONFINED), false).await.unwrap(), None);
+        assert_eq!(off.settle(Some(UNCONFINED), false).await.unwrap(), None);
         assert!(off.warning().await.is_none() && !off.protects().await && !off.warned.load(Ordering::Relaxed));
         let hidden = AppArmor { hidden: true, ..off };
-        assert_eq!(hidden.settle(&Security::default(), false).await.unwrap(), None);
+        assert_eq!(hidden.settle(None, false).await.unwrap(), None);
         assert!(hidden.warning().await.unwrap().contains("securityfs") && hidden.warned.load(Ordering::Relaxed));
     }
 }

@@ -1,14 +1,18 @@
 //! Names of signals. Pure.
 
-use crate::http::{ApiError, ApiResult};
 use nix::sys::signal::Signal;
+
+/// A name that no signal has.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("invalid signal: {}", .0.escape_debug())]
+pub struct UnknownSignal(String);
 
 /// First and last real-time signal as the C library counts them.
 const REAL_TIME: std::ops::RangeInclusive<u32> = 34..=64;
 
 /// Reads `9`, `KILL`, `SIGKILL`, `RTMIN+3`.
-pub fn parse(text: &str) -> ApiResult<u32> {
-    let bad = || ApiError::invalid(format!("invalid signal: {text}"));
+pub fn parse(text: &str) -> Result<u32, UnknownSignal> {
+    let bad = || UnknownSignal(text.to_owned());
     if text.bytes().all(|b| b.is_ascii_digit()) {
         return text.parse().ok().filter(|n| (1..=*REAL_TIME.end()).contains(n)).ok_or_else(bad);
     }

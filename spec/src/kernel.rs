@@ -37,9 +37,32 @@ pub struct Kernel {
     pub io_weight_device: bool,
     /// Bytes and operations per second of each device.
     pub io_throttle: bool,
+    /// Huge pages.
+    pub hugetlb: bool,
 }
 
 impl Kernel {
+    /// One that has everything that any has: what tests begin with.
+    pub const COMPLETE: Self = Self {
+        unified: false,
+        memory: true,
+        swap: true,
+        reservation: true,
+        swappiness: true,
+        oom_kill_disable: true,
+        kernel_memory: true,
+        kernel_memory_tcp: true,
+        cpu_shares: true,
+        cpu_quota: true,
+        cpu_realtime: true,
+        cpuset: true,
+        pids: true,
+        io_weight: true,
+        io_weight_device: true,
+        io_throttle: true,
+        hugetlb: true,
+    };
+
     /// Of this machine.
     pub fn probe(unified: bool) -> Self {
         Self::probe_at(Path::new("/sys/fs/cgroup"), unified)
@@ -67,6 +90,7 @@ impl Kernel {
                 io_weight: on("io"),
                 io_weight_device: on("io"),
                 io_throttle: on("io"),
+                hugetlb: on("hugetlb"),
             };
         }
         let weight = has("blkio/blkio.weight") || has("blkio/blkio.bfq.weight");
@@ -88,6 +112,7 @@ impl Kernel {
             io_weight: weight,
             io_weight_device: has("blkio/blkio.weight_device") || has("blkio/blkio.bfq.weight_device"),
             io_throttle: has("blkio/blkio.throttle.read_bps_device"),
+            hugetlb: root.join("hugetlb").is_dir(),
         }
     }
 }
@@ -107,30 +132,8 @@ fn kernel_before(major: u32, minor: u32) -> bool {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
-
-    /// A kernel with everything that any has.
-    pub(crate) fn complete() -> Kernel {
-        Kernel {
-            unified: false,
-            memory: true,
-            swap: true,
-            reservation: true,
-            swappiness: true,
-            oom_kill_disable: true,
-            kernel_memory: true,
-            kernel_memory_tcp: true,
-            cpu_shares: true,
-            cpu_quota: true,
-            cpu_realtime: true,
-            cpuset: true,
-            pids: true,
-            io_weight: true,
-            io_weight_device: true,
-            io_throttle: true,
-        }
-    }
 
     #[test]
     fn controllers_are_found_where_they_are() {

@@ -1,7 +1,14 @@
-//! Capabilities: Docker's default set, and what `CapAdd` and `CapDrop` make of it. Pure.
+//! Capabilities: the default set, and what additions and drops make of it. Pure.
 
-use crate::http::ApiError;
 use std::collections::BTreeSet;
+
+/// Capabilities by their full names.
+pub type Set = BTreeSet<&'static str>;
+
+/// A name that no capability has.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("invalid capability: {0:?}")]
+pub struct UnknownCapability(pub String);
 
 const ALL: [&str; 41] = [
     "CAP_AUDIT_CONTROL",
@@ -65,15 +72,15 @@ const DEFAULT: [&str; 14] = [
 ];
 
 /// The set a container gets.
-pub fn effective(add: &[String], drop: &[String], privileged: bool) -> Result<BTreeSet<&'static str>, ApiError> {
-    let (add, add_all) = known(add)?;
-    let (drop, drop_all) = known(drop)?;
+pub fn effective(add: &[String], drop: &[String], privileged: bool) -> Result<Set, UnknownCapability> {
+    let (add, add_all) = named(add)?;
+    let (drop, drop_all) = named(drop)?;
     if privileged {
         return Ok(all_of_host());
     }
-    let mut set: BTreeSet<&'static str> = match (add_all, drop_all) {
+    let mut set: Set = match (add_all, drop_all) {
         (true, _) => all_of_host(),
-        (false, true) => BTreeSet::new(),
+        (false, true) => Set::new(),
         (false, false) => DEFAULT.into(),
     };
     if !drop_all {
@@ -84,8 +91,8 @@ pub fn effective(add: &[String], drop: &[String], privileged: bool) -> Result<BT
     Ok(set)
 }
 
-// A capability that we lack ourselves cannot be handed on: the kernel would refuse the whole container.
-fn all_of_host() -> BTreeSet<&'static str> {
+/// All of them. One that we lack ourselves cannot be handed on: the kernel would refuse the whole container.
+pub fn all_of_host() -> Set {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
     let Some(bounding) = line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()) else { return ALL.into() };
@@ -140,8 +147,9 @@ fn number(cap: &str) -> u32 {
     IN_ORDER.iter().position(|name| *name == cap).map_or(63, |n| n as u32)
 }
 
-fn known(list: &[String]) -> Result<(BTreeSet<&'static str>, bool), ApiError> {
-    let (mut set, mut all) = (BTreeSet::new(), false);
+/// Those that are named, with `CAP_` or without, and whether `ALL` is among them.
+pub fn named(list: &[String]) -> Result<(Set, bool), UnknownCapability> {
+    let (mut set, mut all) = (Set::new(), false);
     for given in list {
         let upper = given.to_ascii_uppercase();
         if upper == "ALL" || upper == "CAP_ALL" {
@@ -151,7 +159,7 @@ fn known(list: &[String]) -> Result<(BTreeSet<&'static str>, bool), ApiError> {
         let full = if upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") };
         match ALL.iter().find(|cap| **cap == full) {
             Some(cap) => drop(set.insert(*cap)),
-            None => return Err(ApiError::invalid(format!("invalid capability: {given:?}"))),
+            None => return Err(UnknownCapability(given.clone())),
         }
     }
     Ok((set, all))

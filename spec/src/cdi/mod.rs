@@ -1,14 +1,8 @@
 //! Devices by the Container Device Interface: files of the administrator's or of drivers' tools say under which name a device
-//! goes and what a container needs to use it: device nodes, mounts, variables, hooks. `DeviceRequests` of driver `cdi` name them;
-//! `--gpus` means those of kind `nvidia.com/gpu`.
+//! goes and what a container needs to use it: device nodes, mounts, variables, hooks.
 
 mod yaml;
 
-use crate::{
-    api::host_config::DeviceRequest,
-    http::{ApiError, ApiResult},
-};
-use axum::http::StatusCode;
 use nix::sys::stat::{SFlag, major, minor, stat};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -20,9 +14,6 @@ use tracing::warn;
 
 /// Larger files describe no devices.
 const FILE_LIMIT: u64 = 8 << 20;
-const GPU_KIND: &str = "nvidia.com/gpu";
-/// What nvidia's driver calls its capabilities.
-const GPU_CAPABILITIES: [&str; 8] = ["gpu", "nvidia", "compute", "compat32", "graphics", "utility", "video", "display"];
 
 /// Where descriptions are looked for: where the configuration says, else at the usual places.
 pub fn folders(configured: &[String]) -> Vec<PathBuf> {
@@ -30,6 +21,28 @@ pub fn folders(configured: &[String]) -> Vec<PathBuf> {
         [] => vec!["/etc/cdi".into(), "/var/run/cdi".into()],
         some => some.iter().map(PathBuf::from).collect(),
     }
+}
+
+/// Why devices can't be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CdiError {
+    /// No description has them.
+    #[error("CDI device injection failed: unresolvable CDI devices {}", .0.join(", "))]
+    Unknown(Vec<String>),
+    /// Its node on the host isn't there.
+    #[error("CDI device injection failed: device node {at}: {why}")]
+    Node {
+        /// Its path.
+        at: String,
+        /// Why not.
+        why: String,
+    },
+    /// What is there is something else.
+    #[error("CDI device injection failed: {0} is not a device node")]
+    NoDevice(String),
+    /// Runtimes know no such hook.
+    #[error("CDI device injection failed: there is no hook {0:?}")]
+    Hook(String),
 }
 
 /// What is done to a container.
@@ -111,7 +124,7 @@ struct Device {
 
 /// All devices that are described, by their full names.
 #[derive(Debug, Default)]
-struct Registry {
+pub struct Registry {
     /// Edits of the device, and the file whose edits come with it.
     devices: BTreeMap<String, (Edits, usize)>,
     files: Vec<Edits>,
@@ -119,7 +132,7 @@ struct Registry {
 
 impl Registry {
     /// Reads the folders; a device of a later one replaces that of an earlier one. What cannot be read is reported and left out.
-    fn read(folders: &[PathBuf]) -> Self {
+    pub fn read(folders: &[PathBuf]) -> Self {
         let mut registry = Self::default();
         for folder in folders {
             let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
@@ -146,14 +159,16 @@ impl Registry {
         registry
     }
 
-    fn edits(&self, names: &[String]) -> ApiResult<Edits> {
-        let missing: Vec<&str> =
-            names.iter().filter(|name| !self.devices.contains_key(*name)).map(String::as_str).collect();
+    /// Whether a device of this kind is described.
+    pub fn has_kind(&self, kind: &str) -> bool {
+        self.devices.keys().any(|name| name.split_once('=').is_some_and(|(of, _)| of == kind))
+    }
+
+    /// What the devices of these names make of a container.
+    pub fn edits(&self, names: &[String]) -> Result<Edits, CdiError> {
+        let missing: Vec<String> = names.iter().filter(|name| !self.devices.contains_key(*name)).cloned().collect();
         if !missing.is_empty() {
-            return Err(failed(format!(
-                "CDI device injection failed: unresolvable CDI devices {}",
-                missing.join(", ")
-            )));
+            return Err(CdiError::Unknown(missing));
         }
         let mut all = Edits::default();
         let mut files = Vec::new();
@@ -202,7 +217,8 @@ fn is_kind(kind: &str) -> bool {
     kind.split_once('/').is_some_and(|(vendor, class)| word(vendor) && word(class))
 }
 
-fn is_device_name(name: &str) -> bool {
+/// Whether this is a full name: `VENDOR/CLASS=NAME`.
+pub fn is_device_name(name: &str) -> bool {
     let word = |text: &str| {
         text.starts_with(|c: char| c.is_ascii_alphanumeric())
             && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._:-".contains(&b))
@@ -210,72 +226,12 @@ fn is_device_name(name: &str) -> bool {
     name.split_once('=').is_some_and(|(kind, device)| is_kind(kind) && word(device))
 }
 
-fn failed(message: String) -> ApiError {
-    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message)
-}
-
-/// Checks the forms of requests.
-pub fn check(requests: &[DeviceRequest]) -> ApiResult<()> {
-    for request in requests {
-        if request.count != 0 && !request.device_ids.is_empty() {
-            return Err(ApiError::invalid("cannot set both Count and DeviceIDs on device request"));
-        }
-        if request.driver == "cdi" {
-            if let Some(bad) = request.device_ids.iter().find(|name| !is_device_name(name)) {
-                return Err(ApiError::invalid(format!("invalid CDI device name {bad:?}: VENDOR/CLASS=NAME is needed")));
-            }
-            if request.count != 0 {
-                return Err(ApiError::invalid("CDI devices are asked for by name, not by number"));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// What the requested devices make of a container.
-pub fn edits(folders: &[PathBuf], requests: &[DeviceRequest]) -> ApiResult<Edits> {
-    if requests.is_empty() {
-        return Ok(Edits::default());
-    }
-    let registry = Registry::read(folders);
-    let mut names: Vec<String> = Vec::new();
-    for request in requests {
-        let found = match request.driver.as_str() {
-            "cdi" => request.device_ids.to_vec(),
-            "" | "nvidia" => gpus(&registry, request)?,
-            _ => return Err(no_driver(request)),
-        };
-        names.extend(found.into_iter().filter(|name| !names.contains(name)).collect::<Vec<_>>());
-    }
-    registry.edits(&names)
-}
-
-fn gpus(registry: &Registry, request: &DeviceRequest) -> ApiResult<Vec<String>> {
-    let prefix = format!("{GPU_KIND}=");
-    let described = registry.devices.keys().any(|name| name.starts_with(&prefix));
-    let fits = |set: &Vec<String>| {
-        set.iter().any(|c| c == "gpu" || c == "nvidia") && set.iter().all(|c| GPU_CAPABILITIES.contains(&c.as_str()))
-    };
-    let wanted =
-        request.capabilities.iter().any(fits) || (request.driver == "nvidia" && request.capabilities.is_empty());
-    if !described || !wanted {
-        return Err(no_driver(request));
-    }
-    if !request.device_ids.is_empty() {
-        return Ok(request.device_ids.iter().map(|id| format!("{prefix}{id}")).collect());
-    }
-    Ok(match request.count {
-        count @ 1.. => (0..count).map(|n| format!("{prefix}{n}")).collect(),
-        _ => vec![format!("{prefix}all")],
-    })
-}
-
-fn no_driver(request: &DeviceRequest) -> ApiError {
-    let sets: Vec<String> = request.capabilities.iter().map(|set| format!("[{}]", set.join(" "))).collect();
-    failed(format!("could not select device driver \"{}\" with capabilities: [{}]", request.driver, sets.join(" ")))
-}
-
 impl Edits {
+    /// Variables that are set.
+    pub fn env(&self) -> &[String] {
+        &self.env
+    }
+
     fn add(&mut self, other: &Self) {
         self.env.extend(other.env.iter().cloned());
         self.device_nodes.extend(other.device_nodes.iter().cloned());
@@ -289,7 +245,7 @@ impl Edits {
     }
 
     /// Writes them into a specification.
-    pub fn apply(&self, spec: &mut Value, privileged: bool) -> ApiResult<()> {
+    pub fn apply(&self, spec: &mut Value, privileged: bool) -> Result<(), CdiError> {
         for word in &self.env {
             let key = word.split('=').next().unwrap_or(word);
             let env = list(&mut spec["process"]["env"]);
@@ -319,7 +275,7 @@ impl Edits {
         for hook in &self.hooks {
             let known = ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
             if !known.contains(&hook.hook_name.as_str()) {
-                return Err(failed(format!("CDI device injection failed: there is no hook {:?}", hook.hook_name)));
+                return Err(CdiError::Hook(hook.hook_name.clone()));
             }
             let mut entry = json!({"path": hook.path, "args": hook.args, "env": hook.env});
             // The specification wants a positive number; tools write -1 for none.
@@ -356,19 +312,18 @@ fn list(value: &mut Value) -> &mut Vec<Value> {
 
 impl Node {
     /// The device with what the description left open taken from the host's node, and the rule that allows it.
-    fn resolve(&self) -> ApiResult<(Value, Value)> {
+    fn resolve(&self) -> Result<(Value, Value), CdiError> {
         let at = if self.host_path.is_empty() { &self.path } else { &self.host_path };
         let (mut kind, mut numbers) = (self.kind.clone(), (self.major, self.minor));
         let complete = kind == "p" || (!kind.is_empty() && numbers != (0, 0));
         if !complete {
-            let node = stat(at.as_str()).map_err(|error| {
-                failed(format!("CDI device injection failed: device node {at}: {}", error.desc().to_lowercase()))
-            })?;
+            let node = stat(at.as_str())
+                .map_err(|error| CdiError::Node { at: at.clone(), why: error.desc().to_lowercase() })?;
             kind = match SFlag::from_bits_truncate(node.st_mode) & SFlag::S_IFMT {
                 SFlag::S_IFCHR => "c",
                 SFlag::S_IFBLK => "b",
                 SFlag::S_IFIFO => "p",
-                _ => return Err(failed(format!("CDI device injection failed: {at} is not a device node"))),
+                _ => return Err(CdiError::NoDevice(at.clone())),
             }
             .into();
             numbers = (major(node.st_rdev) as i64, minor(node.st_rdev) as i64);
@@ -393,10 +348,6 @@ impl Node {
 mod tests {
     use super::*;
 
-    fn request(json: Value) -> DeviceRequest {
-        serde_json::from_value(json).unwrap()
-    }
-
     #[test]
     fn found_by_name_and_written_into_the_specification() {
         let folder = tempfile::tempdir().unwrap();
@@ -414,8 +365,9 @@ mod tests {
             "cdiVersion: 0.5.0\nkind: vendor.com/thing\ndevices:\n- name: two\n  containerEdits:\n    env: [B=2]\n";
         std::fs::write(second.join("v.yaml"), later).unwrap();
         let folders = [first, second];
-        let wanted = request(json!({"Driver": "cdi", "DeviceIDs": ["vendor.com/thing=one", "vendor.com/thing=two"]}));
-        let edits = edits(&folders, &[wanted]).unwrap();
+        let registry = Registry::read(&folders);
+        assert!(registry.has_kind("vendor.com/thing") && !registry.has_kind("vendor.com/thin"));
+        let edits = registry.edits(&["vendor.com/thing=one".into(), "vendor.com/thing=two".into()]).unwrap();
         let mut spec = json!({"process": {"env": ["A=user"], "user": {"additionalGids": [0]}},
             "linux": {"devices": [], "resources": {"devices": []}}, "mounts": []});
         edits.apply(&mut spec, false).unwrap();
@@ -425,35 +377,8 @@ mod tests {
         assert_eq!(spec["mounts"][0]["options"], json!(["ro", "rbind"]));
         assert_eq!(spec["hooks"]["createContainer"][0], json!({"path": "/bin/true", "args": ["true"], "env": []}));
         assert_eq!(spec["process"]["user"]["additionalGids"], json!([0, 7]));
-        let missing = request(json!({"Driver": "cdi", "DeviceIDs": ["vendor.com/thing=three"]}));
-        let error = super::edits(&folders, &[missing]).unwrap_err();
-        assert_eq!(error.message, "CDI device injection failed: unresolvable CDI devices vendor.com/thing=three");
-    }
-
-    #[test]
-    fn gpus_by_their_description_else_the_driver_is_missed() {
-        let folder = tempfile::tempdir().unwrap();
-        let folders = [folder.path().to_owned()];
-        let all = request(json!({"Count": -1, "Capabilities": [["gpu"]]}));
-        let error = edits(&folders, std::slice::from_ref(&all)).unwrap_err();
-        assert_eq!(error.message, "could not select device driver \"\" with capabilities: [[gpu]]");
-        assert_eq!(error.status.as_u16(), 500);
-        let text = "cdiVersion: 0.5.0\nkind: nvidia.com/gpu\ndevices:\n- name: all\n  containerEdits: {env: [N=all]}\n\
-                    - name: '0'\n  containerEdits: {env: [N=0]}\n";
-        std::fs::write(folder.path().join("nvidia.yaml"), text).unwrap();
-        assert_eq!(edits(&folders, &[all]).unwrap().env, ["N=all"]);
-        let one = request(json!({"Driver": "nvidia", "Count": 1, "Capabilities": [["gpu", "utility"]]}));
-        assert_eq!(edits(&folders, &[one]).unwrap().env, ["N=0"]);
-        let ids = request(json!({"DeviceIDs": ["0"], "Capabilities": [["gpu"]]}));
-        assert_eq!(edits(&folders, &[ids]).unwrap().env, ["N=0"]);
-        for other in [
-            json!({"Driver": "foo", "Count": 1}),
-            json!({"Count": 1, "Capabilities": [["tpu"]]}),
-            json!({"Count": 1, "Capabilities": [["gpu", "tpu"]]}),
-        ] {
-            let error = edits(&folders, &[request(other)]).unwrap_err();
-            assert!(error.message.starts_with("could not select device driver"), "{error}");
-        }
+        let error = registry.edits(&["vendor.com/thing=three".into()]).unwrap_err();
+        assert_eq!(error.to_string(), "CDI device injection failed: unresolvable CDI devices vendor.com/thing=three");
     }
 
     #[test]
@@ -463,7 +388,5 @@ mod tests {
         {
             assert_eq!(is_device_name(name), good, "{name}");
         }
-        assert!(check(&[request(json!({"Driver": "cdi", "DeviceIDs": ["/dev/x"]}))]).is_err());
-        assert!(check(&[request(json!({"Count": 1, "DeviceIDs": ["x"]}))]).is_err());
     }
 }

@@ -1,8 +1,8 @@
-//! The default system call filter: an allow-list, equal in effect to Docker's, with everything else answered by EPERM.
-//! What a capability makes harmless is allowed with that capability only.
+//! System call filters. The default one is an allow-list, equal in effect to Docker's, with everything else answered by EPERM;
+//! what a capability makes harmless is allowed with that capability only. Profiles from files are in Docker's form.
 
+use super::caps::Set;
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
 
 const EPERM: u32 = 1;
 const ENOSYS: u32 = 38;
@@ -86,7 +86,7 @@ const FAMILIES: [(u64, u64); 7] = [
 ];
 
 /// `linux.seccomp` for a container with these capabilities on this machine's architecture.
-pub fn default_profile(caps: &BTreeSet<&'static str>) -> Value {
+pub fn default_profile(caps: &Set) -> Value {
     let mut names: Vec<&str> = ALLOWED.split_whitespace().collect();
     for (cap, allowed) in WITH_CAPABILITY {
         if caps.contains(cap) {
@@ -127,9 +127,79 @@ pub fn default_profile(caps: &BTreeSet<&'static str>) -> Value {
     })
 }
 
+/// Why a profile is none.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("decoding seccomp profile failed: {0}")]
+pub struct ProfileError(String);
+
+/// Docker's form of a profile to that of the runtime specification.
+pub fn parse_profile(text: &str) -> Result<Value, ProfileError> {
+    let bad = ProfileError;
+    let mut profile: Value = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
+    let map = profile.as_object_mut().ok_or_else(|| bad("not an object".into()))?;
+    if !map.get("defaultAction").is_some_and(Value::is_string) {
+        return Err(bad("no defaultAction".into()));
+    }
+    if let Some(arch_map) = map.remove("archMap") {
+        let mut architectures = Vec::new();
+        let native = match std::env::consts::ARCH {
+            "x86_64" => "SCMP_ARCH_X86_64",
+            "aarch64" => "SCMP_ARCH_AARCH64",
+            _ => "",
+        };
+        for entry in arch_map.as_array().into_iter().flatten().filter(|e| e["architecture"] == native) {
+            architectures.push(entry["architecture"].clone());
+            architectures.extend(entry["subArchitectures"].as_array().cloned().unwrap_or_default());
+        }
+        map.insert("architectures".into(), architectures.into());
+    }
+    for rule in map.get_mut("syscalls").and_then(Value::as_array_mut).into_iter().flatten() {
+        let Some(rule) = rule.as_object_mut() else { return Err(bad("a rule is not an object".into())) };
+        if let Some(name) = rule.remove("name").filter(|name| !name.is_null()) {
+            rule.insert("names".into(), vec![name].into());
+        }
+        if rule.get("args").is_some_and(Value::is_null) {
+            rule.remove("args");
+        }
+        rule.remove("comment");
+        // `includes` and `excludes` are kept for now: who knows the capabilities resolves them.
+    }
+    Ok(profile)
+}
+
+/// Resolves the conditions of Docker's profile format for a container with these capabilities.
+pub fn resolve_conditions(profile: &Value, caps: &Set) -> Value {
+    let go_arch = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    let holds = |condition: &Value, key: &str, test: &dyn Fn(&str) -> bool| {
+        condition[key].as_array().map(|list| list.iter().filter_map(Value::as_str).map(test).collect::<Vec<_>>())
+    };
+    let mut profile = profile.clone();
+    if let Some(rules) = profile.get_mut("syscalls").and_then(Value::as_array_mut) {
+        rules.retain_mut(|rule| {
+            let Some(map) = rule.as_object_mut() else { return false };
+            let includes = map.remove("includes").unwrap_or_default();
+            let excludes = map.remove("excludes").unwrap_or_default();
+            let has_cap = |cap: &str| caps.contains(cap);
+            let is_arch = |arch: &str| arch == go_arch;
+            // All capabilities, but any architecture, as moby reads them.
+            let in_caps = holds(&includes, "caps", &has_cap).is_none_or(|l| l.iter().all(|on| *on));
+            let in_arch = holds(&includes, "arches", &is_arch).is_none_or(|l| l.is_empty() || l.iter().any(|on| *on));
+            let out_caps = holds(&excludes, "caps", &has_cap).is_some_and(|l| l.iter().any(|on| *on));
+            let out_arch = holds(&excludes, "arches", &is_arch).is_some_and(|l| l.iter().any(|on| *on));
+            in_caps && in_arch && !out_caps && !out_arch
+        });
+    }
+    profile
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
 
     fn names(profile: &Value) -> Vec<String> {
         serde_json::from_value(profile["syscalls"][0]["names"].clone()).unwrap()
@@ -161,5 +231,17 @@ mod tests {
         let all = F::CLONE_NEWNS | F::CLONE_NEWCGROUP | F::CLONE_NEWUTS | F::CLONE_NEWIPC | F::CLONE_NEWUSER;
         let all = all | F::CLONE_NEWPID | F::CLONE_NEWNET;
         assert_eq!(u64::from(all.bits() as u32), CLONE_NAMESPACES);
+    }
+
+    #[test]
+    fn conditions_of_a_profile() {
+        let text = r#"{"defaultAction":"SCMP_ACT_ERRNO","archMap":[{"architecture":"SCMP_ARCH_X86_64","subArchitectures":["SCMP_ARCH_X86"]}],
+            "syscalls":[{"names":["a"],"action":"SCMP_ACT_ALLOW","args":null,"includes":{"caps":["CAP_SYS_ADMIN"]}},
+            {"name":"b","action":"SCMP_ACT_ALLOW","excludes":{"caps":["CAP_SYS_ADMIN"]}}]}"#;
+        let profile = parse_profile(text).unwrap();
+        let with = resolve_conditions(&profile, &["CAP_SYS_ADMIN"].into());
+        let without = resolve_conditions(&profile, &[].into());
+        assert_eq!(with["syscalls"], json!([{"names": ["a"], "action": "SCMP_ACT_ALLOW"}]));
+        assert_eq!(without["syscalls"], json!([{"names": ["b"], "action": "SCMP_ACT_ALLOW"}]));
     }
 }

@@ -1,0 +1,12 @@
+//! CRI as a kubelet uses it: berth-supervisor on a host of its own (a network namespace with another computer beside it), with Debian's
+//! CNI plugins. Root is needed, a static busybox, and `containernetworking-plugins` for what is about networks.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+mod faults;
+mod life;
+mod networks;
+mod node;
+mod restarts;
+mod rules;
+mod stats;

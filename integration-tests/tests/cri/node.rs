@@ -1,0 +1,358 @@
+//! A node, and the calls of its kubelet.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Stdio},
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+use integration_tests::{host::Host, images, leftovers, programs, run};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use proto::runtime::v1::{self as cri, runtime_service_client::RuntimeServiceClient};
+use tokio::net::UnixStream;
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint},
+};
+
+/// The image that all containers are made of.
+pub const IMAGE: &str = "docker.io/library/busybox:latest";
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A node; goes with everything on it.
+pub struct Node {
+    pub host: Host,
+    folder: tempfile::TempDir,
+    supervisor: Option<Child>,
+    channel: Option<Channel>,
+    programs: PathBuf,
+    /// Cgroups of pods, which a kubelet would have made and would remove.
+    cgroups: Mutex<BTreeSet<String>>,
+}
+
+/// Waits until something is so; says what, if it never is.
+pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(began.elapsed() < PATIENCE, "not within {} s: {what}", PATIENCE.as_secs());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+impl Node {
+    /// A node without a network for pods.
+    pub async fn new() -> Self {
+        Self::with_programs(programs::bin_dir()).await
+    }
+
+    /// The same with the programs of a folder.
+    pub async fn with_programs(programs: PathBuf) -> Self {
+        let folder = tempfile::Builder::new().prefix("berth-cri-").tempdir().unwrap();
+        fs::create_dir(folder.path().join("net.d")).unwrap();
+        let mut node =
+            Self { host: Host::new(), folder, supervisor: None, channel: None, programs, cgroups: Mutex::default() };
+        node.start(&[]).await;
+        let archive = images::busybox_archive(node.path());
+        let ctr = |args: &[&str]| run("ctr", [&["-a", node.socket().to_str().unwrap(), "-n", "k8s.io"], args].concat());
+        ctr(&["image", "import", archive.to_str().unwrap()]).success();
+        node
+    }
+
+    /// A node whose pods get addresses from Debian's bridge plugin; `None` where the plugins aren't installed.
+    pub async fn with_network() -> Option<Self> {
+        if !Path::new("/usr/lib/cni/bridge").exists() {
+            eprintln!("skipped: containernetworking-plugins is not installed");
+            return None;
+        }
+        let node = Self::new().await;
+        node.configure(&bridge(node.path()));
+        Some(node)
+    }
+
+    /// Gives pods a network.
+    pub fn configure(&self, list: &str) {
+        fs::write(self.path().join("net.d/10-pods.conflist"), list).unwrap();
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.path().join("r/supervisor.sock")
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path().join("log")).unwrap_or_default()
+    }
+
+    /// Starts a supervisor with these variables and waits until it answers.
+    pub async fn start(&mut self, environment: &[(&str, &str)]) {
+        let config = format!(
+            "[cri]\ncni-conf-dir = {:?}\ncni-bin-dirs = [\"/usr/lib/cni\", {:?}]\n",
+            self.path().join("net.d"),
+            self.path().join("cni")
+        );
+        fs::write(self.path().join("supervisor.toml"), config).unwrap();
+        let log = fs::File::options().create(true).append(true).open(self.path().join("log")).unwrap();
+        let mut command = self.host.command(self.programs.join("berth-supervisor"));
+        command.arg("--config").arg(self.path().join("supervisor.toml"));
+        command.arg("--data-root").arg(self.path().join("d")).arg("--run-root").arg(self.path().join("r"));
+        command.envs(environment.iter().copied());
+        self.supervisor = Some(command.stdin(Stdio::null()).stderr(log).spawn().unwrap());
+        let socket = self.socket();
+        let connected = eventually("the supervisor answers", async || {
+            let socket = socket.clone();
+            let connector = tower::service_fn(move |_| {
+                let socket = socket.clone();
+                async move { UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) }
+            });
+            let channel = Endpoint::from_static("http://supervisor").connect_with_connector(connector).await.ok()?;
+            let mut kubelet = RuntimeServiceClient::new(channel.clone());
+            kubelet.version(cri::VersionRequest::default()).await.ok().map(|_| channel)
+        });
+        self.channel = Some(connected.await);
+    }
+
+    /// Kills the supervisor.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.supervisor.take() {
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+
+    /// Waits for a supervisor that dies by itself.
+    pub fn died(&mut self) -> bool {
+        self.supervisor.as_mut().is_none_or(|child| child.try_wait().unwrap().is_some())
+    }
+
+    pub fn kubelet(&self) -> RuntimeServiceClient<Channel> {
+        RuntimeServiceClient::new(self.channel.clone().unwrap())
+    }
+
+    pub async fn run_pod(&self, config: &cri::PodSandboxConfig) -> Result<String, Status> {
+        let parent = config.linux.as_ref().map(|linux| linux.cgroup_parent.clone()).unwrap_or_default();
+        self.cgroups.lock().unwrap().insert(parent);
+        let request = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+        Ok(self.kubelet().run_pod_sandbox(request).await?.into_inner().pod_sandbox_id)
+    }
+
+    pub async fn stop_pod(&self, id: &str) -> Result<(), Status> {
+        let request = cri::StopPodSandboxRequest { pod_sandbox_id: id.into() };
+        self.kubelet().stop_pod_sandbox(request).await.map(drop)
+    }
+
+    pub async fn remove_pod(&self, id: &str) -> Result<(), Status> {
+        let request = cri::RemovePodSandboxRequest { pod_sandbox_id: id.into() };
+        self.kubelet().remove_pod_sandbox(request).await.map(drop)
+    }
+
+    pub async fn pod(&self, id: &str) -> Result<cri::PodSandboxStatus, Status> {
+        let request = cri::PodSandboxStatusRequest { pod_sandbox_id: id.into(), verbose: false };
+        Ok(self.kubelet().pod_sandbox_status(request).await?.into_inner().status.unwrap())
+    }
+
+    pub async fn pods(&self) -> Vec<cri::PodSandbox> {
+        let answer = self.kubelet().list_pod_sandbox(cri::ListPodSandboxRequest::default()).await;
+        answer.unwrap().into_inner().items
+    }
+
+    pub async fn create(
+        &self,
+        pod: &str,
+        config: &cri::ContainerConfig,
+        of: &cri::PodSandboxConfig,
+    ) -> Result<String, Status> {
+        let request = cri::CreateContainerRequest {
+            pod_sandbox_id: pod.into(),
+            config: Some(config.clone()),
+            sandbox_config: Some(of.clone()),
+        };
+        Ok(self.kubelet().create_container(request).await?.into_inner().container_id)
+    }
+
+    pub async fn start_container(&self, id: &str) -> Result<(), Status> {
+        let request = cri::StartContainerRequest { container_id: id.into() };
+        self.kubelet().start_container(request).await.map(drop)
+    }
+
+    pub async fn stop_container(&self, id: &str, timeout: i64) -> Result<(), Status> {
+        let request = cri::StopContainerRequest { container_id: id.into(), timeout };
+        self.kubelet().stop_container(request).await.map(drop)
+    }
+
+    pub async fn remove_container(&self, id: &str) -> Result<(), Status> {
+        let request = cri::RemoveContainerRequest { container_id: id.into() };
+        self.kubelet().remove_container(request).await.map(drop)
+    }
+
+    pub async fn container(&self, id: &str) -> Result<cri::ContainerStatus, Status> {
+        let request = cri::ContainerStatusRequest { container_id: id.into(), verbose: false };
+        Ok(self.kubelet().container_status(request).await?.into_inner().status.unwrap())
+    }
+
+    pub async fn containers(&self) -> Vec<cri::Container> {
+        let answer = self.kubelet().list_containers(cri::ListContainersRequest::default()).await;
+        answer.unwrap().into_inner().containers
+    }
+
+    /// Waits for the end of a container.
+    pub async fn ended(&self, id: &str) -> cri::ContainerStatus {
+        eventually("the container ends", async || {
+            let status = self.container(id).await.unwrap();
+            (status.state() == cri::ContainerState::ContainerExited).then_some(status)
+        })
+        .await
+    }
+
+    pub async fn exec(&self, id: &str, command: &[&str]) -> Result<cri::ExecSyncResponse, Status> {
+        let cmd = command.iter().map(|word| (*word).to_owned()).collect();
+        let request = cri::ExecSyncRequest { container_id: id.into(), cmd, timeout: 20 };
+        Ok(self.kubelet().exec_sync(request).await?.into_inner())
+    }
+
+    /// A pod with one container that sleeps: their ids.
+    pub async fn sleeper(&self, pod: &cri::PodSandboxConfig) -> (String, String) {
+        let id = self.run_pod(pod).await.unwrap_or_else(|error| panic!("{error}\n{}", self.log()));
+        let container = self.create(&id, &container("sleeper", "exec sleep 1000"), pod).await;
+        let container = container.unwrap_or_else(|error| panic!("{error}\n{}", self.log()));
+        self.start_container(&container).await.unwrap_or_else(|error| panic!("{error}\n{}", self.log()));
+        (id, container)
+    }
+
+    /// What CRI and containerd's services have on record.
+    pub async fn assert_empty(&self) {
+        assert_eq!((self.pods().await, self.containers().await), (vec![], vec![]));
+        let ctr = |args: &[&str]| {
+            run("ctr", [&["-a", self.socket().to_str().unwrap(), "-n", "k8s.io"], args].concat()).success().stdout()
+        };
+        assert_eq!(ctr(&["container", "ls", "-q"]) + &ctr(&["task", "ls", "-q"]), "");
+        eventually("folders of sandboxes are gone", async || {
+            fs::read_dir(self.path().join("r/supervisor/sandboxes"))
+                .map_or(Some(()), |mut all| all.next().is_none().then_some(()))
+        })
+        .await;
+    }
+}
+
+impl Node {
+    /// What a test has left that didn't come to its end.
+    fn clear(&self) {
+        for shim in leftovers::processes_of(self.path(), "berth-shim") {
+            run("pkill", ["-KILL", "-P", &shim.to_string()]);
+            kill(Pid::from_raw(shim as i32), Signal::SIGKILL).ok();
+        }
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let ours = mounts
+            .lines()
+            .filter_map(|line| line.split(' ').nth(1))
+            .filter(|at| Path::new(at).starts_with(self.path()));
+        for at in ours {
+            nix::mount::umount2(at, nix::mount::MntFlags::MNT_DETACH).ok();
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.supervisor {
+            kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).ok();
+            child.wait().ok();
+        }
+        if std::thread::panicking() {
+            eprintln!("{}", self.log());
+            self.clear();
+            return;
+        }
+        for parent in self.cgroups.lock().unwrap().iter().filter(|parent| !parent.is_empty()) {
+            let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
+            for root in hierarchies.chain(["/sys/fs/cgroup".into()]) {
+                fs::remove_dir(root.join(parent.trim_start_matches('/'))).ok();
+            }
+        }
+        let left = leftovers::of_stack(self.path(), None);
+        assert!(left.is_empty(), "left behind: {left:#?}");
+    }
+}
+
+/// Debian's bridge, with addresses of both families, ports of the host, and limits.
+pub fn bridge(folder: &Path) -> String {
+    serde_json::json!({
+        "cniVersion": "1.0.0",
+        "name": "pods",
+        "plugins": [
+            {
+                "type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
+                "ipam": {
+                    "type": "host-local", "dataDir": folder.join("ipam"),
+                    "ranges": [[{ "subnet": "10.99.0.0/24" }], [{ "subnet": "fd00:99::/64" }]],
+                    "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }],
+                },
+            },
+            { "type": "portmap", "capabilities": { "portMappings": true } },
+            { "type": "bandwidth", "capabilities": { "bandwidth": true } },
+        ],
+    })
+    .to_string()
+}
+
+/// A pod on the node's network.
+pub fn pod(name: &str) -> cri::PodSandboxConfig {
+    let mut pod = networked(name);
+    let namespaces = cri::NamespaceOption {
+        network: cri::NamespaceMode::Node.into(),
+        pid: cri::NamespaceMode::Container.into(),
+        ..Default::default()
+    };
+    pod.linux.as_mut().unwrap().security_context =
+        Some(cri::LinuxSandboxSecurityContext { namespace_options: Some(namespaces), ..Default::default() });
+    pod
+}
+
+/// A pod with a network of its own.
+pub fn networked(name: &str) -> cri::PodSandboxConfig {
+    let namespaces = cri::NamespaceOption { pid: cri::NamespaceMode::Container.into(), ..Default::default() };
+    let context = cri::LinuxSandboxSecurityContext { namespace_options: Some(namespaces), ..Default::default() };
+    cri::PodSandboxConfig {
+        metadata: Some(cri::PodSandboxMetadata {
+            name: name.into(),
+            uid: format!("uid-{name}"),
+            namespace: "default".into(),
+            attempt: 0,
+        }),
+        hostname: name.into(),
+        labels: [("pod".to_owned(), name.to_owned())].into(),
+        annotations: [("note".to_owned(), "kept as it is".to_owned())].into(),
+        linux: Some(cri::LinuxPodSandboxConfig {
+            cgroup_parent: format!("/berth-test-cri-{}-{name}", std::process::id()),
+            security_context: Some(context),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+/// A container that runs a shell script.
+pub fn container(name: &str, script: &str) -> cri::ContainerConfig {
+    let namespaces = cri::NamespaceOption { pid: cri::NamespaceMode::Container.into(), ..Default::default() };
+    let context = cri::LinuxContainerSecurityContext { namespace_options: Some(namespaces), ..Default::default() };
+    cri::ContainerConfig {
+        metadata: Some(cri::ContainerMetadata { name: name.into(), attempt: 0 }),
+        image: Some(cri::ImageSpec { image: IMAGE.into(), ..Default::default() }),
+        command: vec!["sh".into(), "-c".into()],
+        args: vec![script.into()],
+        labels: [("container".to_owned(), name.to_owned())].into(),
+        linux: Some(cri::LinuxContainerConfig { resources: None, security_context: Some(context) }),
+        ..Default::default()
+    }
+}
