@@ -9,3 +9,4 @@ mod networks;
 mod node;
 mod restarts;
 mod rules;
+mod stats;

@@ -80,6 +80,7 @@ mod restart;
 mod runtime_service;
 mod sandboxes;
 mod spec;
+mod stats;
 mod status;
 mod streaming;
 mod turns;

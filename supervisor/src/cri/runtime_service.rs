@@ -1,13 +1,13 @@
 //! `runtime.v1.RuntimeService`. What isn't built says so.
 
-use std::{pin::Pin, sync::Arc};
+use std::{path::PathBuf, pin::Pin, sync::Arc};
 
 use futures_util::StreamExt;
 use proto::runtime::v1::{self as cri, runtime_service_server};
 use tokio_stream::{Stream, wrappers::BroadcastStream};
 use tonic::{Request, Response, Status, async_trait};
 
-use super::{Node, error::CriError, pods::Pods};
+use super::{Node, error::CriError, pods::Pods, stats::Stats};
 use crate::failure::{blocking, status};
 
 /// Version of what clients of CRI compare: that of the kubelet's side of the interface, which never changed.
@@ -21,12 +21,13 @@ const PER_MESSAGE: usize = 64;
 pub(crate) struct RuntimeService {
     node: Arc<Node>,
     pods: Arc<Pods>,
+    stats: Arc<Stats>,
 }
 
 impl RuntimeService {
-    /// The service over `pods` and their node.
-    pub(crate) fn new(pods: Arc<Pods>) -> Self {
-        Self { node: pods.node.clone(), pods }
+    /// The service over `pods` and their node; `layers` is the folder whose file system containers fill.
+    pub(crate) fn new(pods: Arc<Pods>, layers: PathBuf) -> Self {
+        Self { node: pods.node.clone(), stats: Stats::new(pods.clone(), layers), pods }
     }
 
     /// Reads records on a thread where waiting is allowed.
@@ -263,28 +264,89 @@ impl runtime_service_server::RuntimeService for RuntimeService {
         Ok(Response::new(Box::pin(events.take_until(end))))
     }
 
+    async fn container_stats(
+        &self,
+        request: Request<cri::ContainerStatsRequest>,
+    ) -> Result<Response<cri::ContainerStatsResponse>, Status> {
+        let stats = self.stats.container(request.into_inner().container_id).await.map_err(status)?;
+        Ok(Response::new(cri::ContainerStatsResponse { stats: Some(stats) }))
+    }
+
+    async fn list_container_stats(
+        &self,
+        request: Request<cri::ListContainerStatsRequest>,
+    ) -> Result<Response<cri::ListContainerStatsResponse>, Status> {
+        let stats = self.stats.containers(request.into_inner().filter).await.map_err(status)?;
+        Ok(Response::new(cri::ListContainerStatsResponse { stats }))
+    }
+
     type StreamContainerStatsStream = Answers<cri::StreamContainerStatsResponse>;
+
+    async fn stream_container_stats(
+        &self,
+        request: Request<cri::StreamContainerStatsRequest>,
+    ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
+        let all = self.stats.containers(request.into_inner().filter).await.map_err(status)?;
+        Ok(Response::new(lots(&all, |container_stats| cri::StreamContainerStatsResponse { container_stats })))
+    }
+
+    async fn pod_sandbox_stats(
+        &self,
+        request: Request<cri::PodSandboxStatsRequest>,
+    ) -> Result<Response<cri::PodSandboxStatsResponse>, Status> {
+        let stats = self.stats.pod(request.into_inner().pod_sandbox_id).await.map_err(status)?;
+        Ok(Response::new(cri::PodSandboxStatsResponse { stats: Some(stats) }))
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        request: Request<cri::ListPodSandboxStatsRequest>,
+    ) -> Result<Response<cri::ListPodSandboxStatsResponse>, Status> {
+        let stats = self.stats.pods(request.into_inner().filter).await.map_err(status)?;
+        Ok(Response::new(cri::ListPodSandboxStatsResponse { stats }))
+    }
+
     type StreamPodSandboxStatsStream = Answers<cri::StreamPodSandboxStatsResponse>;
+
+    async fn stream_pod_sandbox_stats(
+        &self,
+        request: Request<cri::StreamPodSandboxStatsRequest>,
+    ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
+        let all = self.stats.pods(request.into_inner().filter).await.map_err(status)?;
+        Ok(Response::new(lots(&all, |pod_sandbox_stats| cri::StreamPodSandboxStatsResponse { pod_sandbox_stats })))
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<cri::ListMetricDescriptorsRequest>,
+    ) -> Result<Response<cri::ListMetricDescriptorsResponse>, Status> {
+        let descriptors = self.stats.descriptors().await.map_err(status)?;
+        Ok(Response::new(cri::ListMetricDescriptorsResponse { descriptors }))
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<cri::ListPodSandboxMetricsRequest>,
+    ) -> Result<Response<cri::ListPodSandboxMetricsResponse>, Status> {
+        let pod_metrics = self.stats.metrics().await.map_err(status)?;
+        Ok(Response::new(cri::ListPodSandboxMetricsResponse { pod_metrics }))
+    }
+
     type StreamPodSandboxMetricsStream = Answers<cri::StreamPodSandboxMetricsResponse>;
 
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<cri::StreamPodSandboxMetricsRequest>,
+    ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
+        let all = self.stats.metrics().await.map_err(status)?;
+        Ok(Response::new(lots(&all, |pod_sandbox_metrics| cri::StreamPodSandboxMetricsResponse {
+            pod_sandbox_metrics,
+        })))
+    }
+
     unbuilt! {
-        container_stats("ContainerStats"): cri::ContainerStatsRequest => cri::ContainerStatsResponse;
-        list_container_stats("ListContainerStats"): cri::ListContainerStatsRequest => cri::ListContainerStatsResponse;
-        stream_container_stats("StreamContainerStats"):
-            cri::StreamContainerStatsRequest => Self::StreamContainerStatsStream;
-        pod_sandbox_stats("PodSandboxStats"): cri::PodSandboxStatsRequest => cri::PodSandboxStatsResponse;
-        list_pod_sandbox_stats("ListPodSandboxStats"):
-            cri::ListPodSandboxStatsRequest => cri::ListPodSandboxStatsResponse;
-        stream_pod_sandbox_stats("StreamPodSandboxStats"):
-            cri::StreamPodSandboxStatsRequest => Self::StreamPodSandboxStatsStream;
         checkpoint_container("CheckpointContainer"):
             cri::CheckpointContainerRequest => cri::CheckpointContainerResponse;
-        list_metric_descriptors("ListMetricDescriptors"):
-            cri::ListMetricDescriptorsRequest => cri::ListMetricDescriptorsResponse;
-        list_pod_sandbox_metrics("ListPodSandboxMetrics"):
-            cri::ListPodSandboxMetricsRequest => cri::ListPodSandboxMetricsResponse;
-        stream_pod_sandbox_metrics("StreamPodSandboxMetrics"):
-            cri::StreamPodSandboxMetricsRequest => Self::StreamPodSandboxMetricsStream;
         update_pod_sandbox_resources("UpdatePodSandboxResources"):
             cri::UpdatePodSandboxResourcesRequest => cri::UpdatePodSandboxResourcesResponse;
     }
