@@ -263,22 +263,36 @@ impl Node {
     }
 }
 
+impl Node {
+    fn remove_cgroups(&self) {
+        for parent in self.cgroups.lock().unwrap().iter().filter(|parent| !parent.is_empty()) {
+            let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
+            for folder in
+                hierarchies.chain(["/sys/fs/cgroup".into()]).map(|root| root.join(parent.trim_start_matches('/')))
+            {
+                // What a machine that is switched off would not have had any more.
+                let below = fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path());
+                below.filter(|path| path.is_dir()).for_each(|path| drop(fs::remove_dir(path)));
+                fs::remove_dir(folder).ok();
+            }
+        }
+    }
+}
+
 impl Drop for Node {
     fn drop(&mut self) {
         if let Some(child) = &mut self.supervisor {
             kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).ok();
             child.wait().ok();
         }
-        if std::thread::panicking() {
+        let panics = std::thread::panicking();
+        if panics {
             eprintln!("{}", self.log());
             self.clear();
-            return;
         }
-        for parent in self.cgroups.lock().unwrap().iter().filter(|parent| !parent.is_empty()) {
-            let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
-            for root in hierarchies.chain(["/sys/fs/cgroup".into()]) {
-                fs::remove_dir(root.join(parent.trim_start_matches('/'))).ok();
-            }
+        self.remove_cgroups();
+        if panics {
+            return;
         }
         let left = leftovers::of_stack(self.path(), None);
         assert!(left.is_empty(), "left behind: {left:#?}");

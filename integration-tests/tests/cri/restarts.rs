@@ -38,7 +38,7 @@ async fn a_machine_that_was_started_anew_has_lost_its_pods() {
     let status = std::process::Command::new("sh")
         .arg("-c")
         .arg(format!(
-            "kill -9 {shim}; pkill -9 -P {shim}; sleep 0.2; \
+            "kill -STOP {shim}; pkill -9 -P {shim}; kill -9 {shim}; sleep 0.2; \
              grep -o '{run}[^ ]*' /proc/self/mounts | sort -r | xargs -r umount -l; rm -rf {run}/supervisor",
             run = node.path().join("r").display()
         ))
