@@ -101,6 +101,9 @@ pub(crate) enum StreamingError {
     /// As above.
     #[error("the caller has gone, and its command was killed")]
     CallerGone,
+    /// What only Berth's shim can do.
+    #[error("container {0} has a shim of somebody else, which joins nobody to the container's own process")]
+    ForeignShim(String),
     /// A process without a code.
     #[error("the process has no exit code")]
     NoExit,
@@ -150,6 +153,7 @@ impl Failure for StreamingError {
             Self::TookTooLong(_) => ErrorKind::DeadlineExceeded,
             Self::CallerGone => ErrorKind::Cancelled,
             Self::NoNetns(_) => ErrorKind::FailedPrecondition,
+            Self::ForeignShim(_) => ErrorKind::Unimplemented,
             Self::NoExit | Self::Netns(_) | Self::Abandoned => ErrorKind::Internal,
         }
     }
