@@ -115,13 +115,8 @@ impl Fifos {
     /// To be called once the shim holds its ends: from now on our closing of stdin is an end to its reader.
     fn settle(mut self) -> io::Result<Ends> {
         if self.ends.stdin.is_some() {
-            let opened = OpenOptions::new().open_sender(self.folder.join("stdin"));
-            self.ends.stdin = match opened {
-                Ok(sender) => Some(sender),
-                // Nobody reads any more: the process has ended.
-                Err(error) if error.raw_os_error() == Some(libc::ENXIO) => None,
-                Err(error) => return Err(error),
-            };
+            // Ours for both directions is still a reader, so this waits for nobody and always finds one.
+            self.ends.stdin = Some(OpenOptions::new().open_sender(self.folder.join("stdin"))?);
         }
         Ok(std::mem::take(&mut self.ends))
     }
@@ -477,9 +472,10 @@ mod tests {
         drop(stdin);
         let heard = tokio::task::spawn_blocking(move || io::read_to_string(input).unwrap()).await.unwrap();
         assert_eq!((&*said, &*heard), ("said", "heard"));
-        // Nobody has opened it: there is no stdin any more, and no failure.
+        // Nobody reads any more: the process has ended already.
         let fifos = Fifos::make(at.clone(), wants).unwrap();
-        assert!(fifos.settle().unwrap().stdin.is_none());
+        let mut stdin = fifos.settle().unwrap().stdin.unwrap();
+        assert_eq!(stdin.write(b"lost").await.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
         // One that fails leaves nothing: the names are taken.
         let kept = Fifos::make(at.clone(), Wants { stdout: true, ..Wants::default() }).unwrap();
         assert!(Fifos::make(at.clone(), wants).is_err());
