@@ -244,7 +244,6 @@ impl Streaming {
         let ran = work.await.map_err(|_| StreamingError::Abandoned)?;
         drop(caller);
         let ran = ran?;
-        // As Go reads it, should anybody ever say that much.
         Ok(cri::ExecSyncResponse { stdout: ran.stdout, stderr: ran.stderr, exit_code: ran.code.cast_signed() })
     }
 }
