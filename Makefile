@@ -14,7 +14,7 @@ export BERTH_COMMIT := $(shell git log -1 --format=%h -- runtime Cargo.toml Carg
 # The runtime suite runs on another runtime with RUNTIME=runc, or the path of one.
 RUNTIME ?=
 
-.PHONY: help deps deps-test deps-vm build install run stop test unit integration test-runtime soak-stack soak-engine soak-runtime soak-supervisor fuzz-runtime fuzz-engine test-vm vm-shell lint fmt doc bench bench-runtime bench-density bench-images bench-network clean
+.PHONY: help deps deps-test deps-vm build install run stop test unit integration test-runtime soak-stack soak-engine soak-runtime soak-supervisor fuzz-runtime fuzz-engine fuzz-supervisor test-vm vm-shell lint fmt doc bench bench-runtime bench-density bench-images bench-network clean
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -101,6 +101,9 @@ fuzz-runtime: deps ## configurations that nobody would write, for BERTH_FUZZ_SEC
 
 fuzz-engine: deps-test build ## bent requests and thousands of clients that misbehave, for BERTH_FUZZ_SECONDS (300); BERTH_FUZZ_SEED tries one again
 	BERTH_FUZZ_SECONDS=$${BERTH_FUZZ_SECONDS:-300} BERTH_ABUSE=$${BERTH_ABUSE:-3000} $(CARGO) test -p engine --test system -- --nocapture fuzz abuse
+
+fuzz-supervisor: deps ## anything that clients of CRI's streams might send, for BERTH_FUZZ_SECONDS; BERTH_FUZZ_SEED tries one again
+	BERTH_FUZZ_SECONDS=$(BERTH_FUZZ_SECONDS) $(CARGO) test -p supervisor --bin berth-supervisor cri::streaming::tests::hostile::fuzz -- --nocapture
 
 lint: deps ## rustfmt, clippy, rustdoc: no warning allowed
 	$(CARGO) fmt --all --check

@@ -104,6 +104,9 @@ pub(crate) enum StreamingError {
     /// As above.
     #[error("the caller has gone, and its command was killed")]
     CallerGone,
+    /// What only Berth's shim can do.
+    #[error("container {0} has a shim of somebody else, which joins nobody to the container's own process")]
+    ForeignShim(String),
     /// A process without a code.
     #[error("the process has no exit code")]
     NoExit,
@@ -153,6 +156,7 @@ impl Failure for StreamingError {
             Self::TookTooLong(_) => ErrorKind::DeadlineExceeded,
             Self::CallerGone => ErrorKind::Cancelled,
             Self::NoNetns(_) => ErrorKind::FailedPrecondition,
+            Self::ForeignShim(_) => ErrorKind::Unimplemented,
             Self::NoExit | Self::Netns(_) | Self::Abandoned => ErrorKind::Internal,
         }
     }
@@ -253,7 +257,6 @@ impl Streaming {
         let ran = work.await.map_err(|_| StreamingError::Abandoned)?;
         drop(caller);
         let ran = ran?;
-        // As Go reads it, should anybody ever say that much.
         Ok(cri::ExecSyncResponse { stdout: ran.stdout, stderr: ran.stderr, exit_code: ran.code.cast_signed() })
     }
 }

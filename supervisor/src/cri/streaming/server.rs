@@ -160,7 +160,8 @@ fn respond(mut request: Request<Incoming>, desk: &Arc<Desk>) -> Answer {
     } else if has(headers, header::UPGRADE, spdy::UPGRADE) {
         agree_on_spdy(headers, &order)
     } else {
-        Err(refuse(StatusCode::BAD_REQUEST, "unable to upgrade: neither to SPDY/3.1 nor to websocket"))
+        let why = "unable to upgrade: neither to SPDY/3.1 nor to websocket";
+        Err(Box::new(refuse(StatusCode::BAD_REQUEST, why)))
     };
     match agreed {
         Ok((response, agreed)) => {
@@ -168,7 +169,7 @@ fn respond(mut request: Request<Incoming>, desk: &Arc<Desk>) -> Answer {
             tokio::spawn(begin(upgrade, agreed, order, desk.clone()));
             response
         }
-        Err(refusal) => refusal,
+        Err(refusal) => *refusal,
     }
 }
 
@@ -177,6 +178,9 @@ enum Agreed {
     Spdy(u8),
     WebSocket(websocket::Protocol),
 }
+
+/// What is answered, and what comes behind it; or a refusal.
+type Agreement = Result<(Answer, Agreed), Box<Answer>>;
 
 fn switch(headers: [(&'static str, &str); 3]) -> Answer {
     let mut response = Response::new(Full::default());
@@ -192,14 +196,17 @@ fn switch(headers: [(&'static str, &str); 3]) -> Answer {
     response
 }
 
-fn agree_on_spdy(headers: &HeaderMap, order: &Order) -> Result<(Answer, Agreed), Answer> {
+fn agree_on_spdy(headers: &HeaderMap, order: &Order) -> Agreement {
     let ours = match order {
         Order::PortForward { .. } => &[forward::PROTOCOL][..],
         _ => &remote::PROTOCOLS,
     };
     let theirs = lists(headers, PROTOCOL);
     if theirs.is_empty() {
-        return Err(refuse(StatusCode::BAD_REQUEST, "unable to upgrade: X-Stream-Protocol-Version is required"));
+        return Err(Box::new(refuse(
+            StatusCode::BAD_REQUEST,
+            "unable to upgrade: X-Stream-Protocol-Version is required",
+        )));
     }
     let Some(protocol) = theirs.iter().find(|wanted| ours.contains(&wanted.as_str())) else {
         let why = format!("unable to upgrade: client speaks {}, server {}", theirs.join(", "), ours.join(", "));
@@ -207,24 +214,24 @@ fn agree_on_spdy(headers: &HeaderMap, order: &Order) -> Result<(Answer, Agreed),
         for known in ours {
             refusal.headers_mut().append(ACCEPTED, header::HeaderValue::from_static(known));
         }
-        return Err(refusal);
+        return Err(Box::new(refusal));
     };
     let response = switch([("upgrade", spdy::UPGRADE), (PROTOCOL, protocol), ("", "")]);
     Ok((response, Agreed::Spdy(remote::version(protocol))))
 }
 
-fn agree_on_websocket(method: &Method, headers: &HeaderMap, order: &Order) -> Result<(Answer, Agreed), Answer> {
+fn agree_on_websocket(method: &Method, headers: &HeaderMap, order: &Order) -> Agreement {
     if method != Method::GET {
-        return Err(refuse(StatusCode::METHOD_NOT_ALLOWED, "a WebSocket begins with GET"));
+        return Err(Box::new(refuse(StatusCode::METHOD_NOT_ALLOWED, "a WebSocket begins with GET")));
     }
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     if text(header::SEC_WEBSOCKET_VERSION) != Some("13") {
         let mut refusal = refuse(StatusCode::UPGRADE_REQUIRED, "the version of WebSocket is 13");
         refusal.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, header::HeaderValue::from_static("13"));
-        return Err(refusal);
+        return Err(Box::new(refusal));
     }
     let Some(key) = text(header::SEC_WEBSOCKET_KEY) else {
-        return Err(refuse(StatusCode::BAD_REQUEST, "Sec-WebSocket-Key is required"));
+        return Err(Box::new(refuse(StatusCode::BAD_REQUEST, "Sec-WebSocket-Key is required")));
     };
     let theirs = lists(headers, header::SEC_WEBSOCKET_PROTOCOL.as_str());
     let protocol = websocket::protocol(theirs.iter().map(String::as_str));
@@ -235,13 +242,13 @@ fn agree_on_websocket(method: &Method, headers: &HeaderMap, order: &Order) -> Re
     };
     let Some(protocol) = protocol else {
         let why = format!("unable to upgrade: no sub-protocol in {} is known", theirs.join(", "));
-        return Err(refuse(StatusCode::FORBIDDEN, why));
+        return Err(Box::new(refuse(StatusCode::FORBIDDEN, why)));
     };
     if let Order::PortForward { ports, .. } = order
         && (ports.is_empty() || ports.len() > forward::WEBSOCKET_PORTS)
     {
         let why = format!("a WebSocket takes 1 to {} ports, and needs to know them", forward::WEBSOCKET_PORTS);
-        return Err(refuse(StatusCode::BAD_REQUEST, why));
+        return Err(Box::new(refuse(StatusCode::BAD_REQUEST, why)));
     }
     let headers = [
         ("upgrade", websocket::UPGRADE),

@@ -115,13 +115,8 @@ impl Fifos {
     /// To be called once the shim holds its ends: from now on our closing of stdin is an end to its reader.
     fn settle(mut self) -> io::Result<Ends> {
         if self.ends.stdin.is_some() {
-            let opened = OpenOptions::new().open_sender(self.folder.join("stdin"));
-            self.ends.stdin = match opened {
-                Ok(sender) => Some(sender),
-                // Nobody reads any more: the process has ended.
-                Err(error) if error.raw_os_error() == Some(libc::ENXIO) => None,
-                Err(error) => return Err(error),
-            };
+            // Ours for both directions is still a reader, so this waits for nobody and always finds one.
+            self.ends.stdin = Some(OpenOptions::new().open_sender(self.folder.join("stdin"))?);
         }
         Ok(std::mem::take(&mut self.ends))
     }
@@ -272,6 +267,9 @@ impl Backend for Containers {
     }
 
     async fn attach(&self, target: &Target, wants: Wants) -> Result<Process, StreamingError> {
+        if !self.tasks.has_own_shim(&self.namespace, &target.id) {
+            return Err(StreamingError::ForeignShim(target.id.clone()));
+        }
         // A terminal has one stream for both; a process without stdin gets nothing.
         let wants = Wants { stdin: wants.stdin && target.stdin, stderr: wants.stderr && !target.tty, ..wants };
         let name = random::<16>().map_err(StreamingError::Random)?;
@@ -420,4 +418,70 @@ impl Handle for Attached {
     async fn forget(&self) {}
 
     async fn abandon(&self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::{fs::File, io::Write as _};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    fn made(container: &Value, tty: bool) -> Value {
+        let command = ["ls", "-l"].map(str::to_owned);
+        serde_json::from_slice(&process(container, &command, tty).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn an_exec_is_the_container_s_process_with_another_command() {
+        let container = json!({
+            "args": ["main"], "terminal": true, "consoleSize": {"height": 1, "width": 2}, "cwd": "/", "env": ["A=b"],
+            "user": {"uid": 7, "gid": 8}, "capabilities": {"bounding": ["CAP_KILL"]}, "noNewPrivileges": true,
+        });
+        let mut expected = container.clone();
+        expected["args"] = json!(["ls", "-l"]);
+        expected["terminal"] = json!(false);
+        expected.as_object_mut().unwrap().remove("consoleSize");
+        assert_eq!(made(&container, false), expected);
+        assert_eq!(made(&container, true)["env"], json!(["A=b", "TERM=xterm"]));
+        let known = json!({"env": ["TERM=vt100"]});
+        assert_eq!(
+            (&made(&known, true)["env"], &made(&json!({}), true)["env"]),
+            (&known["env"], &json!(["TERM=xterm"]))
+        );
+        assert_eq!(process(&json!(null), &[], false).unwrap_err().kind(), ErrorKind::InvalidArgument);
+    }
+
+    #[tokio::test]
+    async fn names_of_fifos_go_and_what_is_open_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = folder.path().join("exec-1@web");
+        let wants = Wants { stdin: true, stdout: true, stderr: false, tty: false };
+        let fifos = Fifos::make(at.clone(), wants).unwrap();
+        assert_eq!(fifos.path("stderr"), "");
+        let mut output = File::options().write(true).open(fifos.path("stdout")).unwrap();
+        let input = File::open(fifos.path("stdin")).unwrap();
+        let Ends { stdin, stdout, stderr } = fifos.settle().unwrap();
+        assert!(stderr.is_none() && std::fs::read_dir(&at).unwrap().next().is_none(), "the folder stays, and is empty");
+        output.write_all(b"said").unwrap();
+        drop(output);
+        let mut said = String::new();
+        stdout.unwrap().read_to_string(&mut said).await.unwrap();
+        let mut stdin = stdin.unwrap();
+        stdin.write_all(b"heard").await.unwrap();
+        drop(stdin);
+        let heard = tokio::task::spawn_blocking(move || io::read_to_string(input).unwrap()).await.unwrap();
+        assert_eq!((&*said, &*heard), ("said", "heard"));
+        // Nobody reads any more: the process has ended already.
+        let fifos = Fifos::make(at.clone(), wants).unwrap();
+        let mut stdin = fifos.settle().unwrap().stdin.unwrap();
+        assert_eq!(stdin.write(b"lost").await.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        // One that fails leaves nothing: the names are taken.
+        let kept = Fifos::make(at.clone(), Wants { stdout: true, ..Wants::default() }).unwrap();
+        assert!(Fifos::make(at.clone(), wants).is_err());
+        drop(kept);
+        assert!(std::fs::read_dir(&at).unwrap().next().is_none());
+        remove(&at);
+        assert!(!at.exists());
+    }
 }

@@ -143,7 +143,8 @@ mod tests {
     #[test]
     fn control_frames_are_read() {
         let malformed = Err(SpdyError::Malformed("control frame"));
-        let table: [(u16, u8, &[u8], Result<Control<'_>, SpdyError>); 14] = [
+        type Row<'a> = (u16, u8, &'a [u8], Result<Control<'a>, SpdyError>);
+        let table: [Row<'_>; 14] = [
             (1, 0, &[0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 7], Ok(Control::Open { stream: 1, fin: false, block: &[7] })),
             (1, 1, &[0x80, 0, 0, 3, 0, 0, 0, 0, 0, 0], Ok(Control::Open { stream: 3, fin: true, block: &[] })),
             (1, 0, &[0, 0, 0, 1, 0, 0, 0, 0, 0], malformed),

@@ -136,7 +136,7 @@ impl Reader {
 
     async fn open(&mut self, stream: u32, fin: bool, headers: Headers) -> io::Result<()> {
         // Clients count upwards with odd numbers; a number that comes twice would be two streams.
-        if stream % 2 == 0 || stream <= self.last {
+        if stream.is_multiple_of(2) || stream <= self.last {
             return self.say(Out::Reset(stream, PROTOCOL_ERROR)).await;
         }
         self.last = stream;

@@ -178,7 +178,8 @@ mod tests {
         assert_eq!((head.fin, head.kind, head.length, head.size), (true, Kind::Text, 5, 6));
         unmask(&mut frame[6..], head.mask);
         assert_eq!(&frame[6..], b"Hello");
-        let table: [(&[u8], Result<(bool, Kind, usize), FrameError>); 10] = [
+        type Row<'a> = (&'a [u8], Result<(bool, Kind, usize), FrameError>);
+        let table: [Row<'_>; 10] = [
             (&[0x02, 0xfe, 1, 0, 0, 0, 0, 0], Ok((false, Kind::Binary, 256))),
             (&[0x80, 0xff, 0, 0, 0, 0, 0, 16, 0, 0, 1, 2, 3, 4], Ok((true, Kind::Continuation, MESSAGE_LIMIT))),
             (&[0x80, 0xff, 0, 0, 0, 0, 0, 16, 0, 1, 1, 2, 3, 4], Err(FrameError::TooLarge)),
