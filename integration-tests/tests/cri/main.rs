@@ -10,3 +10,4 @@ mod node;
 mod restarts;
 mod rules;
 mod stats;
+mod streams;

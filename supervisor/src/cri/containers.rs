@@ -29,7 +29,7 @@ use super::{
     process::{Found, signal_of},
     record::{CONTAINERS, Container, End, NAMES, Phase, SANDBOXES, Sandbox, container_name, drop_name, take_name},
     sandboxes,
-    status::{is_ours, runtime_of},
+    status::runtime_of,
 };
 use crate::tasks::{TaskError, shims::ShimError};
 
@@ -96,7 +96,7 @@ impl Pods {
         let image = image.ok_or_else(|| CriError::NotFound { what: "image", id: wanted.clone() })?;
         let log = log_path(sandbox.1.config(), &config)?;
         let handler = &sandbox.1.request.runtime_handler;
-        if !is_ours(handler) && (config.stdin || !log.is_empty()) {
+        if !self.tasks.is_own_runtime(runtime_of(handler)) && (config.stdin || !log.is_empty()) {
             // Nobody would write CRI's lines, or feed stdin from those who attach.
             return Err(CriError::Unbuilt(format!("a log or stdin of a container under handler {handler:?}")));
         }

@@ -38,11 +38,6 @@ pub(super) fn runtime_of(handler: &str) -> &'static str {
     found.unwrap_or(&HANDLERS[0]).1
 }
 
-/// Whether Berth's own shim serves a handler.
-pub(super) fn is_ours(handler: &str) -> bool {
-    runtime_of(handler) == HANDLERS[0].1
-}
-
 /// What of a runtime's features (runtime-spec, `features`) CRI wants to know.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

@@ -95,6 +95,11 @@ impl Tasks {
         self.runtimes.shim("io.containerd.berth.v1")
     }
 
+    /// Whether a runtime's shim is Berth's.
+    pub(crate) fn is_own_runtime(&self, runtime: &str) -> bool {
+        self.runtimes.shim(runtime).is_ok_and(|shim| shim_log::is_ours(&shim))
+    }
+
     /// The task of a container; one that is being adopted is waited for.
     pub(super) async fn find(&self, namespace: &NamespaceName, id: &str) -> Result<Arc<Task>, TaskError> {
         let id = ContainerId::new(id)?;

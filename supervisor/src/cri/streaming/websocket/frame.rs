@@ -3,6 +3,7 @@
 /// Largest message that is accepted. Clients cut their input into pieces of 32 KiB.
 pub(super) const MESSAGE_LIMIT: usize = 1 << 20;
 /// Bytes of a frame's beginning, at most: two, a long length, a mask.
+#[cfg(test)]
 pub(super) const HEAD_LIMIT: usize = 14;
 /// Longest control frame.
 const CONTROL_LIMIT: u64 = 125;
