@@ -336,7 +336,7 @@ impl Pods {
         proto::fault!("supervisor.cri_container.unrecorded");
         if let Some(event) = event {
             // Nobody may be listening.
-            let _ = self.told.send(event);
+            let _ = self.told.send(Arc::new(event));
         }
         info!(id, "container removed");
         Ok(())
@@ -481,7 +481,7 @@ impl Pods {
     pub(super) fn tell(&self, id: &str, kind: cri::ContainerEventType) {
         match self.event(id, kind) {
             // The last of them may just have gone.
-            Ok(Some(event)) => drop(self.told.send(event)),
+            Ok(Some(event)) => drop(self.told.send(Arc::new(event))),
             Ok(None) => {}
             Err(error) => warn!(id, error = %chain(&error), "event not told"),
         }

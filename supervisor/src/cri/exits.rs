@@ -13,7 +13,7 @@ use crate::tasks::TaskError;
 
 /// Code of a container of whose end nobody knows.
 const UNKNOWN: i32 = 255;
-/// Until an end that couldn't be recorded is tried again: the disk may be full.
+/// Until what failed is tried again: a shim may hang, the disk be full.
 const AGAIN: Duration = Duration::from_secs(1);
 
 impl Pods {
@@ -21,20 +21,26 @@ impl Pods {
     pub(super) fn follow(self: &Arc<Self>, id: &str) {
         let (pods, id) = (self.clone(), id.to_owned());
         tokio::spawn(async move {
-            let end = match pods.tasks.wait(&pods.namespace, &id, "").await {
-                Ok(exit) => {
-                    let oom = exit.status == 137 && pods.tasks.saw_oom(&pods.namespace, &id);
-                    let at = exit.at.seconds.saturating_mul(1_000_000_000).saturating_add(exit.at.nanos.into());
-                    End {
-                        at: if at > 0 { at } else { now() },
-                        code: exit.status as i32,
-                        reason: reason(exit.status, oom).into(),
-                        message: String::new(),
+            let end = loop {
+                match pods.tasks.wait(&pods.namespace, &id, "").await {
+                    Ok(exit) => {
+                        let oom = exit.status == 137 && pods.tasks.saw_oom(&pods.namespace, &id);
+                        let at = exit.at.seconds.saturating_mul(1_000_000_000).saturating_add(exit.at.nanos.into());
+                        break End {
+                            at: if at > 0 { at } else { now() },
+                            code: exit.status as i32,
+                            reason: reason(exit.status, oom).into(),
+                            message: String::new(),
+                        };
+                    }
+                    // The next supervisor follows it.
+                    Err(TaskError::Draining) => return,
+                    Err(error @ TaskError::NotFound(_)) => break lost(&chain(&error).to_string()),
+                    Err(error) => {
+                        warn!(id, error = %chain(&error), "container can't be followed; it is tried again");
+                        tokio::time::sleep(AGAIN).await;
                     }
                 }
-                // The next supervisor follows it.
-                Err(TaskError::Draining) => return,
-                Err(error) => lost(&chain(&error).to_string()),
             };
             pods.note_end(&id, end).await;
         });

@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// Events that somebody who listens may fall behind.
-const BACKLOG: usize = 4096;
+const BACKLOG: usize = 1024;
 
 /// The pods of this node.
 pub(crate) struct Pods {
@@ -44,7 +44,7 @@ pub(crate) struct Pods {
     /// A container has ended: its record says how.
     pub(super) ended: Notify,
     /// For those who follow GetContainerEvents.
-    pub(super) told: broadcast::Sender<cri::ContainerEventResponse>,
+    pub(super) told: broadcast::Sender<Arc<cri::ContainerEventResponse>>,
     pub(super) node: Arc<Node>,
     pub(super) driver: cri::CgroupDriver,
     pub(super) apparmor: AppArmor,

@@ -259,7 +259,8 @@ impl runtime_service_server::RuntimeService for RuntimeService {
         _: Request<cri::GetEventsRequest>,
     ) -> Result<Response<Self::GetContainerEventsStream>, Status> {
         let behind = |_| Status::resource_exhausted("events were told faster than they were read, and some are lost");
-        let events = BroadcastStream::new(self.pods.told.subscribe()).map(move |event| event.map_err(behind));
+        let events = BroadcastStream::new(self.pods.told.subscribe());
+        let events = events.map(move |event| event.map(|event| (*event).clone()).map_err(behind));
         let end = self.pods.draining.clone().begun();
         Ok(Response::new(Box::pin(events.take_until(end))))
     }

@@ -25,9 +25,13 @@ impl Pods {
     /// Makes a sandbox, or finds the one that was made of the same request; answers its id.
     pub(super) async fn run_sandbox(self: &Arc<Self>, request: cri::RunPodSandboxRequest) -> Result<String, CriError> {
         self.check(&request)?;
-        let name = pod_name(
-            request.config.as_ref().and_then(|config| config.metadata.as_ref()).unwrap_or(&Default::default()),
-        );
+        // Also the record: one that nobody goes on with would stay as it is until our next start.
+        self.detached(async move |pods| pods.run_checked(request).await).await
+    }
+
+    async fn run_checked(self: &Arc<Self>, request: cri::RunPodSandboxRequest) -> Result<String, CriError> {
+        let meta = request.config.as_ref().and_then(|config| config.metadata.clone()).unwrap_or_default();
+        let name = pod_name(&meta);
         loop {
             let id = new_id()?;
             let turn = self.turns.of(&id).await;
@@ -38,7 +42,7 @@ impl Pods {
                 attachment: String::new(),
             };
             let (pods, key, own) = (self.clone(), name.clone(), id.clone());
-            let other = blocking(move || {
+            let taken = blocking(move || {
                 pods.stores.db.write(|tx| {
                     touch_in(tx, NAMESPACE)?;
                     if let Err(other) = take_name(tx, &key, &own)? {
@@ -48,29 +52,19 @@ impl Pods {
                     Ok::<_, CriError>(None)
                 })
             });
-            match other.await? {
-                None => {
-                    proto::fault!("supervisor.sandbox.recorded");
-                    return self
-                        .detached(async move |pods| {
-                            let _turn = turn;
-                            pods.make_sandbox(&id).await.map(|()| id)
-                        })
-                        .await;
-                }
-                // Whoever makes it, or takes it away, is waited for: a kubelet whose patience has ended asks again.
-                Some(other) => {
-                    drop(turn);
-                    let _turn = self.turns.of(&other).await;
-                    let Some(there) = self.sandbox(&other)? else { continue };
-                    if there.phase() == Phase::Ready && there.request == request {
-                        return Ok(other);
-                    }
-                    let meta = request.config.unwrap_or_default().metadata.unwrap_or_default();
-                    let name = format!("{}/{} (attempt {})", meta.namespace, meta.name, meta.attempt);
-                    return Err(CriError::NameTaken { what: "sandbox", name, other });
-                }
+            let Some(other) = taken.await? else {
+                proto::fault!("supervisor.sandbox.recorded");
+                return self.make_sandbox(&id).await.map(|()| id);
+            };
+            drop(turn);
+            // Whoever makes it, or takes it away, is waited for: a kubelet whose patience has ended asks again.
+            let _turn = self.turns.of(&other).await;
+            let Some(there) = self.sandbox(&other)? else { continue };
+            if there.phase() == Phase::Ready && there.request == request {
+                return Ok(other);
             }
+            let name = format!("{}/{} (attempt {})", meta.namespace, meta.name, meta.attempt);
+            return Err(CriError::NameTaken { what: "sandbox", name, other });
         }
     }
 
