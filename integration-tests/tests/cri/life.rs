@@ -6,7 +6,7 @@ use proto::runtime::v1 as cri;
 use tokio_stream::StreamExt;
 use tonic::Code;
 
-use crate::node::{Node, container, eventually, pod};
+use integration_tests::kubelet::{Node, container, eventually, pod};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_lives_and_goes() {

@@ -2,7 +2,7 @@
 
 use proto::runtime::v1 as cri;
 
-use crate::node::{Node, container, eventually, networked};
+use integration_tests::kubelet::{Node, container, eventually, networked};
 
 async fn listener(node: &Node, config: &cri::PodSandboxConfig) -> (String, String) {
     let pod = node.run_pod(config).await.unwrap();

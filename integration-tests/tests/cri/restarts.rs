@@ -3,7 +3,7 @@
 use integration_tests::leftovers;
 use proto::runtime::v1 as cri;
 
-use crate::node::{Node, container, eventually, pod};
+use integration_tests::kubelet::{Node, container, eventually, pod};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn containers_run_on_and_their_ends_are_found() {

@@ -3,7 +3,7 @@
 use proto::runtime::v1 as cri;
 use tonic::Code;
 
-use crate::node::{Node, container, pod};
+use integration_tests::kubelet::{Node, container, pod};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_requests_are_refused_and_leave_nothing() {

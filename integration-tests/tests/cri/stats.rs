@@ -6,7 +6,7 @@ use proto::runtime::v1 as cri;
 use tokio_stream::StreamExt;
 use tonic::Code;
 
-use crate::node::{Node, container, eventually, networked};
+use integration_tests::kubelet::{Node, container, eventually, networked};
 
 fn number(value: &Option<cri::UInt64Value>) -> u64 {
     value.as_ref().expect("a value").value

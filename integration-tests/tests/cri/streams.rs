@@ -9,7 +9,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::node::{Node, container, eventually, pod};
+use integration_tests::kubelet::{Node, container, eventually, pod};
 
 /// A client over WebSocket, version 5.
 struct Client {
