@@ -119,7 +119,7 @@ impl Node {
         node.ctr(&["image", "import", archive.to_str().unwrap()]);
         if runtime == Runtime::Containerd {
             // What its sandboxes are made of.
-            let config = serde_json::json!({ "Cmd": ["sleep", "1000000"] });
+            let config = serde_json::json!({ "Cmd": ["/bin/sleep", "1000000"] });
             let pause = images::docker_archive("pause", &images::busybox_rootfs(), config);
             fs::write(node.path().join("pause.tar"), pause).unwrap();
             node.ctr(&["image", "import", node.path().join("pause.tar").to_str().unwrap()]);
@@ -455,6 +455,8 @@ pub fn bridge(folder: &Path) -> String {
 /// A pod on the node's network.
 pub fn pod(name: &str) -> cri::PodSandboxConfig {
     let mut pod = networked(name);
+    // As kubelets do: it has the node's.
+    pod.hostname.clear();
     let namespaces = cri::NamespaceOption {
         network: cri::NamespaceMode::Node.into(),
         pid: cri::NamespaceMode::Container.into(),
