@@ -87,10 +87,10 @@ impl Node {
         Self::with(Runtime::Berth, programs).await
     }
 
-    /// A node of Berth's; `None` where another runtime is under test.
-    pub async fn of_berth() -> Option<Self> {
+    /// A node of Berth's; `None` where another runtime is under test, which differs in what `differs` says.
+    pub async fn of_berth(differs: &str) -> Option<Self> {
         if Runtime::under_test() != Runtime::Berth {
-            eprintln!("skipped: about Berth alone");
+            eprintln!("skipped: {differs}");
             return None;
         }
         Some(Self::new().await)
@@ -195,8 +195,10 @@ impl Node {
         let (networks, plugins) = (at("net.d"), at("cni"));
         match self.runtime {
             Runtime::Berth => {
-                let config =
-                    format!("[cri]\ncni-conf-dir = {networks:?}\ncni-bin-dirs = [\"/usr/lib/cni\", {plugins:?}]\n");
+                let config = format!(
+                    "[cri]\ncni-conf-dir = {networks:?}\ncni-bin-dirs = [\"/usr/lib/cni\", {plugins:?}]\n\
+                     [cri.handlers]\npeer = \"/usr/sbin/runc\"\nmissing = \"/no/such/runtime\"\n"
+                );
                 fs::write(at("supervisor.toml"), config).unwrap();
                 let mut command = self.host.command(self.programs.join("berth-supervisor"));
                 command.arg("--config").arg(at("supervisor.toml"));
@@ -265,9 +267,14 @@ impl Node {
 
     /// RunPodSandbox; the pod's id.
     pub async fn run_pod(&self, config: &cri::PodSandboxConfig) -> Result<String, Status> {
+        self.run_pod_by("", config).await
+    }
+
+    /// The same under a handler of RuntimeClass.
+    pub async fn run_pod_by(&self, handler: &str, config: &cri::PodSandboxConfig) -> Result<String, Status> {
         let parent = config.linux.as_ref().map(|linux| linux.cgroup_parent.clone()).unwrap_or_default();
         self.cgroups.lock().unwrap().insert(parent);
-        let request = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+        let request = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler.into() };
         Ok(self.kubelet().run_pod_sandbox(request).await?.into_inner().pod_sandbox_id)
     }
 

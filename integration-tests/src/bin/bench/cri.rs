@@ -90,7 +90,7 @@ async fn time<T>(call: impl Future<Output = Result<T, tonic::Status>>) -> Option
 pub fn measure(table: &mut Table) {
     let runtime = Runtime::new().expect("a runtime");
     let sides = runtime.block_on(async {
-        let mut sides = vec![Side::new("berth", Node::of_berth().await.expect("Berth")).await];
+        let mut sides = vec![Side::new("berth", Node::of_berth("this is about both").await.expect("Berth")).await];
         if let Some(node) = Node::of_containerd().await {
             sides.push(Side::new("containerd", node).await);
         }
