@@ -420,6 +420,14 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        // Shims are told to leave behind the answer to who removes the last container. One that was not told waits for 10 s.
+        let left = Instant::now() + Duration::from_secs(5);
+        while !std::thread::panicking()
+            && Instant::now() < left
+            && !leftovers::processes_of(self.path(), "shim").is_empty()
+        {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         if let Some(child) = &mut self.supervisor {
             kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).ok();
             child.wait().ok();
