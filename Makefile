@@ -14,7 +14,7 @@ export BERTH_COMMIT := $(shell git log -1 --format=%h -- runtime Cargo.toml Carg
 # The runtime suite runs on another runtime with RUNTIME=runc, or the path of one.
 RUNTIME ?=
 
-.PHONY: help deps deps-test deps-vm build install run stop test unit integration test-runtime soak-stack soak-engine soak-runtime soak-supervisor fuzz-runtime fuzz-engine fuzz-supervisor test-vm vm-shell lint fmt doc bench bench-runtime bench-density bench-images bench-network clean
+.PHONY: help deps deps-test deps-vm build install run stop test unit integration test-cri test-runtime soak-stack soak-engine soak-runtime soak-supervisor fuzz-runtime fuzz-engine fuzz-supervisor test-vm vm-shell lint fmt doc bench bench-runtime bench-density bench-images bench-network bench-cri clean
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -60,6 +60,9 @@ unit: deps ## unit tests only; no root needed
 
 integration: deps-test build ## the suites that drive the real programs
 	$(CARGO) test -p integration-tests
+
+test-cri: deps-test build ## the CRI suite; CRI=containerd: on Debian's containerd, what differs is skipped with its reason
+	$(CARGO) test -p integration-tests --test cri
 
 test-runtime: deps-test ## the runtime suite, on berth-runtime or on another, by RUNTIME=runc or its path
 	RUNTIME=$(RUNTIME) $(if $(filter crun,$(notdir $(RUNTIME))),.ci/on-cgroup1) $(CARGO) test -p runtime --tests
@@ -137,6 +140,10 @@ PARTS ?=
 bench-network: deps-test build ## networks: set-up, throughput, latency, names, port ranges, beside dockerd and beside links and rules made by hand
 	$(CARGO) build --release -p integration-tests
 	$(TARGET)/$(HOST)/release/bench network $(PARTS)
+
+bench-cri: deps-test build ## pods, containers, exec, lists, stats and memory over CRI, beside Debian's containerd
+	$(CARGO) build --release -p integration-tests
+	$(TARGET)/$(HOST)/release/bench cri
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -15,6 +15,7 @@ pub mod firewalls;
 pub mod host;
 pub mod http;
 pub mod images;
+pub mod kubelet;
 pub mod leftovers;
 pub mod programs;
 pub mod registry;

@@ -206,11 +206,11 @@ impl App {
         let introspection = introspection.about(tasks.clone());
         let registries = Arc::new(config.registries.clone());
         let begun = draining.clone();
-        let node = Node::new(&config, &stores, tasks.clone());
+        let node = Arc::new(Node::new(&config, &stores, tasks.clone()));
         let layers = config.snapshots.folder(&config.data().join("snapshots"), stores.snapshots.default_name());
-        let images = ImageService::new(stores.clone(), registries.clone(), layers.clone());
+        let images = ImageService::new(stores.clone(), node.clone(), registries.clone(), layers.clone());
         let parts = (stores.clone(), containers.clone(), tasks.clone());
-        let pods = Pods::open(&config, Arc::new(node), parts, begun.clone()).await?;
+        let pods = Pods::open(&config, node, parts, begun.clone()).await?;
         let cri = (RuntimeService::new(pods, layers), images);
         let services = Services { events, introspection, containers, tasks, stores, registries, cri, draining: begun };
         let (notifier, watchdog) = (service.notifier, service.watchdog);

@@ -125,6 +125,32 @@ pub(crate) struct CniConfig {
     pub(crate) plugin_limit: Duration,
 }
 
+/// A handler of RuntimeClass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Handler {
+    /// Its name; empty is the one of pods without a class.
+    pub(crate) name: String,
+    /// The runtime, by whose name its shim is found.
+    pub(crate) runtime: String,
+    /// The OCI runtime that the shim is told to use.
+    pub(crate) program: Option<PathBuf>,
+}
+
+impl Handler {
+    /// The handlers that a configuration leads to, the default one first.
+    fn all(settings: &BTreeMap<String, String>) -> Vec<Self> {
+        const OURS: &str = "io.containerd.berth.v1";
+        let ours = Self { name: String::new(), runtime: OURS.to_owned(), program: None };
+        let mut named = BTreeMap::from([("runc".to_owned(), "io.containerd.runc.v2".to_owned())]);
+        named.extend(settings.clone());
+        let others = named.into_iter().map(|(name, what)| match what.starts_with('/') {
+            true => Self { name, runtime: OURS.to_owned(), program: Some(what.into()) },
+            false => Self { name, runtime: what, program: None },
+        });
+        std::iter::once(ours).chain(others).collect()
+    }
+}
+
 /// Everything that can be set, complete and checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Config {
@@ -156,6 +182,8 @@ pub(crate) struct Config {
     pub(crate) cni: CniConfig,
     /// Where streams of CRI are served.
     pub(crate) streaming: SocketAddr,
+    /// Handlers of RuntimeClass, the default one first.
+    pub(crate) handlers: Vec<Handler>,
 }
 
 /// What is wrong with the configuration.
@@ -228,6 +256,14 @@ pub(crate) enum ValueError {
         /// What was given.
         address: String,
     },
+    /// A name that no RuntimeClass can have, or nothing for it.
+    #[error("cri.handlers.{name} = {what:?}: a handler has a name, and is a path or the name of a runtime")]
+    Handler {
+        /// Its name.
+        name: String,
+        /// What it is.
+        what: String,
+    },
     /// Neither a level nor a list.
     #[error("log-level {level:?} is none (use error, warn, info, debug, or a list of target=level)")]
     Level {
@@ -245,6 +281,7 @@ impl ValueError {
             Self::SocketTooLong { key, .. } | Self::Colon { key, .. } => key,
             Self::Metrics { .. } => "metrics",
             Self::Streaming { .. } => "cri.streaming-address",
+            Self::Handler { .. } => "cri.handlers",
             Self::Level { .. } => "log-level",
         }
     }
@@ -359,6 +396,10 @@ impl Config {
                 return Err(ValueError::Colon { key: "cri.cni-bin-dirs", path: path.clone() });
             }
         }
+        if let Some((name, what)) = settings.cri.handlers.iter().find(|(name, what)| name.is_empty() || what.is_empty())
+        {
+            return Err(ValueError::Handler { name: name.clone(), what: what.clone() });
+        }
         let address = &settings.cri.streaming_address;
         let streaming = address.parse().map_err(|_| ValueError::Streaming { address: address.clone() })?;
         let proxies = Proxies::read(|name| std::env::var(name).ok());
@@ -389,6 +430,7 @@ impl Config {
                 plugin_limit: settings.cri.cni_plugin_limit.0.max(Duration::from_millis(1)),
             },
             streaming,
+            handlers: Handler::all(&settings.cri.handlers),
         })
     }
 
@@ -429,6 +471,8 @@ mod tests {
         assert_eq!(config.data_root, Path::new("/var/lib/berth"));
         assert_eq!(config.socket, Path::new("/run/berth/supervisor.sock"));
         assert_eq!(config.log, LogConfig { level: "info".into(), format: LogFormat::Text, file: None });
+        let handlers: Vec<_> = config.handlers.iter().map(|handler| (&*handler.name, &*handler.runtime)).collect();
+        assert_eq!(handlers, [("", "io.containerd.berth.v1"), ("runc", "io.containerd.runc.v2")]);
         assert_eq!((config.metrics, config.streaming), (None, "127.0.0.1:0".parse().unwrap()));
         assert_eq!(args(&[]).into_settings().unwrap().listen, "unix:///run/berth/supervisor.sock");
     }
@@ -480,6 +524,7 @@ mod tests {
             ("[runtimes]\na = 'b'", "line 2: runtimes.a b is not an absolute path"),
             ("[snapshots]\ndefault = 'zfs'", "unknown variant `zfs`"),
             ("[snapshots.native]\nroot = 'n'", "line 2: snapshots.native.root n is not an absolute path"),
+            ("\n[cri.handlers]\ncrun = ''", "line 2: cri.handlers.crun = \"\": a handler has"),
             ("\n[cri]\nstreaming-address = 'localhost'", "line 3: cri.streaming-address \"localhost\" is not"),
             ("drain = '1s'\nmetrics = 'x'", "line 2: metrics \"x\""),
         ] {

@@ -6,7 +6,6 @@
 mod faults;
 mod life;
 mod networks;
-mod node;
 mod restarts;
 mod rules;
 mod stats;

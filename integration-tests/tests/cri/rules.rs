@@ -3,11 +3,11 @@
 use proto::runtime::v1 as cri;
 use tonic::Code;
 
-use crate::node::{Node, container, pod};
+use integration_tests::kubelet::{Node, container, pod};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_requests_are_refused_and_leave_nothing() {
-    let node = Node::new().await;
+    let Some(node) = Node::of_berth("containerd answers most of these with UNKNOWN").await else { return };
     type Spoil = fn(&mut cri::PodSandboxConfig);
     let spoil: [(Spoil, &str); 6] = [
         (|pod| pod.metadata = None, "metadata"),
@@ -53,5 +53,35 @@ async fn bad_requests_are_refused_and_leave_nothing() {
     }
     assert_eq!(node.create("no-such-pod", &container("x", "true"), &config).await.unwrap_err().code(), Code::NotFound);
     node.remove_pod(&id).await.unwrap();
+    node.assert_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn handlers_choose_the_runtime() {
+    let Some(node) = Node::of_berth("handlers are configured otherwise").await else { return };
+    let status = node.kubelet().status(cri::StatusRequest::default()).await.unwrap().into_inner();
+    let handlers: Vec<_> = status.runtime_handlers.iter().map(|handler| handler.name.as_str()).collect();
+    let has_runc = std::path::Path::new("/usr/sbin/runc").exists();
+    assert_eq!(handlers.contains(&"peer"), has_runc, "{handlers:?}");
+    assert!(
+        handlers.starts_with(&[""]) && handlers.contains(&"runc") && !handlers.contains(&"missing"),
+        "{handlers:?}"
+    );
+
+    let config = pod("missing");
+    let id = node.run_pod_by("missing", &config).await.unwrap();
+    let main = node.create(&id, &container("main", "true"), &config).await.unwrap();
+    let refused = node.start_container(&main).await.unwrap_err();
+    assert!(refused.message().contains("/no/such/runtime"), "{refused}");
+    node.remove_pod(&id).await.unwrap();
+    if has_runc {
+        let config = pod("peer");
+        let id = node.run_pod_by("peer", &config).await.unwrap();
+        let main = node.create(&id, &container("main", "exec sleep 1000"), &config).await.unwrap();
+        node.start_container(&main).await.unwrap();
+        assert_eq!(node.exec(&main, &["sh", "-c", "exit 6"]).await.unwrap().exit_code, 6);
+        assert!(node.ctr(&["container", "info", &main]).contains("runc"));
+        node.remove_pod(&id).await.unwrap();
+    }
     node.assert_empty().await;
 }

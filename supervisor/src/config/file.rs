@@ -139,6 +139,8 @@ pub(crate) struct CriSettings {
     pub(crate) cni_plugin_limit: Period,
     /// Where exec, attach and port-forward are served.
     pub(crate) streaming_address: String,
+    /// Handlers of RuntimeClass: an OCI runtime's program, or a runtime that has a shim of its own.
+    pub(crate) handlers: BTreeMap<String, String>,
 }
 
 impl Default for CriSettings {
@@ -148,12 +150,13 @@ impl Default for CriSettings {
             cni_bin_dirs: ["/opt/cni/bin", "/usr/lib/cni"].map(PathBuf::from).into(),
             cni_plugin_limit: Period::seconds(120),
             streaming_address: "127.0.0.1:0".into(),
+            handlers: BTreeMap::new(),
         }
     }
 }
 
 /// Sections whose keys are the user's own words.
-const FREE: [&str; 1] = ["runtimes"];
+const FREE: [&str; 2] = ["runtimes", "cri.handlers"];
 
 /// The commented file that says all this to people.
 pub(crate) const DEFAULT: &str = include_str!("default.toml");

@@ -10,10 +10,7 @@ use std::{
 use nix::sys::signal::Signal;
 use proto::{
     berth::streams::v1::ReopenLogRequest,
-    containerd::services::{
-        containers::v1::{Container as Record, container},
-        tasks::v1::CreateTaskRequest,
-    },
+    containerd::services::{containers::v1::Container as Record, tasks::v1::CreateTaskRequest},
     kind::chain,
     runtime::v1 as cri,
     stdio::{Delivery, StdioUri},
@@ -29,7 +26,6 @@ use super::{
     process::{Found, signal_of},
     record::{CONTAINERS, Container, End, NAMES, Phase, SANDBOXES, Sandbox, container_name, drop_name, take_name},
     sandboxes,
-    status::runtime_of,
 };
 use crate::tasks::{TaskError, shims::ShimError};
 
@@ -96,7 +92,7 @@ impl Pods {
         let image = image.ok_or_else(|| CriError::NotFound { what: "image", id: wanted.clone() })?;
         let log = log_path(sandbox.1.config(), &config)?;
         let handler = &sandbox.1.request.runtime_handler;
-        if !self.tasks.is_own_runtime(runtime_of(handler)) && (config.stdin || !log.is_empty()) {
+        if !self.tasks.is_own_runtime(&self.node.runtime(handler).name) && (config.stdin || !log.is_empty()) {
             // Nobody would write CRI's lines, or feed stdin from those who attach.
             return Err(CriError::Unbuilt(format!("a log or stdin of a container under handler {handler:?}")));
         }
@@ -143,10 +139,7 @@ impl Pods {
         let shown = Record {
             id: id.to_owned(),
             image: image.first_name().unwrap_or_else(|| image.id().to_string()),
-            runtime: Some(container::Runtime {
-                name: runtime_of(&sandbox.request.runtime_handler).to_owned(),
-                options: None,
-            }),
+            runtime: Some(self.node.runtime(&sandbox.request.runtime_handler)),
             spec: Some(typeurl::pack_json(typeurl::SPEC, made.spec.to_string().into_bytes())),
             snapshotter: snapshots.name().to_owned(),
             snapshot_key: id.to_owned(),

@@ -16,9 +16,8 @@ use tokio_stream::Stream;
 use tonic::{Request, Response, Status, async_trait};
 
 use super::{
-    NAMESPACE, auth,
+    NAMESPACE, Node, auth,
     images::{Image, Images},
-    status::check_handler,
 };
 use crate::{
     api::required,
@@ -34,6 +33,7 @@ const PER_MESSAGE: usize = 256;
 /// The service over the stores.
 pub(crate) struct ImageService {
     images: Images,
+    node: Arc<Node>,
     registries: Arc<Registries>,
     /// Where the default snapshotter keeps its layers.
     layers: PathBuf,
@@ -41,8 +41,8 @@ pub(crate) struct ImageService {
 
 impl ImageService {
     /// The service over these stores; `layers` is the folder whose file system images fill.
-    pub(crate) fn new(stores: Arc<Stores>, registries: Arc<Registries>, layers: PathBuf) -> Self {
-        Self { images: Images::new(stores), registries, layers }
+    pub(crate) fn new(stores: Arc<Stores>, node: Arc<Node>, registries: Arc<Registries>, layers: PathBuf) -> Self {
+        Self { images: Images::new(stores), node, registries, layers }
     }
 
     async fn list(&self, filter: Option<cri::ImageFilter>) -> Result<Vec<cri::Image>, Status> {
@@ -115,7 +115,7 @@ impl image_service_server::ImageService for ImageService {
     ) -> Result<Response<cri::PullImageResponse>, Status> {
         let cri::PullImageRequest { image, auth, sandbox_config: _ } = request.into_inner();
         let spec = named(image)?;
-        check_handler(&spec.runtime_handler).map_err(status)?;
+        self.node.check_handler(&spec.runtime_handler).map_err(status)?;
         // To the grammar of names it is the tag of a repository on the hub.
         if spec.image.parse::<Digest>().is_ok() {
             return Err(Status::invalid_argument(format!("{} is the id of an image, not a name", spec.image)));

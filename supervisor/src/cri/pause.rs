@@ -5,10 +5,7 @@ use std::{fs, path::PathBuf, sync::Arc};
 
 use proto::{
     containerd::{
-        services::{
-            containers::v1::{Container as Record, container},
-            tasks::v1::CreateTaskRequest,
-        },
+        services::{containers::v1::Container as Record, tasks::v1::CreateTaskRequest},
         types::Mount,
     },
     kind::chain,
@@ -23,7 +20,6 @@ use super::{
     pods::{Pods, blocking},
     record::{Phase, Sandbox},
     spec,
-    status::runtime_of,
 };
 use crate::tasks::TaskError;
 
@@ -98,10 +94,9 @@ impl Pods {
                 "io.kubernetes.cri.sandbox-uid": meta.uid,
             },
         });
-        let runtime = runtime_of(&sandbox.request.runtime_handler).to_owned();
         Ok(Record {
             id: id.to_owned(),
-            runtime: Some(container::Runtime { name: runtime, options: None }),
+            runtime: Some(self.node.runtime(&sandbox.request.runtime_handler)),
             spec: Some(typeurl::pack_json(typeurl::SPEC, spec.to_string().into_bytes())),
             labels: [("io.cri-containerd.kind".to_owned(), "sandbox".to_owned())].into(),
             ..Default::default()

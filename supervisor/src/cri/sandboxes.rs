@@ -14,7 +14,6 @@ use super::{
     pods::{Pods, blocking, new_id, now},
     record::{NODE, Phase, SANDBOXES, Sandbox, drop_name, pod_name, take_name},
     spec,
-    status::check_handler,
 };
 use crate::namespaces::touch_in;
 
@@ -81,7 +80,7 @@ impl Pods {
         if config.windows.is_some() {
             return Err(CriError::Invalid("this is no Windows node".into()));
         }
-        check_handler(&request.runtime_handler)?;
+        self.node.check_handler(&request.runtime_handler)?;
         place::check(config)?;
         let options = Sandbox { request: request.clone(), ..Default::default() }.namespaces().userns_options;
         if options.is_some_and(|users| users.mode == cri::NamespaceMode::Pod as i32) {

@@ -3,39 +3,34 @@
 use std::{collections::HashMap, path::Path, sync::Arc};
 
 use proto::{
+    containerd::{runc::v1::Options, services::containers::v1::container},
     kind::{ErrorKind, chain},
     runtime::v1 as cri,
+    typeurl,
 };
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::OnceCell;
 
-use crate::{config::Config, failure::Failure, store::Stores, tasks::Tasks};
-
-/// The handlers of RuntimeClass, and the runtimes that they mean. The first is for pods without one.
-const HANDLERS: [(&str, &str); 2] = [("", "io.containerd.berth.v1"), ("runc", "io.containerd.runc.v2")];
+use crate::{
+    config::{Config, Handler},
+    failure::Failure,
+    store::Stores,
+    tasks::Tasks,
+};
 
 /// A name that no handler has.
 #[derive(Debug, thiserror::Error)]
-#[error("runtime handler {0:?} is not known: there is only \"runc\"")]
-pub(crate) struct UnknownHandler(String);
+#[error("runtime handler {name:?} is not known: there is {known} (cri.handlers in the supervisor's configuration)")]
+pub(crate) struct UnknownHandler {
+    name: String,
+    known: String,
+}
 
 impl Failure for UnknownHandler {
     fn kind(&self) -> ErrorKind {
         ErrorKind::InvalidArgument
     }
-}
-
-/// Refuses handlers that aren't there.
-pub(super) fn check_handler(name: &str) -> Result<(), UnknownHandler> {
-    let known = HANDLERS.iter().any(|(handler, _)| *handler == name);
-    if known { Ok(()) } else { Err(UnknownHandler(name.to_owned())) }
-}
-
-/// The runtime that a handler means; the default's, if it isn't known any more.
-pub(super) fn runtime_of(handler: &str) -> &'static str {
-    let found = HANDLERS.iter().find(|(name, _)| *name == handler);
-    found.unwrap_or(&HANDLERS[0]).1
 }
 
 /// What of a runtime's features (runtime-spec, `features`) CRI wants to know.
@@ -56,8 +51,8 @@ pub(crate) struct Node {
     tasks: Arc<Tasks>,
     driver: cri::CgroupDriver,
     info: serde_json::Value,
-    // Of each handler, once its shim has answered.
-    features: [OnceCell<Features>; HANDLERS.len()],
+    // With the features of each, once its shim has answered.
+    handlers: Vec<(Handler, OnceCell<Features>)>,
 }
 
 impl Node {
@@ -76,7 +71,28 @@ impl Node {
             "snapshotter": snapshotter,
             "cgroupDriver": driver.as_str_name().to_lowercase(),
         });
-        Self { tasks, driver, info, features: Default::default() }
+        let handlers = config.handlers.iter().map(|handler| (handler.clone(), OnceCell::new())).collect();
+        Self { tasks, driver, info, handlers }
+    }
+
+    /// Refuses handlers that aren't there.
+    pub(super) fn check_handler(&self, name: &str) -> Result<(), UnknownHandler> {
+        if self.handlers.iter().any(|(handler, _)| handler.name == name) {
+            return Ok(());
+        }
+        let known: Vec<_> = self.handlers.iter().skip(1).map(|(handler, _)| handler.name.as_str()).collect();
+        Err(UnknownHandler { name: name.to_owned(), known: known.join(", ") })
+    }
+
+    /// A handler; the default one for a name that isn't known any more.
+    fn handler(&self, name: &str) -> &(Handler, OnceCell<Features>) {
+        self.handlers.iter().find(|(handler, _)| handler.name == name).unwrap_or(&self.handlers[0])
+    }
+
+    /// The runtime of a handler, as containerd's records say it.
+    pub(super) fn runtime(&self, handler: &str) -> container::Runtime {
+        let (handler, _) = self.handler(handler);
+        container::Runtime { name: handler.runtime.clone(), options: options(handler) }
     }
 
     /// Which cgroup paths the kubelet is to use.
@@ -84,28 +100,29 @@ impl Node {
         self.driver
     }
 
-    async fn features(&self, handler: usize) -> Result<&Features, String> {
+    async fn features<'a>(&self, (handler, known): &'a (Handler, OnceCell<Features>)) -> Result<&'a Features, String> {
         // One whose shim was missing may have it by now.
         let ask = || async {
-            let info =
-                self.tasks.runtime_info(HANDLERS[handler].1, None).await.map_err(|error| chain(&error).to_string())?;
-            Ok(info.features.map(|any| features(&any)).unwrap_or_default())
+            if let Some(program) = handler.program.as_ref().filter(|program| !program.is_file()) {
+                return Err(format!("{} is not there", program.display()));
+            }
+            let info = self.tasks.runtime_info(&handler.runtime, options(handler)).await;
+            Ok(info.map_err(|error| chain(&error).to_string())?.features.map(|any| features(&any)).unwrap_or_default())
         };
-        self.features[handler].get_or_try_init(ask).await
+        known.get_or_try_init(ask).await
     }
 
     /// Whether a handler's runtime can make mounts read-only with all below them.
     pub(super) async fn is_recursive_read_only(&self, handler: &str) -> bool {
-        let index = HANDLERS.iter().position(|(name, _)| *name == handler).unwrap_or(0);
-        self.features(index).await.is_ok_and(Features::is_recursive_read_only)
+        self.features(self.handler(handler)).await.is_ok_and(Features::is_recursive_read_only)
     }
 
     /// Conditions, handlers and features; with more about this node, if it is to be verbose. `network` is why there is none.
     pub(super) async fn status(&self, verbose: bool, network: Result<(), String>) -> cri::StatusResponse {
         let mut handlers = Vec::new();
         let mut ready = condition("RuntimeReady", None);
-        for (index, (name, _)) in HANDLERS.iter().enumerate() {
-            let features = match self.features(index).await {
+        for (index, handler) in self.handlers.iter().enumerate() {
+            let features = match self.features(handler).await {
                 Ok(features) => features,
                 Err(why) => {
                     if index == 0 {
@@ -115,7 +132,7 @@ impl Node {
                 }
             };
             handlers.push(cri::RuntimeHandler {
-                name: (*name).to_owned(),
+                name: handler.0.name.clone(),
                 features: Some(cri::RuntimeHandlerFeatures {
                     recursive_read_only_mounts: features.is_recursive_read_only(),
                     user_namespaces: false,
@@ -133,6 +150,12 @@ impl Node {
     }
 }
 
+/// What the shim of a handler is told.
+fn options(handler: &Handler) -> Option<prost_types::Any> {
+    let program = handler.program.as_ref()?;
+    Some(typeurl::pack(&Options { binary_name: program.display().to_string(), ..Default::default() }))
+}
+
 fn features(any: &prost_types::Any) -> Features {
     // A runtime that says it in other words has none that we know of.
     serde_json::from_slice(&any.value).unwrap_or_default()
@@ -147,17 +170,7 @@ fn condition(kind: &str, broken: Option<(&str, String)>) -> cri::RuntimeConditio
 
 #[cfg(test)]
 mod tests {
-    use proto::typeurl;
-
     use super::*;
-
-    #[test]
-    fn handlers_are_known_by_name() {
-        assert!(check_handler("").is_ok() && check_handler("runc").is_ok());
-        let error = check_handler("kata").unwrap_err();
-        assert_eq!(error.to_string(), "runtime handler \"kata\" is not known: there is only \"runc\"");
-        assert_eq!(error.kind(), ErrorKind::InvalidArgument);
-    }
 
     #[test]
     fn features_of_runtimes() {

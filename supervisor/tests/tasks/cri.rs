@@ -21,7 +21,7 @@ async fn the_node_says_what_it_is_and_can() {
     let [runtime, network] = &conditions[..] else { panic!("{conditions:?}") };
     assert_eq!((&*runtime.r#type, runtime.status, &*runtime.message), ("RuntimeReady", true, ""));
     assert_eq!((&*network.r#type, network.status, &*network.reason), ("NetworkReady", false, "NetworkPluginNotReady"));
-    assert!(network.message.contains("/etc/cni/net.d") && status.info.is_empty(), "{network:?}");
+    assert!(network.message.contains("/net.d") && status.info.is_empty(), "{network:?}");
     let handlers: Vec<_> = status.runtime_handlers.iter().map(|handler| handler.name.as_str()).collect();
     assert_eq!(handlers, ["", "runc"]);
     for handler in status.runtime_handlers {

@@ -81,6 +81,9 @@ impl Stack {
         for applet in ["sh", "sleep", "true", "echo", "cat", "kill"] {
             symlink("busybox", bin.join(applet)).expect("link");
         }
+        // Networks of this machine are nobody's business here.
+        let config = format!("[cri]\ncni-conf-dir = {:?}\n", folder.path().join("net.d"));
+        fs::write(folder.path().join("supervisor.toml"), config).expect("configuration");
         let mut stack = Self { folder, supervisor: None, channel: None, environment: Vec::new() };
         stack.start().await;
         stack
@@ -99,6 +102,7 @@ impl Stack {
     /// A supervisor's command line on these roots.
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_berth-supervisor"));
+        command.arg("--config").arg(self.folder().join("supervisor.toml"));
         command.arg("--data-root").arg(self.folder().join("d")).arg("--run-root").arg(self.run());
         command.envs(self.environment.iter().cloned());
         command

@@ -3,7 +3,7 @@
 
 use crate::{
     engines::{create, shim_pids},
-    table::{Table, median, pss_mb, settle, timed},
+    table::{Table, cpu_ms, median, pss_mb, settle, timed},
 };
 use integration_tests::{Stack, http::Api, images, programs::peer, run, stack::Setup};
 use serde_json::{Value, json};
@@ -69,18 +69,6 @@ fn by_all(work: &(dyn Fn(usize) -> bool + Sync)) -> bool {
         eprintln!("{failures} of {MANY} failed");
     }
     failures == 0
-}
-
-/// CPU time that processes have used, threads that have ended included, in milliseconds (proc_pid_stat, fields 14 and 15, in
-/// hundredths of a second).
-fn cpu_ms(pids: &[u32]) -> f64 {
-    let of = |pid: &u32| {
-        let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // The name, field 2, ends with the last bracket.
-        let fields = text.rsplit_once(") ").map_or("", |(_, rest)| rest).split(' ').skip(11).take(2);
-        fields.filter_map(|word| word.parse::<f64>().ok()).sum::<f64>() * 10.0
-    };
-    pids.iter().map(of).sum()
 }
 
 fn running(api: &Api) -> usize {

@@ -4,6 +4,7 @@
 
 mod bundle;
 mod clients;
+mod cri;
 mod density;
 mod engines;
 mod floor;
@@ -39,6 +40,9 @@ fn main() -> std::process::ExitCode {
     // A thousand containers are not for every run.
     if only.iter().any(|part| part == "density") {
         density::measure(&mut table);
+    }
+    if only.iter().any(|part| part == "cri") {
+        cri::measure(&mut table);
     }
     if let [mode, names @ ..] = only.as_slice()
         && mode == "images"

@@ -111,6 +111,18 @@ pub fn pss_mb(pids: &[u32]) -> f64 {
     pids.iter().map(of).sum::<f64>() / 1000.0
 }
 
+/// CPU time that processes have used, threads that have ended included, in milliseconds (proc_pid_stat, fields 14 and 15, in
+/// hundredths of a second).
+pub fn cpu_ms(pids: &[u32]) -> f64 {
+    let of = |pid: &u32| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // The name, field 2, ends with the last bracket.
+        let fields = text.rsplit_once(") ").map_or("", |(_, rest)| rest).split(' ').skip(11).take(2);
+        fields.filter_map(|word| word.parse::<f64>().ok()).sum::<f64>() * 10.0
+    };
+    pids.iter().map(of).sum()
+}
+
 /// Waits a moment for things to settle before a measurement of something at rest.
 pub fn settle() {
     std::thread::sleep(Duration::from_secs(2));

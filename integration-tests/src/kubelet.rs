@@ -1,15 +1,21 @@
-//! A node, and the calls of its kubelet.
+//! A node, and the calls of its kubelet: berth-supervisor, or Debian's containerd, on a host of its own (a network namespace with
+//! another computer beside it).
 
 use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
-    process::{Child, Stdio},
+    process::{Child, Command, Stdio},
     sync::Mutex,
     time::{Duration, Instant},
 };
 
-use integration_tests::{host::Host, images, leftovers, programs, run};
+use crate::{
+    host::Host,
+    images, leftovers,
+    programs::{self, peer_or_skip},
+    run,
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -25,9 +31,31 @@ use tonic::{
 pub const IMAGE: &str = "docker.io/library/busybox:latest";
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Who serves CRI.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Runtime {
+    /// berth-supervisor.
+    Berth,
+    /// Debian's containerd.
+    Containerd,
+}
+
+impl Runtime {
+    /// The one under test: Berth, or whom `CRI=containerd` names.
+    pub fn under_test() -> Self {
+        match std::env::var("CRI").as_deref() {
+            Ok("containerd") => Self::Containerd,
+            _ => Self::Berth,
+        }
+    }
+}
+
 /// A node; goes with everything on it.
+#[derive(Debug)]
 pub struct Node {
+    /// Where it is.
     pub host: Host,
+    runtime: Runtime,
     folder: tempfile::TempDir,
     supervisor: Option<Child>,
     channel: Option<Channel>,
@@ -49,22 +77,59 @@ pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>)
 }
 
 impl Node {
-    /// A node without a network for pods.
+    /// A node without a network for pods, with the runtime under test.
     pub async fn new() -> Self {
-        Self::with_programs(programs::bin_dir()).await
+        Self::with(Runtime::under_test(), programs::bin_dir()).await
     }
 
-    /// The same with the programs of a folder.
+    /// A node of Berth's with the programs of a folder.
     pub async fn with_programs(programs: PathBuf) -> Self {
+        Self::with(Runtime::Berth, programs).await
+    }
+
+    /// A node of Berth's; `None` where another runtime is under test, which differs in what `differs` says.
+    pub async fn of_berth(differs: &str) -> Option<Self> {
+        if Runtime::under_test() != Runtime::Berth {
+            eprintln!("skipped: {differs}");
+            return None;
+        }
+        Some(Self::new().await)
+    }
+
+    /// A node of Debian's containerd; `None` where it isn't installed.
+    pub async fn of_containerd() -> Option<Self> {
+        peer_or_skip("containerd")?;
+        Some(Self::with(Runtime::Containerd, programs::bin_dir()).await)
+    }
+
+    async fn with(runtime: Runtime, programs: PathBuf) -> Self {
         let folder = tempfile::Builder::new().prefix("berth-cri-").tempdir().unwrap();
         fs::create_dir(folder.path().join("net.d")).unwrap();
-        let mut node =
-            Self { host: Host::new(), folder, supervisor: None, channel: None, programs, cgroups: Mutex::default() };
+        let mut node = Self {
+            host: Host::new(),
+            runtime,
+            folder,
+            supervisor: None,
+            channel: None,
+            programs,
+            cgroups: Mutex::default(),
+        };
         node.start(&[]).await;
         let archive = images::busybox_archive(node.path());
-        let ctr = |args: &[&str]| run("ctr", [&["-a", node.socket().to_str().unwrap(), "-n", "k8s.io"], args].concat());
-        ctr(&["image", "import", archive.to_str().unwrap()]).success();
+        node.ctr(&["image", "import", archive.to_str().unwrap()]);
+        if runtime == Runtime::Containerd {
+            // What its sandboxes are made of.
+            let config = serde_json::json!({ "Cmd": ["/bin/sleep", "1000000"] });
+            let pause = images::docker_archive("pause", &images::busybox_rootfs(), config);
+            fs::write(node.path().join("pause.tar"), pause).unwrap();
+            node.ctr(&["image", "import", node.path().join("pause.tar").to_str().unwrap()]);
+        }
         node
+    }
+
+    /// Runs ctr(8) in CRI's namespace; gives what it prints.
+    pub fn ctr(&self, args: &[&str]) -> String {
+        run("ctr", [&["-a", self.socket().to_str().unwrap(), "-n", "k8s.io"], args].concat()).success().stdout()
     }
 
     /// A node whose pods get addresses from Debian's bridge plugin; `None` where the plugins aren't installed.
@@ -75,7 +140,17 @@ impl Node {
         }
         let node = Self::new().await;
         node.configure(&bridge(node.path()));
+        node.await_network().await;
         Some(node)
+    }
+
+    /// Waits until pods can be given a network.
+    pub async fn await_network(&self) {
+        eventually("the network is ready", async || {
+            let status = self.kubelet().status(cri::StatusRequest::default()).await.unwrap().into_inner().status?;
+            status.conditions.iter().all(|condition| condition.status).then_some(())
+        })
+        .await;
     }
 
     /// Gives pods a network.
@@ -83,32 +158,81 @@ impl Node {
         fs::write(self.path().join("net.d/10-pods.conflist"), list).unwrap();
     }
 
+    /// Everything that it has.
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
 
+    /// Where CRI is served.
     pub fn socket(&self) -> PathBuf {
-        self.path().join("r/supervisor.sock")
+        self.path().join(match self.runtime {
+            Runtime::Berth => "r/supervisor.sock",
+            Runtime::Containerd => "r/containerd.sock",
+        })
     }
 
+    /// The processes of the runtime: the daemon, its shims, and what pods have besides their containers.
+    pub fn pids(&self) -> Vec<u32> {
+        let mut pids = vec![self.supervisor.as_ref().map_or(0, Child::id)];
+        pids.extend(leftovers::processes_of(self.path(), "shim"));
+        if self.runtime == Runtime::Containerd {
+            let sandboxes = self.ctr(&["task", "ls"]);
+            let pauses = self.ctr(&["container", "ls", "-q", "labels.\"io.cri-containerd.kind\"==sandbox"]);
+            let pid = |line: &str| line.split_whitespace().nth(1)?.parse::<u32>().ok();
+            let is_pause = |line: &&str| pauses.lines().any(|id| line.starts_with(id));
+            pids.extend(sandboxes.lines().filter(is_pause).filter_map(pid));
+        }
+        pids
+    }
+
+    /// What the runtime has said.
     pub fn log(&self) -> String {
         fs::read_to_string(self.path().join("log")).unwrap_or_default()
     }
 
-    /// Starts a supervisor with these variables and waits until it answers.
+    fn command(&self) -> Command {
+        let at = |name: &str| self.path().join(name);
+        let (networks, plugins) = (at("net.d"), at("cni"));
+        match self.runtime {
+            Runtime::Berth => {
+                let config = format!(
+                    "[cri]\ncni-conf-dir = {networks:?}\ncni-bin-dirs = [\"/usr/lib/cni\", {plugins:?}]\n\
+                     [cri.handlers]\npeer = \"/usr/sbin/runc\"\nmissing = \"/no/such/runtime\"\n"
+                );
+                fs::write(at("supervisor.toml"), config).unwrap();
+                let mut command = self.host.command(self.programs.join("berth-supervisor"));
+                command.arg("--config").arg(at("supervisor.toml"));
+                command.arg("--data-root").arg(at("d")).arg("--run-root").arg(at("r"));
+                command
+            }
+            Runtime::Containerd => {
+                let config = format!(
+                    "version = 2\nroot = {:?}\nstate = {:?}\n[grpc]\naddress = {:?}\n[ttrpc]\naddress = {:?}\n\
+                     [plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"docker.io/library/pause:latest\"\n\
+                     disable_tcp_service = false\nrestrict_oom_score_adj = true\n\
+                     [plugins.\"io.containerd.grpc.v1.cri\".cni]\nconf_dir = {networks:?}\nbin_dir = \"/usr/lib/cni\"\n\
+                     [plugins.\"io.containerd.internal.v1.opt\"]\npath = {:?}\n",
+                    at("d"),
+                    at("r"),
+                    self.socket(),
+                    at("r/ttrpc.sock"),
+                    at("opt"),
+                );
+                fs::write(at("containerd.toml"), config).unwrap();
+                let mut command = self.host.command("containerd");
+                command.arg("--config").arg(at("containerd.toml"));
+                command
+            }
+        }
+    }
+
+    /// Starts the runtime with these variables and waits until it answers.
     pub async fn start(&mut self, environment: &[(&str, &str)]) {
-        let config = format!(
-            "[cri]\ncni-conf-dir = {:?}\ncni-bin-dirs = [\"/usr/lib/cni\", {:?}]\n",
-            self.path().join("net.d"),
-            self.path().join("cni")
-        );
-        fs::write(self.path().join("supervisor.toml"), config).unwrap();
         let log = fs::File::options().create(true).append(true).open(self.path().join("log")).unwrap();
-        let mut command = self.host.command(self.programs.join("berth-supervisor"));
-        command.arg("--config").arg(self.path().join("supervisor.toml"));
-        command.arg("--data-root").arg(self.path().join("d")).arg("--run-root").arg(self.path().join("r"));
+        let mut command = self.command();
         command.envs(environment.iter().copied());
-        self.supervisor = Some(command.stdin(Stdio::null()).stderr(log).spawn().unwrap());
+        let out = log.try_clone().unwrap();
+        self.supervisor = Some(command.stdin(Stdio::null()).stdout(out).stderr(log).spawn().unwrap());
         let socket = self.socket();
         let connected = eventually("the supervisor answers", async || {
             let socket = socket.clone();
@@ -136,37 +260,49 @@ impl Node {
         self.supervisor.as_mut().is_none_or(|child| child.try_wait().unwrap().is_some())
     }
 
+    /// The calls of RuntimeService.
     pub fn kubelet(&self) -> RuntimeServiceClient<Channel> {
         RuntimeServiceClient::new(self.channel.clone().unwrap())
     }
 
+    /// RunPodSandbox; the pod's id.
     pub async fn run_pod(&self, config: &cri::PodSandboxConfig) -> Result<String, Status> {
+        self.run_pod_by("", config).await
+    }
+
+    /// The same under a handler of RuntimeClass.
+    pub async fn run_pod_by(&self, handler: &str, config: &cri::PodSandboxConfig) -> Result<String, Status> {
         let parent = config.linux.as_ref().map(|linux| linux.cgroup_parent.clone()).unwrap_or_default();
         self.cgroups.lock().unwrap().insert(parent);
-        let request = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+        let request = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler.into() };
         Ok(self.kubelet().run_pod_sandbox(request).await?.into_inner().pod_sandbox_id)
     }
 
+    /// StopPodSandbox.
     pub async fn stop_pod(&self, id: &str) -> Result<(), Status> {
         let request = cri::StopPodSandboxRequest { pod_sandbox_id: id.into() };
         self.kubelet().stop_pod_sandbox(request).await.map(drop)
     }
 
+    /// RemovePodSandbox.
     pub async fn remove_pod(&self, id: &str) -> Result<(), Status> {
         let request = cri::RemovePodSandboxRequest { pod_sandbox_id: id.into() };
         self.kubelet().remove_pod_sandbox(request).await.map(drop)
     }
 
+    /// PodSandboxStatus.
     pub async fn pod(&self, id: &str) -> Result<cri::PodSandboxStatus, Status> {
         let request = cri::PodSandboxStatusRequest { pod_sandbox_id: id.into(), verbose: false };
         Ok(self.kubelet().pod_sandbox_status(request).await?.into_inner().status.unwrap())
     }
 
+    /// ListPodSandbox.
     pub async fn pods(&self) -> Vec<cri::PodSandbox> {
         let answer = self.kubelet().list_pod_sandbox(cri::ListPodSandboxRequest::default()).await;
         answer.unwrap().into_inner().items
     }
 
+    /// CreateContainer; the container's id.
     pub async fn create(
         &self,
         pod: &str,
@@ -181,26 +317,31 @@ impl Node {
         Ok(self.kubelet().create_container(request).await?.into_inner().container_id)
     }
 
+    /// StartContainer.
     pub async fn start_container(&self, id: &str) -> Result<(), Status> {
         let request = cri::StartContainerRequest { container_id: id.into() };
         self.kubelet().start_container(request).await.map(drop)
     }
 
+    /// StopContainer.
     pub async fn stop_container(&self, id: &str, timeout: i64) -> Result<(), Status> {
         let request = cri::StopContainerRequest { container_id: id.into(), timeout };
         self.kubelet().stop_container(request).await.map(drop)
     }
 
+    /// RemoveContainer.
     pub async fn remove_container(&self, id: &str) -> Result<(), Status> {
         let request = cri::RemoveContainerRequest { container_id: id.into() };
         self.kubelet().remove_container(request).await.map(drop)
     }
 
+    /// ContainerStatus.
     pub async fn container(&self, id: &str) -> Result<cri::ContainerStatus, Status> {
         let request = cri::ContainerStatusRequest { container_id: id.into(), verbose: false };
         Ok(self.kubelet().container_status(request).await?.into_inner().status.unwrap())
     }
 
+    /// ListContainers.
     pub async fn containers(&self) -> Vec<cri::Container> {
         let answer = self.kubelet().list_containers(cri::ListContainersRequest::default()).await;
         answer.unwrap().into_inner().containers
@@ -215,6 +356,7 @@ impl Node {
         .await
     }
 
+    /// ExecSync.
     pub async fn exec(&self, id: &str, command: &[&str]) -> Result<cri::ExecSyncResponse, Status> {
         let cmd = command.iter().map(|word| (*word).to_owned()).collect();
         let request = cri::ExecSyncRequest { container_id: id.into(), cmd, timeout: 20 };
@@ -233,10 +375,7 @@ impl Node {
     /// What CRI and containerd's services have on record.
     pub async fn assert_empty(&self) {
         assert_eq!((self.pods().await, self.containers().await), (vec![], vec![]));
-        let ctr = |args: &[&str]| {
-            run("ctr", [&["-a", self.socket().to_str().unwrap(), "-n", "k8s.io"], args].concat()).success().stdout()
-        };
-        assert_eq!(ctr(&["container", "ls", "-q"]) + &ctr(&["task", "ls", "-q"]), "");
+        assert_eq!(self.ctr(&["container", "ls", "-q"]) + &self.ctr(&["task", "ls", "-q"]), "");
         eventually("folders of sandboxes are gone", async || {
             fs::read_dir(self.path().join("r/supervisor/sandboxes"))
                 .map_or(Some(()), |mut all| all.next().is_none().then_some(()))
@@ -248,7 +387,7 @@ impl Node {
 impl Node {
     /// What a test has left that didn't come to its end.
     fn clear(&self) {
-        for shim in leftovers::processes_of(self.path(), "berth-shim") {
+        for shim in leftovers::processes_of(self.path(), "shim") {
             run("pkill", ["-KILL", "-P", &shim.to_string()]);
             kill(Pid::from_raw(shim as i32), Signal::SIGKILL).ok();
         }
@@ -281,6 +420,14 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        // Shims are told to leave behind the answer to who removes the last container. One that was not told waits for 10 s.
+        let left = Instant::now() + Duration::from_secs(5);
+        while !std::thread::panicking()
+            && Instant::now() < left
+            && !leftovers::processes_of(self.path(), "shim").is_empty()
+        {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         if let Some(child) = &mut self.supervisor {
             kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).ok();
             child.wait().ok();
@@ -323,6 +470,8 @@ pub fn bridge(folder: &Path) -> String {
 /// A pod on the node's network.
 pub fn pod(name: &str) -> cri::PodSandboxConfig {
     let mut pod = networked(name);
+    // As kubelets do: it has the node's.
+    pod.hostname.clear();
     let namespaces = cri::NamespaceOption {
         network: cri::NamespaceMode::Node.into(),
         pid: cri::NamespaceMode::Container.into(),

@@ -1,0 +1,195 @@
+//! CRI as a kubelet uses it: Berth's supervisor beside Debian's containerd, both with Debian's CNI plugins, each on a host of its own.
+
+use crate::table::{Table, cpu_ms, pss_mb, settle};
+use integration_tests::kubelet::{Node, bridge, container, networked};
+use proto::runtime::v1 as cri;
+use std::{
+    future::Future,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+use tokio::runtime::Runtime;
+
+/// Rounds of a median.
+const ROUNDS: usize = 15;
+/// Pods beside which lists are measured, and whose memory is.
+const PODS: usize = 50;
+/// How long idleness is watched.
+const WATCHED: Duration = Duration::from_secs(10);
+
+/// A node, a pod that stays, and its container.
+struct Side {
+    name: &'static str,
+    node: Node,
+    pod: (String, cri::PodSandboxConfig),
+    container: String,
+}
+
+impl Side {
+    async fn new(name: &'static str, node: Node) -> Self {
+        node.configure(&bridge(node.path()));
+        node.await_network().await;
+        let config = networked("stays");
+        let (pod, container) = node.sleeper(&config).await;
+        Self { name, node, pod: (pod, config), container }
+    }
+}
+
+struct Bench {
+    runtime: Runtime,
+    sides: Vec<Side>,
+    number: AtomicUsize,
+}
+
+impl Bench {
+    fn name(&self) -> String {
+        format!("n{}", self.number.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Medians of what `work` finds on each side, by turns, in milliseconds; whoever is first changes.
+    fn by_turns<'a, F: Future<Output = Option<f64>>>(&'a self, work: impl Fn(&'a Side) -> F) -> Vec<Option<f64>> {
+        let mut found: Vec<Option<Vec<f64>>> =
+            self.sides.iter().map(|side| self.runtime.block_on(work(side)).map(|_| Vec::new())).collect();
+        for round in 0..ROUNDS {
+            for turn in 0..self.sides.len() {
+                let index = (round + turn) % self.sides.len();
+                if let Some(list) = &mut found[index] {
+                    match self.runtime.block_on(work(&self.sides[index])) {
+                        Some(time) => list.push(time),
+                        None => found[index] = None,
+                    }
+                }
+            }
+        }
+        let middle = |mut list: Vec<f64>| {
+            list.sort_by(f64::total_cmp);
+            list[list.len() / 2]
+        };
+        found.into_iter().map(|list| list.map(middle)).collect()
+    }
+
+    fn row(&self, table: &mut Table, work: &str, unit: &'static str, found: &[Option<f64>], goal: &str) {
+        let all: Vec<_> = self.sides.iter().zip(found).map(|(side, figure)| (side.name, *figure)).collect();
+        table.row(work, unit, all[0].1, &all[1..], goal);
+    }
+}
+
+/// Milliseconds of a call; `None` if it failed.
+async fn time<T>(call: impl Future<Output = Result<T, tonic::Status>>) -> Option<f64> {
+    let begun = std::time::Instant::now();
+    match call.await {
+        Ok(_) => Some(begun.elapsed().as_secs_f64() * 1000.0),
+        Err(error) => {
+            eprintln!("{error}");
+            None
+        }
+    }
+}
+
+/// Measures, and adds its rows.
+pub fn measure(table: &mut Table) {
+    let runtime = Runtime::new().expect("a runtime");
+    let sides = runtime.block_on(async {
+        let mut sides = vec![Side::new("berth", Node::of_berth("this is about both").await.expect("Berth")).await];
+        if let Some(node) = Node::of_containerd().await {
+            sides.push(Side::new("containerd", node).await);
+        }
+        sides
+    });
+    let bench = Bench { runtime, sides, number: AtomicUsize::new(0) };
+
+    let pods = bench.by_turns(async |side| {
+        let config = networked(&bench.name());
+        let begun = std::time::Instant::now();
+        let pod = side.node.run_pod(&config).await.ok()?;
+        let took = begun.elapsed().as_secs_f64() * 1000.0;
+        side.node.stop_pod(&pod).await.ok()?;
+        side.node.remove_pod(&pod).await.ok()?;
+        Some(took)
+    });
+    bench.row(table, "pod start to ready", "ms", &pods, "<= 0.33");
+    let ends = bench.by_turns(async |side| {
+        let pod = side.node.run_pod(&networked(&bench.name())).await.ok()?;
+        time(async {
+            side.node.stop_pod(&pod).await?;
+            side.node.remove_pod(&pod).await
+        })
+        .await
+    });
+    bench.row(table, "pod stop + remove", "ms", &ends, "<= 0.33");
+    let starts = bench.by_turns(async |side| {
+        let (pod, config) = &side.pod;
+        let wanted = container(&bench.name(), "exec sleep 100000");
+        let mut made = String::new();
+        let took = time(async {
+            made = side.node.create(pod, &wanted, config).await?;
+            side.node.start_container(&made).await
+        })
+        .await;
+        side.node.remove_container(&made).await.ok()?;
+        took
+    });
+    bench.row(table, "container create + start", "ms", &starts, "<= 0.33");
+    let stops = bench.by_turns(async |side| {
+        let (pod, config) = &side.pod;
+        let made = side.node.create(pod, &container(&bench.name(), "exec sleep 100000"), config).await.ok()?;
+        side.node.start_container(&made).await.ok()?;
+        time(async {
+            side.node.stop_container(&made, 0).await?;
+            side.node.remove_container(&made).await
+        })
+        .await
+    });
+    bench.row(table, "container stop (kill) + remove", "ms", &stops, "<= 0.33");
+    let execs = bench.by_turns(async |side| time(side.node.exec(&side.container, &["true"])).await);
+    bench.row(table, "exec sync", "ms", &execs, "<= 0.33");
+
+    let before: Vec<f64> = bench.sides.iter().map(|side| pss_mb(&side.node.pids())).collect();
+    let mut many: Vec<Vec<String>> = Vec::new();
+    for side in &bench.sides {
+        many.push(bench.runtime.block_on(async {
+            let mut pods = Vec::new();
+            for _ in 0..PODS {
+                pods.push(side.node.sleeper(&networked(&bench.name())).await.0);
+            }
+            pods
+        }));
+    }
+    settle();
+    let memory: Vec<_> = bench
+        .sides
+        .iter()
+        .zip(&before)
+        .map(|(side, before)| Some((pss_mb(&side.node.pids()) - before) / PODS as f64))
+        .collect();
+    bench.row(table, &format!("memory of a pod with a container, of {PODS}, PSS"), "MB", &memory, "<= 1 MB");
+    let lists = bench
+        .by_turns(async |side| time(side.node.kubelet().list_containers(cri::ListContainersRequest::default())).await);
+    bench.row(table, &format!("list containers, {PODS} pods"), "ms", &lists, "<= 0.33");
+    let lists = bench
+        .by_turns(async |side| time(side.node.kubelet().list_pod_sandbox(cri::ListPodSandboxRequest::default())).await);
+    bench.row(table, &format!("list pods, {PODS} pods"), "ms", &lists, "<= 0.33");
+    let stats = bench.by_turns(async |side| {
+        time(side.node.kubelet().list_container_stats(cri::ListContainerStatsRequest::default())).await
+    });
+    bench.row(table, &format!("stats of all containers, {PODS} pods"), "ms", &stats, "<= 0.33");
+    let idle: Vec<_> = bench
+        .sides
+        .iter()
+        .map(|side| {
+            let pids = side.node.pids();
+            let before = cpu_ms(&pids);
+            std::thread::sleep(WATCHED);
+            Some((cpu_ms(&pids) - before) / WATCHED.as_secs_f64())
+        })
+        .collect();
+    bench.row(table, &format!("CPU of {PODS} idle pods, per second"), "ms", &idle, "0");
+    for (side, pods) in bench.sides.iter().zip(many) {
+        bench.runtime.block_on(async {
+            for pod in pods.iter().chain([&side.pod.0]) {
+                side.node.stop_pod(pod).await.ok();
+                side.node.remove_pod(pod).await.ok();
+            }
+        });
+    }
+}
