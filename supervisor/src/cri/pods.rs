@@ -7,8 +7,9 @@ use std::{
 };
 
 use ::spec::apparmor::AppArmor;
-use proto::{id::NamespaceName, runtime::v1 as cri};
+use proto::{id::NamespaceName, kind::chain, runtime::v1 as cri};
 use tokio::sync::{Notify, broadcast};
+use tracing::warn;
 
 use super::{
     NAMESPACE, Node,
@@ -84,7 +85,10 @@ impl Pods {
             folder: config.run().join("sandboxes"),
             volumes: config.data().join("volumes"),
         });
-        pods.resume().await?;
+        if let Err(error) = pods.resume().await {
+            // Damaged records, most likely: all else is served, and `check` says what they are.
+            warn!(error = %chain(&error), "pods of an earlier run are not looked after");
+        }
         Ok(pods)
     }
 
@@ -107,7 +111,7 @@ impl Pods {
     pub(super) fn remove_volumes(&self, id: &str) {
         match std::fs::remove_dir_all(self.volumes_of(id)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!(id, %error, "volumes of a container not removed");
+                warn!(id, %error, "volumes of a container not removed");
             }
             _ => {}
         }

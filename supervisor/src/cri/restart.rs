@@ -23,7 +23,11 @@ impl Pods {
         let known: HashSet<String> = sandboxes.iter().map(|(id, _)| id.clone()).collect();
         let containers: HashSet<String> = self.containers_of(None)?.into_iter().map(|(id, _)| id).collect();
         let pods = self.clone();
-        blocking(move || pods.sweep(&known, &containers)).await?;
+        blocking(move || {
+            pods.sweep(&known, &containers);
+            Ok(())
+        })
+        .await?;
         let living: HashSet<String> =
             self.tasks.list(&self.namespace).await.into_iter().map(|process| process.container_id).collect();
         for (id, container) in self.containers_of(None)? {
@@ -89,21 +93,21 @@ impl Pods {
     }
 
     /// Folders of sandboxes and containers that are on no record.
-    fn sweep(&self, known: &HashSet<String>, containers: &HashSet<String>) -> Result<(), CriError> {
+    fn sweep(&self, known: &HashSet<String>, containers: &HashSet<String>) {
         for entry in std::fs::read_dir(self.volumes()).into_iter().flatten().flatten() {
             if let Some(id) = entry.file_name().to_str().filter(|id| !containers.contains(*id)) {
                 info!(id, "volumes of a container that is on no record are removed");
                 self.remove_volumes(id);
             }
         }
-        let Ok(entries) = std::fs::read_dir(self.folder()) else { return Ok(()) };
-        for entry in entries.flatten() {
+        for entry in std::fs::read_dir(self.folder()).into_iter().flatten().flatten() {
             let Some(id) = entry.file_name().to_str().map(str::to_owned) else { continue };
             if !known.contains(&id) {
                 info!(id, "folder of a sandbox that is on no record is removed");
-                self.place(&id).remove()?;
+                if let Err(error) = self.place(&id).remove() {
+                    warn!(id, error = %chain(&error), "folder of a sandbox stays");
+                }
             }
         }
-        Ok(())
     }
 }
