@@ -102,8 +102,8 @@ impl Stack {
     /// A supervisor's command line on these roots.
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_berth-supervisor"));
-        command.arg("--config").arg(self.folder().join("supervisor.toml"));
         command.arg("--data-root").arg(self.folder().join("d")).arg("--run-root").arg(self.run());
+        command.arg("--config").arg(self.folder().join("supervisor.toml"));
         command.envs(self.environment.iter().cloned());
         command
     }
