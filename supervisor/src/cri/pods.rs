@@ -16,6 +16,7 @@ use super::{
     cni::Cni,
     error::CriError,
     images::Images,
+    lists::Listed,
     place::Place,
     record::{CONTAINERS, Container, SANDBOXES, Sandbox},
     spec::Host,
@@ -42,6 +43,7 @@ pub(crate) struct Pods {
     pub(super) cni: Arc<Cni>,
     pub(super) streaming: Arc<Streaming>,
     pub(super) turns: Turns,
+    pub(super) listed: Listed,
     /// A container has ended: its record says how.
     pub(super) ended: Notify,
     /// For those who follow GetContainerEvents.
@@ -74,6 +76,7 @@ impl Pods {
             streaming: Streaming::open(config, tasks.clone())?,
             tasks,
             turns: Turns::default(),
+            listed: Listed::default(),
             ended: Notify::new(),
             told: broadcast::channel(BACKLOG).0,
             driver: node.cgroup_driver(),
