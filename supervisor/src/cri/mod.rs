@@ -71,6 +71,7 @@ mod error;
 mod exits;
 mod image_service;
 mod images;
+mod nri;
 mod pause;
 mod place;
 mod pods;
