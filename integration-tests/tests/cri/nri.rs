@@ -15,6 +15,10 @@ use integration_tests::{
     kubelet::{Node, container, eventually, pod},
     nri::{Answer, Plugin, Told},
 };
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use proto::{nri::pkg::api::v1alpha1 as nri, runtime::v1 as cri};
 use tonic::{Code, Status};
 
@@ -496,6 +500,28 @@ async fn installed_plugins_are_started_and_all_know_the_node_after_a_restart() {
                   START_CONTAINER 0 0\nPOST_START_CONTAINER 0 0\nConfigure 0 0\nSynchronize 1 1\nStopContainer 0 0\n\
                   STOP_POD_SANDBOX 0 0\nREMOVE_CONTAINER 0 0\nREMOVE_POD_SANDBOX 0 0\n";
     assert_eq!(notes, wanted);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn plugins_are_told_when_the_supervisor_ends() {
+    let Some(mut node) = node_with_plugins().await else { return };
+    let plugin = plugin(&node, ("10", "patient"), |_| Answer::Nothing).await;
+    kill(Pid::from_raw(node.pids()[0] as i32), Signal::SIGTERM).unwrap();
+    eventually("the supervisor has ended", async || node.died().then_some(())).await;
+    assert_eq!(plugin.events(), "Shutdown");
+    assert!(!socket(&node).exists());
+    node.kill();
+    // What one that was killed has left is in nobody's way.
+    drop(std::os::unix::net::UnixListener::bind(socket(&node)).unwrap());
+    node.start(&[]).await;
+    // Where somebody else listens, nothing is taken away.
+    node.kill();
+    fs::remove_file(socket(&node)).unwrap();
+    let _other = std::os::unix::net::UnixListener::bind(socket(&node)).unwrap();
+    node.start(&[]).await;
+    assert!(node.log().contains("another runtime listens there"), "{}", node.log());
+    let id = node.run_pod(&pod("web")).await.unwrap();
+    clear(&node, &id).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,7 +1,7 @@
 //! CRI: what the kubelet asks of this node (`runtime.v1`), on the socket of containerd's services.
 //!
 //! `image_service` and `runtime_service` are the edge, `pods` is what their calls stand on: `sandboxes`, `containers`, `process` (what
-//! is done in a container), `exits`, `restart`. Below them are `place` (a sandbox's namespaces and files), `pause`, `cni`, `spec`,
+//! is done in a container), `exits`, `restart`, `nri` (plugins). Below them are `place` (a sandbox's namespaces and files), `pause`, `cni`, `spec`,
 //! `streaming`, `images`, `status`. All of it works in the namespace `k8s.io`, on the same records as containerd's services, so that
 //! `ctr -n k8s.io` shows the whole truth.
 //!
@@ -49,6 +49,9 @@
 //!   to the collector · log stays, it is the kubelet's.
 //! * *StopPodSandbox*: record as Stopping · kill all containers · CNI DEL · pins, shm · NotReady. *RemovePodSandbox*: that · record as Removing ·
 //!   its containers · folder · record and name.
+//!
+//! Plugins of NRI, if there are any, are told of each of these (`nri`): before Ready, between specification and record, between task create and start, after
+//! an end is recorded, before a record goes.
 //!
 //! # Calls that come twice
 //!

@@ -30,6 +30,11 @@ impl RuntimeService {
         Self { node: pods.node.clone(), stats: Stats::new(pods.clone(), layers), pods }
     }
 
+    /// What it serves.
+    pub(crate) fn pods(&self) -> Arc<Pods> {
+        self.pods.clone()
+    }
+
     /// Reads records on a thread where waiting is allowed.
     async fn look<T: Send + 'static>(
         &self,

@@ -98,6 +98,13 @@ impl Pods {
         self.nri.as_ref().filter(|nri| !nri.is_idle())
     }
 
+    /// Lets go of plugins, when all calls are answered.
+    pub(crate) async fn dismiss_plugins(&self) {
+        if let Some(nri) = &self.nri {
+            nri.dismiss().await;
+        }
+    }
+
     /// Keeps plugins from coming in between what is told and what is recorded.
     pub(in crate::cri) async fn hold_plugins(&self) -> Option<Gate> {
         match &self.nri {

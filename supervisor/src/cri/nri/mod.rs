@@ -57,12 +57,12 @@ use tokio::{
 };
 use tracing::{info, warn};
 
+pub(super) use self::error::NriError;
 use self::{
     collect::{Collected, merge_resources},
     error::PluginError,
     plugin::{Candidate, Failed, Plugin},
 };
-pub(super) use self::error::NriError;
 use super::pods::Pods;
 use crate::{app::Draining, config::NriConfig};
 
@@ -139,7 +139,10 @@ impl Nri {
                 warn!(socket = %at.display(), %error, "socket of NRI plugins not removed");
             }
         }
-        draining.begun().await;
+    }
+
+    /// Tells plugins that we end; nobody asks them any more.
+    pub(super) async fn dismiss(&self) {
         let ending = self.plugins().into_iter().map(|plugin| async move {
             // It may have no use for that, and is left in any case.
             let _ = plugin.call::<nri::Empty>("Shutdown", &nri::Empty {}).await;
