@@ -154,7 +154,8 @@ async fn only_events_that_are_asked_for_are_told() {
     let (id, _) = node.sleeper(&pod("web")).await;
     clear(&node, &id).await;
     assert_eq!(plugin.events(), "POST_START_CONTAINER StopContainer");
-    let unknown = Plugin::connect(&socket(&node), ("11", "later"), |told| match told.what.as_str() {
+    let at = socket(&node);
+    let unknown = Plugin::connect(&at, ("11", "later"), |told| match told.what.as_str() {
         "Configure" => Answer::of(&nri::ConfigureResponse { events: 1 << 20 }),
         _ => Answer::Nothing,
     });
