@@ -202,7 +202,8 @@ impl Node {
             Runtime::Berth => {
                 let config = format!(
                     "[cri]\ncni-conf-dir = {networks:?}\ncni-bin-dirs = [\"/usr/lib/cni\", {plugins:?}]\n\
-                     [cri.handlers]\npeer = \"/usr/sbin/runc\"\nmissing = \"/no/such/runtime\"\n"
+                     [cri.handlers]\npeer = \"/usr/sbin/runc\"\nmissing = \"/no/such/runtime\"\n{}",
+                    fs::read_to_string(at("more.toml")).unwrap_or_default()
                 );
                 fs::write(at("supervisor.toml"), config).unwrap();
                 let mut command = self.host.command(self.programs.join("berth-supervisor"));
@@ -250,6 +251,13 @@ impl Node {
             kubelet.version(cri::VersionRequest::default()).await.ok().map(|_| channel)
         });
         self.channel = Some(connected.await);
+    }
+
+    /// Starts the runtime anew with more in its configuration.
+    pub async fn configure_more(&mut self, more: &str) {
+        fs::write(self.path().join("more.toml"), more).unwrap();
+        self.kill();
+        self.start(&[]).await;
     }
 
     /// Kills the supervisor.

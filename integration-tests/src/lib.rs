@@ -17,6 +17,7 @@ pub mod http;
 pub mod images;
 pub mod kubelet;
 pub mod leftovers;
+pub mod nri;
 pub mod programs;
 pub mod registry;
 pub mod stack;

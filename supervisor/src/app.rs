@@ -240,6 +240,7 @@ impl App {
         }
         let forwarded = Arc::new(EventsService::new(events.clone(), services.tasks.clone()));
         tokio::spawn(crate::api::ttrpc::serve(Callers::of(ttrpc.listener), forwarded, draining.clone()));
+        let pods = services.cri.0.pods();
         let router = services.router();
         let stop = draining.begun();
         let mut server = tokio::spawn(router.serve_with_incoming_shutdown(Callers::of(door.listener), stop));
@@ -279,6 +280,7 @@ impl App {
             Ok(ended) => ended.unwrap_or(Ok(())).map_err(AppError::Serve)?,
             Err(_) => warn!(seconds = config.drain.as_secs_f32(), "requests cut off"),
         }
+        pods.dismiss_plugins().await;
         info!("supervisor ends; shims stay");
         Ok(())
     }

@@ -125,6 +125,21 @@ pub(crate) struct CniConfig {
     pub(crate) plugin_limit: Duration,
 }
 
+/// Plugins that change containers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NriConfig {
+    /// Where they connect, if they may.
+    pub(crate) socket: Option<PathBuf>,
+    /// Folder of those that are started by us.
+    pub(crate) plugins: PathBuf,
+    /// Folder of their configurations.
+    pub(crate) configurations: PathBuf,
+    /// How long one may take until it has said who it is.
+    pub(crate) registration: Duration,
+    /// How long one may take to answer.
+    pub(crate) request: Duration,
+}
+
 /// A handler of RuntimeClass.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Handler {
@@ -180,6 +195,8 @@ pub(crate) struct Config {
     pub(crate) registries: Registries,
     /// Where networks of pods are found.
     pub(crate) cni: CniConfig,
+    /// Plugins that change containers, if there may be any.
+    pub(crate) nri: Option<NriConfig>,
     /// Where streams of CRI are served.
     pub(crate) streaming: SocketAddr,
     /// Handlers of RuntimeClass, the default one first.
@@ -402,6 +419,15 @@ impl Config {
         }
         let address = &settings.cri.streaming_address;
         let streaming = address.parse().map_err(|_| ValueError::Streaming { address: address.clone() })?;
+        let nri = &settings.cri.nri;
+        let nri = NriConfig {
+            socket: Some(socket("cri.nri.socket-path", absolute("cri.nri.socket-path", &nri.socket_path)?)?)
+                .filter(|_| !nri.disable_connections),
+            plugins: absolute("cri.nri.plugin-path", &nri.plugin_path)?,
+            configurations: absolute("cri.nri.plugin-config-path", &nri.plugin_config_path)?,
+            registration: nri.plugin_registration_timeout.0.max(Duration::from_millis(1)),
+            request: nri.plugin_request_timeout.0.max(Duration::from_millis(1)),
+        };
         let proxies = Proxies::read(|name| std::env::var(name).ok());
         Ok(Self {
             data_root: absolute("data-root", &settings.data_root)?,
@@ -429,6 +455,7 @@ impl Config {
                 bin_dirs: settings.cri.cni_bin_dirs.clone(),
                 plugin_limit: settings.cri.cni_plugin_limit.0.max(Duration::from_millis(1)),
             },
+            nri: Some(nri).filter(|_| !settings.cri.nri.disable),
             streaming,
             handlers: Handler::all(&settings.cri.handlers),
         })

@@ -6,6 +6,7 @@
 mod faults;
 mod life;
 mod networks;
+mod nri;
 mod restarts;
 mod rules;
 mod stats;

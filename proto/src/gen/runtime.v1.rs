@@ -3313,6 +3313,54 @@ impl ::prost::Name for UpdatePodSandboxResourcesResponse {
         "/runtime.v1.UpdatePodSandboxResourcesResponse".into()
     }
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CheckpointPodRequest {}
+impl ::prost::Name for CheckpointPodRequest {
+    const NAME: &'static str = "CheckpointPodRequest";
+    const PACKAGE: &'static str = "runtime.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "runtime.v1.CheckpointPodRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/runtime.v1.CheckpointPodRequest".into()
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CheckpointPodResponse {}
+impl ::prost::Name for CheckpointPodResponse {
+    const NAME: &'static str = "CheckpointPodResponse";
+    const PACKAGE: &'static str = "runtime.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "runtime.v1.CheckpointPodResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/runtime.v1.CheckpointPodResponse".into()
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RestorePodRequest {}
+impl ::prost::Name for RestorePodRequest {
+    const NAME: &'static str = "RestorePodRequest";
+    const PACKAGE: &'static str = "runtime.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "runtime.v1.RestorePodRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/runtime.v1.RestorePodRequest".into()
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RestorePodResponse {}
+impl ::prost::Name for RestorePodResponse {
+    const NAME: &'static str = "RestorePodResponse";
+    const PACKAGE: &'static str = "runtime.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "runtime.v1.RestorePodResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/runtime.v1.RestorePodResponse".into()
+    }
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum Protocol {
@@ -4764,6 +4812,55 @@ pub mod runtime_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Alpha: what their requests have differs from one proposal to the next. They are here to be refused by name.
+        pub async fn checkpoint_pod(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CheckpointPodRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CheckpointPodResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/runtime.v1.RuntimeService/CheckpointPod",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("runtime.v1.RuntimeService", "CheckpointPod"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn restore_pod(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RestorePodRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RestorePodResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/runtime.v1.RuntimeService/RestorePod",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("runtime.v1.RuntimeService", "RestorePod"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -5073,6 +5170,21 @@ pub mod runtime_service_server {
             request: tonic::Request<super::UpdatePodSandboxResourcesRequest>,
         ) -> std::result::Result<
             tonic::Response<super::UpdatePodSandboxResourcesResponse>,
+            tonic::Status,
+        >;
+        /// Alpha: what their requests have differs from one proposal to the next. They are here to be refused by name.
+        async fn checkpoint_pod(
+            &self,
+            request: tonic::Request<super::CheckpointPodRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CheckpointPodResponse>,
+            tonic::Status,
+        >;
+        async fn restore_pod(
+            &self,
+            request: tonic::Request<super::RestorePodRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RestorePodResponse>,
             tonic::Status,
         >;
     }
@@ -6783,6 +6895,96 @@ pub mod runtime_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = UpdatePodSandboxResourcesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/runtime.v1.RuntimeService/CheckpointPod" => {
+                    #[allow(non_camel_case_types)]
+                    struct CheckpointPodSvc<T: RuntimeService>(pub Arc<T>);
+                    impl<
+                        T: RuntimeService,
+                    > tonic::server::UnaryService<super::CheckpointPodRequest>
+                    for CheckpointPodSvc<T> {
+                        type Response = super::CheckpointPodResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CheckpointPodRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as RuntimeService>::checkpoint_pod(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CheckpointPodSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/runtime.v1.RuntimeService/RestorePod" => {
+                    #[allow(non_camel_case_types)]
+                    struct RestorePodSvc<T: RuntimeService>(pub Arc<T>);
+                    impl<
+                        T: RuntimeService,
+                    > tonic::server::UnaryService<super::RestorePodRequest>
+                    for RestorePodSvc<T> {
+                        type Response = super::RestorePodResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RestorePodRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as RuntimeService>::restore_pod(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RestorePodSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -14,6 +14,7 @@
 
 mod client;
 mod frame;
+pub mod mux;
 mod server;
 #[cfg(test)]
 mod tests;

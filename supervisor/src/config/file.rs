@@ -139,6 +139,8 @@ pub(crate) struct CriSettings {
     pub(crate) cni_plugin_limit: Period,
     /// Where exec, attach and port-forward are served.
     pub(crate) streaming_address: String,
+    /// Plugins that change containers.
+    pub(crate) nri: NriSettings,
     /// Handlers of RuntimeClass: an OCI runtime's program, or a runtime that has a shim of its own.
     pub(crate) handlers: BTreeMap<String, String>,
 }
@@ -150,7 +152,42 @@ impl Default for CriSettings {
             cni_bin_dirs: ["/opt/cni/bin", "/usr/lib/cni"].map(PathBuf::from).into(),
             cni_plugin_limit: Period::seconds(120),
             streaming_address: "127.0.0.1:0".into(),
+            nri: NriSettings::default(),
             handlers: BTreeMap::new(),
+        }
+    }
+}
+
+/// Plugins that change containers (NRI), in containerd's words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub(crate) struct NriSettings {
+    /// Whether there are none.
+    pub(crate) disable: bool,
+    /// Where plugins connect.
+    pub(crate) socket_path: PathBuf,
+    /// Whether they may not.
+    pub(crate) disable_connections: bool,
+    /// Folder of those that are started by us.
+    pub(crate) plugin_path: PathBuf,
+    /// Folder of their configurations.
+    pub(crate) plugin_config_path: PathBuf,
+    /// How long one may take until it has said who it is.
+    pub(crate) plugin_registration_timeout: Period,
+    /// How long one may take to answer.
+    pub(crate) plugin_request_timeout: Period,
+}
+
+impl Default for NriSettings {
+    fn default() -> Self {
+        Self {
+            disable: true,
+            socket_path: "/var/run/nri/nri.sock".into(),
+            disable_connections: false,
+            plugin_path: "/opt/nri/plugins".into(),
+            plugin_config_path: "/etc/nri/conf.d".into(),
+            plugin_registration_timeout: Period::seconds(5),
+            plugin_request_timeout: Period::seconds(2),
         }
     }
 }

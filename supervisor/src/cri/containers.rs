@@ -12,6 +12,7 @@ use proto::{
     berth::streams::v1::ReopenLogRequest,
     containerd::services::{containers::v1::Container as Record, tasks::v1::CreateTaskRequest},
     kind::chain,
+    nri::pkg::api::v1alpha1::Event,
     runtime::v1 as cri,
     stdio::{Delivery, StdioUri},
     typeurl,
@@ -71,7 +72,9 @@ impl Pods {
             let found = pods.find_out((&sandbox, &record), &config).await?;
             let id = new_id()?;
             let (own, pods) = (id.clone(), pods.clone());
-            blocking(move || pods.record_container(&own, (&sandbox, &record), config, &found)).await?;
+            let recording = pods.clone();
+            blocking(move || recording.record_container(&own, (&sandbox, &record), config, &found)).await?;
+            pods.announce_done(Event::PostCreateContainer, &id).await;
             Ok(id)
         })
         .await
@@ -122,7 +125,8 @@ impl Pods {
         let parent = image.chain().map(|chain| chain.to_string()).unwrap_or_default();
         snapshots.prepare(NAMESPACE, id, &parent, Default::default(), Some(lease))?;
         proto::fault!("supervisor.cri_container.snapshot_made");
-        let made = self.specification(id, (sandbox_id, sandbox), &config, image, found)?;
+        let mut made = self.specification(id, (sandbox_id, sandbox), &config, image, found)?;
+        let adjusted = self.adjust(id, (sandbox_id, sandbox), &config, &mut made)?;
         proto::fault!("supervisor.cri_container.specified");
         let container = Container {
             sandbox: sandbox_id.to_owned(),
@@ -152,6 +156,7 @@ impl Pods {
             }
             Ok(CONTAINERS.put(tx, NAMESPACE, id, &container)?)
         })?;
+        adjusted.recorded();
         self.stores.gc.changed();
         proto::fault!("supervisor.cri_container.recorded");
         info!(id, sandbox = sandbox_id, image = %image.id(), "container created");
@@ -188,6 +193,7 @@ impl Pods {
                 pods.note_end(&id, end).await;
                 return Err(error);
             }
+            pods.announce_done(Event::PostStartContainer, &id).await;
             drop(turn);
             pods.follow(&id);
             pods.tell(&id, cri::ContainerEventType::ContainerStartedEvent);
@@ -227,6 +233,10 @@ impl Pods {
         }
         created.map_err(&failed)?;
         proto::fault!("supervisor.cri_container.task_created");
+        if let Err(refused) = self.announce(Event::StartContainer, id).await {
+            self.delete_task(id).await;
+            return Err(refused);
+        }
         if let Err(cause) = self.tasks.start(&self.namespace, id, "").await {
             self.delete_task(id).await;
             return Err(failed(cause));
@@ -252,6 +262,7 @@ impl Pods {
             self.signal(&id, container.stop_signal, false).await?;
             let patience = Duration::from_secs(timeout as u64);
             if tokio::time::timeout(patience, self.has_ended(&id)).await.is_ok() {
+                self.announce_end(&id).await;
                 return Ok(());
             }
             info!(id, timeout, "container didn't stop in time and is killed");
@@ -267,7 +278,10 @@ impl Pods {
         }
         self.signal(id, Signal::SIGKILL as u32, true).await?;
         let ended = tokio::time::timeout(AFTER_KILL, self.has_ended(id)).await;
-        ended.unwrap_or_else(|_| Err(CriError::Immortal { id: id.to_owned(), limit: AFTER_KILL }))
+        ended.unwrap_or_else(|_| Err(CriError::Immortal { id: id.to_owned(), limit: AFTER_KILL }))?;
+        // Whoever recorded it may be about to; plugins hear of it once, and before whoever asked for it.
+        self.announce_end(id).await;
+        Ok(())
     }
 
     pub(super) async fn signal(&self, id: &str, signal: u32, all: bool) -> Result<(), CriError> {
@@ -311,6 +325,7 @@ impl Pods {
         self.kill_and_wait(id).await?;
         proto::fault!("supervisor.cri_container.removing");
         self.delete_task(id).await;
+        self.announce_removal(id).await;
         proto::fault!("supervisor.cri_container.task_deleted");
         let event = self.event(id, cri::ContainerEventType::ContainerDeletedEvent)?;
         let (pods, own) = (self.clone(), id.to_owned());

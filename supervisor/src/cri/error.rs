@@ -4,7 +4,10 @@ use std::{io, path::PathBuf, time::Duration};
 
 use proto::{id::IdError, kind::ErrorKind};
 
-use super::{cni::CniError, images::ImagesError, spec::SpecError, status::UnknownHandler, streaming::StreamingError};
+use super::{
+    cni::CniError, images::ImagesError, nri::NriError, spec::SpecError, status::UnknownHandler,
+    streaming::StreamingError,
+};
 use crate::{
     containers::ContainerError,
     failure::Failure,
@@ -95,6 +98,15 @@ pub(crate) enum CriError {
         #[source]
         cause: Box<CniError>,
     },
+    /// A plugin.
+    #[error("{id}")]
+    Nri {
+        /// Its id, or that of the sandbox.
+        id: String,
+        /// Why.
+        #[source]
+        cause: Box<NriError>,
+    },
     /// The specification.
     #[error("container {id}")]
     Spec {
@@ -162,6 +174,7 @@ impl Failure for CriError {
             Self::Immortal { .. } => ErrorKind::DeadlineExceeded,
             Self::Handler(error) => error.kind(),
             Self::Network { cause, .. } => cause.kind(),
+            Self::Nri { cause, .. } => cause.kind(),
             Self::Spec { cause, .. } => cause.kind(),
             Self::Streaming(error) => error.kind(),
             Self::Images(error) => error.kind(),

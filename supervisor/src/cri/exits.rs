@@ -64,6 +64,7 @@ impl Pods {
         }
         proto::fault!("supervisor.cri_container.end_recorded");
         info!(id, code, reason = end.reason, "container ended");
+        self.announce_end(id).await;
         self.ended.notify_waiters();
         self.delete_task(id).await;
         self.tell(id, cri::ContainerEventType::ContainerStoppedEvent);

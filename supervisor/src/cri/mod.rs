@@ -1,7 +1,7 @@
 //! CRI: what the kubelet asks of this node (`runtime.v1`), on the socket of containerd's services.
 //!
 //! `image_service` and `runtime_service` are the edge, `pods` is what their calls stand on: `sandboxes`, `containers`, `process` (what
-//! is done in a container), `exits`, `restart`. Below them are `place` (a sandbox's namespaces and files), `pause`, `cni`, `spec`,
+//! is done in a container), `exits`, `restart`, `nri` (plugins). Below them are `place` (a sandbox's namespaces and files), `pause`, `cni`, `spec`,
 //! `streaming`, `images`, `status`. All of it works in the namespace `k8s.io`, on the same records as containerd's services, so that
 //! `ctr -n k8s.io` shows the whole truth.
 //!
@@ -51,6 +51,9 @@
 //!   its containers · folder · record and name. No record says that a removal has begun: what has ended can't begin again, and one
 //!   that was cut off is done by whoever asks again.
 //!
+//! Plugins of NRI, if there are any, are told of each of these (`nri`): before Ready, between specification and record, between task create and start, after
+//! an end is recorded, before a record goes.
+//!
 //! # Calls that come twice
 //!
 //! Stop and Remove are fine any number of times and for what isn't there. RunPodSandbox and CreateContainer with a name that is taken
@@ -73,6 +76,7 @@ mod exits;
 mod image_service;
 mod images;
 mod lists;
+mod nri;
 mod pause;
 mod place;
 mod pods;

@@ -17,6 +17,7 @@ use super::{
     error::CriError,
     images::Images,
     lists::Listed,
+    nri::Nri,
     place::Place,
     record::{CONTAINERS, Container, SANDBOXES, Sandbox},
     spec::Host,
@@ -42,6 +43,8 @@ pub(crate) struct Pods {
     pub(super) images: Images,
     pub(super) cni: Arc<Cni>,
     pub(super) streaming: Arc<Streaming>,
+    /// Plugins, where they may be.
+    pub(super) nri: Option<Arc<Nri>>,
     pub(super) turns: Turns,
     pub(super) listed: Listed,
     /// A container has ended: its record says how.
@@ -74,6 +77,7 @@ impl Pods {
             containers,
             cni: Cni::new(config),
             streaming: Streaming::open(config, tasks.clone())?,
+            nri: config.nri.clone().map(Nri::new),
             tasks,
             turns: Turns::default(),
             listed: Listed::default(),
@@ -91,6 +95,9 @@ impl Pods {
         if let Err(error) = pods.resume().await {
             // Damaged records, most likely: all else is served, and `check` says what they are.
             warn!(error = %chain(&error), "pods of an earlier run are not looked after");
+        }
+        if let Some(nri) = &pods.nri {
+            nri.start(&pods, pods.draining.clone()).await;
         }
         Ok(pods)
     }

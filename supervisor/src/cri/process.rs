@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc};
 
 use nix::{errno::Errno, fcntl::OFlag, sys::signal::Signal};
-use proto::{runtime::v1 as cri, typeurl};
+use proto::{nri::pkg::api::v1alpha1::Event, runtime::v1 as cri, typeurl};
 use serde_json::Value;
 use tracing::warn;
 
@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Where descriptions of devices are looked for (CDI, `Cache`).
-const CDI: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
+pub(super) const CDI: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
 
 /// What has to be found out before a specification can be written, and can't be read from records.
 pub(super) struct Found {
@@ -169,6 +169,7 @@ impl Pods {
             let container = pods.known(&id)?;
             let limits =
                 spec::resources(&wanted, &pods.host).map_err(|cause| CriError::Spec { id: id.clone(), cause })?;
+            let (limits, wanted) = pods.wished_resources(&id, limits, wanted).await?;
             match container.state() {
                 cri::ContainerState::ContainerRunning => {
                     let packed =
@@ -196,7 +197,9 @@ impl Pods {
                 let linux = container.config.linux.get_or_insert_default();
                 overlay(linux.resources.get_or_insert_default(), wanted);
             })
-            .await
+            .await?;
+            pods.announce_done(Event::PostUpdateContainer, &id).await;
+            Ok(())
         })
         .await
     }
@@ -271,7 +274,7 @@ fn fill(volume: &Volume, root: Option<&std::os::fd::OwnedFd>) -> std::io::Result
 }
 
 /// Puts what `new` says over what `old` says, member by member.
-fn merge(old: &mut Value, new: &Value) {
+pub(super) fn merge(old: &mut Value, new: &Value) {
     match (old, new) {
         (Value::Object(old), Value::Object(new)) => {
             for (key, value) in new {
@@ -283,7 +286,7 @@ fn merge(old: &mut Value, new: &Value) {
 }
 
 /// The same for CRI's message, in which 0 and nothing say nothing.
-fn overlay(old: &mut cri::LinuxContainerResources, new: cri::LinuxContainerResources) {
+pub(super) fn overlay(old: &mut cri::LinuxContainerResources, new: cri::LinuxContainerResources) {
     for (old, new) in [
         (&mut old.cpu_period, new.cpu_period),
         (&mut old.cpu_quota, new.cpu_quota),

@@ -46,6 +46,13 @@ pub(crate) struct Sandbox {
     /// What CNI gave, as JSON (`cni::Attachment`); empty without a network of its own.
     #[prost(string, tag = "4")]
     pub(super) attachment: String,
+    /// What the kubelet has said since of the pod's own use, and of the sum over its containers (UpdatePodSandboxResources). The request
+    /// stays as it was: it is what a repeated call is compared with.
+    #[prost(message, optional, tag = "5")]
+    pub(super) overhead: Option<cri::LinuxContainerResources>,
+    /// That sum.
+    #[prost(message, optional, tag = "6")]
+    pub(super) resources: Option<cri::LinuxContainerResources>,
 }
 
 /// How a container ended.
@@ -129,6 +136,14 @@ impl Sandbox {
         let linux = self.config().linux.as_ref();
         let context = linux.and_then(|linux| linux.security_context.as_ref());
         context.and_then(|context| context.namespace_options.clone()).unwrap_or_default()
+    }
+
+    /// The pod's own use, and the sum over its containers, as the kubelet has said last.
+    pub(super) fn resources(&self) -> (Option<&cri::LinuxContainerResources>, Option<&cri::LinuxContainerResources>) {
+        let linux = self.config().linux.as_ref();
+        let overhead = self.overhead.as_ref().or_else(|| linux?.overhead.as_ref());
+        let resources = self.resources.as_ref().or_else(|| linux?.resources.as_ref());
+        (overhead, resources)
     }
 
     /// The name under which it is unique.

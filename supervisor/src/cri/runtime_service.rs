@@ -30,6 +30,11 @@ impl RuntimeService {
         Self { node: pods.node.clone(), stats: Stats::new(pods.clone(), layers), pods }
     }
 
+    /// What it serves.
+    pub(crate) fn pods(&self) -> Arc<Pods> {
+        self.pods.clone()
+    }
+
     /// Reads records on a thread where waiting is allowed.
     async fn look<T: Send + 'static>(
         &self,
@@ -345,10 +350,18 @@ impl runtime_service_server::RuntimeService for RuntimeService {
         })))
     }
 
+    async fn update_pod_sandbox_resources(
+        &self,
+        request: Request<cri::UpdatePodSandboxResourcesRequest>,
+    ) -> Result<Response<cri::UpdatePodSandboxResourcesResponse>, Status> {
+        self.pods.update_pod_resources(request.into_inner()).await.map_err(status)?;
+        Ok(Response::new(cri::UpdatePodSandboxResourcesResponse {}))
+    }
+
     unbuilt! {
         checkpoint_container("CheckpointContainer"):
             cri::CheckpointContainerRequest => cri::CheckpointContainerResponse;
-        update_pod_sandbox_resources("UpdatePodSandboxResources"):
-            cri::UpdatePodSandboxResourcesRequest => cri::UpdatePodSandboxResourcesResponse;
+        checkpoint_pod("CheckpointPod"): cri::CheckpointPodRequest => cri::CheckpointPodResponse;
+        restore_pod("RestorePod"): cri::RestorePodRequest => cri::RestorePodResponse;
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use proto::{kind::chain, runtime::v1 as cri};
+use proto::{kind::chain, nri::pkg::api::v1alpha1::Event, runtime::v1 as cri};
 use tracing::{info, warn};
 
 use super::{
@@ -38,7 +38,7 @@ impl Pods {
                 phase: Phase::Making.into(),
                 created_at: now(),
                 request: request.clone(),
-                attachment: String::new(),
+                ..Default::default()
             };
             let (pods, key, own) = (self.clone(), name.clone(), id.clone());
             let taken = blocking(move || {
@@ -119,6 +119,9 @@ impl Pods {
             proto::fault!("supervisor.sandbox.network_added");
             attachment = serde_json::to_string(&made).map_err(|_| CriError::Panic)?;
         }
+        let _held = self.hold_plugins().await;
+        let told = Sandbox { attachment: attachment.clone(), ..sandbox };
+        self.announce_pod(Event::RunPodSandbox, id, &told).await?;
         self.change(id, move |sandbox| {
             sandbox.attachment.clone_from(&attachment);
             sandbox.set_phase(Phase::Ready);
@@ -209,6 +212,7 @@ impl Pods {
         }
         self.remove_pause(id).await?;
         proto::fault!("supervisor.sandbox.containers_stopped");
+        self.announce_pod_end(Event::StopPodSandbox, id, &sandbox).await;
         if let Some(pod) = self.network(id, &sandbox) {
             let attachment: Option<Attachment> = serde_json::from_str(&sandbox.attachment).ok();
             let gone = self.cni.del(&pod, attachment.as_ref()).await;
@@ -244,6 +248,7 @@ impl Pods {
             self.remove_container_in_turn(&container).await?;
         }
         proto::fault!("supervisor.sandbox.containers_removed");
+        self.announce_pod_end(Event::RemovePodSandbox, id, &sandbox).await;
         let (pods, own) = (self.clone(), id.to_owned());
         blocking(move || {
             pods.place(&own).remove()?;
@@ -276,6 +281,8 @@ impl Pods {
                 "runtimeHandler": sandbox.request.runtime_handler,
                 "netns": place.pinned(Kind::Net, &namespaces),
                 "network": network,
+                "overhead": sandbox.resources().0.map(limits),
+                "resources": sandbox.resources().1.map(limits),
             });
             info.insert("info".to_owned(), text.to_string());
         }
@@ -300,6 +307,20 @@ impl Pods {
         };
         Ok(all.into_iter().filter(|(_, sandbox)| wanted(sandbox)).map(|(id, sandbox)| listed(id, sandbox)).collect())
     }
+}
+
+/// Resources for people to read.
+fn limits(all: &cri::LinuxContainerResources) -> serde_json::Value {
+    serde_json::json!({
+        "cpuPeriod": all.cpu_period,
+        "cpuQuota": all.cpu_quota,
+        "cpuShares": all.cpu_shares,
+        "cpusetCpus": all.cpuset_cpus,
+        "cpusetMems": all.cpuset_mems,
+        "memoryLimitInBytes": all.memory_limit_in_bytes,
+        "memorySwapLimitInBytes": all.memory_swap_limit_in_bytes,
+        "unified": all.unified,
+    })
 }
 
 fn listed(id: String, sandbox: Sandbox) -> cri::PodSandbox {
