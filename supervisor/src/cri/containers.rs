@@ -22,6 +22,7 @@ use super::{
     NAMESPACE,
     error::CriError,
     images::Image,
+    layer,
     pods::{Pods, blocking, new_id, now},
     process::{Found, signal_of},
     record::{CONTAINERS, Container, End, NAMES, Phase, SANDBOXES, Sandbox, container_name, drop_name, take_name},
@@ -71,7 +72,9 @@ impl Pods {
             let found = pods.find_out(&record, &config).await?;
             let id = new_id()?;
             let (own, pods) = (id.clone(), pods.clone());
+            let told = pods.clone();
             blocking(move || pods.record_container(&own, (&sandbox, &record), config, &found)).await?;
+            told.tell(&id, cri::ContainerEventType::ContainerCreatedEvent);
             Ok(id)
         })
         .await
@@ -97,7 +100,7 @@ impl Pods {
             return Err(CriError::Unbuilt(format!("a log or stdin of a container under handler {handler:?}")));
         }
         let lease = crate::leases::unique("cri");
-        self.stores.leases.create(NAMESPACE, &lease, Default::default())?;
+        self.stores.leases.create(NAMESPACE, &lease, layer::unfinished())?;
         let made = self.record_under_lease(id, sandbox, config, (&image, found), (&log, &lease));
         // Whatever came of it: what isn't recorded now is nobody's.
         if let Err(error) = self.stores.leases.delete(NAMESPACE, &lease) {
@@ -105,7 +108,7 @@ impl Pods {
         }
         if made.is_err() {
             self.remove_volumes(id);
-            self.stores.gc.schedule();
+            self.drop_layer(id);
         }
         made
     }
@@ -120,7 +123,7 @@ impl Pods {
     ) -> Result<(), CriError> {
         let snapshots = self.stores.snapshots.get_or_default("")?;
         let parent = image.chain().map(|chain| chain.to_string()).unwrap_or_default();
-        snapshots.prepare(NAMESPACE, id, &parent, Default::default(), Some(lease))?;
+        snapshots.prepare(NAMESPACE, id, &parent, layer::unfinished(), Some(lease))?;
         proto::fault!("supervisor.cri_container.snapshot_made");
         let made = self.specification(id, (sandbox_id, sandbox), &config, image, found)?;
         proto::fault!("supervisor.cri_container.specified");
@@ -151,6 +154,7 @@ impl Pods {
             if let Err(other) = take_name(tx, &name, id)? {
                 return Err(CriError::NameTaken { what: "container", name: name.clone(), other });
             }
+            layer::settle(tx, snapshots.name(), id)?;
             Ok(CONTAINERS.put(tx, NAMESPACE, id, &container)?)
         })?;
         self.stores.gc.changed();
@@ -179,6 +183,7 @@ impl Pods {
             if of.phase() != Phase::Ready {
                 return refused(format!("its sandbox {sandbox} isn't ready"));
             }
+            let start = pods.starting.begin(&id);
             pods.change_container(&id, |container| container.started_at = now()).await?;
             proto::fault!("supervisor.cri_container.starting");
             if let Err(error) = pods.run(&id, &container).await {
@@ -187,9 +192,10 @@ impl Pods {
                 pods.note_end(&id, end).await;
                 return Err(error);
             }
-            drop(turn);
-            pods.follow(&id);
+            drop((start, turn));
+            // Nobody is to hear of its end before they hear of its start.
             pods.tell(&id, cri::ContainerEventType::ContainerStartedEvent);
+            pods.follow(&id);
             Ok(())
         })
         .await
@@ -313,15 +319,25 @@ impl Pods {
         self.delete_task(id).await;
         proto::fault!("supervisor.cri_container.task_deleted");
         let event = self.event(id, cri::ContainerEventType::ContainerDeletedEvent)?;
+        let free = self.is_layer_free(id).await;
         let (pods, own) = (self.clone(), id.to_owned());
         blocking(move || {
             let name = container.name();
+            let driver = pods.stores.snapshots.get_or_default("")?.name();
+            let mut layer = None;
             // Somebody may have removed containerd's record by itself.
             let gone = pods.containers.delete_with(&pods.namespace, &own, |tx| {
                 CONTAINERS.remove(tx, NAMESPACE, &own)?;
+                if free {
+                    layer = layer::unrecord(tx, driver, &own)?;
+                }
                 Ok::<_, CriError>(drop_name(tx, &name, &own)?)
             });
             pods.remove_volumes(&own);
+            if gone.is_ok() {
+                pods.sweep_layer(&own, layer);
+            }
+            // Its image may have been removed under it.
             pods.stores.gc.schedule();
             gone.map(drop)
         })
@@ -442,12 +458,13 @@ impl Pods {
     ) -> Result<Vec<cri::Container>, CriError> {
         let filter = filter.unwrap_or_default();
         let all = self.stores.db.read(|tx| CONTAINERS.list(tx, NAMESPACE, &filter.id))?;
+        let all = all.into_iter().map(|(id, one)| (id.clone(), self.starting.shown(&id, one)));
         let wanted = |container: &Container| {
             container.sandbox.starts_with(&filter.pod_sandbox_id)
                 && filter.state.as_ref().is_none_or(|state| state.state == container.state() as i32)
                 && matches(&container.config.labels, &filter.label_selector)
         };
-        Ok(all.into_iter().filter(|(_, container)| wanted(container)).map(|(id, one)| listed(id, one)).collect())
+        Ok(all.filter(|(_, container)| wanted(container)).map(|(id, one)| listed(id, one)).collect())
     }
 
     /// An event about a container that is on record.

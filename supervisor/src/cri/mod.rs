@@ -40,13 +40,14 @@
 //! * *RunPodSandbox*: check everything · record as Making, with the name · folder, namespaces, pins · files, shm · pause process, if there is to
 //!   be one · CNI ADD · Ready with CNI's result. A failure goes the way of Stop and Remove; DEL also after an ADD that failed.
 //! * *CreateContainer*: sandbox is Ready, image is here · lease · snapshot on the image's chain id · specification written, volumes of the image
-//!   filled · records with name · end of the lease. No task: what is CREATED costs no process.
+//!   filled · records with name · end of the lease. No task: what is CREATED costs no process. Lease and snapshot mean nothing without this
+//!   process until the records are there (`layer`).
 //! * *StartContainer*: time into the record · `Tasks::create` (the snapshot's mounts, stdout `cri:///LOG`) · `Tasks::start`. A failure is an
-//!   end: `StartError`, 128.
+//!   end: `StartError`, 128. It is CREATED to others until all of that is done (`starting`).
 //! * *An end* (`exits`): into the record · `Tasks::delete`, which frees the shim · told to GetContainerEvents. Kubelets ask about containers long
 //!   after their tasks have gone.
-//! * *StopContainer*: signal, wait, SIGKILL, wait for the end's record. *RemoveContainer*: marked · that with no patience · records · snapshot goes
-//!   to the collector · log stays, it is the kubelet's.
+//! * *StopContainer*: signal, wait, SIGKILL, wait for the end's record. *RemoveContainer*: marked · that with no patience · records,
+//!   that of the snapshot with them · its files · log stays, it is the kubelet's.
 //! * *StopPodSandbox*: record as Stopping · kill all containers · CNI DEL · pins, shm · NotReady. *RemovePodSandbox*: that · record as Removing ·
 //!   its containers · folder · record and name.
 //!
@@ -71,6 +72,7 @@ mod error;
 mod exits;
 mod image_service;
 mod images;
+mod layer;
 mod pause;
 mod place;
 mod pods;
@@ -80,6 +82,7 @@ mod restart;
 mod runtime_service;
 mod sandboxes;
 mod spec;
+mod starting;
 mod stats;
 mod status;
 mod streaming;

@@ -19,6 +19,7 @@ use super::{
     place::Place,
     record::{CONTAINERS, Container, SANDBOXES, Sandbox},
     spec::Host,
+    starting::Starting,
     streaming::Streaming,
     turns::Turns,
 };
@@ -42,6 +43,7 @@ pub(crate) struct Pods {
     pub(super) cni: Arc<Cni>,
     pub(super) streaming: Arc<Streaming>,
     pub(super) turns: Turns,
+    pub(super) starting: Starting,
     /// A container has ended: its record says how.
     pub(super) ended: Notify,
     /// For those who follow GetContainerEvents.
@@ -74,6 +76,7 @@ impl Pods {
             streaming: Streaming::open(config, tasks.clone())?,
             tasks,
             turns: Turns::default(),
+            starting: Starting::default(),
             ended: Notify::new(),
             told: broadcast::channel(BACKLOG).0,
             driver: node.cgroup_driver(),
@@ -129,7 +132,8 @@ impl Pods {
 
     /// A container's record.
     pub(super) fn container(&self, id: &str) -> Result<Option<Container>, StoreError> {
-        self.stores.db.read(|tx| CONTAINERS.get(tx, NAMESPACE, id))
+        let found = self.stores.db.read(|tx| CONTAINERS.get(tx, NAMESPACE, id))?;
+        Ok(found.map(|container| self.starting.shown(id, container)))
     }
 
     /// Every sandbox.
@@ -139,11 +143,9 @@ impl Pods {
 
     /// Every container, or those of a sandbox.
     pub(super) fn containers_of(&self, sandbox: Option<&str>) -> Result<Vec<(String, Container)>, StoreError> {
-        let mut all = self.stores.db.read(|tx| CONTAINERS.list(tx, NAMESPACE, ""))?;
-        if let Some(id) = sandbox {
-            all.retain(|(_, container)| container.sandbox == id);
-        }
-        Ok(all)
+        let all = self.stores.db.read(|tx| CONTAINERS.list(tx, NAMESPACE, ""))?;
+        let all = all.into_iter().filter(|(_, container)| sandbox.is_none_or(|id| container.sandbox == id));
+        Ok(all.map(|(id, container)| (id.clone(), self.starting.shown(&id, container))).collect())
     }
 
     /// The whole id of a sandbox, of which `id` is the beginning.

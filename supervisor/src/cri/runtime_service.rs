@@ -148,7 +148,6 @@ impl runtime_service_server::RuntimeService for RuntimeService {
         request: Request<cri::CreateContainerRequest>,
     ) -> Result<Response<cri::CreateContainerResponse>, Status> {
         let container_id = self.pods.create_container(request.into_inner()).await.map_err(status)?;
-        self.pods.tell(&container_id, cri::ContainerEventType::ContainerCreatedEvent);
         Ok(Response::new(cri::CreateContainerResponse { container_id }))
     }
 

@@ -359,6 +359,7 @@ impl Day {
             let code = after.exit_code;
             let fine = match name_of(one) {
                 "main" if pod.grace > 1 => code == 0 || self.was_shot(pod),
+                "main" if pod.grace == 1 => code == 0 || code == 137 || self.was_shot(pod),
                 "crasher" => true,
                 _ => code == 137 || code == 143 || self.was_shot(pod),
             };
