@@ -4,7 +4,10 @@ use std::{io, path::PathBuf, time::Duration};
 
 use proto::{id::IdError, kind::ErrorKind};
 
-use super::{cni::CniError, images::ImagesError, spec::SpecError, status::UnknownHandler, streaming::StreamingError};
+use super::{
+    checkpoint::CheckpointError, cni::CniError, images::ImagesError, spec::SpecError, status::UnknownHandler,
+    streaming::StreamingError,
+};
 use crate::{
     containers::ContainerError,
     failure::Failure,
@@ -134,6 +137,9 @@ pub(crate) enum CriError {
         #[source]
         cause: Box<TaskError>,
     },
+    /// A checkpoint.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// Our own shim.
     #[error("{0}")]
     Runtime(&'static str, #[source] RuntimeError),
@@ -170,6 +176,7 @@ impl Failure for CriError {
             Self::Lease(error) => error.kind(),
             Self::Store(error) => error.kind(),
             Self::Task { cause, .. } => cause.kind(),
+            Self::Checkpoint(error) => error.kind(),
             Self::Runtime(_, cause) => cause.kind(),
             Self::Panic => ErrorKind::Internal,
         }

@@ -6,10 +6,7 @@ use std::sync::Arc;
 use proto::kind::chain;
 use tracing::warn;
 
-use super::{
-    NAMESPACE,
-    pods::Pods,
-};
+use super::{NAMESPACE, pods::Pods};
 use crate::{
     gc::OPERATION,
     snapshots::{SNAPSHOTS, SnapshotError, full, remove_in},

@@ -51,6 +51,8 @@
 //! * *StopPodSandbox*: record as Stopping · kill all containers · CNI DEL · pins, shm · NotReady. *RemovePodSandbox*: that · record as Removing ·
 //!   its containers · folder · record and name.
 //!
+//! * *CheckpointContainer*: criu's images into a folder of ours · the archive, which has no name yet · its name (`checkpoint`).
+//!
 //! # Calls that come twice
 //!
 //! Stop and Remove are fine any number of times and for what isn't there. RunPodSandbox and CreateContainer with a name that is taken
@@ -66,6 +68,7 @@
 //! plugins and kills take their time for goes on behind, and calls for that sandbox wait for their turn.
 
 mod auth;
+mod checkpoint;
 mod cni;
 mod containers;
 mod error;

@@ -344,9 +344,15 @@ impl runtime_service_server::RuntimeService for RuntimeService {
         })))
     }
 
+    async fn checkpoint_container(
+        &self,
+        request: Request<cri::CheckpointContainerRequest>,
+    ) -> Result<Response<cri::CheckpointContainerResponse>, Status> {
+        self.pods.checkpoint(request.into_inner()).await.map_err(status)?;
+        Ok(Response::new(cri::CheckpointContainerResponse {}))
+    }
+
     unbuilt! {
-        checkpoint_container("CheckpointContainer"):
-            cri::CheckpointContainerRequest => cri::CheckpointContainerResponse;
         update_pod_sandbox_resources("UpdatePodSandboxResources"):
             cri::UpdatePodSandboxResourcesRequest => cri::UpdatePodSandboxResourcesResponse;
     }

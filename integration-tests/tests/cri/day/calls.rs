@@ -55,6 +55,8 @@ pub struct Day {
     pub folder: PathBuf,
     /// Changes with every kill of the supervisor, and when it is back: odd while it is away.
     pub generation: AtomicUsize,
+    /// One fetches or removes images at a time: ctr's imports don't hold on to layers that they find.
+    pub images_turn: tokio::sync::Mutex<()>,
     /// All pods were there.
     pub over: AtomicBool,
     pub pods: Mutex<BTreeMap<String, Arc<Pod>>>,
@@ -76,6 +78,7 @@ impl Day {
             network,
             folder,
             generation: AtomicUsize::new(0),
+            images_turn: tokio::sync::Mutex::default(),
             over: AtomicBool::new(false),
             pods: Mutex::default(),
             seen: Mutex::default(),

@@ -96,6 +96,7 @@ impl Day {
             self.complain("the image that is pinned is gone".into());
             return Err(Failure::Lost);
         }
+        let _turn = self.images_turn.lock().await;
         let archive = self.folder.join(format!("{}.tar", name.replace(['/', ':'], "_")));
         let socket = self.folder.join("r/supervisor.sock");
         let generation = self.generation.load(Ordering::SeqCst);
@@ -132,6 +133,7 @@ impl Day {
 
     /// Removes those that nobody uses now.
     pub async fn collect_images_once(&self) -> Result<(), Failure> {
+        let _turn = self.images_turn.lock().await;
         let file_system =
             self.call("ImageFsInfo", self.images().image_fs_info(cri::ImageFsInfoRequest::default())).await?;
         if file_system.image_filesystems.is_empty() || file_system.container_filesystems.is_empty() {

@@ -26,7 +26,7 @@ const WRITER: &str = "l=x; n=0; while [ $n -lt 14 ]; do l=$l$l; n=$((n+1)); done
     if [ $((i % 70)) = 0 ]; then echo line $i $l; else echo line $i; fi; done; sleep 0.2; done";
 /// Numbered lines, and an end.
 const JOB: &str = "i=0; while [ $i -lt 40 ]; do i=$((i+1)); echo line $i; done; sleep 0.5; echo bye $i";
-const WEB: &str = "mkdir -p /www && echo it works > /www/index.html && exec busybox httpd -f -p 80 -h /www";
+const WEB: &str = "mkdir -p /www && echo it works > /www/index.html; busybox httpd -f -p 80 -h /www & trap 'kill $!; exit 0' TERM; wait";
 const DEAF: &str = "trap '' TERM; while :; do sleep 0.3; done";
 const CRASHER: &str = "echo line 1; sleep 0.2; echo bye 1; exit 3";
 
