@@ -57,6 +57,8 @@ pub struct Day {
     pub generation: AtomicUsize,
     /// One fetches or removes images at a time: ctr's imports don't hold on to layers that they find.
     pub images_turn: tokio::sync::Mutex<()>,
+    /// An import that is cut off leaves what ctr is to go on with: there are no kills meanwhile.
+    pub import: tokio::sync::Mutex<()>,
     /// All pods were there.
     pub over: AtomicBool,
     pub pods: Mutex<BTreeMap<String, Arc<Pod>>>,
@@ -79,6 +81,7 @@ impl Day {
             folder,
             generation: AtomicUsize::new(0),
             images_turn: tokio::sync::Mutex::default(),
+            import: tokio::sync::Mutex::default(),
             over: AtomicBool::new(false),
             pods: Mutex::default(),
             seen: Mutex::default(),

@@ -96,7 +96,7 @@ impl Day {
             self.complain("the image that is pinned is gone".into());
             return Err(Failure::Lost);
         }
-        let _turn = self.images_turn.lock().await;
+        let _turn = (self.images_turn.lock().await, self.import.lock().await);
         let archive = self.folder.join(format!("{}.tar", name.replace(['/', ':'], "_")));
         let socket = self.folder.join("r/supervisor.sock");
         let generation = self.generation.load(Ordering::SeqCst);

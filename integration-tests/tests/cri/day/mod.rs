@@ -27,13 +27,14 @@ use std::{
 
 use integration_tests::{
     Dice,
-    kubelet::{IMAGE, Node, bridge, eventually},
+    kubelet::{IMAGE, Node, bridge, eventually, networked},
     leftovers,
 };
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use proto::runtime::v1 as cri;
 use tokio::sync::RwLock;
 
 use calls::{Day, ON_PURPOSE};
@@ -106,7 +107,9 @@ impl Inventory {
         all.insert("address", kept.into_iter().filter(is_address).collect());
         all.insert("container", lines(node.ctr(&["container", "ls", "-q"])));
         all.insert("task", lines(node.ctr(&["task", "ls", "-q"])));
-        all.insert("snapshot", lines(node.ctr(&["snapshot", "ls"])));
+        let snapshots = node.ctr(&["snapshot", "ls"]);
+        let keys = snapshots.lines().filter_map(|line| line.split_whitespace().next());
+        all.insert("snapshot", keys.map(str::to_owned).collect());
         all.insert("lease", lines(node.ctr(&["leases", "ls", "-q"])));
         all.insert("image", lines(node.ctr(&["image", "ls", "-q"])));
         let shims = leftovers::processes_of(node.path(), "shim");
@@ -146,6 +149,7 @@ async fn trouble(day: &Day, node: &RwLock<Node>, seed: u64) {
         match dice.roll(8) {
             0..=2 => {
                 let pause = Duration::from_millis([0, 0, 50, 300, 1000][dice.roll(5)]);
+                let _import = day.import.lock().await;
                 let mut node = node.write().await;
                 day.generation.fetch_add(1, Ordering::SeqCst);
                 node.kill();
@@ -207,6 +211,15 @@ async fn a_nodes_day() {
     node.await_network().await;
     node.ctr(&["image", "label", IMAGE, "io.cri-containerd.pinned=pinned"]);
     garbage::write_archives(&node, IMAGES);
+    // What comes with the first pod, and stays.
+    let mut first = networked("first");
+    let context = first.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+    context.namespace_options.as_mut().unwrap().pid = cri::NamespaceMode::Pod.into();
+    let (first, _) = node.sleeper(&first).await;
+    node.remove_pod(&first).await.unwrap();
+    node.assert_empty().await;
+    eventually("its shim has left", async || leftovers::processes_of(node.path(), "shim").is_empty().then_some(()))
+        .await;
     let before = Inventory::of(&node);
     let (pss_before, files_before) = weight(node.pids()[0]);
 
@@ -263,10 +276,6 @@ async fn a_nodes_day() {
     let node = Arc::into_inner(node).unwrap().into_inner();
     day.collect_images_once().await.unwrap();
     node.assert_empty().await;
-    // Those of ctr's imports that broke off, which are kept for a day in case that it goes on.
-    for lease in node.ctr(&["leases", "ls", "-q"]).lines().filter(|lease| !lease.starts_with("cri-")) {
-        node.ctr(&["leases", "rm", lease]);
-    }
     let mut left = Vec::new();
     for _ in 0..100 {
         left = Inventory::of(&node).added_since(&before);
