@@ -34,6 +34,8 @@ use crate::tasks::{TaskError, shims::ShimError};
 const NOT_STARTED: i32 = 128;
 /// How long what was killed may take to end; one that waits for a disk can't be killed.
 const AFTER_KILL: Duration = Duration::from_secs(120);
+/// Until a kill is tried again that a dying shim didn't carry out.
+const AGAIN: Duration = Duration::from_millis(100);
 
 impl Pods {
     /// Records a container of a sandbox; nothing runs yet. Answers its id.
@@ -254,7 +256,11 @@ impl Pods {
             return Ok(());
         }
         if timeout > 0 {
-            self.signal(&id, container.stop_signal, false).await?;
+            match self.signal(&id, container.stop_signal, false).await {
+                // It ends with its shim; or the connection alone was lost, and it is killed in the end.
+                Err(error) if is_without_shim(&error) => {}
+                other => other?,
+            }
             let patience = Duration::from_secs(timeout as u64);
             if tokio::time::timeout(patience, self.has_ended(&id)).await.is_ok() {
                 return Ok(());
@@ -270,9 +276,22 @@ impl Pods {
         if !self.container(id)?.is_some_and(|container| running(&container)) {
             return Ok(());
         }
-        self.signal(id, Signal::SIGKILL as u32, true).await?;
+        self.kill(id).await?;
         let ended = tokio::time::timeout(AFTER_KILL, self.has_ended(id)).await;
         ended.unwrap_or_else(|_| Err(CriError::Immortal { id: id.to_owned(), limit: AFTER_KILL }))
+    }
+
+    /// Kills a container's processes. If its shim dies meanwhile, until what it minded is on record as ended.
+    pub(super) async fn kill(&self, id: &str) -> Result<(), CriError> {
+        let began = tokio::time::Instant::now();
+        loop {
+            match self.signal(id, Signal::SIGKILL as u32, true).await {
+                Err(error) if is_without_shim(&error) && began.elapsed() < AFTER_KILL => {
+                    tokio::time::sleep(AGAIN).await
+                }
+                other => return other,
+            }
+        }
     }
 
     pub(super) async fn signal(&self, id: &str, signal: u32, all: bool) -> Result<(), CriError> {
@@ -504,6 +523,11 @@ fn is_by_a_shim_that_left(error: &TaskError) -> bool {
         error,
         TaskError::ShimGone { call: "Create", .. } | TaskError::Shim { cause: ShimError::Connect { .. }, .. }
     )
+}
+
+/// Whether a shim went away under a call: what it minded is ended and on record soon.
+fn is_without_shim(error: &CriError) -> bool {
+    matches!(error, CriError::Task { cause, .. } if matches!(**cause, TaskError::ShimGone { .. }))
 }
 
 /// Whether a refusal means that there is nothing left to be signalled.

@@ -88,8 +88,9 @@ impl Inventory {
         let mut all = BTreeMap::new();
         all.insert("file below the run root", paths(&node.path().join("r")));
         let data = paths(&node.path().join("d"));
-        // The trees of snapshots are told by their folders; what is being removed is on its way.
-        all.insert("file below the data root", data.into_iter().filter(|path| !path.contains("/fs/")).collect());
+        // The trees of snapshots are told by their folders; events are kept in files that take turns.
+        let counts = |path: &String| !path.contains("/fs/") && !path.ends_with(".events");
+        all.insert("file below the data root", data.into_iter().filter(counts).collect());
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let mounts = mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(str::to_owned);
         all.insert("mount", mounts.filter(|at| Path::new(at).starts_with(node.path())).collect());
@@ -133,7 +134,8 @@ fn weight(pid: u32) -> (usize, BTreeMap<String, usize>) {
     let mut files = BTreeMap::new();
     for entry in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
         let target = fs::read_link(entry.path()).unwrap_or_default().display().to_string();
-        let kind = target.split([':', '[']).next().unwrap_or_default().to_owned();
+        let kind =
+            if target.starts_with('/') { "file" } else { target.split(':').next().unwrap_or_default() }.to_owned();
         *files.entry(kind).or_default() += 1;
     }
     (pss.unwrap_or(0), files)
