@@ -109,7 +109,7 @@ impl Day {
             .await
             .unwrap();
         if !done.status.success() {
-            if self.generation.load(Ordering::SeqCst) == generation && generation % 2 == 0 {
+            if self.generation.load(Ordering::SeqCst) == generation && generation.is_multiple_of(2) {
                 self.complain(format!("import of {name}: {}", String::from_utf8_lossy(&done.stderr)));
             }
             return Err(Failure::Lost);

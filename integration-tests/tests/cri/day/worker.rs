@@ -463,14 +463,23 @@ impl Day {
         }
     }
 
-    /// Whether a container isn't running any more, or has lost its shim.
+    /// Whether a container isn't running any more, or has lost its shim; or is about to be known for it.
     async fn may_be_gone(&self, pod: &Pod, id: &str) -> bool {
-        let request = cri::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
-        let status = self.call("ContainerStatus", self.runtime().container_status(request)).await;
-        let runs = |status: &cri::ContainerStatusResponse| {
-            status.status.as_ref().is_some_and(|one| one.state() == cri::ContainerState::ContainerRunning)
-        };
-        self.was_shot(pod) || pod.ending.load(Ordering::SeqCst) || !status.is_ok_and(|status| runs(&status))
+        let began = Instant::now();
+        loop {
+            let request = cri::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
+            let status = self.call("ContainerStatus", self.runtime().container_status(request)).await;
+            let runs = |status: &cri::ContainerStatusResponse| {
+                status.status.as_ref().is_some_and(|one| one.state() == cri::ContainerState::ContainerRunning)
+            };
+            if self.was_shot(pod) || pod.ending.load(Ordering::SeqCst) || !status.is_ok_and(|status| runs(&status)) {
+                return true;
+            }
+            if began.elapsed() > Duration::from_secs(3) {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     async fn stream(&self, pod: &Pod, one: &cri::ContainerStatus) {
@@ -498,13 +507,11 @@ impl Day {
             Ok::<_, std::io::Error>((client.heard(1), client.heard(3)))
         };
         let heard = tokio::time::timeout(Duration::from_secs(30), talk).await;
-        if self.generation.load(Ordering::SeqCst) != generation || self.may_be_gone(pod, &one.id).await {
-            return;
-        }
         match heard {
             Ok(Ok((out, status))) if out == "typed done\n" && status.contains(r#""message":"4""#) => {
                 self.count("streams")
             }
+            _ if self.generation.load(Ordering::SeqCst) != generation || self.may_be_gone(pod, &one.id).await => {}
             other => self.complain(format!("{}: stream of {}: {other:?}", pod.name, one.id)),
         }
     }
