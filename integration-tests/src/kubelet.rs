@@ -190,6 +190,11 @@ impl Node {
         fs::read_to_string(self.path().join("log")).unwrap_or_default()
     }
 
+    /// A command on the node's host.
+    pub fn host_command(&self, program: &str) -> Command {
+        self.host.command(program)
+    }
+
     fn command(&self) -> Command {
         let at = |name: &str| self.path().join(name);
         let (networks, plugins) = (at("net.d"), at("cni"));

@@ -66,7 +66,7 @@ use crate::{
     },
     config::Config,
     containers::{ContainerRoots, Containers},
-    cri::{CriError, ImageService, Node, Pods, RuntimeService},
+    cri::{self, CriError, ImageService, Node, Pods, RuntimeService},
     events::EventBus,
     metrics::{self, CallsLayer, MetricsError, Sources},
     registry::Registries,
@@ -211,7 +211,7 @@ impl App {
         let images = ImageService::new(stores.clone(), node.clone(), registries.clone(), layers.clone());
         let parts = (stores.clone(), containers.clone(), tasks.clone());
         let pods = Pods::open(&config, node, parts, begun.clone()).await?;
-        let cri = (RuntimeService::new(pods, layers), images);
+        let cri = (RuntimeService::new(pods.clone(), layers), images, pods);
         let services = Services { events, introspection, containers, tasks, stores, registries, cri, draining: begun };
         let (notifier, watchdog) = (service.notifier, service.watchdog);
         Ok(Self {
@@ -307,7 +307,7 @@ struct Services {
     tasks: Arc<Tasks>,
     stores: Arc<Stores>,
     registries: Arc<Registries>,
-    cri: (RuntimeService, ImageService),
+    cri: (RuntimeService, ImageService, Arc<Pods>),
     draining: Draining,
 }
 
@@ -320,6 +320,7 @@ impl Services {
     /// Every service on one server; what isn't here answers UNIMPLEMENTED.
     fn router(self) -> Router<Stack<CallsLayer, Identity>> {
         let Self { events, introspection, containers, tasks, stores, registries, cri, draining } = self;
+        let (runtime_service, image_service, pods) = cri;
         // What a client opens with the Streaming service, a transfer takes by its name.
         let transfer_streams = Arc::<crate::transfer::Streams>::default();
         let mut routes = Routes::default()
@@ -338,11 +339,11 @@ impl Services {
             .add_service(limited!(LeasesServer::new(LeasesService::new(stores.clone()))))
             .add_service(limited!(NamespacesServer::new(NamespacesService::new(stores.clone()))))
             .add_service(limited!(StreamingServer::new(StreamingService::new(transfer_streams.clone()))))
-            .add_service(limited!(RuntimeServiceServer::new(cri.0)))
-            .add_service(limited!(ImageServiceServer::new(cri.1)))
+            .add_service(limited!(RuntimeServiceServer::new(runtime_service)))
+            .add_service(limited!(ImageServiceServer::new(image_service)))
             .add_service(limited!(RegistryServer::new(RegistryService::new(registries.clone()))))
             .add_service(limited!(TransferServer::new(TransferService::new(stores, transfer_streams, registries))));
-        let routes = std::mem::take(routes.axum_router_mut()).fallback(unknown);
+        let routes = cri::add_routes(std::mem::take(routes.axum_router_mut()), &pods).fallback(unknown);
         Server::builder().layer(CallsLayer).add_routes(routes.into())
     }
 }

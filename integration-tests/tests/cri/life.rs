@@ -318,6 +318,35 @@ async fn containers_that_see_each_others_processes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_sees_those_of_another_while_that_one_runs() {
+    let Some(node) = Node::of_berth("containerd doesn't look again when the container starts").await else { return };
+    let (sandbox, other) = (pod("seen"), pod("other"));
+    let (id, first) = node.sleeper(&sandbox).await;
+    let (other_id, _) = node.sleeper(&other).await;
+    let debugger = |name: &str| {
+        let mut wanted = container(name, "exec sleep 1000");
+        let context = wanted.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+        let options = context.namespace_options.as_mut().unwrap();
+        (options.pid, options.target_id) = (cri::NamespaceMode::Target.into(), first.clone());
+        wanted
+    };
+    refused(node.create(&other_id, &debugger("elsewhere"), &other).await, Code::InvalidArgument);
+    let (looks, late) = (debugger("looks"), debugger("late"));
+    let looks = node.create(&id, &looks, &sandbox).await.unwrap();
+    let late = node.create(&id, &late, &sandbox).await.unwrap();
+    node.start_container(&looks).await.unwrap();
+    let seen = node.exec(&looks, &["sh", "-c", "cat /proc/1/cmdline | tr '\\0' ' '"]).await.unwrap();
+    assert!(String::from_utf8(seen.stdout).unwrap().contains("sleep"), "it sees the other's first process");
+    // The number that its specification names may be somebody else's from now on.
+    node.stop_container(&first, 0).await.unwrap();
+    refused(node.start_container(&late).await, Code::FailedPrecondition);
+    for pod in [&id, &other_id] {
+        node.remove_pod(pod).await.unwrap();
+    }
+    node.assert_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_whose_containers_come_and_go_is_never_without_a_shim() {
     let node = Node::new().await;
     let config = pod("turnstile");

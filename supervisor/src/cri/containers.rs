@@ -57,7 +57,7 @@ impl Pods {
             let name = container_name(&sandbox, &meta);
             if let Some(other) = pods.id_of_name(&name)? {
                 let there = pods.container(&other)?;
-                return match there.is_some_and(|there| there.config == config && !there.removing) {
+                return match there.is_some_and(|there| there.config == config) {
                     true => Ok(other),
                     false => {
                         let name = format!("{} (attempt {})", meta.name, meta.attempt);
@@ -71,7 +71,7 @@ impl Pods {
                 let why = "it isn't ready, so that no container can be made in it".into();
                 return Err(CriError::State { what: "sandbox", id: sandbox, why });
             }
-            let found = pods.find_out(&record, &config).await?;
+            let found = pods.find_out((&sandbox, &record), &config).await?;
             let id = new_id()?;
             let (own, pods) = (id.clone(), pods.clone());
             let told = pods.clone();
@@ -135,7 +135,6 @@ impl Pods {
             created_at: now(),
             started_at: 0,
             end: None,
-            removing: false,
             user: Some(made.user),
             stop_signal: made.stop_signal,
             log: log.to_owned(),
@@ -177,14 +176,16 @@ impl Pods {
             let turn = pods.turns.of(&sandbox).await;
             let container = pods.known(&id)?;
             let refused = |why: String| Err(CriError::State { what: "container", id: id.clone(), why });
-            if container.removing || container.state() != cri::ContainerState::ContainerCreated {
-                let state = if container.removing { "being removed" } else { container.state().as_str_name() };
+            if container.state() != cri::ContainerState::ContainerCreated {
+                let state = container.state().as_str_name();
                 return refused(format!("it is {state} and can be started only once, after it was created"));
             }
             let of = pods.sandbox(&sandbox)?.unwrap_or_default();
             if of.phase() != Phase::Ready {
                 return refused(format!("its sandbox {sandbox} isn't ready"));
             }
+            // Its specification names the pid namespace by a process, whose number may be somebody else's by now.
+            pods.neighbour(&sandbox, &container.config)?;
             let start = pods.starting.begin(&id);
             pods.change_container(&id, |container| container.started_at = now()).await?;
             proto::fault!("supervisor.cri_container.starting");
@@ -332,9 +333,8 @@ impl Pods {
 
     pub(super) async fn remove_container_in_turn(self: &Arc<Self>, id: &str) -> Result<(), CriError> {
         let Some(container) = self.container(id)? else { return Ok(()) };
-        self.change_container(id, |container| container.removing = true).await?;
-        proto::fault!("supervisor.cri_container.removing");
         self.kill_and_wait(id).await?;
+        proto::fault!("supervisor.cri_container.removing");
         self.delete_task(id).await;
         proto::fault!("supervisor.cri_container.task_deleted");
         let event = self.event(id, cri::ContainerEventType::ContainerDeletedEvent)?;
@@ -425,7 +425,6 @@ impl Pods {
                 record.spec.and_then(|spec| serde_json::from_slice(&spec.value).ok()).unwrap_or_default();
             let text = serde_json::json!({
                 "sandboxID": container.sandbox,
-                "removing": container.removing,
                 "snapshotKey": record.snapshot_key,
                 "snapshotter": record.snapshotter,
                 "runtimeType": record.runtime.map(|runtime| runtime.name),

@@ -28,8 +28,8 @@
 //! # Phases
 //!
 //! ```text
-//!             RunPodSandbox             Stop                      Remove
-//! (name) ──▶ Making ──────▶ Ready ──▶ Stopping ──▶ NotReady ──▶ Removing ──▶ (nothing)
+//!             RunPodSandbox             Stop                   Remove
+//! (name) ──▶ Making ──────▶ Ready ──▶ Stopping ──▶ NotReady ─────────▶ (nothing)
 //!               └── failed ──────────────▲  removed at once, if undoing it succeeded
 //! ```
 //! CRI knows two of them: Ready is READY, all others are NOTREADY. Calls for one sandbox and its containers take turns (`turns`) and go on when
@@ -46,11 +46,11 @@
 //!   end: `StartError`, 128. It is CREATED to others until all of that is done (`starting`).
 //! * *An end* (`exits`): into the record · `Tasks::delete`, which frees the shim · told to GetContainerEvents. Kubelets ask about containers long
 //!   after their tasks have gone.
-//! * *StopContainer*: signal, wait, SIGKILL, wait for the end's record. *RemoveContainer*: marked · that with no patience · records,
-//!   that of the snapshot with them · its files · log stays, it is the kubelet's.
-//! * *StopPodSandbox*: record as Stopping · kill all containers · CNI DEL · pins, shm · NotReady. *RemovePodSandbox*: that · record as Removing ·
-//!   its containers · folder · record and name.
-//!
+//! * *StopContainer*: signal, wait, SIGKILL, wait for the end's record. *RemoveContainer*: that with no patience · records, that of the
+//!   snapshot with them · its files · log stays, it is the kubelet's.
+//! * *StopPodSandbox*: record as Stopping · kill all containers · CNI DEL · pins, shm · NotReady. *RemovePodSandbox*: that ·
+//!   its containers · folder · record and name. No record says that a removal has begun: what has ended can't begin again, and one
+//!   that was cut off is done by whoever asks again.
 //! * *CheckpointContainer*: criu's images into a folder of ours · the archive, which has no name yet · its name (`checkpoint`).
 //!
 //! # Calls that come twice
@@ -62,7 +62,7 @@
 //!
 //! # After a restart
 //!
-//! Tasks come back by `Tasks::adopt`; then each record is read (`restart`): Making is undone, Stopping and Removing are finished, Ready without
+//! Tasks come back by `Tasks::adopt`; then each record is read (`restart`): Making is undone, Stopping is finished, Ready without
 //! its pins (the machine started anew) becomes NotReady with CNI DEL, a folder without record goes. A container that was started and has
 //! neither task nor end lost them with the run root: its end is 255, `Unknown`. All of this is decided before the socket answers CRI; what
 //! plugins and kills take their time for goes on behind, and calls for that sandbox wait for their turn.
@@ -76,6 +76,7 @@ mod exits;
 mod image_service;
 mod images;
 mod layer;
+mod lists;
 mod pause;
 mod place;
 mod pods;
@@ -93,6 +94,7 @@ mod turns;
 
 pub(crate) use error::CriError;
 pub(crate) use image_service::ImageService;
+pub(crate) use lists::add_routes;
 pub(crate) use pods::Pods;
 pub(crate) use record::{CONTAINERS, NAMES, NODE, SANDBOXES};
 pub(crate) use runtime_service::RuntimeService;

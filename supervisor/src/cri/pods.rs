@@ -16,6 +16,7 @@ use super::{
     cni::Cni,
     error::CriError,
     images::Images,
+    lists::Listed,
     place::Place,
     record::{CONTAINERS, Container, SANDBOXES, Sandbox},
     spec::Host,
@@ -44,6 +45,7 @@ pub(crate) struct Pods {
     pub(super) streaming: Arc<Streaming>,
     pub(super) turns: Turns,
     pub(super) starting: Starting,
+    pub(super) listed: Listed,
     /// A container has ended: its record says how.
     pub(super) ended: Notify,
     /// For those who follow GetContainerEvents.
@@ -77,6 +79,7 @@ impl Pods {
             tasks,
             turns: Turns::default(),
             starting: Starting::default(),
+            listed: Listed::default(),
             ended: Notify::new(),
             told: broadcast::channel(BACKLOG).0,
             driver: node.cgroup_driver(),

@@ -44,7 +44,11 @@ pub(super) struct Written {
 
 impl Pods {
     /// Asks for what a specification depends on besides records.
-    pub(super) async fn find_out(&self, sandbox: &Sandbox, config: &cri::ContainerConfig) -> Result<Found, CriError> {
+    pub(super) async fn find_out(
+        &self,
+        (sandbox_id, sandbox): (&str, &Sandbox),
+        config: &cri::ContainerConfig,
+    ) -> Result<Found, CriError> {
         let failed = |cause| CriError::Spec { id: name_of(config), cause };
         if let Some(mount) =
             config.mounts.iter().find(|mount| mount.image.as_ref().is_some_and(|image| !image.image.is_empty()))
@@ -52,17 +56,29 @@ impl Pods {
             return Err(CriError::Unbuilt(format!("an image as a mount, as at {}, ", mount.container_path)));
         }
         let apparmor = spec::settle_apparmor(&self.apparmor, config).await.map_err(failed)?;
-        let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
-        let options = context.and_then(|context| context.namespace_options.clone()).unwrap_or_default();
         let mut target_pid = None;
-        if options.pid == cri::NamespaceMode::Target as i32 {
-            let id = self.container_id(&options.target_id)?;
-            self.running(&id)?;
+        if let Some(id) = self.neighbour(sandbox_id, config)? {
             let process = self.tasks.get(&self.namespace, &id, "").await;
             target_pid = Some(process.map_err(CriError::task(&id))?.pid);
         }
         let recursive_read_only = self.node.is_recursive_read_only(&sandbox.request.runtime_handler).await;
         Ok(Found { apparmor, target_pid, recursive_read_only })
+    }
+
+    /// The container whose processes another one of its sandbox is to see; it has to run.
+    pub(super) fn neighbour(&self, sandbox: &str, config: &cri::ContainerConfig) -> Result<Option<String>, CriError> {
+        let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+        let options = context.and_then(|context| context.namespace_options.clone()).unwrap_or_default();
+        if options.pid != cri::NamespaceMode::Target as i32 {
+            return Ok(None);
+        }
+        let id = self.container_id(&options.target_id)?;
+        if self.running(&id)?.sandbox != sandbox {
+            return Err(CriError::Invalid(format!(
+                "container {id}, whose processes are to be seen, is in another sandbox"
+            )));
+        }
+        Ok(Some(id))
     }
 
     /// Writes the specification of a container, and fills the volumes that its image wants.

@@ -29,8 +29,6 @@ pub(crate) enum Phase {
     Stopping = 2,
     /// Nothing of it is in the kernel any more.
     NotReady = 3,
-    /// Its removal has begun.
-    Removing = 4,
 }
 
 /// A sandbox.
@@ -88,9 +86,6 @@ pub(crate) struct Container {
     /// Its end.
     #[prost(message, optional, tag = "6")]
     pub(super) end: Option<End>,
-    /// Its removal has begun.
-    #[prost(bool, tag = "7")]
-    pub(super) removing: bool,
     /// Who its first process is.
     #[prost(message, optional, tag = "8")]
     pub(super) user: Option<cri::LinuxContainerUser>,
@@ -110,7 +105,6 @@ impl Phase {
             Self::Ready => "ready",
             Self::Stopping => "stopping",
             Self::NotReady => "not ready",
-            Self::Removing => "removing",
         }
     }
 }
@@ -217,7 +211,7 @@ mod tests {
         container.end = Some(End::default());
         assert_eq!(container.state(), cri::ContainerState::ContainerExited);
         let mut sandbox = Sandbox::default();
-        for phase in [Phase::Making, Phase::Stopping, Phase::NotReady, Phase::Removing] {
+        for phase in [Phase::Making, Phase::Stopping, Phase::NotReady] {
             sandbox.set_phase(phase);
             assert_eq!(sandbox.state(), cri::PodSandboxState::SandboxNotready);
         }

@@ -41,19 +41,17 @@ impl Pods {
         }
         for (id, sandbox) in sandboxes {
             let whole = sandbox.phase() != Phase::Ready || self.place(&id).is_whole(&sandbox.namespaces());
-            let removing =
-                self.containers_of(Some(&id))?.into_iter().filter(|(_, one)| one.removing).collect::<Vec<_>>();
             if whole && sandbox.phase() == Phase::Ready && place::shares_processes(&sandbox.namespaces()) {
                 self.follow_pause(&id);
             }
-            if whole && removing.is_empty() && matches!(sandbox.phase(), Phase::Ready | Phase::NotReady) {
+            if whole && matches!(sandbox.phase(), Phase::Ready | Phase::NotReady) {
                 continue;
             }
             let turn = self.turns.of(&id).await;
             let pods = self.clone();
             tokio::spawn(async move {
                 let _turn = turn;
-                if let Err(error) = pods.finish(&id, &sandbox, removing.into_iter().map(|(id, _)| id).collect()).await {
+                if let Err(error) = pods.finish(&id, &sandbox).await {
                     warn!(id, error = %chain(&error), "sandbox stays as it is until it is stopped or removed");
                 }
             });
@@ -74,21 +72,14 @@ impl Pods {
         });
     }
 
-    async fn finish(self: &Arc<Self>, id: &str, sandbox: &Sandbox, removing: Vec<String>) -> Result<(), CriError> {
+    async fn finish(self: &Arc<Self>, id: &str, sandbox: &Sandbox) -> Result<(), CriError> {
         info!(id, phase = sandbox.phase().word(), "sandbox of an earlier run looked after");
-        for container in removing {
-            self.remove_container_in_turn(&container).await?;
-        }
         match sandbox.phase() {
             Phase::Making => self.undo_sandbox(id).await,
             // A machine that was started anew: its namespaces are gone, what plugins have recorded is not.
             Phase::Ready if self.place(id).is_whole(&sandbox.namespaces()) => Ok(()),
             Phase::Ready | Phase::Stopping => self.stop_in_turn(id).await,
             Phase::NotReady => Ok(()),
-            Phase::Removing => {
-                self.stop_in_turn(id).await?;
-                self.remove_in_turn(id).await
-            }
         }
     }
 

@@ -197,7 +197,7 @@ impl Pods {
     pub(super) async fn stop_in_turn(self: &Arc<Self>, id: &str) -> Result<(), CriError> {
         let Some(sandbox) = self.sandbox(id)? else { return Ok(()) };
         match sandbox.phase() {
-            Phase::NotReady | Phase::Removing => return Ok(()),
+            Phase::NotReady => return Ok(()),
             Phase::Making | Phase::Ready => self.change(id, |sandbox| sandbox.set_phase(Phase::Stopping)).await?,
             Phase::Stopping => {}
         }
@@ -239,7 +239,6 @@ impl Pods {
 
     pub(super) async fn remove_in_turn(self: &Arc<Self>, id: &str) -> Result<(), CriError> {
         let Some(sandbox) = self.sandbox(id)? else { return Ok(()) };
-        self.change(id, |sandbox| sandbox.set_phase(Phase::Removing)).await?;
         proto::fault!("supervisor.sandbox.removing");
         for (container, _) in self.containers_of(Some(id))? {
             self.remove_container_in_turn(&container).await?;

@@ -3,14 +3,20 @@
 
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use super::record::Container;
 
 /// Their ids.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Starting(Arc<Mutex<HashSet<String>>>);
+pub(super) struct Starting(Arc<Mutex<Ids>>);
+
+#[derive(Debug, Default)]
+struct Ids {
+    all: HashSet<String>,
+    changes: u64,
+}
 
 /// A start that is at work as long as this lives.
 #[derive(Debug)]
@@ -22,13 +28,25 @@ pub(super) struct Start {
 impl Starting {
     /// Begins a start.
     pub(super) fn begin(&self, id: &str) -> Start {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned());
+        let mut ids = self.lock();
+        ids.all.insert(id.to_owned());
+        ids.changes += 1;
+        drop(ids);
         Start { all: self.clone(), id: id.to_owned() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ids> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Grows with each begin and end, for who keeps what was shown.
+    pub(super) fn changes(&self) -> u64 {
+        self.lock().changes
     }
 
     /// A record as it is shown.
     pub(super) fn shown(&self, id: &str, mut container: Container) -> Container {
-        if container.end.is_none() && self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(id) {
+        if container.end.is_none() && self.lock().all.contains(id) {
             container.started_at = 0;
         }
         container
@@ -37,7 +55,9 @@ impl Starting {
 
 impl Drop for Start {
     fn drop(&mut self) {
-        self.all.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+        let mut ids = self.all.lock();
+        ids.all.remove(&self.id);
+        ids.changes += 1;
     }
 }
 
@@ -54,7 +74,9 @@ mod tests {
         let start = starting.begin("a");
         assert_eq!(state(), ContainerCreated);
         assert_eq!(starting.shown("b", Container { started_at: 5, ..Container::default() }).state(), ContainerRunning);
+        let before = starting.changes();
         drop(start);
         assert_eq!(state(), ContainerRunning);
+        assert!(starting.changes() > before);
     }
 }

@@ -4,7 +4,10 @@ use std::{
     cell::{Cell, RefCell},
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use nix::errno::Errno;
@@ -28,6 +31,7 @@ struct Shared {
     // `None` after a failed write: redb wants to be opened anew before it goes on.
     open: RwLock<Option<Opened>>,
     journal: Mutex<Journal>,
+    changes: AtomicU64,
 }
 
 enum Opened {
@@ -86,6 +90,7 @@ impl Database {
             data_root: data_root.to_owned(),
             open: RwLock::new(Some(Opened::File(database))),
             journal: Mutex::new(Journal::new(journal)),
+            changes: AtomicU64::new(0),
         };
         let database = Self(Arc::new(shared));
         database.renew_reserve();
@@ -158,7 +163,14 @@ impl Database {
             let _ = fs::remove_file(&self.0.reserve);
             *self.0.open.write().unwrap_or_else(PoisonError::into_inner) = None;
         }
+        // Also after a failure: what of it is on the disk isn't known yet.
+        self.0.changes.fetch_add(1, Ordering::Release);
         done
+    }
+
+    /// Counts the attempts to change anything: what was read is as it was read as long as this is as it was before.
+    pub(crate) fn changes(&self) -> u64 {
+        self.0.changes.load(Ordering::Acquire)
     }
 
     fn lock_journal(&self) -> MutexGuard<'_, Journal> {

@@ -78,11 +78,11 @@ impl Tasks {
 
     async fn dismiss_in_turn(self: Arc<Self>, task: Arc<Task>, connection: Connection, turn: OwnedMutexGuard<()>) {
         dismiss(&task, &connection, false).await;
+        // A pod's shim that lives on for others tells it itself, and keeps its socket.
         if connection.is_lost() {
-            // A pod's shim that lives on tells it itself.
             self.tell_undelivered(&task);
+            task.bundle.remove_dead_socket(true).await;
         }
-        task.bundle.remove_dead_socket(connection.is_lost()).await;
         proto::fault!("supervisor.delete.shim_dismissed");
         // Only now: were we killed before, the next supervisor would find the bundle and with it the shim.
         self.clear_or_later(&task);

@@ -1,10 +1,12 @@
 //! CRI as a kubelet uses it: Berth's supervisor beside Debian's containerd, both with Debian's CNI plugins, each on a host of its own.
 
 use crate::table::{Table, cpu_ms, pss_mb, settle};
-use integration_tests::kubelet::{Node, bridge, container, networked};
+use integration_tests::kubelet::{Node, bridge, container, networked, pod};
 use proto::runtime::v1 as cri;
 use std::{
     future::Future,
+    io::Write as _,
+    process::Stdio,
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
@@ -13,7 +15,7 @@ use tokio::runtime::Runtime;
 /// Rounds of a median.
 const ROUNDS: usize = 15;
 /// Pods beside which lists are measured, and whose memory is.
-const PODS: usize = 50;
+const PODS: usize = 200;
 /// How long idleness is watched.
 const WATCHED: Duration = Duration::from_secs(10);
 
@@ -72,6 +74,56 @@ impl Bench {
         let all: Vec<_> = self.sides.iter().zip(found).map(|(side, figure)| (side.name, *figure)).collect();
         table.row(work, unit, all[0].1, &all[1..], goal);
     }
+
+    fn row_beside_plugins(&self, table: &mut Table, work: &str, found: &[Option<f64>], plugins: Option<f64>) {
+        let mut all: Vec<_> = self.sides.iter().zip(found).map(|(side, figure)| (side.name, *figure)).collect();
+        if plugins.is_some() {
+            all.push(("its plugins by hand", plugins));
+        }
+        table.row(work, "ms", all[0].1, &all[1..], "<= 0.33 of containerd");
+    }
+}
+
+/// A pod of a name, on some network.
+type Network = fn(&str) -> cri::PodSandboxConfig;
+
+/// Milliseconds that the plugins of the node's network take by themselves, to add a pod and to take it away.
+fn plugins(node: &Node, name: &str) -> Option<(f64, f64)> {
+    let list: serde_json::Value = serde_json::from_str(&bridge(node.path())).ok()?;
+    let plugins = list["plugins"].as_array()?;
+    let netns = format!("/run/netns/{name}");
+    let call = |verb: &str, plugin: &serde_json::Value, before: &serde_json::Value| {
+        let mut input = plugin.clone();
+        for key in ["name", "cniVersion"] {
+            input[key] = list[key].clone();
+        }
+        if !before.is_null() {
+            input["prevResult"] = before.clone();
+        }
+        let mut command = node.host_command(&format!("/usr/lib/cni/{}", plugin["type"].as_str()?));
+        command.env("CNI_COMMAND", verb).env("CNI_CONTAINERID", name).env("CNI_NETNS", &netns);
+        command.env("CNI_IFNAME", "eth0").env("CNI_PATH", "/usr/lib/cni");
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().ok()?;
+        child.stdin.take()?.write_all(input.to_string().as_bytes()).ok()?;
+        let output = child.wait_with_output().ok()?;
+        output.status.success().then_some(output.stdout)
+    };
+    let netns_is = |verb: &str| node.host_command("ip").args(["netns", verb, name]).status().is_ok_and(|s| s.success());
+    if !netns_is("add") {
+        return None;
+    }
+    let mut result = serde_json::Value::Null;
+    let begun = std::time::Instant::now();
+    for plugin in plugins {
+        result = serde_json::from_slice(&call("ADD", plugin, &result)?).ok()?;
+    }
+    let added = begun.elapsed().as_secs_f64() * 1000.0;
+    let begun = std::time::Instant::now();
+    for plugin in plugins.iter().rev() {
+        call("DEL", plugin, &result)?;
+    }
+    let gone = begun.elapsed().as_secs_f64() * 1000.0;
+    netns_is("del").then_some((added, gone))
 }
 
 /// Milliseconds of a call; `None` if it failed.
@@ -98,25 +150,38 @@ pub fn measure(table: &mut Table) {
     });
     let bench = Bench { runtime, sides, number: AtomicUsize::new(0) };
 
-    let pods = bench.by_turns(async |side| {
-        let config = networked(&bench.name());
-        let begun = std::time::Instant::now();
-        let pod = side.node.run_pod(&config).await.ok()?;
-        let took = begun.elapsed().as_secs_f64() * 1000.0;
-        side.node.stop_pod(&pod).await.ok()?;
-        side.node.remove_pod(&pod).await.ok()?;
-        Some(took)
-    });
-    bench.row(table, "pod start to ready", "ms", &pods, "<= 0.33");
-    let ends = bench.by_turns(async |side| {
-        let pod = side.node.run_pod(&networked(&bench.name())).await.ok()?;
-        time(async {
-            side.node.stop_pod(&pod).await?;
-            side.node.remove_pod(&pod).await
-        })
-        .await
-    });
-    bench.row(table, "pod stop + remove", "ms", &ends, "<= 0.33");
+    let by_hand: Vec<_> =
+        (0..ROUNDS).filter_map(|_| plugins(&bench.sides[0].node, &format!("by-hand-{}", bench.name()))).collect();
+    let middle = |of: fn(&(f64, f64)) -> f64| {
+        let mut all: Vec<f64> = by_hand.iter().map(of).collect();
+        all.sort_by(f64::total_cmp);
+        all.get(all.len() / 2).copied()
+    };
+    let networks: [(&str, Network, [Option<f64>; 2]); 2] = [
+        ("", networked, [middle(|both| both.0), middle(|both| both.1)]),
+        (", on the node's network", pod, [None, None]),
+    ];
+    for (words, config, [added, gone]) in networks {
+        let pods = bench.by_turns(async |side| {
+            let config = config(&bench.name());
+            let begun = std::time::Instant::now();
+            let pod = side.node.run_pod(&config).await.ok()?;
+            let took = begun.elapsed().as_secs_f64() * 1000.0;
+            side.node.stop_pod(&pod).await.ok()?;
+            side.node.remove_pod(&pod).await.ok()?;
+            Some(took)
+        });
+        bench.row_beside_plugins(table, &format!("pod start to ready{words}"), &pods, added);
+        let ends = bench.by_turns(async |side| {
+            let pod = side.node.run_pod(&config(&bench.name())).await.ok()?;
+            time(async {
+                side.node.stop_pod(&pod).await?;
+                side.node.remove_pod(&pod).await
+            })
+            .await
+        });
+        bench.row_beside_plugins(table, &format!("pod stop + remove{words}"), &ends, gone);
+    }
     let starts = bench.by_turns(async |side| {
         let (pod, config) = &side.pod;
         let wanted = container(&bench.name(), "exec sleep 100000");
@@ -163,6 +228,8 @@ pub fn measure(table: &mut Table) {
         .map(|(side, before)| Some((pss_mb(&side.node.pids()) - before) / PODS as f64))
         .collect();
     bench.row(table, &format!("memory of a pod with a container, of {PODS}, PSS"), "MB", &memory, "<= 1 MB");
+    let calls = bench.by_turns(async |side| time(side.node.kubelet().version(cri::VersionRequest::default())).await);
+    bench.row(table, "an empty call (Version)", "ms", &calls, "none");
     let lists = bench
         .by_turns(async |side| time(side.node.kubelet().list_containers(cri::ListContainersRequest::default())).await);
     bench.row(table, &format!("list containers, {PODS} pods"), "ms", &lists, "<= 0.33");
