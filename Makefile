@@ -14,7 +14,7 @@ export BERTH_COMMIT := $(shell git log -1 --format=%h -- runtime Cargo.toml Carg
 # The runtime suite runs on another runtime with RUNTIME=runc, or the path of one.
 RUNTIME ?=
 
-.PHONY: help deps deps-test deps-vm build install run stop test unit integration test-cri test-runtime soak-stack soak-engine soak-runtime soak-supervisor fuzz-runtime fuzz-engine fuzz-supervisor test-vm vm-shell lint fmt doc bench bench-runtime bench-density bench-images bench-network bench-cri clean
+.PHONY: help deps deps-test deps-vm build install run stop test unit integration test-cri test-runtime soak-stack soak-engine soak-cri soak-runtime soak-supervisor fuzz-runtime fuzz-engine fuzz-supervisor test-vm vm-shell lint fmt doc bench bench-runtime bench-density bench-images bench-network bench-cri clean
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -81,6 +81,10 @@ soak-stack: deps-test build ## 16 clients on hundreds of containers while daemon
 # As long as that, too; and the same choices again with BERTH_SOAK_SEED.
 soak-engine: deps-test build ## the engine killed at random while clients do everything, and during the conformance cases, for BERTH_SOAK_SECONDS
 	BERTH_SOAK_SECONDS=$(BERTH_SOAK_SECONDS) $(CARGO) test -p integration-tests --test conformance killed -- --nocapture --test-threads 1
+
+# As long as that, too; and the same choices again with BERTH_DAY_SEED.
+soak-cri: deps-test build ## a node's day: pods come and go with all that a kubelet does, daemon and shims are killed, for BERTH_SOAK_SECONDS
+	BERTH_DAY_SECONDS=$(BERTH_SOAK_SECONDS) $(CARGO) test -p integration-tests --test cri day::a_nodes_day -- --nocapture
 
 # Which boots (init, systemd), suites (runtime, stack, volumes, networks) and tests: make test-vm BOOT=systemd SUITE=runtime FILTER='v2:: --nocapture'
 BOOT ?=

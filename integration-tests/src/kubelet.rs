@@ -273,6 +273,11 @@ impl Node {
         self.supervisor.as_mut().is_none_or(|child| child.try_wait().unwrap().is_some())
     }
 
+    /// The connection to it, which is made again by itself when it breaks.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone().unwrap()
+    }
+
     /// The calls of RuntimeService.
     pub fn kubelet(&self) -> RuntimeServiceClient<Channel> {
         RuntimeServiceClient::new(self.channel.clone().unwrap())

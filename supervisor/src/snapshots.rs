@@ -24,7 +24,7 @@ mod tests;
 use proto::kind::ErrorKind;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use records::{SNAPSHOTS, remove_in, split};
+pub(crate) use records::{SNAPSHOTS, full, remove_in, split};
 pub(crate) use set::{DRIVERS, SnapshotConfig, Snapshotters, State};
 pub(crate) use snapshotter::Snapshotter;
 pub(crate) use stack::{Apart, LAYER, Layered};

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
+mod checkpoint;
+mod day;
 mod faults;
 mod life;
 mod networks;

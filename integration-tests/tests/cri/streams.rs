@@ -1,7 +1,12 @@
 //! Exec and attach as clients use them: at the address that a call gives, over WebSocket. (SPDY, and kubectl where it is installed, are
 //! tested beside the server: `supervisor/src/cri/streaming/tests`.)
 
-use std::{collections::BTreeMap, fs, os::fd::AsFd as _, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::fd::{AsFd as _, BorrowedFd},
+    time::Duration,
+};
 
 use proto::runtime::v1 as cri;
 use tokio::{
@@ -12,59 +17,75 @@ use tokio::{
 use integration_tests::kubelet::{Node, container, eventually, pod};
 
 /// A client over WebSocket, version 5.
-struct Client {
+pub struct Client {
     socket: TcpStream,
     channels: BTreeMap<u8, Vec<u8>>,
 }
 
 impl Client {
     async fn connect(node: &Node, url: &str) -> Self {
-        let (host, path) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
         let namespace = fs::File::open(node.host.namespace()).unwrap();
+        Self::attempt(namespace.as_fd(), url).await.unwrap()
+    }
+
+    /// Connects to a server on the loopback of a node, if it is there.
+    pub async fn attempt(node: BorrowedFd<'_>, url: &str) -> io::Result<Self> {
+        let (host, path) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
         let address: std::net::SocketAddr = host.parse().unwrap();
-        // The server is on the node's loopback.
-        let socket = sys::netns::within(namespace.as_fd(), || std::net::TcpStream::connect(address)).unwrap().unwrap();
-        socket.set_nonblocking(true).unwrap();
-        let mut socket = TcpStream::from_std(socket).unwrap();
+        let socket = sys::netns::within(node, || std::net::TcpStream::connect(address)).unwrap()?;
+        socket.set_nonblocking(true)?;
+        let mut socket = TcpStream::from_std(socket)?;
         let request = format!(
             "GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
              Sec-WebSocket-Key: eA==\r\nSec-WebSocket-Protocol: v5.channel.k8s.io\r\n\r\n"
         );
-        socket.write_all(request.as_bytes()).await.unwrap();
+        socket.write_all(request.as_bytes()).await?;
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
-            head.push(socket.read_u8().await.unwrap());
+            head.push(socket.read_u8().await?);
         }
-        assert!(head.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&head));
-        Self { socket, channels: BTreeMap::new() }
+        match head.starts_with(b"HTTP/1.1 101 ") {
+            true => Ok(Self { socket, channels: BTreeMap::new() }),
+            false => Err(io::Error::other(String::from_utf8_lossy(&head).into_owned())),
+        }
     }
 
     async fn write(&mut self, channel: u8, bytes: &[u8]) {
+        self.try_write(channel, bytes).await.unwrap();
+    }
+
+    /// Sends, if the server is still there.
+    pub async fn try_write(&mut self, channel: u8, bytes: &[u8]) -> io::Result<()> {
         let mut frame = vec![0x82, 0x80 | 126];
         frame.extend_from_slice(&(bytes.len() as u16 + 1).to_be_bytes());
         frame.extend_from_slice(&[0, 0, 0, 0, channel]);
         frame.extend_from_slice(bytes);
-        self.socket.write_all(&frame).await.unwrap();
+        self.socket.write_all(&frame).await
     }
 
     async fn step(&mut self) -> bool {
+        self.try_step().await.unwrap()
+    }
+
+    /// Hears one frame; whether there was one.
+    pub async fn try_step(&mut self) -> io::Result<bool> {
         let mut head = [0; 2];
         if self.socket.read_exact(&mut head).await.is_err() {
-            return false;
+            return Ok(false);
         }
         let length = match head[1] {
-            126 => u64::from(self.socket.read_u16().await.unwrap()),
-            127 => self.socket.read_u64().await.unwrap(),
+            126 => u64::from(self.socket.read_u16().await?),
+            127 => self.socket.read_u64().await?,
             length => u64::from(length),
         };
         let mut body = vec![0; length as usize];
-        self.socket.read_exact(&mut body).await.unwrap();
+        self.socket.read_exact(&mut body).await?;
         if head[0] == 0x88 {
-            return false;
+            return Ok(false);
         }
         assert_eq!(head[0], 0x82);
         self.channels.entry(body[0]).or_default().extend_from_slice(&body[1..]);
-        true
+        Ok(true)
     }
 
     async fn until(&mut self, done: impl Fn(&Self) -> bool) {
@@ -81,7 +102,8 @@ impl Client {
         assert!(ended.is_ok(), "{:?} {} {} {}", self.channels.keys(), self.heard(1), self.heard(2), self.heard(3));
     }
 
-    fn heard(&self, channel: u8) -> String {
+    /// All that came on a channel.
+    pub fn heard(&self, channel: u8) -> String {
         String::from_utf8_lossy(self.channels.get(&channel).map_or(&[], |bytes| &bytes[..])).into_owned()
     }
 }

@@ -23,6 +23,7 @@ use super::{
     NAMESPACE,
     error::CriError,
     images::Image,
+    layer,
     pods::{Pods, blocking, new_id, now},
     process::{Found, signal_of},
     record::{CONTAINERS, Container, End, NAMES, Phase, SANDBOXES, Sandbox, container_name, drop_name, take_name},
@@ -34,6 +35,8 @@ use crate::tasks::{TaskError, shims::ShimError};
 const NOT_STARTED: i32 = 128;
 /// How long what was killed may take to end; one that waits for a disk can't be killed.
 const AFTER_KILL: Duration = Duration::from_secs(120);
+/// Until a kill is tried again that a dying shim didn't carry out.
+const AGAIN: Duration = Duration::from_millis(100);
 
 impl Pods {
     /// Records a container of a sandbox; nothing runs yet. Answers its id.
@@ -74,6 +77,7 @@ impl Pods {
             let (own, pods) = (id.clone(), pods.clone());
             let recording = pods.clone();
             blocking(move || recording.record_container(&own, (&sandbox, &record), config, &found)).await?;
+            pods.tell(&id, cri::ContainerEventType::ContainerCreatedEvent);
             pods.announce_done(Event::PostCreateContainer, &id).await;
             Ok(id)
         })
@@ -100,7 +104,7 @@ impl Pods {
             return Err(CriError::Unbuilt(format!("a log or stdin of a container under handler {handler:?}")));
         }
         let lease = crate::leases::unique("cri");
-        self.stores.leases.create(NAMESPACE, &lease, Default::default())?;
+        self.stores.leases.create(NAMESPACE, &lease, layer::unfinished())?;
         let made = self.record_under_lease(id, sandbox, config, (&image, found), (&log, &lease));
         // Whatever came of it: what isn't recorded now is nobody's.
         if let Err(error) = self.stores.leases.delete(NAMESPACE, &lease) {
@@ -108,7 +112,7 @@ impl Pods {
         }
         if made.is_err() {
             self.remove_volumes(id);
-            self.stores.gc.schedule();
+            self.drop_layer(id);
         }
         made
     }
@@ -123,7 +127,7 @@ impl Pods {
     ) -> Result<(), CriError> {
         let snapshots = self.stores.snapshots.get_or_default("")?;
         let parent = image.chain().map(|chain| chain.to_string()).unwrap_or_default();
-        snapshots.prepare(NAMESPACE, id, &parent, Default::default(), Some(lease))?;
+        snapshots.prepare(NAMESPACE, id, &parent, layer::unfinished(), Some(lease))?;
         proto::fault!("supervisor.cri_container.snapshot_made");
         let mut made = self.specification(id, (sandbox_id, sandbox), &config, image, found)?;
         let adjusted = self.adjust(id, (sandbox_id, sandbox), &config, &mut made)?;
@@ -154,6 +158,7 @@ impl Pods {
             if let Err(other) = take_name(tx, &name, id)? {
                 return Err(CriError::NameTaken { what: "container", name: name.clone(), other });
             }
+            layer::settle(tx, snapshots.name(), id)?;
             Ok(CONTAINERS.put(tx, NAMESPACE, id, &container)?)
         })?;
         adjusted.recorded();
@@ -185,6 +190,7 @@ impl Pods {
             }
             // Its specification names the pid namespace by a process, whose number may be somebody else's by now.
             pods.neighbour(&sandbox, &container.config)?;
+            let start = pods.starting.begin(&id);
             pods.change_container(&id, |container| container.started_at = now()).await?;
             proto::fault!("supervisor.cri_container.starting");
             if let Err(error) = pods.run(&id, &container).await {
@@ -193,10 +199,12 @@ impl Pods {
                 pods.note_end(&id, end).await;
                 return Err(error);
             }
+            drop(start);
             pods.announce_done(Event::PostStartContainer, &id).await;
             drop(turn);
-            pods.follow(&id);
+            // Nobody is to hear of its end before they hear of its start.
             pods.tell(&id, cri::ContainerEventType::ContainerStartedEvent);
+            pods.follow(&id);
             Ok(())
         })
         .await
@@ -259,7 +267,11 @@ impl Pods {
             return Ok(());
         }
         if timeout > 0 {
-            self.signal(&id, container.stop_signal, false).await?;
+            match self.signal(&id, container.stop_signal, false).await {
+                // It ends with its shim; or the connection alone was lost, and it is killed in the end.
+                Err(error) if is_without_shim(&error) => {}
+                other => other?,
+            }
             let patience = Duration::from_secs(timeout as u64);
             if tokio::time::timeout(patience, self.has_ended(&id)).await.is_ok() {
                 self.announce_end(&id).await;
@@ -276,12 +288,25 @@ impl Pods {
         if !self.container(id)?.is_some_and(|container| running(&container)) {
             return Ok(());
         }
-        self.signal(id, Signal::SIGKILL as u32, true).await?;
+        self.kill(id).await?;
         let ended = tokio::time::timeout(AFTER_KILL, self.has_ended(id)).await;
         ended.unwrap_or_else(|_| Err(CriError::Immortal { id: id.to_owned(), limit: AFTER_KILL }))?;
         // Whoever recorded it may be about to; plugins hear of it once, and before whoever asked for it.
         self.announce_end(id).await;
         Ok(())
+    }
+
+    /// Kills a container's processes. If its shim dies meanwhile, until what it minded is on record as ended.
+    pub(super) async fn kill(&self, id: &str) -> Result<(), CriError> {
+        let began = tokio::time::Instant::now();
+        loop {
+            match self.signal(id, Signal::SIGKILL as u32, true).await {
+                Err(error) if is_without_shim(&error) && began.elapsed() < AFTER_KILL => {
+                    tokio::time::sleep(AGAIN).await
+                }
+                other => return other,
+            }
+        }
     }
 
     pub(super) async fn signal(&self, id: &str, signal: u32, all: bool) -> Result<(), CriError> {
@@ -328,15 +353,25 @@ impl Pods {
         self.announce_removal(id).await;
         proto::fault!("supervisor.cri_container.task_deleted");
         let event = self.event(id, cri::ContainerEventType::ContainerDeletedEvent)?;
+        let free = self.is_layer_free(id).await;
         let (pods, own) = (self.clone(), id.to_owned());
         blocking(move || {
             let name = container.name();
+            let driver = pods.stores.snapshots.get_or_default("")?.name();
+            let mut layer = None;
             // Somebody may have removed containerd's record by itself.
             let gone = pods.containers.delete_with(&pods.namespace, &own, |tx| {
                 CONTAINERS.remove(tx, NAMESPACE, &own)?;
+                if free {
+                    layer = layer::unrecord(tx, driver, &own)?;
+                }
                 Ok::<_, CriError>(drop_name(tx, &name, &own)?)
             });
             pods.remove_volumes(&own);
+            if gone.is_ok() {
+                pods.sweep_layer(&own, layer);
+            }
+            // Its image may have been removed under it.
             pods.stores.gc.schedule();
             gone.map(drop)
         })
@@ -456,12 +491,13 @@ impl Pods {
     ) -> Result<Vec<cri::Container>, CriError> {
         let filter = filter.unwrap_or_default();
         let all = self.stores.db.read(|tx| CONTAINERS.list(tx, NAMESPACE, &filter.id))?;
+        let all = all.into_iter().map(|(id, one)| (id.clone(), self.starting.shown(&id, one)));
         let wanted = |container: &Container| {
             container.sandbox.starts_with(&filter.pod_sandbox_id)
                 && filter.state.as_ref().is_none_or(|state| state.state == container.state() as i32)
                 && matches(&container.config.labels, &filter.label_selector)
         };
-        Ok(all.into_iter().filter(|(_, container)| wanted(container)).map(|(id, one)| listed(id, one)).collect())
+        Ok(all.filter(|(_, container)| wanted(container)).map(|(id, one)| listed(id, one)).collect())
     }
 
     /// An event about a container that is on record.
@@ -501,6 +537,11 @@ fn is_by_a_shim_that_left(error: &TaskError) -> bool {
         error,
         TaskError::ShimGone { call: "Create", .. } | TaskError::Shim { cause: ShimError::Connect { .. }, .. }
     )
+}
+
+/// Whether a shim went away under a call: what it minded is ended and on record soon.
+fn is_without_shim(error: &CriError) -> bool {
+    matches!(error, CriError::Task { cause, .. } if matches!(**cause, TaskError::ShimGone { .. }))
 }
 
 /// Whether a refusal means that there is nothing left to be signalled.

@@ -5,7 +5,7 @@ use std::{io, path::PathBuf, time::Duration};
 use proto::{id::IdError, kind::ErrorKind};
 
 use super::{
-    cni::CniError, images::ImagesError, nri::NriError, spec::SpecError, status::UnknownHandler,
+    checkpoint::CheckpointError, cni::CniError, images::ImagesError, nri::NriError, spec::SpecError, status::UnknownHandler,
     streaming::StreamingError,
 };
 use crate::{
@@ -146,6 +146,9 @@ pub(crate) enum CriError {
         #[source]
         cause: Box<TaskError>,
     },
+    /// A checkpoint.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// Our own shim.
     #[error("{0}")]
     Runtime(&'static str, #[source] RuntimeError),
@@ -183,6 +186,7 @@ impl Failure for CriError {
             Self::Lease(error) => error.kind(),
             Self::Store(error) => error.kind(),
             Self::Task { cause, .. } => cause.kind(),
+            Self::Checkpoint(error) => error.kind(),
             Self::Runtime(_, cause) => cause.kind(),
             Self::Panic => ErrorKind::Internal,
         }

@@ -65,7 +65,8 @@ impl List for Containers {
             Ok(cri::ListContainersResponse { containers }.encode_to_vec().into())
         };
         match request.filter.filter(|filter| *filter != cri::ContainerFilter::default()) {
-            None => pods.listed.containers.get(|| pods.stores.db.changes(), || make(None)),
+            // A start that is at work, or done, changes what is said of its container, and no record.
+            None => pods.listed.containers.get(|| pods.stores.db.changes() + pods.starting.changes(), || make(None)),
             filter => make(filter),
         }
     }

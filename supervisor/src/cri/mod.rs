@@ -40,16 +40,18 @@
 //! * *RunPodSandbox*: check everything · record as Making, with the name · folder, namespaces, pins · files, shm · pause process, if there is to
 //!   be one · CNI ADD · Ready with CNI's result. A failure goes the way of Stop and Remove; DEL also after an ADD that failed.
 //! * *CreateContainer*: sandbox is Ready, image is here · lease · snapshot on the image's chain id · specification written, volumes of the image
-//!   filled · records with name · end of the lease. No task: what is CREATED costs no process.
+//!   filled · records with name · end of the lease. No task: what is CREATED costs no process. Lease and snapshot mean nothing without this
+//!   process until the records are there (`layer`).
 //! * *StartContainer*: time into the record · `Tasks::create` (the snapshot's mounts, stdout `cri:///LOG`) · `Tasks::start`. A failure is an
-//!   end: `StartError`, 128.
+//!   end: `StartError`, 128. It is CREATED to others until all of that is done (`starting`).
 //! * *An end* (`exits`): into the record · `Tasks::delete`, which frees the shim · told to GetContainerEvents. Kubelets ask about containers long
 //!   after their tasks have gone.
-//! * *StopContainer*: signal, wait, SIGKILL, wait for the end's record. *RemoveContainer*: that with no patience · records · snapshot goes
-//!   to the collector · log stays, it is the kubelet's.
+//! * *StopContainer*: signal, wait, SIGKILL, wait for the end's record. *RemoveContainer*: that with no patience · records, that of the
+//!   snapshot with them · its files · log stays, it is the kubelet's.
 //! * *StopPodSandbox*: record as Stopping · kill all containers · CNI DEL · pins, shm · NotReady. *RemovePodSandbox*: that ·
 //!   its containers · folder · record and name. No record says that a removal has begun: what has ended can't begin again, and one
 //!   that was cut off is done by whoever asks again.
+//! * *CheckpointContainer*: criu's images into a folder of ours · the archive, which has no name yet · its name (`checkpoint`).
 //!
 //! Plugins of NRI, if there are any, are told of each of these (`nri`): before Ready, between specification and record, between task create and start, after
 //! an end is recorded, before a record goes.
@@ -69,12 +71,14 @@
 //! plugins and kills take their time for goes on behind, and calls for that sandbox wait for their turn.
 
 mod auth;
+mod checkpoint;
 mod cni;
 mod containers;
 mod error;
 mod exits;
 mod image_service;
 mod images;
+mod layer;
 mod lists;
 mod nri;
 mod pause;
@@ -86,6 +90,7 @@ mod restart;
 mod runtime_service;
 mod sandboxes;
 mod spec;
+mod starting;
 mod stats;
 mod status;
 mod streaming;

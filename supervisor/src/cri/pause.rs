@@ -140,7 +140,7 @@ impl Pods {
 
     /// Takes the process of a sandbox away; there may be none.
     pub(super) async fn remove_pause(self: &Arc<Self>, id: &str) -> Result<(), CriError> {
-        self.signal(id, nix::libc::SIGKILL as u32, true).await?;
+        self.kill(id).await?;
         match self.tasks.wait(&self.namespace, id, "").await {
             Ok(_) | Err(TaskError::NotFound(_)) => {}
             Err(error) => return Err(CriError::task(id)(error)),

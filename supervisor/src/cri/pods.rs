@@ -21,6 +21,7 @@ use super::{
     place::Place,
     record::{CONTAINERS, Container, SANDBOXES, Sandbox},
     spec::Host,
+    starting::Starting,
     streaming::Streaming,
     turns::Turns,
 };
@@ -46,6 +47,7 @@ pub(crate) struct Pods {
     /// Plugins, where they may be.
     pub(super) nri: Option<Arc<Nri>>,
     pub(super) turns: Turns,
+    pub(super) starting: Starting,
     pub(super) listed: Listed,
     /// A container has ended: its record says how.
     pub(super) ended: Notify,
@@ -80,6 +82,7 @@ impl Pods {
             nri: config.nri.clone().map(Nri::new),
             tasks,
             turns: Turns::default(),
+            starting: Starting::default(),
             listed: Listed::default(),
             ended: Notify::new(),
             told: broadcast::channel(BACKLOG).0,
@@ -139,7 +142,8 @@ impl Pods {
 
     /// A container's record.
     pub(super) fn container(&self, id: &str) -> Result<Option<Container>, StoreError> {
-        self.stores.db.read(|tx| CONTAINERS.get(tx, NAMESPACE, id))
+        let found = self.stores.db.read(|tx| CONTAINERS.get(tx, NAMESPACE, id))?;
+        Ok(found.map(|container| self.starting.shown(id, container)))
     }
 
     /// Every sandbox.
@@ -149,11 +153,9 @@ impl Pods {
 
     /// Every container, or those of a sandbox.
     pub(super) fn containers_of(&self, sandbox: Option<&str>) -> Result<Vec<(String, Container)>, StoreError> {
-        let mut all = self.stores.db.read(|tx| CONTAINERS.list(tx, NAMESPACE, ""))?;
-        if let Some(id) = sandbox {
-            all.retain(|(_, container)| container.sandbox == id);
-        }
-        Ok(all)
+        let all = self.stores.db.read(|tx| CONTAINERS.list(tx, NAMESPACE, ""))?;
+        let all = all.into_iter().filter(|(_, container)| sandbox.is_none_or(|id| container.sandbox == id));
+        Ok(all.map(|(id, container)| (id.clone(), self.starting.shown(&id, container))).collect())
     }
 
     /// The whole id of a sandbox, of which `id` is the beginning.

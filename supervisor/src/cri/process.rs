@@ -244,7 +244,8 @@ impl Pods {
         Ok(Target { id, process, tty: config.tty, stdin: config.stdin, stdin_once: config.stdin_once })
     }
 
-    fn running(&self, id: &str) -> Result<Container, CriError> {
+    /// A container that must be running.
+    pub(super) fn running(&self, id: &str) -> Result<Container, CriError> {
         let container = self.known(id)?;
         match container.state() {
             cri::ContainerState::ContainerRunning => Ok(container),

@@ -153,7 +153,6 @@ impl runtime_service_server::RuntimeService for RuntimeService {
         request: Request<cri::CreateContainerRequest>,
     ) -> Result<Response<cri::CreateContainerResponse>, Status> {
         let container_id = self.pods.create_container(request.into_inner()).await.map_err(status)?;
-        self.pods.tell(&container_id, cri::ContainerEventType::ContainerCreatedEvent);
         Ok(Response::new(cri::CreateContainerResponse { container_id }))
     }
 
@@ -358,9 +357,15 @@ impl runtime_service_server::RuntimeService for RuntimeService {
         Ok(Response::new(cri::UpdatePodSandboxResourcesResponse {}))
     }
 
+    async fn checkpoint_container(
+        &self,
+        request: Request<cri::CheckpointContainerRequest>,
+    ) -> Result<Response<cri::CheckpointContainerResponse>, Status> {
+        self.pods.checkpoint(request.into_inner()).await.map_err(status)?;
+        Ok(Response::new(cri::CheckpointContainerResponse {}))
+    }
+
     unbuilt! {
-        checkpoint_container("CheckpointContainer"):
-            cri::CheckpointContainerRequest => cri::CheckpointContainerResponse;
         checkpoint_pod("CheckpointPod"): cri::CheckpointPodRequest => cri::CheckpointPodResponse;
         restore_pod("RestorePod"): cri::RestorePodRequest => cri::RestorePodResponse;
     }

@@ -8,7 +8,7 @@ pub(crate) const SNAPSHOTS: Table<Record> = Table::new("snapshots");
 const COUNTERS: Table<u64> = Table::new("counters");
 
 /// The key of a record.
-pub(super) fn full(driver: &str, key: &str) -> String {
+pub(crate) fn full(driver: &str, key: &str) -> String {
     format!("{driver}\0{key}")
 }
 

@@ -20,7 +20,7 @@ use proto::{
         types::Descriptor,
     },
     digest::{Digest, DigestError},
-    id::NamespaceName,
+    id::{ContainerId, NamespaceName},
     kind::{ErrorKind, chain},
     typeurl,
 };
@@ -86,7 +86,7 @@ fn failed(what: &'static str) -> impl FnOnce(io::Error) -> CheckpointError {
 }
 
 /// A folder for the time of one operation.
-struct Scratch(PathBuf);
+pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {
     fn make(folder: &Path) -> Result<Self, CheckpointError> {
@@ -96,7 +96,7 @@ impl Scratch {
     }
 
     /// Where it is.
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.0
     }
 }
@@ -133,6 +133,12 @@ pub(super) fn sweep(folder: &Path, tasks: &Path) {
 }
 
 impl Tasks {
+    /// A folder for what is made of a task's checkpoint; if we die, the next start removes it.
+    pub(crate) fn scratch(&self, id: &str) -> Result<Scratch, TaskError> {
+        let id = ContainerId::new(id)?;
+        Scratch::make(&self.checkpoints).map_err(|cause| TaskError::Checkpoint { id, cause })
+    }
+
     /// Has the shim write what the container's processes are, and keeps that under `lease`.
     pub(crate) async fn checkpoint(
         &self,
@@ -303,7 +309,6 @@ fn unpack_files(archive: impl Read, folder: &Path) -> Result<(), CheckpointError
 mod tests {
     use super::*;
     use crate::{snapshots::SnapshotConfig, store::Stores};
-    use proto::id::ContainerId;
 
     #[test]
     fn files_become_a_blob_and_files_again() {
