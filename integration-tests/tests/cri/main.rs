@@ -4,9 +4,11 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 mod faults;
+mod image_mounts;
 mod life;
 mod networks;
 mod restarts;
 mod rules;
 mod stats;
 mod streams;
+mod users;

@@ -14,7 +14,7 @@ use super::{
     place::Kind,
     pods::{Pods, blocking},
     record::{Container, Phase, Sandbox},
-    spec::{self, ImageConfig, Input, Pins, SandboxFiles, Volume},
+    spec::{self, ImageConfig, ImageMount, Input, Pins, SandboxFiles, Volume},
     streaming::Target,
 };
 use crate::{
@@ -46,11 +46,6 @@ impl Pods {
     /// Asks for what a specification depends on besides records.
     pub(super) async fn find_out(&self, sandbox: &Sandbox, config: &cri::ContainerConfig) -> Result<Found, CriError> {
         let failed = |cause| CriError::Spec { id: name_of(config), cause };
-        if let Some(mount) =
-            config.mounts.iter().find(|mount| mount.image.as_ref().is_some_and(|image| !image.image.is_empty()))
-        {
-            return Err(CriError::Unbuilt(format!("an image as a mount, as at {}, ", mount.container_path)));
-        }
         let apparmor = spec::settle_apparmor(&self.apparmor, config).await.map_err(failed)?;
         let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
         let options = context.and_then(|context| context.namespace_options.clone()).unwrap_or_default();
@@ -71,7 +66,7 @@ impl Pods {
         id: &str,
         (sandbox_id, sandbox): (&str, &Sandbox),
         config: &cri::ContainerConfig,
-        image: &Image,
+        (image, image_mounts): (&Image, &BTreeMap<usize, ImageMount>),
         found: &Found,
     ) -> Result<Written, CriError> {
         let failed = |cause| CriError::Spec { id: name_of(config), cause };
@@ -91,7 +86,7 @@ impl Pods {
                 net: place.pinned(Kind::Net, &namespaces),
                 ipc: place.pinned(Kind::Ipc, &namespaces),
                 uts: place.pinned(Kind::Uts, &namespaces),
-                user: None,
+                user: place.pinned(Kind::User, &namespaces),
                 pid: place.pinned(Kind::Pid, &namespaces),
             },
             files: &SandboxFiles {
@@ -102,7 +97,7 @@ impl Pods {
             },
             target_pid: found.target_pid,
             driver: self.driver,
-            image_mounts: &BTreeMap::new(),
+            image_mounts,
             volumes: &self.volumes_of(id),
             apparmor: found.apparmor.as_deref(),
             recursive_read_only: found.recursive_read_only,
