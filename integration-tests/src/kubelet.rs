@@ -20,7 +20,9 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use proto::runtime::v1::{self as cri, runtime_service_client::RuntimeServiceClient};
+use proto::runtime::v1::{
+    self as cri, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
+};
 use tokio::net::UnixStream;
 use tonic::{
     Status,
@@ -281,6 +283,11 @@ impl Node {
     /// The calls of RuntimeService.
     pub fn kubelet(&self) -> RuntimeServiceClient<Channel> {
         RuntimeServiceClient::new(self.channel.clone().unwrap())
+    }
+
+    /// The calls of ImageService.
+    pub fn images(&self) -> ImageServiceClient<Channel> {
+        ImageServiceClient::new(self.channel.clone().unwrap())
     }
 
     /// RunPodSandbox; the pod's id.

@@ -1,6 +1,7 @@
 //! Mounts the root filesystem that a caller describes, and takes it away again.
 
 mod detached;
+mod id_map;
 
 use std::{
     collections::BTreeSet,
@@ -14,6 +15,7 @@ use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
 };
 use proto::{containerd::types::Mount, kind::ErrorKind};
+use sys::mount::Reach;
 
 /// Why the root filesystem isn't there.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +49,17 @@ pub(crate) enum MountError {
         #[source]
         cause: Errno,
     },
+    /// Owners can't be changed for a mount.
+    #[error(
+        "map the ids of {what} (id-mapped mounts need Linux 5.12, those of overlays 5.19, and a file system that has them)"
+    )]
+    IdMap {
+        /// The folder, or the layers.
+        what: String,
+        /// What the system said.
+        #[source]
+        cause: Errno,
+    },
     /// Something the shim doesn't do.
     #[error("rootfs mount with {0} is not supported by berth-shim")]
     Unsupported(String),
@@ -57,7 +70,10 @@ impl MountError {
     pub(crate) fn kind(&self) -> ErrorKind {
         match self {
             Self::Folder { cause, .. } => ErrorKind::of_io(cause),
-            Self::Mount { cause, .. } | Self::Unmount { cause, .. } => ErrorKind::of_io(&io::Error::from(*cause)),
+            Self::IdMap { cause: Errno::EINVAL, .. } => ErrorKind::FailedPrecondition,
+            Self::Mount { cause, .. } | Self::Unmount { cause, .. } | Self::IdMap { cause, .. } => {
+                ErrorKind::of_io(&io::Error::from(*cause))
+            }
             Self::Unsupported(_) => ErrorKind::Unimplemented,
         }
     }
@@ -69,12 +85,19 @@ struct Options {
     flags: MsFlags,
     propagation: MsFlags,
     data: String,
+    /// Whose files are to be shown as whose (`uidmap` and `gidmap`, as containerd's snapshotters write them).
+    id_map: Option<(String, String)>,
 }
 
 fn parse_options(options: &[String]) -> Options {
     let (mut flags, mut propagation, mut data) = (MsFlags::empty(), MsFlags::empty(), Vec::new());
     let rec = MsFlags::MS_REC;
+    let (mut uids, mut gids) = (None, None);
     for option in options {
+        if let Some((name @ ("uidmap" | "gidmap"), map)) = option.split_once('=') {
+            *(if name == "uidmap" { &mut uids } else { &mut gids }) = Some(map.to_owned());
+            continue;
+        }
         let (set, clear) = match option.as_str() {
             "" | "defaults" => continue,
             "ro" => (MsFlags::MS_RDONLY, MsFlags::empty()),
@@ -110,7 +133,8 @@ fn parse_options(options: &[String]) -> Options {
         };
         flags = (flags - clear) | set;
     }
-    Options { flags, propagation, data: data.join(",") }
+    let id_map = (uids.is_some() || gids.is_some()).then(|| (uids.unwrap_or_default(), gids.unwrap_or_default()));
+    Options { flags, propagation, data: data.join(","), id_map }
 }
 
 /// mount(2) reads at most a page of data, and an overlay of many layers has more. The layers' common folder then becomes
@@ -136,6 +160,9 @@ const DATA_LIMIT: usize = 4095;
 /// Does something with `folder` as the working directory. The shim has one thread, so nobody else sees it.
 fn within<T>(folder: Option<&Path>, work: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
     let Some(folder) = folder else { return work() };
+    // Tests have several.
+    #[cfg(test)]
+    let _alone = tests::ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     nix::unistd::chdir(folder)?;
     let done = work();
     nix::unistd::chdir("/")?;
@@ -149,30 +176,57 @@ fn mount_one(mount_spec: &Mount, at: &Path) -> Result<(), MountError> {
     if mount_spec.options.iter().any(|option| option == "loop") {
         return Err(MountError::Unsupported("option \"loop\"".to_owned()));
     }
-    let Options { mut flags, propagation, mut data } = parse_options(&mount_spec.options);
+    let Options { mut flags, propagation, mut data, id_map } = parse_options(&mount_spec.options);
     let kind = mount_spec.r#type.as_str();
     if matches!(kind, "bind" | "rbind") {
         flags |= MsFlags::MS_BIND;
     }
-    let failed = |cause| MountError::Mount { what: format!("{kind} {}", mount_spec.source), at: at.to_owned(), cause };
+    let what = format!("{kind} {}", mount_spec.source);
+    let failed = |cause| MountError::Mount { what: what.clone(), at: at.to_owned(), cause };
     let bind = flags.contains(MsFlags::MS_BIND);
     let mut folder = None;
-    if data.len() > DATA_LIMIT
+    let mapped = match id_map {
+        None => None,
+        Some(_) if !bind && kind != "overlay" => {
+            return Err(MountError::Unsupported(format!("an id map of a {kind}")));
+        }
+        Some((uids, gids)) => {
+            let maps = id_map::parse(&what, &uids, &gids)?;
+            if bind {
+                let reach = if flags.contains(MsFlags::MS_REC) { Reach::Tree } else { Reach::One };
+                let copy = id_map::folder(Path::new(&mount_spec.source), reach, &maps)?;
+                return id_map::attach(&copy, at).and_then(|()| settle(at, flags, propagation)).map_err(failed);
+            }
+            let (layers, short) = id_map::layers(&data, &maps)?;
+            (folder, data) = (Some(id_map::path(&layers)), short);
+            Some(layers)
+        }
+    };
+    if folder.is_none()
+        && data.len() > DATA_LIMIT
         && let Some((common, short)) = shorten_lowerdirs(&data)
     {
         (folder, data) = (Some(common), short);
     }
     let data = (!data.is_empty()).then_some(data.as_str());
-    within(folder.as_deref(), || mount(Some(mount_spec.source.as_str()), at, Some(kind), flags, data))
-        .map_err(failed)?;
+    let make = || within(folder.as_deref(), || mount(Some(mount_spec.source.as_str()), at, Some(kind), flags, data));
+    match (make(), &mapped) {
+        // Before Linux 6.15 layers have to be in the table. They stay below the overlay, and go with it.
+        (Err(Errno::EINVAL), Some(layers)) => id_map::attach(layers, at).and_then(|()| make()).map_err(failed)?,
+        (made, _) => made.map_err(failed)?,
+    }
+    settle(at, flags, propagation).map_err(failed)
+}
+
+/// What a mount takes only once it is there.
+fn settle(at: &Path, flags: MsFlags, propagation: MsFlags) -> Result<(), Errno> {
+    let none: Option<&str> = None;
     // A bind mount takes its other flags only from a second call (mount(2), MS_REMOUNT and MS_BIND).
-    if bind && !(flags - MsFlags::MS_BIND - MsFlags::MS_REC).is_empty() {
-        let none: Option<&str> = None;
-        mount(none, at, none, flags | MsFlags::MS_REMOUNT, none).map_err(failed)?;
+    if flags.contains(MsFlags::MS_BIND) && !(flags - MsFlags::MS_BIND - MsFlags::MS_REC).is_empty() {
+        mount(none, at, none, flags | MsFlags::MS_REMOUNT, none)?;
     }
     if !propagation.is_empty() {
-        let none: Option<&str> = None;
-        mount(none, at, none, propagation, none).map_err(failed)?;
+        mount(none, at, none, propagation, none)?;
     }
     Ok(())
 }
@@ -238,6 +292,8 @@ pub(crate) fn unmount_rootfs(at: &Path) -> Result<(), MountError> {
 mod tests {
     use super::*;
 
+    pub(super) static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
     fn options(text: &str) -> Options {
         parse_options(&text.split(',').map(str::to_owned).collect::<Vec<_>>())
     }
@@ -253,8 +309,10 @@ mod tests {
             ("shared", none, MsFlags::MS_SHARED, ""),
             ("index=off,lowerdir=/a:/b,ro", MsFlags::MS_RDONLY, none, "index=off,lowerdir=/a:/b"),
         ] {
-            assert_eq!(options(text), Options { flags, propagation, data: data.into() }, "{text}");
+            assert_eq!(options(text), Options { flags, propagation, data: data.into(), id_map: None }, "{text}");
         }
+        let mapped = options("lowerdir=/a:/b,uidmap=0:1:2,gidmap=0:3:4");
+        assert_eq!((&*mapped.data, mapped.id_map), ("lowerdir=/a:/b", Some(("0:1:2".into(), "0:3:4".into()))));
     }
 
     #[test]

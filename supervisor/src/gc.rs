@@ -165,7 +165,7 @@ impl Collector {
                 }
             }
             for (namespace, key, record) in SNAPSHOTS.list_all(tx)? {
-                if record.kind == Kind::Active && record.labels.contains_key(OPERATION) {
+                if record.kind != Kind::Committed && record.labels.contains_key(OPERATION) {
                     // Its folder goes with the repair below.
                     let (driver, key) = split(&key);
                     match remove_in(tx, driver, &namespace, key) {

@@ -12,6 +12,7 @@
 mod btrfs;
 mod driver;
 mod folders;
+mod ids;
 mod native;
 mod overlay;
 mod records;
@@ -24,6 +25,7 @@ mod tests;
 use proto::kind::ErrorKind;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use ids::{GID_MAP, UID_MAP};
 pub(crate) use records::{SNAPSHOTS, full, remove_in, split};
 pub(crate) use set::{DRIVERS, SnapshotConfig, Snapshotters, State};
 pub(crate) use snapshotter::Snapshotter;

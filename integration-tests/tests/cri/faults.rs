@@ -47,7 +47,14 @@ fn layers(node: &Node) -> String {
 async fn life(node: &mut Node, config: &cri::PodSandboxConfig) {
     let id = stubborn(node, async |node| node.run_pod(config).await).await;
     assert_eq!(node.pods().await.len(), 1);
-    let wanted = container("main", "exec sleep 1000");
+    let mut wanted = container("main", "exec sleep 1000");
+    // With an image as a mount, for what is done about those.
+    wanted.mounts.push(cri::Mount {
+        container_path: "/image".into(),
+        readonly: true,
+        image: wanted.image.clone(),
+        ..Default::default()
+    });
     let main = stubborn(node, async |node| node.create(&id, &wanted, config).await).await;
     assert_eq!(node.containers().await.len(), 1);
     // A start that was cut off isn't done twice: it is an end, and the kubelet makes another container.
@@ -106,7 +113,12 @@ async fn killed_at_every_point() {
         let mut config = if has_plugins { networked(&name) } else { pod(&name) };
         // Then it has a process of its own besides.
         let context = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
-        context.namespace_options.as_mut().unwrap().pid = cri::NamespaceMode::Pod.into();
+        let options = context.namespace_options.as_mut().unwrap();
+        options.pid = cri::NamespaceMode::Pod.into();
+        if has_plugins && (number % 2 == 1 || point.contains("user_namespace")) {
+            let map = vec![cri::IdMapping { container_id: 0, host_id: 100_000, length: 65_536 }];
+            options.userns_options = Some(cri::UserNamespace { uids: map.clone(), gids: map, ..Default::default() });
+        }
         life(&mut node, &config).await;
         if !mark.exists() {
             unreached.push(point);
@@ -114,7 +126,7 @@ async fn killed_at_every_point() {
     }
     // What a call that was cut off had made goes with the next start, and nothing waits for the collector.
     assert_eq!(layers(&node), before);
-    unreached.retain(|point| has_plugins || !point.contains("network"));
+    unreached.retain(|point| has_plugins || !(point.contains("network") || point.contains("user_namespace")));
     assert!(unreached.is_empty(), "never reached: {unreached:?}");
     if has_plugins {
         let links = node.host.run(["ip", "-o", "link"]).success().stdout();

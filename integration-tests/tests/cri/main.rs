@@ -6,6 +6,7 @@
 mod checkpoint;
 mod day;
 mod faults;
+mod image_mounts;
 mod life;
 mod networks;
 mod nri;
@@ -13,3 +14,4 @@ mod restarts;
 mod rules;
 mod stats;
 mod streams;
+mod users;

@@ -4,13 +4,13 @@
 //! With each container's root in the host's table, every start would cost more than the one before; so would a host with many mounts
 //! of its own, about which nothing can be done. What nobody holds open any more is gone by itself, however the shim ends.
 
-use std::os::fd::OwnedFd;
+use std::{os::fd::OwnedFd, path::Path};
 
 use nix::mount::MsFlags;
 use proto::containerd::types::Mount;
 use sys::mount::{Filesystem, Reach, attr};
 
-use super::{Options, parse_options, shorten_lowerdirs};
+use super::{Options, id_map, parse_options, shorten_lowerdirs};
 
 /// Most bytes that fsconfig(2) takes as a value.
 const VALUE_LIMIT: usize = 255;
@@ -33,9 +33,17 @@ pub(crate) fn detached(mounts: &[Mount]) -> Option<OwnedFd> {
 fn overlay(source: &str, options: &Options) -> Option<OwnedFd> {
     let attributes = attributes(options.flags)?;
     let too_long = |data: &str| data.split(',').any(|option| value(option).len() > VALUE_LIMIT);
-    let (folder, data) = match too_long(&options.data) {
-        false => (None, options.data.clone()),
-        true => shorten_lowerdirs(&options.data).map(|(folder, data)| (Some(folder), data))?,
+    let mapped;
+    let (folder, data) = match &options.id_map {
+        Some((uids, gids)) => {
+            let (layers, data) = id_map::layers(&options.data, &id_map::parse(source, uids, gids).ok()?).ok()?;
+            mapped = layers;
+            (Some(id_map::path(&mapped)), data)
+        }
+        None if too_long(&options.data) => {
+            shorten_lowerdirs(&options.data).map(|(folder, data)| (Some(folder), data))?
+        }
+        None => (None, options.data.clone()),
     };
     if too_long(&data) {
         return None;
@@ -68,7 +76,12 @@ fn bind(source: &str, options: &Options) -> Option<OwnedFd> {
         return None;
     }
     let reach = if options.flags.contains(MsFlags::MS_REC) { Reach::Tree } else { Reach::One };
-    let copy = sys::mount::clone_tree(nix::fcntl::AT_FDCWD, source, reach).ok()?;
+    let copy = match &options.id_map {
+        Some((uids, gids)) => {
+            id_map::folder(Path::new(source), reach, &id_map::parse(source, uids, gids).ok()?).ok()?
+        }
+        None => sys::mount::clone_tree(nix::fcntl::AT_FDCWD, source, reach).ok()?,
+    };
     if attributes != 0 {
         sys::mount::set_attributes(&copy, Reach::One, attributes, 0, None).ok()?;
     }
@@ -90,7 +103,7 @@ fn attributes(flags: MsFlags) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::fd::AsRawFd, path::Path};
+    use std::{fs, os::fd::AsRawFd};
 
     use proto::kind::ErrorKind;
 
@@ -150,6 +163,47 @@ mod tests {
             (mounted, true, true),
         ];
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn layers_of_somebody_else() {
+        use std::os::unix::fs::MetadataExt;
+        let folder = tempfile::tempdir().expect("folder");
+        let (at, layers) = (folder.path().join("rootfs"), folder.path().join("layers"));
+        fs::create_dir(&layers).expect("folder");
+        let tmpfs = Mount { r#type: "tmpfs".into(), source: "tmpfs".into(), ..Mount::default() };
+        mount_one(&tmpfs, &layers).expect("tmpfs");
+        let maps = ["uidmap=0:100000:65536", "gidmap=0:200000:65536"].map(str::to_owned);
+        let mut found = Vec::new();
+        // So many that they need short names; and in the table, as for other runtimes.
+        for (count, may_detach) in [(1, true), (3, true), (60, true), (3, false)] {
+            let mut mount = overlay(&layers, count);
+            mount.options.extend(maps.clone());
+            let made = make_rootfs(&[mount], &at, may_detach).expect("made");
+            let inside = match &made {
+                Rootfs::Detached(root) => format!("/proc/self/fd/{}", root.as_raw_fd()).into(),
+                _ => at.clone(),
+            };
+            let owner =
+                |name: &str| fs::metadata(inside.join(name)).map(|file| (file.uid(), file.gid())).expect("file");
+            let lower = owner("mark");
+            fs::write(inside.join("new"), "x").expect("written");
+            found.push((kind(&made), lower, owner("new")));
+            fs::remove_file(inside.join("new")).expect("removed");
+            unmount_rootfs(&at).expect("unmount");
+        }
+        let mut whole = bind(&layers.join("upper"), &["rbind"]);
+        whole.options.extend(maps);
+        let made = make_rootfs(std::slice::from_ref(&whole), &at, false).expect("made");
+        let owner = fs::metadata(&at).map(|file| (file.uid(), file.gid())).expect("folder");
+        unmount_rootfs(&at).expect("unmount");
+        whole.options.push("uidmap=0".into());
+        let bad = make_rootfs(&[whole], &at, true).expect_err("no map");
+        unmount_rootfs(&layers).expect("unmount layers");
+        let (mapped, own) = ((100_000, 200_000), (0, 0));
+        let (detached, mounted) = (("detached", mapped, own), ("mounted", mapped, own));
+        assert_eq!(found, [detached, detached, mounted, mounted]);
+        assert_eq!((kind(&made), owner, bad.kind()), ("mounted", mapped, ErrorKind::Unimplemented));
     }
 
     #[test]

@@ -29,7 +29,10 @@ use super::{
     record::{CONTAINERS, Container, End, NAMES, Phase, SANDBOXES, Sandbox, container_name, drop_name, take_name},
     sandboxes,
 };
-use crate::tasks::{TaskError, shims::ShimError};
+use crate::{
+    snapshots::{GID_MAP, UID_MAP},
+    tasks::{TaskError, shims::ShimError},
+};
 
 /// Code of a container that couldn't be started.
 const NOT_STARTED: i32 = 128;
@@ -105,13 +108,14 @@ impl Pods {
         }
         let lease = crate::leases::unique("cri");
         self.stores.leases.create(NAMESPACE, &lease, layer::unfinished())?;
-        let made = self.record_under_lease(id, sandbox, config, (&image, found), (&log, &lease));
+        let made = self.record_under_lease(id, sandbox, config.clone(), (&image, found), (&log, &lease));
         // Whatever came of it: what isn't recorded now is nobody's.
         if let Err(error) = self.stores.leases.delete(NAMESPACE, &lease) {
             warn!(id, error = %chain(&error), "lease stays until it is looked at");
         }
         if made.is_err() {
             self.remove_volumes(id);
+            self.remove_views(id, &config);
             self.drop_layer(id);
         }
         made
@@ -127,9 +131,12 @@ impl Pods {
     ) -> Result<(), CriError> {
         let snapshots = self.stores.snapshots.get_or_default("")?;
         let parent = image.chain().map(|chain| chain.to_string()).unwrap_or_default();
-        snapshots.prepare(NAMESPACE, id, &parent, layer::unfinished(), Some(lease))?;
+        let ids = sandbox.ids().map(|(uids, gids)| [(UID_MAP.to_owned(), uids), (GID_MAP.to_owned(), gids)]);
+        let labels = ids.into_iter().flatten().chain(layer::unfinished()).collect();
+        snapshots.prepare(NAMESPACE, id, &parent, labels, Some(lease))?;
         proto::fault!("supervisor.cri_container.snapshot_made");
-        let mut made = self.specification(id, (sandbox_id, sandbox), &config, image, found)?;
+        let views = self.view_images(id, sandbox, &config, lease)?;
+        let mut made = self.specification(id, (sandbox_id, sandbox), &config, (image, &views.mounts), found)?;
         let adjusted = self.adjust(id, (sandbox_id, sandbox), &config, &mut made)?;
         proto::fault!("supervisor.cri_container.specified");
         let container = Container {
@@ -150,7 +157,7 @@ impl Pods {
             spec: Some(typeurl::pack_json(typeurl::SPEC, made.spec.to_string().into_bytes())),
             snapshotter: snapshots.name().to_owned(),
             snapshot_key: id.to_owned(),
-            labels: container.config.labels.clone().into_iter().chain(kind_label()).collect(),
+            labels: container.config.labels.clone().into_iter().chain(kind_label()).chain(views.labels.clone()).collect(),
             ..Default::default()
         };
         let name = container.name();
@@ -158,7 +165,9 @@ impl Pods {
             if let Err(other) = take_name(tx, &name, id)? {
                 return Err(CriError::NameTaken { what: "container", name: name.clone(), other });
             }
-            layer::settle(tx, snapshots.name(), id)?;
+            for key in [id].into_iter().chain(views.keys()) {
+                layer::settle(tx, snapshots.name(), key)?;
+            }
             Ok(CONTAINERS.put(tx, NAMESPACE, id, &container)?)
         })?;
         adjusted.recorded();
@@ -234,10 +243,17 @@ impl Pods {
             terminal: config.tty,
             ..Default::default()
         };
+        self.mount_images(id, container).await?;
         let mut created = self.tasks.create(self.namespace.clone(), request.clone()).await;
         if created.as_ref().is_err_and(is_by_a_shim_that_left) {
             // The pod's last container has just ended, and with it, while we were on our way to it, the pod's shim.
             created = self.tasks.create(self.namespace.clone(), request).await;
+        }
+        let own = self.sandbox(&container.sandbox)?.is_some_and(|sandbox| {
+            self.tasks.is_own_runtime(&self.node.runtime(&sandbox.request.runtime_handler).name)
+        });
+        if own || created.is_err() {
+            self.unmount_images(id).await;
         }
         created.map_err(&failed)?;
         proto::fault!("supervisor.cri_container.task_created");
@@ -370,6 +386,7 @@ impl Pods {
             pods.remove_volumes(&own);
             if gone.is_ok() {
                 pods.sweep_layer(&own, layer);
+                pods.remove_views(&own, &container.config);
             }
             // Its image may have been removed under it.
             pods.stores.gc.schedule();
@@ -391,6 +408,7 @@ impl Pods {
             Ok(_) | Err(TaskError::NotFound(_)) => {}
             Err(error) => warn!(id, error = %chain(&error), "task not deleted"),
         }
+        self.unmount_images(id).await;
     }
 
     /// A container that must be there.

@@ -65,6 +65,14 @@ pub(crate) enum CriError {
     /// Something isn't there in this release.
     #[error("{0} is not supported by this release")]
     Unbuilt(String),
+    /// The pod can't have users of its own.
+    #[error("no user namespace can be had under handler {handler:?}: {why}")]
+    NoUserNamespaces {
+        /// The handler.
+        handler: String,
+        /// What it lacks, or the kernel.
+        why: String,
+    },
     /// A file or namespace of a sandbox.
     #[error("sandbox {id}: {what} {}", .at.display())]
     Io {
@@ -171,7 +179,7 @@ impl Failure for CriError {
             Self::Missing(_) | Self::Invalid(_) | Self::Ambiguous { .. } | Self::Id(_) => ErrorKind::InvalidArgument,
             Self::NotFound { .. } => ErrorKind::NotFound,
             Self::NameTaken { .. } => ErrorKind::AlreadyExists,
-            Self::State { .. } => ErrorKind::FailedPrecondition,
+            Self::State { .. } | Self::NoUserNamespaces { .. } => ErrorKind::FailedPrecondition,
             Self::Unbuilt(_) => ErrorKind::Unimplemented,
             Self::Io { cause, .. } => ErrorKind::of_io(cause),
             Self::Immortal { .. } => ErrorKind::DeadlineExceeded,

@@ -25,6 +25,13 @@
 //! shim's `start` finds the shim of the pod; before the first container there is none. Only a pod that shares its pid namespace gets a
 //! process: a container with the sandbox's id, whose program is the shim's own under another name (`pause`).
 //!
+//! With users of its own, a pod has a user namespace that owns the others, pinned as `user`. As a process with threads can't make one, a
+//! child does (`sys::userns`). Files keep their owners on the disk: the container's snapshot has the ids on its labels, as containerd's
+//! snapshotters know them, so that the overlay's layers are mounted with other owners and its upper folder belongs to the pod's root; the
+//! sandbox's files and the image's volumes are id-mapped binds. Whether all of that can be had is tried (`status`), and the kubelet told.
+//!
+//! Images as mounts (`image_mounts`) are views that the container's record keeps, mounted on the host only while its task is made.
+//!
 //! # Phases
 //!
 //! ```text
@@ -39,11 +46,11 @@
 //!
 //! * *RunPodSandbox*: check everything · record as Making, with the name · folder, namespaces, pins · files, shm · pause process, if there is to
 //!   be one · CNI ADD · Ready with CNI's result. A failure goes the way of Stop and Remove; DEL also after an ADD that failed.
-//! * *CreateContainer*: sandbox is Ready, image is here · lease · snapshot on the image's chain id · specification written, volumes of the image
-//!   filled · records with name · end of the lease. No task: what is CREATED costs no process. Lease and snapshot mean nothing without this
-//!   process until the records are there (`layer`).
-//! * *StartContainer*: time into the record · `Tasks::create` (the snapshot's mounts, stdout `cri:///LOG`) · `Tasks::start`. A failure is an
-//!   end: `StartError`, 128. It is CREATED to others until all of that is done (`starting`).
+//! * *CreateContainer*: sandbox is Ready, image is here · lease · snapshot on the image's chain id · views of images · specification
+//!   written, volumes of the image filled · records with name · end of the lease. No task: what is CREATED costs no process. Lease and
+//!   snapshots mean nothing without this process until the records are there (`layer`).
+//! * *StartContainer*: time into the record · images mounted · `Tasks::create` (the snapshot's mounts, stdout `cri:///LOG`) ·
+//!   `Tasks::start`. A failure is an end: `StartError`, 128. It is CREATED to others until all of that is done (`starting`).
 //! * *An end* (`exits`): into the record · `Tasks::delete`, which frees the shim · told to GetContainerEvents. Kubelets ask about containers long
 //!   after their tasks have gone.
 //! * *StopContainer*: signal, wait, SIGKILL, wait for the end's record. *RemoveContainer*: that with no patience · records, that of the
@@ -76,6 +83,7 @@ mod cni;
 mod containers;
 mod error;
 mod exits;
+mod image_mounts;
 mod image_service;
 mod images;
 mod layer;

@@ -25,6 +25,8 @@ use crate::tasks::TaskError;
 
 /// The program in its root, by whose name the shim knows what it is to be.
 const PROGRAM: &str = "berth-pause";
+/// The user that it is.
+const NOBODY: u64 = 65535;
 /// As the node's own daemons: the pod ends with it.
 const OOM_SCORE_ADJ: i64 = -998;
 
@@ -60,17 +62,21 @@ impl Pods {
         let parent = config.linux.as_ref().map(|linux| linux.cgroup_parent.clone()).unwrap_or_default();
         let failed = |cause| CriError::Spec { id: id.to_owned(), cause };
         let mut list = vec![json!({"type": "mount"}), json!({"type": "pid"})];
-        for (kind, name) in [(Kind::Net, "network"), (Kind::Ipc, "ipc"), (Kind::Uts, "uts")] {
+        for (kind, name) in [(Kind::User, "user"), (Kind::Net, "network"), (Kind::Ipc, "ipc"), (Kind::Uts, "uts")] {
             if let Some(path) = place.pinned(kind, &namespaces) {
                 list.push(json!({"type": name, "path": path}));
             }
         }
         let meta = config.metadata.clone().unwrap_or_default();
-        let spec = json!({
+        let mappings = spec::mappings(config).map_err(failed)?;
+        // Nobody, or who comes nearest.
+        let lowest = mappings.iter().filter_map(|(_, map)| map[0]["size"].as_u64()).min();
+        let nobody = lowest.map_or(NOBODY, |ids| NOBODY.min(ids.saturating_sub(1)));
+        let mut spec = json!({
             "ociVersion": "1.1.0",
             "root": {"path": "rootfs", "readonly": true},
             "process": {
-                "user": {"uid": 65535, "gid": 65535},
+                "user": {"uid": nobody, "gid": nobody},
                 "args": [format!("/{PROGRAM}")],
                 "cwd": "/",
                 "noNewPrivileges": true,
@@ -94,6 +100,9 @@ impl Pods {
                 "io.kubernetes.cri.sandbox-uid": meta.uid,
             },
         });
+        for (key, map) in mappings {
+            spec["linux"][key] = map;
+        }
         Ok(Record {
             id: id.to_owned(),
             runtime: Some(self.node.runtime(&sandbox.request.runtime_handler)),

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! RUN/supervisor/sandboxes/ID/
-//!   net ipc uts              the pod's namespaces, pinned; none where it shares the node's
+//!   net ipc uts user         the pod's namespaces, pinned; none where it shares the node's
 //!   hosts hostname resolv.conf
 //!   shm                      a tmpfs, unless the pod shares the node's ipc
 //! ```
@@ -25,6 +25,7 @@ use nix::{
     unistd::{gethostname, sethostname},
 };
 use proto::runtime::v1 as cri;
+use sys::userns::{Maps, Range};
 
 use super::{error::CriError, spec};
 
@@ -38,6 +39,8 @@ const HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loop
 /// A namespace that can be pinned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
+    /// Users. The others are its own then: its root has power over them.
+    User,
     /// Network.
     Net,
     /// System V IPC and POSIX message queues.
@@ -49,10 +52,11 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 4] = [Self::Net, Self::Ipc, Self::Uts, Self::Pid];
+    const ALL: [Self; 5] = [Self::User, Self::Net, Self::Ipc, Self::Uts, Self::Pid];
 
     fn name(self) -> &'static str {
         match self {
+            Self::User => "user",
             Self::Net => "net",
             Self::Ipc => "ipc",
             Self::Uts => "uts",
@@ -62,6 +66,7 @@ impl Kind {
 
     fn flag(self) -> CloneFlags {
         match self {
+            Self::User => CloneFlags::CLONE_NEWUSER,
             Self::Net => CloneFlags::CLONE_NEWNET,
             Self::Ipc => CloneFlags::CLONE_NEWIPC,
             Self::Uts => CloneFlags::CLONE_NEWUTS,
@@ -74,6 +79,9 @@ impl Kind {
 pub(super) fn own(namespaces: &cri::NamespaceOption) -> Vec<Kind> {
     let node = |mode: i32| mode == cri::NamespaceMode::Node as i32;
     let mut own = Vec::new();
+    if namespaces.userns_options.as_ref().is_some_and(|users| users.mode == cri::NamespaceMode::Pod as i32) {
+        own.push(Kind::User);
+    }
     if !node(namespaces.network) {
         own.extend([Kind::Net, Kind::Uts]);
     }
@@ -81,6 +89,16 @@ pub(super) fn own(namespaces: &cri::NamespaceOption) -> Vec<Kind> {
         own.push(Kind::Ipc);
     }
     own
+}
+
+/// The ids of a pod's own user namespace.
+fn maps(namespaces: &cri::NamespaceOption) -> Option<Maps> {
+    let users = namespaces.userns_options.as_ref().filter(|_| own(namespaces).contains(&Kind::User))?;
+    let ranges = |ids: &[cri::IdMapping]| {
+        let range = |one: &cri::IdMapping| Range { inside: one.container_id, outside: one.host_id, length: one.length };
+        ids.iter().map(range).collect()
+    };
+    Some(Maps { uids: ranges(&users.uids), gids: ranges(&users.gids) })
 }
 
 /// Whether the containers of a pod see each other's processes.
@@ -170,10 +188,15 @@ impl Place {
             (name, true) if !name.is_empty() => name.to_owned(),
             _ => gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "localhost".into()),
         };
-        let sysctls = spec::sysctls(config).map_err(|cause| CriError::Spec { id: self.id.clone(), cause })?;
+        let failed = |cause| CriError::Spec { id: self.id.clone(), cause };
+        let sysctls = spec::sysctls(config).map_err(failed)?;
+        let maps = maps(namespaces);
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().name("sandbox".into()).stack_size(STACK);
-            let made = thread.spawn_scoped(scope, || self.namespaces(&kinds, &hostname, &sysctls));
+            let made = thread.spawn_scoped(scope, || {
+                self.namespaces(&kinds, maps.as_ref())?;
+                self.furnish(kinds.contains(&Kind::Uts).then_some(&hostname), &sysctls)
+            });
             made.map_err(self.error("start a thread for", &self.folder))?.join().map_err(|_| CriError::Panic)?
         })?;
         proto::fault!("supervisor.sandbox.namespaces_pinned");
@@ -182,24 +205,47 @@ impl Place {
             let shm = self.shm(namespaces);
             fs::DirBuilder::new().mode(0o711).create(&shm).map_err(self.error("make folder", &shm))?;
             let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
-            mount(Some("shm"), &shm, Some("tmpfs"), flags, Some(SHM))
+            let root = maps.as_ref().and_then(|maps| maps.outside(0, 0));
+            let options = root.map_or(SHM.to_owned(), |(uid, gid)| format!("{SHM},uid={uid},gid={gid}"));
+            mount(Some("shm"), &shm, Some("tmpfs"), flags, Some(options.as_str()))
                 .map_err(|errno| self.error("mount a tmpfs at", &shm)(errno.into()))?;
         }
         proto::fault!("supervisor.sandbox.files_written");
         Ok(())
     }
 
-    // On a thread of its own, which ends in the new namespaces.
-    fn namespaces(&self, kinds: &[Kind], hostname: &str, sysctls: &BTreeMap<String, String>) -> Result<(), CriError> {
-        let all = kinds.iter().fold(CloneFlags::empty(), |all, kind| all | kind.flag());
-        unshare(all).map_err(|errno| self.error("make the namespaces of", &self.folder)(errno.into()))?;
-        if kinds.contains(&Kind::Uts) {
+    // On a thread of its own, which is in the new namespaces then, but for that of users.
+    fn namespaces(&self, kinds: &[Kind], maps: Option<&Maps>) -> Result<(), CriError> {
+        let others = kinds.iter().filter(|kind| **kind != Kind::User);
+        let flags = others.clone().fold(CloneFlags::empty(), |all, kind| all | kind.flag());
+        let failed = |what| move |errno: Errno| self.error(what, &self.folder)(errno.into());
+        let Some(maps) = maps else {
+            unshare(flags).map_err(failed("make the namespaces of"))?;
+            return self.pin_all(kinds, "/proc/thread-self");
+        };
+        let made = sys::userns::make(maps, flags.bits() as u64, |pid| Ok(self.pin_all(kinds, &format!("/proc/{pid}"))));
+        made.map_err(failed("make the user namespace of"))??;
+        proto::fault!("supervisor.sandbox.user_namespace_pinned");
+        for kind in others {
+            let namespace = fs::File::open(self.pin(*kind)).map_err(self.error("open", &self.pin(*kind)))?;
+            sys::ns::enter(&namespace, kind.flag().bits() as u64).map_err(failed("enter the namespaces of"))?;
+        }
+        Ok(())
+    }
+
+    // What their owner would do, by a thread that is in them.
+    fn furnish(&self, hostname: Option<&String>, sysctls: &BTreeMap<String, String>) -> Result<(), CriError> {
+        if let Some(hostname) = hostname {
             sethostname(hostname).map_err(|errno| self.error("set the host name of", &self.folder)(errno.into()))?;
         }
         for (name, value) in sysctls {
             let path = Path::new("/proc/sys").join(name);
             fs::write(&path, value).map_err(self.error("set sysctl", &path))?;
         }
+        Ok(())
+    }
+
+    fn pin_all(&self, kinds: &[Kind], of: &str) -> Result<(), CriError> {
         for kind in kinds {
             let pin = self.pin(*kind);
             fs::OpenOptions::new()
@@ -208,7 +254,7 @@ impl Place {
                 .mode(0o600)
                 .open(&pin)
                 .map_err(self.error("make the pin", &pin))?;
-            let own = format!("/proc/thread-self/ns/{}", kind.name());
+            let own = format!("{of}/ns/{}", kind.name());
             mount(Some(own.as_str()), &pin, None::<&str>, MsFlags::MS_BIND, None::<&str>)
                 .map_err(|errno| self.error("pin a namespace at", &pin)(errno.into()))?;
         }
@@ -259,14 +305,16 @@ impl Place {
     }
 }
 
-fn absent(result: io::Result<()>) -> io::Result<()> {
+/// What isn't there any more needs no removal.
+pub(super) fn absent(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
 }
 
-fn unmount(at: &Path) -> io::Result<()> {
+/// Unmounts everything on a folder or file, if something is.
+pub(super) fn unmount(at: &Path) -> io::Result<()> {
     loop {
         match umount2(at, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
             Ok(()) => {}
@@ -347,6 +395,13 @@ mod tests {
         assert_eq!(own(&with(pod, pod)), [Kind::Net, Kind::Uts, Kind::Ipc]);
         assert_eq!(own(&with(node, pod)), [Kind::Ipc]);
         assert_eq!(own(&with(node, node)), []);
+        let mut users = with(pod, pod);
+        users.userns_options = Some(cri::UserNamespace { mode: node, ..Default::default() });
+        assert_eq!((own(&users).len(), maps(&users)), (3, None));
+        let id = cri::IdMapping { container_id: 0, host_id: 100_000, length: 65_536 };
+        users.userns_options = Some(cri::UserNamespace { mode: pod, uids: vec![id], gids: vec![id] });
+        assert_eq!(own(&users), [Kind::User, Kind::Net, Kind::Uts, Kind::Ipc]);
+        assert_eq!(maps(&users), Maps::parse("0:100000:65536", "0:100000:65536"));
     }
 
     #[test]
@@ -358,12 +413,22 @@ mod tests {
             ..Default::default()
         };
         let config = cri::PodSandboxConfig { hostname: "web".into(), linux: Some(linux), ..Default::default() };
-        let namespaces = cri::NamespaceOption::default();
-        place.make(&config, &namespaces).unwrap();
-        assert!(place.is_whole(&namespaces));
+        let id = cri::IdMapping { container_id: 0, host_id: 100_000, length: 65_536 };
+        let users = cri::UserNamespace { uids: vec![id], gids: vec![id], ..Default::default() };
+        for users in [None, Some(users)] {
+            lives(&place, &config, &cri::NamespaceOption { userns_options: users, ..Default::default() });
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        }
+    }
+
+    fn lives(place: &Place, config: &cri::PodSandboxConfig, namespaces: &cri::NamespaceOption) {
+        place.make(config, namespaces).unwrap();
+        assert!(place.is_whole(namespaces));
         assert_eq!(fs::read_to_string(place.hostname()).unwrap(), "web\n");
-        let shm = nix::sys::statfs::statfs(&place.shm(&namespaces)).unwrap();
+        let shm = nix::sys::statfs::statfs(&place.shm(namespaces)).unwrap();
         assert_eq!(shm.filesystem_type(), nix::sys::statfs::TMPFS_MAGIC);
+        let owner = std::os::unix::fs::MetadataExt::uid(&fs::metadata(place.shm(namespaces)).unwrap());
+        assert_eq!(owner, if namespaces.userns_options.is_some() { 100_000 } else { 0 });
         let net = sys::netns::open(&place.pin(Kind::Net)).unwrap().unwrap();
         let inside = sys::netns::within(std::os::fd::AsFd::as_fd(&net), || {
             fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start")
@@ -371,11 +436,10 @@ mod tests {
         assert_eq!(inside.unwrap().unwrap(), "0\n");
         drop(net);
         // Anew over what is there, as after a crash.
-        place.make(&config, &namespaces).unwrap();
+        place.make(config, namespaces).unwrap();
         place.take_down().unwrap();
-        assert!(!place.is_whole(&namespaces) && place.hosts().exists());
+        assert!(!place.is_whole(namespaces) && place.hosts().exists());
         place.remove().unwrap();
         place.remove().unwrap();
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

@@ -14,7 +14,7 @@ use super::{
     place::Kind,
     pods::{Pods, blocking},
     record::{Container, Phase, Sandbox},
-    spec::{self, ImageConfig, Input, Pins, SandboxFiles, Volume},
+    spec::{self, ImageConfig, ImageMount, Input, Pins, SandboxFiles, Volume},
     streaming::Target,
 };
 use crate::{
@@ -50,11 +50,6 @@ impl Pods {
         config: &cri::ContainerConfig,
     ) -> Result<Found, CriError> {
         let failed = |cause| CriError::Spec { id: name_of(config), cause };
-        if let Some(mount) =
-            config.mounts.iter().find(|mount| mount.image.as_ref().is_some_and(|image| !image.image.is_empty()))
-        {
-            return Err(CriError::Unbuilt(format!("an image as a mount, as at {}, ", mount.container_path)));
-        }
         let apparmor = spec::settle_apparmor(&self.apparmor, config).await.map_err(failed)?;
         let mut target_pid = None;
         if let Some(id) = self.neighbour(sandbox_id, config)? {
@@ -87,7 +82,7 @@ impl Pods {
         id: &str,
         (sandbox_id, sandbox): (&str, &Sandbox),
         config: &cri::ContainerConfig,
-        image: &Image,
+        (image, image_mounts): (&Image, &BTreeMap<usize, ImageMount>),
         found: &Found,
     ) -> Result<Written, CriError> {
         let failed = |cause| CriError::Spec { id: name_of(config), cause };
@@ -107,7 +102,7 @@ impl Pods {
                 net: place.pinned(Kind::Net, &namespaces),
                 ipc: place.pinned(Kind::Ipc, &namespaces),
                 uts: place.pinned(Kind::Uts, &namespaces),
-                user: None,
+                user: place.pinned(Kind::User, &namespaces),
                 pid: place.pinned(Kind::Pid, &namespaces),
             },
             files: &SandboxFiles {
@@ -118,7 +113,7 @@ impl Pods {
             },
             target_pid: found.target_pid,
             driver: self.driver,
-            image_mounts: &BTreeMap::new(),
+            image_mounts,
             volumes: &self.volumes_of(id),
             apparmor: found.apparmor.as_deref(),
             recursive_read_only: found.recursive_read_only,

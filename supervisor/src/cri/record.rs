@@ -146,6 +146,13 @@ impl Sandbox {
         (overhead, resources)
     }
 
+    /// The ids of its user namespace, if it has one of its own: those of users and of groups, in containerd's words.
+    pub(super) fn ids(&self) -> Option<(String, String)> {
+        let users = self.namespaces().userns_options?;
+        let own = users.mode == cri::NamespaceMode::Pod as i32;
+        own.then(|| (words_of_ids(&users.uids), words_of_ids(&users.gids)))
+    }
+
     /// The name under which it is unique.
     pub(super) fn name(&self) -> String {
         let meta = self.config().metadata.clone().unwrap_or_default();
@@ -168,6 +175,12 @@ impl Container {
         let meta = self.config.metadata.clone().unwrap_or_default();
         container_name(&self.sandbox, &meta)
     }
+}
+
+/// Ids as snapshots have them on their labels.
+pub(super) fn words_of_ids(ids: &[cri::IdMapping]) -> String {
+    let word = |one: &cri::IdMapping| format!("{}:{}:{}", one.container_id, one.host_id, one.length);
+    ids.iter().map(word).collect::<Vec<_>>().join(",")
 }
 
 // Parts may hold any character: as JSON nothing runs together.

@@ -30,6 +30,13 @@ impl Pods {
         .await?;
         let living: HashSet<String> =
             self.tasks.list(&self.namespace).await.into_iter().map(|process| process.container_id).collect();
+        let pods = self.clone();
+        let running = living.clone();
+        blocking(move || {
+            pods.sweep_images(|id| running.contains(id));
+            Ok(())
+        })
+        .await?;
         for (id, container) in self.containers_of(None)? {
             if container.state() == cri::ContainerState::ContainerRunning {
                 match living.contains(&id) {

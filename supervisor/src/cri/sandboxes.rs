@@ -24,6 +24,11 @@ impl Pods {
     /// Makes a sandbox, or finds the one that was made of the same request; answers its id.
     pub(super) async fn run_sandbox(self: &Arc<Self>, request: cri::RunPodSandboxRequest) -> Result<String, CriError> {
         self.check(&request)?;
+        if (Sandbox { request: request.clone(), ..Default::default() }).ids().is_some() {
+            let handler = &request.runtime_handler;
+            let had = self.node.user_namespaces(handler).await;
+            had.map_err(|why| CriError::NoUserNamespaces { handler: handler.clone(), why })?;
+        }
         // Also the record: one that nobody goes on with would stay as it is until our next start.
         self.detached(async move |pods| pods.run_checked(request).await).await
     }
@@ -82,10 +87,6 @@ impl Pods {
         }
         self.node.check_handler(&request.runtime_handler)?;
         place::check(config)?;
-        let options = Sandbox { request: request.clone(), ..Default::default() }.namespaces().userns_options;
-        if options.is_some_and(|users| users.mode == cri::NamespaceMode::Pod as i32) {
-            return Err(CriError::Unbuilt("a user namespace for a pod".into()));
-        }
         spec::check_sandbox(config, self.driver, &self.host)
             .map_err(|cause| CriError::Spec { id: meta.name.clone(), cause })
     }

@@ -1,6 +1,10 @@
 //! What the kubelet is told about this node: whether it is ready, which handlers there are, what they can do.
 
-use std::{collections::HashMap, path::Path, sync::Arc};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+};
 
 use proto::{
     containerd::{runc::v1::Options, services::containers::v1::container},
@@ -38,11 +42,35 @@ impl Failure for UnknownHandler {
 #[serde(rename_all = "camelCase", default)]
 struct Features {
     mount_options: Vec<String>,
+    linux: LinuxFeatures,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct LinuxFeatures {
+    namespaces: Vec<String>,
+    mount_extensions: MountExtensions,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+struct MountExtensions {
+    idmap: Extension,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+struct Extension {
+    enabled: bool,
 }
 
 impl Features {
     fn is_recursive_read_only(&self) -> bool {
         self.mount_options.iter().any(|option| option == "rro")
+    }
+
+    fn has_user_namespaces(&self) -> bool {
+        self.linux.namespaces.iter().any(|kind| kind == "user") && self.linux.mount_extensions.idmap.enabled
     }
 }
 
@@ -51,6 +79,10 @@ pub(crate) struct Node {
     tasks: Arc<Tasks>,
     driver: cri::CgroupDriver,
     info: serde_json::Value,
+    // Where files of pods are that are to have other owners.
+    folders: [PathBuf; 2],
+    // Why kernel or file systems have no such mounts.
+    id_maps: OnceLock<Result<(), String>>,
     // With the features of each, once its shim has answered.
     handlers: Vec<(Handler, OnceCell<Features>)>,
 }
@@ -72,7 +104,8 @@ impl Node {
             "cgroupDriver": driver.as_str_name().to_lowercase(),
         });
         let handlers = config.handlers.iter().map(|handler| (handler.clone(), OnceCell::new())).collect();
-        Self { tasks, driver, info, handlers }
+        let folders = [config.run_root.clone(), config.data_root.clone()];
+        Self { tasks, driver, info, folders, id_maps: OnceLock::new(), handlers }
     }
 
     /// Refuses handlers that aren't there.
@@ -117,6 +150,32 @@ impl Node {
         self.features(self.handler(handler)).await.is_ok_and(Features::is_recursive_read_only)
     }
 
+    /// Why pods under a handler can't have users of their own, if they can't.
+    pub(super) async fn user_namespaces(&self, handler: &str) -> Result<(), String> {
+        let features = self.features(self.handler(handler)).await?;
+        if !features.has_user_namespaces() {
+            return Err(
+                "its runtime doesn't know user namespaces with id-mapped mounts, or its shim doesn't tell".into()
+            );
+        }
+        self.id_maps()
+    }
+
+    // Tried and not asked for: it depends on the kernel, its settings, and on file systems.
+    fn id_maps(&self) -> Result<(), String> {
+        let tried = self.id_maps.get_or_init(|| {
+            let maps = sys::userns::Maps::parse("0:1:1", "0:1:1").ok_or("no ids")?;
+            for folder in &self.folders {
+                sys::idmap::folder(folder, sys::mount::Reach::One, &maps).map_err(|errno| {
+                    let at = folder.display();
+                    format!("{at} can't be mounted with other owners ({errno}); tmpfs needs Linux 6.3 for it")
+                })?;
+            }
+            Ok(())
+        });
+        tried.clone()
+    }
+
     /// Conditions, handlers and features; with more about this node, if it is to be verbose. `network` is why there is none.
     pub(super) async fn status(&self, verbose: bool, network: Result<(), String>) -> cri::StatusResponse {
         let mut handlers = Vec::new();
@@ -135,7 +194,7 @@ impl Node {
                 name: handler.0.name.clone(),
                 features: Some(cri::RuntimeHandlerFeatures {
                     recursive_read_only_mounts: features.is_recursive_read_only(),
-                    user_namespaces: false,
+                    user_namespaces: features.has_user_namespaces() && self.id_maps().is_ok(),
                 }),
             });
         }
@@ -145,7 +204,11 @@ impl Node {
             status: Some(cri::RuntimeStatus { conditions: vec![ready, network] }),
             info,
             runtime_handlers: handlers,
-            features: Some(cri::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
+            features: Some(cri::RuntimeFeatures {
+                supplemental_groups_policy: true,
+                mount_options: true,
+                ..Default::default()
+            }),
         }
     }
 }
@@ -175,10 +238,18 @@ mod tests {
     #[test]
     fn features_of_runtimes() {
         let any = |json: &str| typeurl::pack_json("x/Features", json.as_bytes().to_vec());
-        let wanted = Features { mount_options: vec!["ro".into(), "rro".into()] };
+        let wanted = Features { mount_options: vec!["ro".into(), "rro".into()], ..Default::default() };
         assert_eq!(features(&any(r#"{"ociVersionMin":"1.0.0","mountOptions":["ro","rro"]}"#)), wanted);
         assert_eq!(features(&any("{}")), Features::default());
         assert_eq!(features(&any("no json")), Features::default());
+        let linux = |namespaces: &str, idmap: bool| {
+            let text = format!(
+                r#"{{"linux":{{"namespaces":["{namespaces}"],"mountExtensions":{{"idmap":{{"enabled":{idmap}}}}}}}}}"#
+            );
+            features(&any(&text)).has_user_namespaces()
+        };
+        assert!(linux("user", true) && !linux("user", false) && !linux("pid", true));
+        assert!(!features(&any(r#"{"linux":{"namespaces":["user"]}}"#)).has_user_namespaces());
     }
 
     #[test]

@@ -15,6 +15,7 @@ use nix::{
     sys::stat::Mode,
 };
 use proto::{containerd::types::Mount, kind::ErrorKind};
+use sys::{mount::Reach, userns::Maps};
 
 use super::apply::Target;
 use crate::failure::Failure;
@@ -42,6 +43,15 @@ pub(crate) enum PlaceError {
         #[source]
         cause: Errno,
     },
+    /// Owners can't be changed for a mount.
+    #[error("mount {what} with other owners")]
+    Ids {
+        /// Type and source.
+        what: String,
+        /// Why.
+        #[source]
+        cause: Errno,
+    },
     /// A folder can't be opened.
     #[error("open {at}")]
     Open {
@@ -61,7 +71,10 @@ impl Failure for PlaceError {
         match self {
             Self::ReadOnly(_) => ErrorKind::FailedPrecondition,
             Self::Unsupported { .. } => ErrorKind::Unimplemented,
-            Self::Mount { cause, .. } | Self::Open { cause, .. } => ErrorKind::of_io(&(*cause).into()),
+            Self::Ids { cause: Errno::EINVAL, .. } => ErrorKind::FailedPrecondition,
+            Self::Mount { cause, .. } | Self::Ids { cause, .. } | Self::Open { cause, .. } => {
+                ErrorKind::of_io(&(*cause).into())
+            }
             Self::Namespace(cause) => ErrorKind::of_io(cause),
         }
     }
@@ -149,6 +162,23 @@ pub(crate) fn folders(mounts: &[Mount]) -> Option<Vec<PathBuf>> {
 /// Mounts over `scratch`, each over the one before, in a mount namespace of a thread that ends then; what stays is the
 /// open top, and the mounts stay as long as that does.
 pub(crate) fn mounted(mounts: &[Mount], scratch: &Path, access: Access) -> Result<OwnedFd, PlaceError> {
+    within_nobodys_table(mounts, scratch, access, open_folder)
+}
+
+/// The same as a mount that is in no table and can be put into one.
+pub(crate) fn detached(mounts: &[Mount], scratch: &Path) -> Result<OwnedFd, PlaceError> {
+    within_nobodys_table(mounts, scratch, Access::AsTold, |at| {
+        let cloned = sys::mount::clone_tree(nix::fcntl::AT_FDCWD, at, Reach::One);
+        cloned.map_err(|cause| PlaceError::Open { at: at.to_owned(), cause })
+    })
+}
+
+fn within_nobodys_table(
+    mounts: &[Mount],
+    scratch: &Path,
+    access: Access,
+    take: fn(&Path) -> Result<OwnedFd, PlaceError>,
+) -> Result<OwnedFd, PlaceError> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("mount".into()).spawn_scoped(scope, || {
             let apart = |errno: Errno| PlaceError::Namespace(errno.into());
@@ -156,7 +186,7 @@ pub(crate) fn mounted(mounts: &[Mount], scratch: &Path, access: Access) -> Resul
             let none: Option<&str> = None;
             mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).map_err(apart)?;
             mounts.iter().try_for_each(|spec| mount_one(spec, scratch, access))?;
-            open_folder(scratch)
+            take(scratch)
         });
         let ended = thread.map_err(PlaceError::Namespace)?.join();
         ended.unwrap_or_else(|_| Err(PlaceError::Namespace(io::Error::other("the thread met a bug"))))
@@ -199,6 +229,7 @@ fn mount_one(spec: &Mount, at: &Path, access: Access) -> Result<(), PlaceError> 
             // Nobody else sees the mount: propagation means nothing.
             ("" | "defaults" | "private" | "rprivate" | "slave" | "rslave" | "shared" | "rshared", _) => {}
             ("loop", _) => return Err(unsupported("option loop")),
+            (option, _) if option.starts_with("uidmap=") || option.starts_with("gidmap=") => {}
             (_, Some((set, clear))) => flags = (flags - clear) | set,
             (option, None) => data.push(option.to_owned()),
         }
@@ -210,13 +241,39 @@ fn mount_one(spec: &Mount, at: &Path, access: Access) -> Result<(), PlaceError> 
         }
     }
     let failed = |cause| PlaceError::Mount { what: what(spec), cause };
-    let data = data.join(",");
+    let mut data = data.join(",");
+    // Who only looks sees what is on the disk.
+    match (option(spec, "uidmap="), option(spec, "gidmap=")) {
+        (None, None) => {}
+        _ if access == Access::ReadOnly => {}
+        (uids, gids) => {
+            let maps = Maps::parse(uids.unwrap_or_default(), gids.unwrap_or_default());
+            let maps = maps.ok_or_else(|| unsupported("such a uidmap and gidmap"))?;
+            let failed = |cause| PlaceError::Ids { what: what(spec), cause };
+            if flags.contains(MsFlags::MS_BIND) {
+                let copy = sys::idmap::folder(Path::new(&spec.source), Reach::One, &maps).map_err(failed)?;
+                sys::mount::attach(copy, open_folder(at)?).map_err(failed)?;
+                return again(at, flags).map_err(failed);
+            }
+            let named = option(spec, "lowerdir=").ok_or_else(|| unsupported("a uidmap without lowerdir"))?;
+            let (layers, names) = sys::idmap::layers(named, &maps).map_err(failed)?;
+            data = data.replacen(&format!("lowerdir={named}"), &format!("lowerdir={names}"), 1);
+            // Before Linux 6.15 layers have to be in a table; this one is nobody's.
+            sys::mount::attach(&layers, open_folder(at)?).map_err(failed)?;
+            // This thread's alone, since it has a mount namespace of its own (unshare(2)).
+            nix::unistd::fchdir(&layers).map_err(failed)?;
+        }
+    }
     let data = (!data.is_empty()).then_some(data.as_str());
     mount(Some(spec.source.as_str()), at, Some(spec.r#type.as_str()), flags, data).map_err(failed)?;
+    again(at, flags).map_err(failed)
+}
+
+fn again(at: &Path, flags: MsFlags) -> Result<(), Errno> {
     // A bind mount takes its other flags only from a second call (mount(2), MS_REMOUNT and MS_BIND).
     let (bind, none) = (MsFlags::MS_BIND | MsFlags::MS_REC, Option::<&str>::None);
     if flags.contains(MsFlags::MS_BIND) && !(flags - bind).is_empty() {
-        mount(none, at, none, (flags - MsFlags::MS_REC) | MsFlags::MS_REMOUNT, none).map_err(failed)?;
+        mount(none, at, none, (flags - MsFlags::MS_REC) | MsFlags::MS_REMOUNT, none)?;
     }
     Ok(())
 }

@@ -40,7 +40,9 @@ pub(super) fn bind_mounts(folders: &Folders, key: &str, record: &Record) -> Resu
         (Kind::View, None) => (record.id, "ro"),
         (Kind::View, Some(below)) => (*below, "ro"),
     };
-    Ok(vec![bind_mount(&folders.files(id), access)])
+    let mut mount = bind_mount(&folders.files(id), access);
+    mount.options.extend(record.map_options());
+    Ok(vec![mount])
 }
 
 impl Driver for Native {

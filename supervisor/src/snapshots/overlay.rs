@@ -4,12 +4,13 @@
 
 use std::{
     fs, io,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
 use nix::{errno::Errno, sys::stat::SFlag};
 use proto::{containerd::types::Mount, kind::chain};
+use sys::userns::Maps;
 
 use super::{
     Kind, Record, SnapshotError,
@@ -75,6 +76,18 @@ impl Overlay {
 
     fn link(&self, id: u64) -> PathBuf {
         self.links.join(id.to_string())
+    }
+
+    /// Layers are shown with other owners, but the one that is written to has those that the kernel writes: its top, which stands for
+    /// the one below, has to have them as well.
+    fn give_away(&self, id: u64, maps: &Maps) -> Result<(), SnapshotError> {
+        let files = self.folders.files(id);
+        let failed = || io_error(format!("give snapshot folder {} to another user", files.display()));
+        let top = fs::metadata(&files).map_err(failed())?;
+        let Some((uid, gid)) = maps.outside(top.uid(), top.gid()) else { return Ok(()) };
+        // The mode comes after the owner: a change of that takes bits away.
+        std::os::unix::fs::chown(&files, Some(uid), Some(gid)).map_err(failed())?;
+        fs::set_permissions(&files, top.permissions()).map_err(failed())
     }
 
     fn lowers(&self, key: &str, record: &Record, taken: usize) -> Result<String, SnapshotError> {
@@ -160,6 +173,9 @@ impl Driver for Overlay {
         fs::create_dir(folder.join("fs")).map_err(failed())?;
         self.folders.dress(record)?;
         if record.kind == Kind::Active {
+            if let Some(maps) = record.maps() {
+                self.give_away(record.id, &maps)?;
+            }
             fs::create_dir(folder.join("work")).map_err(failed())?;
             fs::set_permissions(folder.join("work"), fs::Permissions::from_mode(0o711)).map_err(failed())?;
         }
@@ -172,15 +188,20 @@ impl Driver for Overlay {
     }
 
     fn mounts(&self, key: &str, record: &Record) -> Result<Vec<Mount>, SnapshotError> {
-        let bind = |id, access: &str| vec![bind_mount(&self.folders.files(id), access)];
+        let bind = |id, access: &str, more: Vec<String>| {
+            let mut mount = bind_mount(&self.folders.files(id), access);
+            mount.options.extend(more);
+            vec![mount]
+        };
+        let mut options = record.map_options();
         match (record.kind, record.chain.as_slice()) {
             (Kind::Committed, _) => return Err(SnapshotError::NoMounts(key.to_owned())),
-            (Kind::Active, []) => return Ok(bind(record.id, "rw")),
-            (Kind::View, []) => return Ok(bind(record.id, "ro")),
-            (Kind::View, [only]) => return Ok(bind(*only, "ro")),
+            // Everything in it will be its container's own.
+            (Kind::Active, []) => return Ok(bind(record.id, "rw", Vec::new())),
+            (Kind::View, []) => return Ok(bind(record.id, "ro", options)),
+            (Kind::View, [only]) => return Ok(bind(*only, "ro", options)),
             _ => {}
         }
-        let mut options = Vec::new();
         if self.index_off {
             options.push("index=off".to_owned());
         }

@@ -102,6 +102,7 @@ impl Snapshotter {
 
     fn make(&self, new: New<'_>) -> Result<Vec<Mount>, SnapshotError> {
         check_name("key", new.key)?;
+        super::ids::check(new.key, &new.labels)?;
         if let Some(lease) = new.lease
             && !self.leases.exists(new.namespace, lease)?
         {

@@ -19,7 +19,7 @@ use std::{
 
 use proto::{containerd::types::Mount, kind::ErrorKind};
 
-use super::{Kind, SnapshotConfig, SnapshotError, Snapshotter, set::DriverName};
+use super::{GID_MAP, Kind, SnapshotConfig, SnapshotError, Snapshotter, UID_MAP, set::DriverName};
 use crate::{
     failure::Failure,
     layers::{
@@ -469,5 +469,41 @@ fn a_full_disk() {
         assert_eq!(folders(), 2);
         drop(stores);
         assert!(Command::new("umount").arg(at).status().unwrap().success());
+    }
+}
+
+#[test]
+fn files_of_somebody_else() {
+    let maps = |uids: &str| {
+        Labels::from([(UID_MAP.to_owned(), uids.to_owned()), (GID_MAP.to_owned(), "0:200000:65536".to_owned())])
+    };
+    for lab in Lab::all() {
+        let name = lab.snapshots().name();
+        let path = |tree: &Tree, file: &str| PathBuf::from(format!("/proc/self/fd/{}/{file}", tree.0.as_raw_fd()));
+        let owner = |path: &Path| fs::metadata(path).map(|file| (file.uid(), file.gid())).unwrap();
+        for (key, parent) in [("one", ""), ("two", "one")] {
+            let tree = lab.prepare("layer", parent);
+            fs::write(path(&tree, key), key).unwrap();
+            drop(tree);
+            lab.commit(key, "layer");
+        }
+        let theirs = (100_000, 200_000);
+        for parent in ["one", "two"] {
+            let key = format!("on-{parent}");
+            let mounts = lab.snapshots().prepare("ns", &key, parent, maps("0:100000:65536"), None).unwrap();
+            assert_eq!(lab.mounts(&key), mounts);
+            let tree = lab.open(&mounts);
+            assert_eq!((owner(&path(&tree, "one")), owner(&path(&tree, ""))), (theirs, theirs), "{name} {parent}");
+            // Who only looks, as those do who read the image's users, sees what is on the disk.
+            let disk = crate::layers::place::readable(&mounts, lab.stores.snapshots.scratch()).unwrap().unwrap();
+            assert_eq!(owner(&path(&Tree(disk), "one")), (0, 0), "{name} {parent}");
+            let view = lab.snapshots().view("ns", &format!("view-{parent}"), parent, maps("0:7:9"), None).unwrap();
+            let detached = crate::layers::place::detached(&view, lab.stores.snapshots.scratch()).unwrap();
+            let tree = Tree(detached);
+            assert_eq!(owner(&path(&tree, "one")), (7, 200_000), "{name} {parent}");
+            fs::write(path(&tree, "new"), "").unwrap_err();
+        }
+        let error = lab.snapshots().prepare("ns", "bad", "one", maps("0:1"), None).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
     }
 }

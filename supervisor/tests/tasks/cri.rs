@@ -26,9 +26,9 @@ async fn the_node_says_what_it_is_and_can() {
     assert_eq!(handlers, ["", "runc"]);
     for handler in status.runtime_handlers {
         let features = handler.features.unwrap();
-        assert!(features.recursive_read_only_mounts && !features.user_namespaces, "{features:?}");
+        assert!(features.recursive_read_only_mounts && features.user_namespaces, "{features:?}");
     }
-    let wanted = cri::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() };
+    let wanted = cri::RuntimeFeatures { supplemental_groups_policy: true, mount_options: true, ..Default::default() };
     assert_eq!(status.features, Some(wanted));
 
     let verbose = kubelet.status(cri::StatusRequest { verbose: true }).await.unwrap().into_inner().info;

@@ -18,6 +18,7 @@ mod tests;
 
 use std::{
     collections::BTreeMap,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
@@ -29,6 +30,7 @@ pub(super) use self::{
     error::SpecError,
     image::ImageConfig,
     mounts::Volume,
+    namespaces::mappings,
     process::stop_signal,
     resources::{cgroups_path, resources},
     rootfs::users,
@@ -59,8 +61,8 @@ pub(super) struct Input<'a> {
     pub(super) target_pid: Option<u32>,
     /// Who owns the cgroups.
     pub(super) driver: cri::CgroupDriver,
-    /// Where images are mounted that are asked for as mounts, by the place of the mount in the request.
-    pub(super) image_mounts: &'a BTreeMap<usize, PathBuf>,
+    /// Images that are asked for as mounts, by the place of the mount in the request.
+    pub(super) image_mounts: &'a BTreeMap<usize, ImageMount>,
     /// The folder for the image's own volumes.
     pub(super) volumes: &'a Path,
     /// AppArmor's profile, by [`settle_apparmor`].
@@ -71,6 +73,15 @@ pub(super) struct Input<'a> {
     pub(super) cdi: &'a [PathBuf],
     /// This machine.
     pub(super) host: &'a Host,
+}
+
+/// An image that a container has as a mount.
+#[derive(Debug)]
+pub(super) struct ImageMount {
+    /// Its files.
+    pub(super) root: OwnedFd,
+    /// Where they will be mounted when the container is made.
+    pub(super) at: PathBuf,
 }
 
 /// Paths where the namespaces of a sandbox are pinned; none of those that it shares with the node. `pid` is there only if its

@@ -13,10 +13,7 @@ use std::{
 };
 
 use ::spec::propagation::{MountTable, Need};
-use nix::{
-    fcntl::{OFlag, open},
-    sys::stat::Mode,
-};
+use nix::{errno::Errno, fcntl::OFlag};
 use proto::runtime::v1::{self as cri, MountPropagation, NamespaceMode};
 use serde_json::{Value, json};
 use sys::path::{Within, open_within};
@@ -180,11 +177,18 @@ fn requested(input: &Input<'_>, index: usize, mount: &cri::Mount, at: &str) -> R
             if propagation != "rprivate" {
                 return refused("propagation", propagation, "means nothing for an image");
             }
+            // Kubernetes promises it (`VolumeSource.image`).
+            if !options.contains(&"noexec") {
+                options.push("noexec");
+            }
             let top = input
                 .image_mounts
                 .get(&index)
                 .ok_or_else(|| SpecError::Missing(format!("mount on {at}: its image is not mounted")))?;
-            below(top, &mount.image_sub_path, at)?
+            match below(&top.root, &mount.image_sub_path, at)? {
+                path if path.as_os_str().is_empty() => top.at.clone(),
+                path => top.at.join(path),
+            }
         }
         None if !mount.image_sub_path.is_empty() => {
             return refused("image_sub_path", &mount.image_sub_path, "is there without an image");
@@ -203,6 +207,11 @@ fn requested(input: &Input<'_>, index: usize, mount: &cri::Mount, at: &str) -> R
     let mut entry = bind(at, &source, &options);
     match (mount.uid_mappings.is_empty(), mount.gid_mappings.is_empty()) {
         (true, true) => {}
+        // Its layers have them.
+        (false, false) if mount.image.is_some() => {
+            namespaces::map("uidMappings", &mount.uid_mappings)?;
+            namespaces::map("gidMappings", &mount.gid_mappings)?;
+        }
         (false, false) => {
             entry["uidMappings"] = namespaces::map("uidMappings", &mount.uid_mappings)?;
             entry["gidMappings"] = namespaces::map("gidMappings", &mount.gid_mappings)?;
@@ -229,11 +238,11 @@ fn on_host(path: &str, at: &str) -> Result<PathBuf, SpecError> {
     }
 }
 
-/// A folder of a mounted image. Nobody writes to that, so that what is found stays what it is; links lead no further than the
+/// A folder of an image, from its root. Nobody writes to that, so that what is found stays what it is; links lead no further than the
 /// image's own root.
-fn below(top: &Path, sub_path: &str, at: &str) -> Result<PathBuf, SpecError> {
+fn below(top: &OwnedFd, sub_path: &str, at: &str) -> Result<PathBuf, SpecError> {
     if sub_path.is_empty() {
-        return Ok(top.to_owned());
+        return Ok(PathBuf::new());
     }
     let relative = Path::new(sub_path);
     if !relative.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
@@ -242,21 +251,25 @@ fn below(top: &Path, sub_path: &str, at: &str) -> Result<PathBuf, SpecError> {
         let field = format!("mount on {at}: image_sub_path");
         return Err(SpecError::invalid(field, sub_path, "is no path below the image's root"));
     }
-    let failed = |errno: nix::errno::Errno| SpecError::Source {
+    let failed = |cause: io::Error| SpecError::Source {
         at: at.to_owned(),
-        what: "find, in the image,",
-        source_path: relative.to_owned(),
-        cause: errno.into(),
-    };
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let top = open(top, flags, Mode::empty()).map_err(failed)?;
-    let found: OwnedFd = open_within(&top, relative, flags, 0, Within::Root).map_err(failed)?;
-    fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())).map_err(|cause| SpecError::Source {
-        at: at.to_owned(),
-        what: "find, in the image,",
+        what: "find, in the image, folder",
         source_path: relative.to_owned(),
         cause,
-    })
+    };
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let found = match open_within(top, relative, flags, 0, Within::Root) {
+        // As containerd has it: what a single file would be mounted on isn't settled (KEP 4639).
+        Err(Errno::ENOTDIR) => {
+            let field = format!("mount on {at}: image_sub_path");
+            return Err(SpecError::invalid(field, sub_path, "is no folder of the image"));
+        }
+        found => found.map_err(|errno| failed(errno.into()))?,
+    };
+    let path = |fd: &OwnedFd| fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).map_err(failed);
+    // Both are seen from the same mount, wherever that is, if anywhere.
+    let (root, found) = (path(top)?, path(&found)?);
+    found.strip_prefix(&root).map(Path::to_owned).map_err(|_| failed(Errno::EXDEV.into()))
 }
 
 /// The sandbox's files, at their places.

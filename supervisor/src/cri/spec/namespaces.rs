@@ -102,7 +102,7 @@ fn is_own(userns: Option<&cri::UserNamespace>) -> bool {
 }
 
 /// `uidMappings` and `gidMappings` of a pod with a user namespace of its own.
-pub(super) fn mappings(pod: &cri::PodSandboxConfig) -> Result<Vec<(&'static str, Value)>, SpecError> {
+pub(in crate::cri) fn mappings(pod: &cri::PodSandboxConfig) -> Result<Vec<(&'static str, Value)>, SpecError> {
     let options = sandbox::context(pod).namespace_options.unwrap_or_default();
     let Some(userns) = &options.userns_options else { return Ok(Vec::new()) };
     check_user_namespace(userns)?;
@@ -120,17 +120,26 @@ pub(super) fn check_user_namespace(userns: &cri::UserNamespace) -> Result<(), Sp
         NamespaceMode::Node => {
             Err(SpecError::invalid("userns_options.mode", "NODE", "can't be used with mappings: ids are the node's"))
         }
-        NamespaceMode::Pod => maps.iter().try_for_each(|(name, lines)| {
-            let [line] = lines.as_slice() else {
-                let why = "exactly one mapping is needed";
-                return Err(SpecError::invalid(format!("userns_options.{name}"), lines.len(), why));
-            };
-            if line.container_id != 0 {
-                let why = "the mapping has to begin with id 0 of the container";
-                return Err(SpecError::invalid(format!("userns_options.{name}"), line.container_id, why));
-            }
-            map(name, lines).map(drop)
-        }),
+        NamespaceMode::Pod => maps
+            .iter()
+            .try_for_each(|(name, lines)| {
+                let [line] = lines.as_slice() else {
+                    let why = "exactly one mapping is needed";
+                    return Err(SpecError::invalid(format!("userns_options.{name}"), lines.len(), why));
+                };
+                if line.container_id != 0 {
+                    let why = "the mapping has to begin with id 0 of the container";
+                    return Err(SpecError::invalid(format!("userns_options.{name}"), line.container_id, why));
+                }
+                map(name, lines).map(drop)
+            })
+            .and_then(|()| match (userns.uids.as_slice(), userns.gids.as_slice()) {
+                ([uids], [gids]) if uids.length != gids.length => {
+                    let value = format!("{} and {}", uids.length, gids.length);
+                    Err(SpecError::invalid("userns_options", value, "users and groups have to be equally many"))
+                }
+                _ => Ok(()),
+            }),
         other => Err(SpecError::invalid("userns_options.mode", other.as_str_name(), "only POD and NODE are possible")),
     }
 }

@@ -25,7 +25,7 @@ struct World {
     files: SandboxFiles,
     target_pid: Option<u32>,
     driver: cri::CgroupDriver,
-    image_mounts: BTreeMap<usize, PathBuf>,
+    image_mounts: BTreeMap<usize, ImageMount>,
     recursive_read_only: bool,
     host: Host,
 }

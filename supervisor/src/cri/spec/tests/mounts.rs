@@ -140,25 +140,26 @@ fn mounts_of_images() {
             let mut mount = mount("", "/i");
             (mount.readonly, mount.image, mount.image_sub_path) = (readonly, Some(Default::default()), sub_path.into());
             world.container.mounts = vec![mount];
-            world.image_mounts.insert(0, top.clone());
+            let root = std::fs::File::open(&top).unwrap().into();
+            world.image_mounts.insert(0, ImageMount { root, at: "/run/images/0".into() });
         })
     };
     for (sub_path, wanted) in [("", ""), ("a/b", "a/b"), ("link/b", "a/b"), ("./a", "a")] {
         let spec = with(sub_path, true).spec();
         assert_eq!(
             mount_at(&spec, "/i")["source"],
-            top.join(wanted).to_str().unwrap().trim_end_matches('/'),
+            Path::new("/run/images/0").join(wanted).to_str().unwrap().trim_end_matches('/'),
             "{sub_path}"
         );
-        assert_eq!(mount_at(&spec, "/i")["options"], json!(["rbind", "rprivate", "ro"]));
+        assert_eq!(mount_at(&spec, "/i")["options"], json!(["rbind", "rprivate", "ro", "noexec"]));
     }
     for (sub_path, words) in [
         ("../a", "mount on /i: image_sub_path ../a: is no path below the image's root"),
         ("/a", "mount on /i: image_sub_path /a: is no path below the image's root"),
-        ("none", "mount on /i: find, in the image, none: No such file or directory (os error 2)"),
-        ("file", "mount on /i: find, in the image, file: Not a directory (os error 20)"),
+        ("none", "mount on /i: find, in the image, folder none: No such file or directory (os error 2)"),
+        ("file", "mount on /i: image_sub_path file: is no folder of the image"),
         // Out of the image is its own root again, which has no etc.
-        ("out", "mount on /i: find, in the image, out: No such file or directory (os error 2)"),
+        ("out", "mount on /i: find, in the image, folder out: No such file or directory (os error 2)"),
     ] {
         assert_eq!(with(sub_path, true).error(), words);
     }

@@ -104,6 +104,7 @@ fn user_namespaces() {
         (userns(POD, &[line(1, 65536, 9)], &good), Some("uids 1: the mapping has to begin with id 0")),
         (userns(POD, &[line(0, 65536, 0)], &good), Some("0 65536 0: is empty, or leaves")),
         (userns(POD, &good, &[line(0, u32::MAX, 2)]), Some("is empty, or leaves")),
+        (userns(POD, &good, &[line(0, 65536, 9)]), Some("65536 and 9: users and groups have to be equally many")),
         (userns(NODE, &good, &good), Some("can't be used with mappings")),
         (userns(CONTAINER, &good, &good), Some("only POD and NODE")),
         (userns(7, &good, &good), Some("is not known")),
