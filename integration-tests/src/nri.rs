@@ -139,7 +139,7 @@ impl Plugin {
     /// Asks for changes; gives those that couldn't be made.
     pub async fn update(&self, request: &nri::UpdateContainersRequest) -> Result<Vec<nri::ContainerUpdate>, Status> {
         let answer = self.runtime.call(RUNTIME, "UpdateContainers", "", request, None);
-        Ok(answer.await.map(|answer: nri::UpdateContainersResponse| answer.failed)?)
+        answer.await.map(|answer: nri::UpdateContainersResponse| answer.failed)
     }
 }
 

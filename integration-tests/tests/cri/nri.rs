@@ -294,7 +294,8 @@ async fn plugins_that_hang_or_die_are_left_and_the_call_goes_on() {
         }
     };
     let garbage: fn() -> Answer = || Answer::This(vec![0xff; 9]);
-    let (hang, die): (fn() -> Answer, fn() -> Answer) = (|| Answer::Never, || Answer::Die);
+    let hang: fn() -> Answer = || Answer::Never;
+    let die: fn() -> Answer = || Answer::Die;
     for (name, answer) in [("hangs", hang), ("dies", die), ("babbles", garbage)] {
         let bad = plugin(&node, ("10", name), misbehaving(answer)).await;
         let good = plugin(&node, ("20", "good"), |_| Answer::Nothing).await;
