@@ -82,7 +82,7 @@ soak-stack: deps-test build ## 16 clients on hundreds of containers while daemon
 soak-engine: deps-test build ## the engine killed at random while clients do everything, and during the conformance cases, for BERTH_SOAK_SECONDS
 	BERTH_SOAK_SECONDS=$(BERTH_SOAK_SECONDS) $(CARGO) test -p integration-tests --test conformance killed -- --nocapture --test-threads 1
 
-# Which boots (init, systemd), suites (runtime, stack, volumes, networks) and tests: make test-vm BOOT=systemd SUITE=runtime FILTER='v2:: --nocapture'
+# Which boots (init, systemd), suites (runtime, stack, volumes, networks, cri) and tests: make test-vm BOOT=systemd SUITE=runtime FILTER='v2:: --nocapture'
 BOOT ?=
 SUITE ?=
 export FILTER SUITE

@@ -11,6 +11,7 @@ use std::{
 };
 
 use crate::{
+    eventually::patience,
     host::Host,
     images, leftovers,
     programs::{self, peer_or_skip},
@@ -71,7 +72,7 @@ pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>)
         if let Some(found) = look().await {
             return found;
         }
-        assert!(began.elapsed() < PATIENCE, "not within {} s: {what}", PATIENCE.as_secs());
+        assert!(began.elapsed() < PATIENCE * patience(), "not within {} s: {what}", began.elapsed().as_secs());
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -405,6 +406,10 @@ impl Node {
 impl Node {
     fn remove_cgroups(&self) {
         for parent in self.cgroups.lock().unwrap().iter().filter(|parent| !parent.is_empty()) {
+            if parent.ends_with(".slice") {
+                run("systemctl", ["stop", parent]);
+                continue;
+            }
             let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
             for folder in
                 hierarchies.chain(["/sys/fs/cgroup".into()]).map(|root| root.join(parent.trim_start_matches('/')))
@@ -467,6 +472,19 @@ pub fn bridge(folder: &Path) -> String {
     .to_string()
 }
 
+/// Whether systemd owns the cgroups, so that they are named in its way.
+pub fn has_systemd() -> bool {
+    Path::new("/run/systemd/system").is_dir()
+}
+
+/// The cgroup of a pod, as a kubelet would say it.
+pub fn cgroup_parent(name: &str) -> String {
+    match has_systemd() {
+        true => format!("berthtest{}_{name}.slice", std::process::id()),
+        false => format!("/berth-test-cri-{}-{name}", std::process::id()),
+    }
+}
+
 /// A pod on the node's network.
 pub fn pod(name: &str) -> cri::PodSandboxConfig {
     let mut pod = networked(name);
@@ -497,7 +515,7 @@ pub fn networked(name: &str) -> cri::PodSandboxConfig {
         labels: [("pod".to_owned(), name.to_owned())].into(),
         annotations: [("note".to_owned(), "kept as it is".to_owned())].into(),
         linux: Some(cri::LinuxPodSandboxConfig {
-            cgroup_parent: format!("/berth-test-cri-{}-{name}", std::process::id()),
+            cgroup_parent: cgroup_parent(name),
             security_context: Some(context),
             ..Default::default()
         }),
