@@ -30,6 +30,8 @@ use tonic::{
 
 /// The image that all containers are made of.
 pub const IMAGE: &str = "docker.io/library/busybox:latest";
+/// The shim of the handler `foreign`: Debian's.
+pub const FOREIGN: &str = "/usr/bin/containerd-shim-runc-v2";
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Who serves CRI.
@@ -197,8 +199,10 @@ impl Node {
         match self.runtime {
             Runtime::Berth => {
                 let config = format!(
-                    "[cri]\ncni-conf-dir = {networks:?}\ncni-bin-dirs = [\"/usr/lib/cni\", {plugins:?}]\n\
-                     [cri.handlers]\npeer = \"/usr/sbin/runc\"\nmissing = \"/no/such/runtime\"\n"
+                    "[cri]\ncni-conf-dir = {networks:?}\ncni-bin-dirs = [\"/usr/lib/cni\", {plugins:?}]\ncdi-spec-dirs = [{cdi:?}]\n\
+                     [cri.handlers]\npeer = \"/usr/sbin/runc\"\nmissing = \"/no/such/runtime\"\nforeign = \"io.containerd.foreign.v2\"\n\
+                     [runtimes]\n\"io.containerd.foreign.v2\" = \"{FOREIGN}\"\n",
+                    cdi = at("cdi"),
                 );
                 fs::write(at("supervisor.toml"), config).unwrap();
                 let mut command = self.host.command(self.programs.join("berth-supervisor"));

@@ -182,6 +182,8 @@ pub(crate) struct Config {
     pub(crate) cni: CniConfig,
     /// Where streams of CRI are served.
     pub(crate) streaming: SocketAddr,
+    /// Folders of descriptions of devices (CDI).
+    pub(crate) cdi: Vec<PathBuf>,
     /// Handlers of RuntimeClass, the default one first.
     pub(crate) handlers: Vec<Handler>,
 }
@@ -390,6 +392,9 @@ impl Config {
         for path in &settings.registry.config_path {
             absolute("registry.config-path", path)?;
         }
+        for path in &settings.cri.cdi_spec_dirs {
+            absolute("cri.cdi-spec-dirs", path)?;
+        }
         for path in &settings.cri.cni_bin_dirs {
             absolute("cri.cni-bin-dirs", path)?;
             if path.as_os_str().as_encoded_bytes().contains(&b':') {
@@ -430,6 +435,7 @@ impl Config {
                 plugin_limit: settings.cri.cni_plugin_limit.0.max(Duration::from_millis(1)),
             },
             streaming,
+            cdi: settings.cri.cdi_spec_dirs.clone(),
             handlers: Handler::all(&settings.cri.handlers),
         })
     }

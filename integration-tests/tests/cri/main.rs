@@ -3,9 +3,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
+mod cgroups;
+mod devices;
 mod faults;
+mod foreign;
 mod life;
 mod networks;
+mod profiles;
 mod restarts;
 mod rules;
 mod stats;

@@ -9,16 +9,17 @@ use tokio::{
     net::TcpStream,
 };
 
+use integration_tests::eventually::patience;
 use integration_tests::kubelet::{Node, container, eventually, pod};
 
 /// A client over WebSocket, version 5.
-struct Client {
+pub(crate) struct Client {
     socket: TcpStream,
-    channels: BTreeMap<u8, Vec<u8>>,
+    pub(crate) channels: BTreeMap<u8, Vec<u8>>,
 }
 
 impl Client {
-    async fn connect(node: &Node, url: &str) -> Self {
+    pub(crate) async fn connect(node: &Node, url: &str) -> Self {
         let (host, path) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
         let namespace = fs::File::open(node.host.namespace()).unwrap();
         let address: std::net::SocketAddr = host.parse().unwrap();
@@ -39,7 +40,7 @@ impl Client {
         Self { socket, channels: BTreeMap::new() }
     }
 
-    async fn write(&mut self, channel: u8, bytes: &[u8]) {
+    pub(crate) async fn write(&mut self, channel: u8, bytes: &[u8]) {
         let mut frame = vec![0x82, 0x80 | 126];
         frame.extend_from_slice(&(bytes.len() as u16 + 1).to_be_bytes());
         frame.extend_from_slice(&[0, 0, 0, 0, channel]);
@@ -67,31 +68,31 @@ impl Client {
         true
     }
 
-    async fn until(&mut self, done: impl Fn(&Self) -> bool) {
+    pub(crate) async fn until(&mut self, done: impl Fn(&Self) -> bool) {
         let all = async {
             while !done(self) {
                 assert!(self.step().await, "closed: {} {}", self.heard(1), self.heard(3));
             }
         };
-        tokio::time::timeout(Duration::from_secs(20), all).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(20) * patience(), all).await.unwrap();
     }
 
-    async fn end(&mut self) {
-        let ended = tokio::time::timeout(Duration::from_secs(20), async { while self.step().await {} }).await;
+    pub(crate) async fn end(&mut self) {
+        let ended = tokio::time::timeout(Duration::from_secs(20) * patience(), async { while self.step().await {} }).await;
         assert!(ended.is_ok(), "{:?} {} {} {}", self.channels.keys(), self.heard(1), self.heard(2), self.heard(3));
     }
 
-    fn heard(&self, channel: u8) -> String {
+    pub(crate) fn heard(&self, channel: u8) -> String {
         String::from_utf8_lossy(self.channels.get(&channel).map_or(&[], |bytes| &bytes[..])).into_owned()
     }
 }
 
 /// Folders of streams that are open.
-fn open_streams(node: &Node) -> usize {
+pub(crate) fn open_streams(node: &Node) -> usize {
     fs::read_dir(node.path().join("r/supervisor/streams")).map_or(0, |all| all.count())
 }
 
-async fn exec(node: &Node, id: &str, script: &str, tty: bool) -> Client {
+pub(crate) async fn exec(node: &Node, id: &str, script: &str, tty: bool) -> Client {
     let cmd = ["sh", "-c", script].map(str::to_owned).into();
     let request = cri::ExecRequest {
         container_id: id.into(),

@@ -4,7 +4,7 @@ use std::{io, path::PathBuf, time::Duration};
 
 use proto::{id::IdError, kind::ErrorKind};
 
-use super::{cni::CniError, images::ImagesError, spec::SpecError, status::UnknownHandler, streaming::StreamingError};
+use super::{cni::CniError, images::ImagesError, relays::RelayError, spec::SpecError, status::UnknownHandler, streaming::StreamingError};
 use crate::{
     containers::ContainerError,
     failure::Failure,
@@ -134,6 +134,15 @@ pub(crate) enum CriError {
         #[source]
         cause: Box<TaskError>,
     },
+    /// The relay of a container under somebody else's shim.
+    #[error("container {id}")]
+    Relay {
+        /// Its id.
+        id: String,
+        /// Why.
+        #[source]
+        cause: RelayError,
+    },
     /// Our own shim.
     #[error("{0}")]
     Runtime(&'static str, #[source] RuntimeError),
@@ -170,6 +179,7 @@ impl Failure for CriError {
             Self::Lease(error) => error.kind(),
             Self::Store(error) => error.kind(),
             Self::Task { cause, .. } => cause.kind(),
+            Self::Relay { cause, .. } => cause.kind(),
             Self::Runtime(_, cause) => cause.kind(),
             Self::Panic => ErrorKind::Internal,
         }

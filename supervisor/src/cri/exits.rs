@@ -16,6 +16,10 @@ const UNKNOWN: i32 = 255;
 /// Until what failed is tried again: a shim may hang, the disk be full.
 const AGAIN: Duration = Duration::from_secs(1);
 
+/// How late somebody else's shim may tell that memory had run out, and how often we look.
+const OOM_LIMIT: Duration = Duration::from_millis(300);
+const LOOK: Duration = Duration::from_millis(10);
+
 impl Pods {
     /// Follows a container that was started, until its end is recorded.
     pub(super) fn follow(self: &Arc<Self>, id: &str) {
@@ -24,7 +28,9 @@ impl Pods {
             let end = loop {
                 match pods.tasks.wait(&pods.namespace, &id, "").await {
                     Ok(exit) => {
-                        let oom = exit.status == 137 && pods.tasks.saw_oom(&pods.namespace, &id);
+                        // All that it has written is in its log before anybody hears of its end.
+                        pods.relays.end(&id, false).await;
+                        let oom = exit.status == 137 && pods.is_oom(&id).await;
                         let at = exit.at.seconds.saturating_mul(1_000_000_000).saturating_add(exit.at.nanos.into());
                         break End {
                             at: if at > 0 { at } else { now() },
@@ -46,9 +52,24 @@ impl Pods {
         });
     }
 
+    /// Whether memory had run out when a container was killed. Shims of others tell it beside the exit, and may be late.
+    async fn is_oom(&self, id: &str) -> bool {
+        let saw = || self.tasks.saw_oom(&self.namespace, id);
+        if saw() || self.tasks.has_own_shim(&self.namespace, id) {
+            return saw();
+        }
+        let told = async {
+            while !saw() {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        tokio::time::timeout(OOM_LIMIT, told).await.is_ok()
+    }
+
     /// Records an end, takes the task away, and tells.
     pub(super) async fn note_end(self: &Arc<Self>, id: &str, end: End) {
         let code = end.code;
+        self.relays.end(id, true).await;
         while let Err(error) = self
             .change_container(id, {
                 let end = end.clone();

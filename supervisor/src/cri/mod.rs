@@ -1,7 +1,7 @@
 //! CRI: what the kubelet asks of this node (`runtime.v1`), on the socket of containerd's services.
 //!
 //! `image_service` and `runtime_service` are the edge, `pods` is what their calls stand on: `sandboxes`, `containers`, `process` (what
-//! is done in a container), `exits`, `restart`. Below them are `place` (a sandbox's namespaces and files), `pause`, `cni`, `spec`,
+//! is done in a container), `exits`, `restart`, `relays` (stdio under shims of others). Below them are `place` (a sandbox's namespaces and files), `pause`, `cni`, `spec`,
 //! `streaming`, `images`, `status`. All of it works in the namespace `k8s.io`, on the same records as containerd's services, so that
 //! `ctr -n k8s.io` shows the whole truth.
 //!
@@ -41,9 +41,9 @@
 //!   be one · CNI ADD · Ready with CNI's result. A failure goes the way of Stop and Remove; DEL also after an ADD that failed.
 //! * *CreateContainer*: sandbox is Ready, image is here · lease · snapshot on the image's chain id · specification written, volumes of the image
 //!   filled · records with name · end of the lease. No task: what is CREATED costs no process.
-//! * *StartContainer*: time into the record · `Tasks::create` (the snapshot's mounts, stdout `cri:///LOG`) · `Tasks::start`. A failure is an
-//!   end: `StartError`, 128.
-//! * *An end* (`exits`): into the record · `Tasks::delete`, which frees the shim · told to GetContainerEvents. Kubelets ask about containers long
+//! * *StartContainer*: time into the record · under a shim of somebody else a relay · `Tasks::create` (the snapshot's mounts, stdout
+//!   `cri:///LOG` or the relay's FIFOs) · `Tasks::start`. A failure is an end: `StartError`, 128.
+//! * *An end* (`exits`): the relay's, when it has written everything · into the record · `Tasks::delete`, which frees the shim · told to GetContainerEvents. Kubelets ask about containers long
 //!   after their tasks have gone.
 //! * *StopContainer*: signal, wait, SIGKILL, wait for the end's record. *RemoveContainer*: marked · that with no patience · records · snapshot goes
 //!   to the collector · log stays, it is the kubelet's.
@@ -76,6 +76,7 @@ mod place;
 mod pods;
 mod process;
 mod record;
+mod relays;
 mod restart;
 mod runtime_service;
 mod sandboxes;

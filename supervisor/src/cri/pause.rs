@@ -31,10 +31,13 @@ const OOM_SCORE_ADJ: i64 = -998;
 impl Pods {
     /// Starts the process of a sandbox, and pins its pid namespace. Its container has the sandbox's id.
     pub(super) async fn run_pause(self: &Arc<Self>, id: &str, sandbox: &Sandbox) -> Result<(), CriError> {
+        // Containers may signal what runs under the same profile, and nothing that has none.
+        let settled = self.apparmor.settle(None, false).await;
+        let profile = settled.map_err(|cause| CriError::Spec { id: id.to_owned(), cause: cause.into() })?;
         let (pods, own, of) = (self.clone(), id.to_owned(), sandbox.clone());
         let root = blocking(move || {
             let root = pods.pause_root()?;
-            pods.containers.create(&pods.namespace, pods.pause_record(&own, &of)?)?;
+            pods.containers.create(&pods.namespace, pods.pause_record(&own, &of, profile)?)?;
             Ok(root)
         })
         .await?;
@@ -55,7 +58,7 @@ impl Pods {
         Ok(())
     }
 
-    fn pause_record(&self, id: &str, sandbox: &Sandbox) -> Result<Record, CriError> {
+    fn pause_record(&self, id: &str, sandbox: &Sandbox, apparmor: Option<String>) -> Result<Record, CriError> {
         let (place, namespaces, config) = (self.place(id), sandbox.namespaces(), sandbox.config());
         let parent = config.linux.as_ref().map(|linux| linux.cgroup_parent.clone()).unwrap_or_default();
         let failed = |cause| CriError::Spec { id: id.to_owned(), cause };
@@ -66,7 +69,7 @@ impl Pods {
             }
         }
         let meta = config.metadata.clone().unwrap_or_default();
-        let spec = json!({
+        let mut spec = json!({
             "ociVersion": "1.1.0",
             "root": {"path": "rootfs", "readonly": true},
             "process": {
@@ -94,6 +97,9 @@ impl Pods {
                 "io.kubernetes.cri.sandbox-uid": meta.uid,
             },
         });
+        if let Some(profile) = apparmor {
+            spec["process"]["apparmorProfile"] = profile.into();
+        }
         Ok(Record {
             id: id.to_owned(),
             runtime: Some(self.node.runtime(&sandbox.request.runtime_handler)),

@@ -18,6 +18,7 @@ use super::{
     images::Images,
     place::Place,
     record::{CONTAINERS, Container, SANDBOXES, Sandbox},
+    relays::Relays,
     spec::Host,
     streaming::Streaming,
     turns::Turns,
@@ -41,6 +42,7 @@ pub(crate) struct Pods {
     pub(super) images: Images,
     pub(super) cni: Arc<Cni>,
     pub(super) streaming: Arc<Streaming>,
+    pub(super) relays: Arc<Relays>,
     pub(super) turns: Turns,
     /// A container has ended: its record says how.
     pub(super) ended: Notify,
@@ -54,6 +56,8 @@ pub(crate) struct Pods {
     /// The namespace of all that is CRI's.
     pub(super) namespace: NamespaceName,
     pub(super) draining: Draining,
+    /// Where descriptions of devices are (CDI).
+    pub(super) cdi: Vec<PathBuf>,
     folder: PathBuf,
     volumes: PathBuf,
 }
@@ -66,13 +70,16 @@ impl Pods {
         (stores, containers, tasks): (Arc<Stores>, Arc<Containers>, Arc<Tasks>),
         draining: Draining,
     ) -> Result<Arc<Self>, CriError> {
+        let namespace = NamespaceName::new(NAMESPACE).expect("a valid name");
+        let relays = Relays::new(tasks.clone(), namespace.clone(), &config.run());
         let pods = Arc::new(Self {
             images: Images::new(stores.clone()),
             stores,
             containers,
             cni: Cni::new(config),
-            streaming: Streaming::open(config, tasks.clone())?,
+            streaming: Streaming::open(config, tasks.clone(), relays.clone())?,
             tasks,
+            relays,
             turns: Turns::default(),
             ended: Notify::new(),
             told: broadcast::channel(BACKLOG).0,
@@ -80,8 +87,9 @@ impl Pods {
             node,
             apparmor: AppArmor::here(Path::new("/.dockerenv").exists() || Path::new("/run/.containerenv").exists()),
             host: Host::here(),
-            namespace: NamespaceName::new(NAMESPACE).expect("a valid name"),
+            namespace,
             draining,
+            cdi: config.cdi.clone(),
             folder: config.run().join("sandboxes"),
             volumes: config.data().join("volumes"),
         });

@@ -39,7 +39,14 @@ use std::{
 
 use proto::id::{ContainerId, NamespaceName};
 
-pub(crate) use self::{error::TaskError, info::InfoError, roots::TaskRoots, runtimes::RuntimeError};
+pub(crate) use self::{
+    connection::{ConnectError, Connection, request},
+    error::TaskError,
+    info::InfoError,
+    roots::TaskRoots,
+    runtimes::RuntimeError,
+    shim_log::ShimLog,
+};
 use self::{
     runtimes::Runtimes,
     shims::Program,
