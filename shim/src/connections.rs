@@ -38,12 +38,7 @@ impl Drop for Counted {
 }
 
 /// Accepts connections until `ending` is dropped or changes; then lets answers under way go out.
-pub(crate) async fn serve(
-    listener: UnixListener,
-    desk: Desk,
-    callers: Rc<Callers>,
-    mut ending: watch::Receiver<bool>,
-) {
+pub(crate) async fn serve(listener: UnixListener, desk: Desk, callers: Rc<Callers>, mut ending: watch::Receiver<bool>) {
     let mut connections = JoinSet::new();
     loop {
         let stream = tokio::select! {

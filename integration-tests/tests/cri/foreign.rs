@@ -47,7 +47,8 @@ fn relays(node: &Node) -> Vec<u32> {
 }
 
 async fn attach(node: &Node, id: &str, stdin: bool, tty: bool) -> Client {
-    let request = cri::AttachRequest { container_id: id.into(), stdin, tty, stdout: true, stderr: !tty, ..Default::default() };
+    let request =
+        cri::AttachRequest { container_id: id.into(), stdin, tty, stdout: true, stderr: !tty, ..Default::default() };
     Client::connect(node, &node.kubelet().attach(request).await.unwrap().into_inner().url).await
 }
 
@@ -57,6 +58,9 @@ async fn logs_and_ends() {
     let (id, config) = foreign_pod(&node, "foreign").await;
     let brief = started(&node, (&id, &config), container("brief", "echo out; echo err >&2; printf half; exit 3")).await;
     assert!(node.ctr(&["container", "info", &brief]).contains("io.containerd.foreign.v2"));
+    // Such shims are told of the pod first.
+    assert!(node.ctr(&["container", "info", &id]).contains(r#""io.kubernetes.cri.container-type": "sandbox""#));
+    assert!(node.ctr(&["task", "ls"]).contains(&id));
     let status = node.ended(&brief).await;
     assert_eq!((status.exit_code, &*status.reason), (3, "Error"), "{}", node.log());
     // Whoever hears of an end finds the whole log.
@@ -89,6 +93,7 @@ async fn logs_and_ends() {
         node.kill();
         has_more(&node, log(&node, "steady").len()).await;
         node.start(&[]).await;
+        assert_eq!(node.pod(&id).await.unwrap().state(), cri::PodSandboxState::SandboxReady);
     }
     let [relay] = relays(&node)[..] else { panic!("{:?}", relays(&node)) };
     assert!(Command::new("kill").args(["-9", &relay.to_string()]).status().unwrap().success());
@@ -179,7 +184,9 @@ async fn commands_whose_client_has_gone_go_on() {
 
     // More than a pipe holds, when nobody reads it any more: after a client, and after a supervisor.
     let script = |name: &str| {
-        format!("echo begun; until [ -e /{name}.go ]; do sleep 0.05; done; head -c 4194304 /dev/zero; touch /{name}.done")
+        format!(
+            "echo begun; until [ -e /{name}.go ]; do sleep 0.05; done; head -c 4194304 /dev/zero; touch /{name}.done"
+        )
     };
     for name in ["client", "supervisor"] {
         let mut client = exec(&node, &main, &script(name), false).await;

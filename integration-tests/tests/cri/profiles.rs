@@ -59,7 +59,8 @@ async fn system_calls_are_filtered_as_asked() {
         assert_eq!(heard.unwrap(), wanted, "{name}");
     }
     let missing = format!("{file}.missing");
-    let refused = said(&node, pod, "missing", look, |context| context.seccomp = profile(ProfileType::Localhost, &missing));
+    let refused =
+        said(&node, pod, "missing", look, |context| context.seccomp = profile(ProfileType::Localhost, &missing));
     let refused = refused.await.unwrap_err();
     assert!(refused.message().contains(&missing), "{refused}");
     node.remove_pod(&id).await.unwrap();
@@ -101,7 +102,8 @@ async fn apparmor_confines_as_asked() {
     let config = pod("apparmor");
     let id = node.run_pod(&config).await.unwrap();
     let pod = (id.as_str(), &config);
-    let look = "cat /proc/1/attr/current; mkdir -p /secret; (echo x > /secret/file) 2>/dev/null && echo written || echo not";
+    let look =
+        "cat /proc/1/attr/current; mkdir -p /secret; (echo x > /secret/file) 2>/dev/null && echo written || echo not";
     let enabled = fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y'));
     if !enabled {
         eprintln!("skipped in part: this kernel has no AppArmor");

@@ -78,7 +78,8 @@ impl Client {
     }
 
     pub(crate) async fn end(&mut self) {
-        let ended = tokio::time::timeout(Duration::from_secs(20) * patience(), async { while self.step().await {} }).await;
+        let ended =
+            tokio::time::timeout(Duration::from_secs(20) * patience(), async { while self.step().await {} }).await;
         assert!(ended.is_ok(), "{:?} {} {} {}", self.channels.keys(), self.heard(1), self.heard(2), self.heard(3));
     }
 

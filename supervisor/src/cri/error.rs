@@ -4,7 +4,10 @@ use std::{io, path::PathBuf, time::Duration};
 
 use proto::{id::IdError, kind::ErrorKind};
 
-use super::{cni::CniError, images::ImagesError, relays::RelayError, spec::SpecError, status::UnknownHandler, streaming::StreamingError};
+use super::{
+    cni::CniError, images::ImagesError, relays::RelayError, spec::SpecError, status::UnknownHandler,
+    streaming::StreamingError,
+};
 use crate::{
     containers::ContainerError,
     failure::Failure,

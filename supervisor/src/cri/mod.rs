@@ -22,7 +22,7 @@
 //! beside `hosts`, `hostname`, `resolv.conf` and the tmpfs `shm`. What the pod shares with the node isn't made. Unlike the engine's, these
 //! mounts stay in the host's table, four for a pod: it outlives its containers, CNI wants a path, and a node has some hundred pods, not
 //! thousands. Containers get the pins as namespaces in their specification and the annotation `io.kubernetes.cri.sandbox-id`, by which the
-//! shim's `start` finds the shim of the pod; before the first container there is none. Only a pod that shares its pid namespace gets a
+//! shim's `start` finds the shim of the pod; before the first container there is none. Only a pod that shares its pid namespace, or is run by somebody else's shim, gets a
 //! process: a container with the sandbox's id, whose program is the shim's own under another name (`pause`).
 //!
 //! # Phases
@@ -37,8 +37,8 @@
 //!
 //! # Orders; each step is durable before the next begins
 //!
-//! * *RunPodSandbox*: check everything · record as Making, with the name · folder, namespaces, pins · files, shm · pause process, if there is to
-//!   be one · CNI ADD · Ready with CNI's result. A failure goes the way of Stop and Remove; DEL also after an ADD that failed.
+//! * *RunPodSandbox*: check everything · record as Making, with the name · folder, namespaces, pins · files, shm · CNI ADD · pause process, if there
+//!   is to be one · Ready with CNI's result. A failure goes the way of Stop and Remove; DEL also after an ADD that failed.
 //! * *CreateContainer*: sandbox is Ready, image is here · lease · snapshot on the image's chain id · specification written, volumes of the image
 //!   filled · records with name · end of the lease. No task: what is CREATED costs no process.
 //! * *StartContainer*: time into the record · under a shim of somebody else a relay · `Tasks::create` (the snapshot's mounts, stdout

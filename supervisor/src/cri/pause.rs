@@ -1,5 +1,7 @@
 //! Process 1 of a pod whose containers see each other's processes: the shim under another name (`shim/src/init.rs`), alone in a root
-//! of its own. It reaps, and ends when it is told to. No image is pulled for it, and pods that don't share processes have none.
+//! of its own. It reaps, and ends when it is told to. No image is pulled for it, and pods that don't share processes have none, except under
+//! shims of others: those are told of a pod as containerd tells them, by a container of the type `sandbox` that comes first and has the pod's
+//! network. One that runs a virtual machine for the pod starts it then.
 
 use std::{fs, path::PathBuf, sync::Arc};
 
@@ -16,7 +18,7 @@ use tracing::warn;
 
 use super::{
     error::CriError,
-    place::Kind,
+    place::{self, Kind},
     pods::{Pods, blocking},
     record::{Phase, Sandbox},
     spec,
@@ -29,6 +31,12 @@ const PROGRAM: &str = "berth-pause";
 const OOM_SCORE_ADJ: i64 = -998;
 
 impl Pods {
+    /// Whether a sandbox has a process of its own.
+    pub(super) fn has_process(&self, sandbox: &Sandbox) -> bool {
+        let runtime = self.node.runtime(&sandbox.request.runtime_handler).name;
+        place::shares_processes(&sandbox.namespaces()) || !self.tasks.is_own_runtime(&runtime)
+    }
+
     /// Starts the process of a sandbox, and pins its pid namespace. Its container has the sandbox's id.
     pub(super) async fn run_pause(self: &Arc<Self>, id: &str, sandbox: &Sandbox) -> Result<(), CriError> {
         // Containers may signal what runs under the same profile, and nothing that has none.
@@ -53,7 +61,9 @@ impl Pods {
         self.tasks.create(self.namespace.clone(), request).await.map_err(&failed)?;
         let pid = self.tasks.start(&self.namespace, id, "").await.map_err(&failed)?;
         proto::fault!("supervisor.sandbox.pause_started");
-        self.place(id).pin_processes(pid)?;
+        if place::shares_processes(&sandbox.namespaces()) {
+            self.place(id).pin_processes(pid)?;
+        }
         self.follow_pause(id);
         Ok(())
     }

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use super::{
     error::CriError,
-    exits, place,
+    exits,
     pods::{Pods, blocking},
     record::{Phase, Sandbox},
 };
@@ -56,7 +56,7 @@ impl Pods {
             let whole = sandbox.phase() != Phase::Ready || self.place(&id).is_whole(&sandbox.namespaces());
             let removing =
                 self.containers_of(Some(&id))?.into_iter().filter(|(_, one)| one.removing).collect::<Vec<_>>();
-            if whole && sandbox.phase() == Phase::Ready && place::shares_processes(&sandbox.namespaces()) {
+            if whole && sandbox.phase() == Phase::Ready && self.has_process(&sandbox) {
                 self.follow_pause(&id);
             }
             if whole && removing.is_empty() && matches!(sandbox.phase(), Phase::Ready | Phase::NotReady) {

@@ -103,9 +103,11 @@ impl Node {
     /// What the shim of a handler is told: the runtime's program, and that systemd makes the cgroups.
     fn options(&self, handler: &Handler) -> Option<prost_types::Any> {
         let binary_name = handler.program.as_ref().map(|program| program.display().to_string()).unwrap_or_default();
-        let options = Options { binary_name, systemd_cgroup: self.driver == cri::CgroupDriver::Systemd, ..Default::default() };
+        let options =
+            Options { binary_name, systemd_cgroup: self.driver == cri::CgroupDriver::Systemd, ..Default::default() };
         // Shims for other things than runc and its kind have options of their own, and some refuse these.
-        (options != Options::default() && self.tasks.takes_runc_options(&handler.runtime)).then(|| typeurl::pack(&options))
+        (options != Options::default() && self.tasks.takes_runc_options(&handler.runtime))
+            .then(|| typeurl::pack(&options))
     }
 
     async fn features<'a>(&self, (handler, known): &'a (Handler, OnceCell<Features>)) -> Result<&'a Features, String> {
@@ -117,7 +119,9 @@ impl Node {
             match self.tasks.runtime_info(&handler.runtime, self.options(handler)).await {
                 Ok(info) => Ok(info.features.map(|any| features(&any)).unwrap_or_default()),
                 // Shims from before containerd 2 can't be asked; they are there all the same.
-                Err(InfoError::Silent { .. }) if !self.tasks.is_own_runtime(&handler.runtime) => Ok(Features::default()),
+                Err(InfoError::Silent { .. }) if !self.tasks.is_own_runtime(&handler.runtime) => {
+                    Ok(Features::default())
+                }
                 Err(error) => Err(chain(&error).to_string()),
             }
         };

@@ -32,8 +32,8 @@ use tonic::async_trait;
 use tracing::{debug, warn};
 
 use super::{
-    StreamingError, Target,
     super::relays::Relays,
+    StreamingError, Target,
     process::{Backend, Handle, Process, Size, Wants},
     tokens::random,
 };
