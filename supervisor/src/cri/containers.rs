@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     path::{Component, Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, PoisonError},
     time::Duration,
 };
 
@@ -269,6 +269,7 @@ impl Pods {
         if !self.container(id)?.is_some_and(|container| running(&container)) {
             return Ok(());
         }
+        self.killed.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned());
         self.signal(id, Signal::SIGKILL as u32, true).await?;
         let ended = tokio::time::timeout(AFTER_KILL, self.has_ended(id)).await;
         ended.unwrap_or_else(|_| Err(CriError::Immortal { id: id.to_owned(), limit: AFTER_KILL }))

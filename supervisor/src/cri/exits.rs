@@ -1,6 +1,9 @@
 //! How containers end: each that runs is followed, and its end is recorded before anybody hears of it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use proto::{kind::chain, runtime::v1 as cri};
 use tracing::{info, warn};
@@ -17,7 +20,7 @@ const UNKNOWN: i32 = 255;
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// How late somebody else's shim may tell that memory had run out, and how often we look.
-const OOM_LIMIT: Duration = Duration::from_millis(300);
+const OOM_LIMIT: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(10);
 
 impl Pods {
@@ -55,7 +58,8 @@ impl Pods {
     /// Whether memory had run out when a container was killed. Shims of others tell it beside the exit, and may be late.
     async fn is_oom(&self, id: &str) -> bool {
         let saw = || self.tasks.saw_oom(&self.namespace, id);
-        if saw() || self.tasks.has_own_shim(&self.namespace, id) {
+        let by_us = self.killed.lock().unwrap_or_else(PoisonError::into_inner).contains(id);
+        if saw() || by_us || self.tasks.has_own_shim(&self.namespace, id) {
             return saw();
         }
         let told = async {
@@ -70,6 +74,7 @@ impl Pods {
     pub(super) async fn note_end(self: &Arc<Self>, id: &str, end: End) {
         let code = end.code;
         self.relays.end(id, true).await;
+        self.killed.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         while let Err(error) = self
             .change_container(id, {
                 let end = end.clone();

@@ -1,8 +1,9 @@
 //! Everything that the calls about sandboxes and containers stand on.
 
 use std::{
+    collections::HashSet,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -44,6 +45,8 @@ pub(crate) struct Pods {
     pub(super) streaming: Arc<Streaming>,
     pub(super) relays: Arc<Relays>,
     pub(super) turns: Turns,
+    /// Containers that were killed here and whose ends aren't recorded yet.
+    pub(super) killed: Mutex<HashSet<String>>,
     /// A container has ended: its record says how.
     pub(super) ended: Notify,
     /// For those who follow GetContainerEvents.
@@ -81,6 +84,7 @@ impl Pods {
             tasks,
             relays,
             turns: Turns::default(),
+            killed: Mutex::default(),
             ended: Notify::new(),
             told: broadcast::channel(BACKLOG).0,
             driver: node.cgroup_driver(),
