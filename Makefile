@@ -86,7 +86,7 @@ soak-engine: deps-test build ## the engine killed at random while clients do eve
 soak-cri: deps-test build ## a node's day: pods come and go with all that a kubelet does, daemon and shims are killed, for BERTH_SOAK_SECONDS
 	BERTH_DAY_SECONDS=$(BERTH_SOAK_SECONDS) $(CARGO) test -p integration-tests --test cri day::a_nodes_day -- --nocapture
 
-# Which boots (init, systemd), suites (runtime, stack, volumes, networks) and tests: make test-vm BOOT=systemd SUITE=runtime FILTER='v2:: --nocapture'
+# Which boots (init, systemd), suites (runtime, stack, volumes, networks, cri) and tests: make test-vm BOOT=systemd SUITE=runtime FILTER='v2:: --nocapture'
 BOOT ?=
 SUITE ?=
 export FILTER SUITE

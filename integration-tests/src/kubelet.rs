@@ -11,6 +11,7 @@ use std::{
 };
 
 use crate::{
+    eventually::patience,
     host::Host,
     images, leftovers,
     programs::{self, peer_or_skip},
@@ -31,6 +32,8 @@ use tonic::{
 
 /// The image that all containers are made of.
 pub const IMAGE: &str = "docker.io/library/busybox:latest";
+/// The shim of the handler `foreign`: Debian's.
+pub const FOREIGN: &str = "/usr/bin/containerd-shim-runc-v2";
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Who serves CRI.
@@ -73,7 +76,7 @@ pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>)
         if let Some(found) = look().await {
             return found;
         }
-        assert!(began.elapsed() < PATIENCE, "not within {} s: {what}", PATIENCE.as_secs());
+        assert!(began.elapsed() < PATIENCE * patience(), "not within {} s: {what}", began.elapsed().as_secs());
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -203,9 +206,11 @@ impl Node {
         match self.runtime {
             Runtime::Berth => {
                 let config = format!(
-                    "[cri]\ncni-conf-dir = {networks:?}\ncni-bin-dirs = [\"/usr/lib/cni\", {plugins:?}]\n\
-                     [cri.handlers]\npeer = \"/usr/sbin/runc\"\nmissing = \"/no/such/runtime\"\n{}",
-                    fs::read_to_string(at("more.toml")).unwrap_or_default()
+                    "[cri]\ncni-conf-dir = {networks:?}\ncni-bin-dirs = [\"/usr/lib/cni\", {plugins:?}]\ncdi-spec-dirs = [{cdi:?}]\n\
+                     [cri.handlers]\npeer = \"/usr/sbin/runc\"\nmissing = \"/no/such/runtime\"\nforeign = \"io.containerd.foreign.v2\"\n\
+                     [runtimes]\n\"io.containerd.foreign.v2\" = \"{FOREIGN}\"\n{more}",
+                    cdi = at("cdi"),
+                    more = fs::read_to_string(at("more.toml")).unwrap_or_default()
                 );
                 fs::write(at("supervisor.toml"), config).unwrap();
                 let mut command = self.host.command(self.programs.join("berth-supervisor"));
@@ -430,6 +435,10 @@ impl Node {
 impl Node {
     fn remove_cgroups(&self) {
         for parent in self.cgroups.lock().unwrap().iter().filter(|parent| !parent.is_empty()) {
+            if parent.ends_with(".slice") {
+                run("systemctl", ["stop", parent]);
+                continue;
+            }
             let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
             for folder in
                 hierarchies.chain(["/sys/fs/cgroup".into()]).map(|root| root.join(parent.trim_start_matches('/')))
@@ -492,6 +501,19 @@ pub fn bridge(folder: &Path) -> String {
     .to_string()
 }
 
+/// Whether systemd owns the cgroups, so that they are named in its way.
+pub fn has_systemd() -> bool {
+    Path::new("/run/systemd/system").is_dir()
+}
+
+/// The cgroup of a pod, as a kubelet would say it.
+pub fn cgroup_parent(name: &str) -> String {
+    match has_systemd() {
+        true => format!("berthtest{}_{name}.slice", std::process::id()),
+        false => format!("/berth-test-cri-{}-{name}", std::process::id()),
+    }
+}
+
 /// A pod on the node's network.
 pub fn pod(name: &str) -> cri::PodSandboxConfig {
     let mut pod = networked(name);
@@ -522,7 +544,7 @@ pub fn networked(name: &str) -> cri::PodSandboxConfig {
         labels: [("pod".to_owned(), name.to_owned())].into(),
         annotations: [("note".to_owned(), "kept as it is".to_owned())].into(),
         linux: Some(cri::LinuxPodSandboxConfig {
-            cgroup_parent: format!("/berth-test-cri-{}-{name}", std::process::id()),
+            cgroup_parent: cgroup_parent(name),
             security_context: Some(context),
             ..Default::default()
         }),

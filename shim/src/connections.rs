@@ -14,32 +14,31 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::{calls, desk::Shim, local::LocalExecutor, report::warn_line, server::Desk};
+use crate::{calls, desk::Callers, local::LocalExecutor, report::warn_line, server::Desk};
 
 /// How long answers under way may take once the shim is to end.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
 
 /// Counts a connection for as long as it lives.
-struct Counted(Rc<Shim>);
+struct Counted(Rc<Callers>);
 
 impl Counted {
-    fn new(shim: Rc<Shim>) -> Self {
-        shim.connections.set(shim.connections.get() + 1);
-        shim.callers_changed.notify_one();
-        Self(shim)
+    fn new(callers: Rc<Callers>) -> Self {
+        callers.count.set(callers.count.get() + 1);
+        callers.changed.notify_one();
+        Self(callers)
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.connections.set(self.0.connections.get() - 1);
-        self.0.callers_changed.notify_one();
+        self.0.count.set(self.0.count.get() - 1);
+        self.0.changed.notify_one();
     }
 }
 
 /// Accepts connections until `ending` is dropped or changes; then lets answers under way go out.
-pub(crate) async fn serve(listener: UnixListener, shim: Rc<Shim>, mut ending: watch::Receiver<bool>) {
-    let desk = Desk::new(shim.desk.clone());
+pub(crate) async fn serve(listener: UnixListener, desk: Desk, callers: Rc<Callers>, mut ending: watch::Receiver<bool>) {
     let mut connections = JoinSet::new();
     loop {
         let stream = tokio::select! {
@@ -49,7 +48,7 @@ pub(crate) async fn serve(listener: UnixListener, shim: Rc<Shim>, mut ending: wa
         };
         match stream {
             Ok((stream, _)) => {
-                let (desk, mut ending, counted) = (desk.clone(), ending.clone(), Counted::new(shim.clone()));
+                let (desk, mut ending, counted) = (desk.clone(), ending.clone(), Counted::new(callers.clone()));
                 connections.spawn_local(async move {
                     let _counted = counted;
                     match speaks_ttrpc(&stream, &mut ending).await {

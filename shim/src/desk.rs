@@ -37,12 +37,19 @@ pub(crate) struct Shim {
     pub(crate) desk: mpsc::UnboundedSender<Request>,
     /// How many console sockets there have been.
     pub(crate) consoles: Cell<u64>,
-    /// How many callers are connected.
-    pub(crate) connections: Cell<usize>,
-    /// One more or one less.
-    pub(crate) callers_changed: Notify,
+    /// Who is connected.
+    pub(crate) callers: Rc<Callers>,
     /// The cgroup that the shim was put into by its first container's options.
     pub(crate) cgroup: RefCell<Option<String>>,
+}
+
+/// Who is connected to this process.
+#[derive(Debug, Default)]
+pub(crate) struct Callers {
+    /// How many they are.
+    pub(crate) count: Cell<usize>,
+    /// One more or one less.
+    pub(crate) changed: Notify,
 }
 
 /// A shim without a container and without a caller ends after this time. Its parent died between `start` and Create, or
@@ -92,10 +99,10 @@ pub(crate) enum Request {
 pub(crate) async fn run(shim: Rc<Shim>, mut requests: mpsc::UnboundedReceiver<Request>) {
     let mut containers: HashMap<String, mpsc::UnboundedSender<Message>> = HashMap::new();
     loop {
-        let orphaned = containers.is_empty() && shim.connections.get() == 0;
+        let orphaned = containers.is_empty() && shim.callers.count.get() == 0;
         let request = tokio::select! {
             request = requests.recv() => request,
-            () = shim.callers_changed.notified() => continue,
+            () = shim.callers.changed.notified() => continue,
             () = tokio::time::sleep(ORPHANED), if orphaned => {
                 warn_line!("nobody has needed this shim for {} s: it ends", ORPHANED.as_secs());
                 return;

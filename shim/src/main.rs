@@ -33,6 +33,7 @@ mod oom;
 mod options;
 mod process;
 mod reaper;
+mod relay;
 mod report;
 mod rules;
 mod server;
@@ -60,6 +61,11 @@ fn main() -> ExitCode {
         && action == io::pack::ACTION
     {
         return io::pack::main(rest);
+    }
+    if let Some((action, rest)) = words.split_first()
+        && action == relay::ACTION
+    {
+        return relay::main(rest);
     }
     let args = match args::parse(std::env::args().skip(1)) {
         Ok(args) => args,

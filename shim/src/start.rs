@@ -31,7 +31,7 @@ use proto::{
 use sys::process::Fork;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::{Notify, mpsc, watch},
+    sync::{mpsc, watch},
     task::LocalSet,
 };
 
@@ -43,6 +43,7 @@ use crate::{
     group,
     reaper::Reaper,
     report::warn_line,
+    server::Desk,
 };
 
 /// Why no shim could be started.
@@ -133,7 +134,7 @@ impl Places {
 }
 
 /// Makes the socket. `None`: a shim lives there already.
-fn listen(socket: &Path) -> io::Result<Option<UnixListener>> {
+pub(crate) fn listen(socket: &Path) -> io::Result<Option<UnixListener>> {
     let folder = socket.parent().unwrap_or(Path::new("/"));
     fs::DirBuilder::new().mode(0o700).recursive(true).create(folder)?;
     // Between bind and listen a socket looks like one that was left: another `start` of the group must not look then.
@@ -227,7 +228,7 @@ pub(crate) fn start(args: &Args) -> Result<(), StartError> {
 }
 
 /// stderr leads to the supervisor's log, where there is one (containerd's FIFO `log`); stdin and stdout nowhere.
-fn redirect_stdio(bundle: &Path) -> Result<(), nix::Error> {
+pub(crate) fn redirect_stdio(bundle: &Path) -> Result<(), nix::Error> {
     sys::process::null_stdio(true, true, true)?;
     let flags = OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     if let Ok(log) = open(&bundle.join("log"), flags, Mode::empty()) {
@@ -237,7 +238,7 @@ fn redirect_stdio(bundle: &Path) -> Result<(), nix::Error> {
 }
 
 /// The kernel should take the supervisor before a shim, but a shim before what isn't a container at all; as containerd.
-fn adjust_oom_score() {
+pub(crate) fn adjust_oom_score() {
     const FILE: &str = "/proc/self/oom_score_adj";
     let score = fs::read_to_string(FILE).ok().and_then(|text| text.trim().parse::<i32>().ok());
     if let Some(score @ ..=999) = score {
@@ -299,12 +300,16 @@ async fn run(args: &Args, parent: &Parent, places: &Places, listener: UnixListen
         events: events.clone(),
         desk,
         consoles: Cell::new(0),
-        connections: Cell::new(0),
-        callers_changed: Notify::new(),
+        callers: Rc::default(),
         cgroup: RefCell::new(None),
     });
     let (end, ending) = watch::channel(false);
-    let server = tokio::task::spawn_local(connections::serve(listener, shim.clone(), ending));
+    let server = tokio::task::spawn_local(connections::serve(
+        listener,
+        Desk::new(shim.desk.clone()),
+        shim.callers.clone(),
+        ending,
+    ));
     if parent.debug {
         warn_line!("container {} of namespace {} on {}", args.id, args.namespace, places.socket.display());
     }

@@ -199,6 +199,8 @@ pub(crate) struct Config {
     pub(crate) nri: Option<NriConfig>,
     /// Where streams of CRI are served.
     pub(crate) streaming: SocketAddr,
+    /// Folders of descriptions of devices (CDI).
+    pub(crate) cdi: Vec<PathBuf>,
     /// Handlers of RuntimeClass, the default one first.
     pub(crate) handlers: Vec<Handler>,
 }
@@ -407,6 +409,9 @@ impl Config {
         for path in &settings.registry.config_path {
             absolute("registry.config-path", path)?;
         }
+        for path in &settings.cri.cdi_spec_dirs {
+            absolute("cri.cdi-spec-dirs", path)?;
+        }
         for path in &settings.cri.cni_bin_dirs {
             absolute("cri.cni-bin-dirs", path)?;
             if path.as_os_str().as_encoded_bytes().contains(&b':') {
@@ -457,6 +462,7 @@ impl Config {
             },
             nri: Some(nri).filter(|_| !settings.cri.nri.disable),
             streaming,
+            cdi: settings.cri.cdi_spec_dirs.clone(),
             handlers: Handler::all(&settings.cri.handlers),
         })
     }

@@ -306,7 +306,9 @@ async fn containers_that_see_each_others_processes() {
     // A container of the pod ends alone; with the pod's process all do.
     node.stop_container(&containers[0], 0).await.unwrap();
     assert_eq!(node.container(&containers[1]).await.unwrap().state(), cri::ContainerState::ContainerRunning);
-    assert_eq!(node.exec(&containers[1], &["sh", "-c", "kill -TERM 1"]).await.unwrap().exit_code, 0);
+    // The command is one of those that end with it, if it hasn't ended by then.
+    let killer = node.exec(&containers[1], &["sh", "-c", "kill -TERM 1"]).await.unwrap();
+    assert!(matches!(killer.exit_code, 0 | 137), "{killer:?}");
     assert_eq!(node.ended(&containers[1]).await.exit_code, 137);
     eventually("the sandbox isn't ready any more", async || {
         let status = node.pod(&id).await.unwrap();

@@ -3,13 +3,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
+mod cgroups;
 mod checkpoint;
 mod day;
+mod devices;
 mod faults;
+mod foreign;
 mod image_mounts;
 mod life;
 mod networks;
 mod nri;
+mod profiles;
 mod restarts;
 mod rules;
 mod stats;

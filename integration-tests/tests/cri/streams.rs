@@ -14,16 +14,17 @@ use tokio::{
     net::TcpStream,
 };
 
+use integration_tests::eventually::patience;
 use integration_tests::kubelet::{Node, container, eventually, pod};
 
 /// A client over WebSocket, version 5.
 pub struct Client {
     socket: TcpStream,
-    channels: BTreeMap<u8, Vec<u8>>,
+    pub(crate) channels: BTreeMap<u8, Vec<u8>>,
 }
 
 impl Client {
-    async fn connect(node: &Node, url: &str) -> Self {
+    pub async fn connect(node: &Node, url: &str) -> Self {
         let namespace = fs::File::open(node.host.namespace()).unwrap();
         Self::attempt(namespace.as_fd(), url).await.unwrap()
     }
@@ -50,7 +51,7 @@ impl Client {
         }
     }
 
-    async fn write(&mut self, channel: u8, bytes: &[u8]) {
+    pub async fn write(&mut self, channel: u8, bytes: &[u8]) {
         self.try_write(channel, bytes).await.unwrap();
     }
 
@@ -88,17 +89,18 @@ impl Client {
         Ok(true)
     }
 
-    async fn until(&mut self, done: impl Fn(&Self) -> bool) {
+    pub(crate) async fn until(&mut self, done: impl Fn(&Self) -> bool) {
         let all = async {
             while !done(self) {
                 assert!(self.step().await, "closed: {} {}", self.heard(1), self.heard(3));
             }
         };
-        tokio::time::timeout(Duration::from_secs(20), all).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(20) * patience(), all).await.unwrap();
     }
 
-    async fn end(&mut self) {
-        let ended = tokio::time::timeout(Duration::from_secs(20), async { while self.step().await {} }).await;
+    pub(crate) async fn end(&mut self) {
+        let ended =
+            tokio::time::timeout(Duration::from_secs(20) * patience(), async { while self.step().await {} }).await;
         assert!(ended.is_ok(), "{:?} {} {} {}", self.channels.keys(), self.heard(1), self.heard(2), self.heard(3));
     }
 
@@ -109,11 +111,11 @@ impl Client {
 }
 
 /// Folders of streams that are open.
-fn open_streams(node: &Node) -> usize {
+pub(crate) fn open_streams(node: &Node) -> usize {
     fs::read_dir(node.path().join("r/supervisor/streams")).map_or(0, |all| all.count())
 }
 
-async fn exec(node: &Node, id: &str, script: &str, tty: bool) -> Client {
+pub(crate) async fn exec(node: &Node, id: &str, script: &str, tty: bool) -> Client {
     let cmd = ["sh", "-c", script].map(str::to_owned).into();
     let request = cri::ExecRequest {
         container_id: id.into(),

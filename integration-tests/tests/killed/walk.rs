@@ -36,6 +36,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("supervisor.cri_container.snapshot_made", "integration-tests/tests/cri/faults.rs::killed_at_every_point"),
     ("supervisor.cri_container.specified", "integration-tests/tests/cri/faults.rs::killed_at_every_point"),
     ("supervisor.cri_container.starting", "integration-tests/tests/cri/faults.rs::killed_at_every_point"),
+    ("supervisor.cri_container.stdio_ready", "integration-tests/tests/cri/faults.rs::killed_at_every_point"),
     ("supervisor.cri_container.task_created", "integration-tests/tests/cri/faults.rs::killed_at_every_point"),
     ("supervisor.cri_container.task_deleted", "integration-tests/tests/cri/faults.rs::killed_at_every_point"),
     ("supervisor.cri_container.task_started", "integration-tests/tests/cri/faults.rs::killed_at_every_point"),

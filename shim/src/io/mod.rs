@@ -20,6 +20,7 @@ mod logfile;
 mod output;
 pub(crate) mod pack;
 mod queue;
+mod relayed;
 mod sink;
 mod stdin;
 mod syslog;

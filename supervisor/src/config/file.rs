@@ -137,6 +137,8 @@ pub(crate) struct CriSettings {
     pub(crate) cni_bin_dirs: Vec<PathBuf>,
     /// How long one call of a plugin may take.
     pub(crate) cni_plugin_limit: Period,
+    /// Folders of descriptions of devices (CDI), the last that has one counts.
+    pub(crate) cdi_spec_dirs: Vec<PathBuf>,
     /// Where exec, attach and port-forward are served.
     pub(crate) streaming_address: String,
     /// Plugins that change containers.
@@ -151,6 +153,7 @@ impl Default for CriSettings {
             cni_conf_dir: "/etc/cni/net.d".into(),
             cni_bin_dirs: ["/opt/cni/bin", "/usr/lib/cni"].map(PathBuf::from).into(),
             cni_plugin_limit: Period::seconds(120),
+            cdi_spec_dirs: ["/etc/cdi", "/var/run/cdi"].map(PathBuf::from).into(),
             streaming_address: "127.0.0.1:0".into(),
             nri: NriSettings::default(),
             handlers: BTreeMap::new(),

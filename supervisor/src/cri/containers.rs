@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     path::{Component, Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, PoisonError},
     time::Duration,
 };
 
@@ -14,7 +14,7 @@ use proto::{
     kind::chain,
     nri::pkg::api::v1alpha1::Event,
     runtime::v1 as cri,
-    stdio::{Delivery, StdioUri},
+    stdio::StdioUri,
     typeurl,
 };
 use tracing::{info, warn};
@@ -101,11 +101,6 @@ impl Pods {
         let image = self.images.find(&wanted)?;
         let image = image.ok_or_else(|| CriError::NotFound { what: "image", id: wanted.clone() })?;
         let log = log_path(sandbox.1.config(), &config)?;
-        let handler = &sandbox.1.request.runtime_handler;
-        if !self.tasks.is_own_runtime(&self.node.runtime(handler).name) && (config.stdin || !log.is_empty()) {
-            // Nobody would write CRI's lines, or feed stdin from those who attach.
-            return Err(CriError::Unbuilt(format!("a log or stdin of a container under handler {handler:?}")));
-        }
         let lease = crate::leases::unique("cri");
         self.stores.leases.create(NAMESPACE, &lease, layer::unfinished())?;
         let made = self.record_under_lease(id, sandbox, config.clone(), (&image, found), (&log, &lease));
@@ -157,7 +152,14 @@ impl Pods {
             spec: Some(typeurl::pack_json(typeurl::SPEC, made.spec.to_string().into_bytes())),
             snapshotter: snapshots.name().to_owned(),
             snapshot_key: id.to_owned(),
-            labels: container.config.labels.clone().into_iter().chain(kind_label()).chain(views.labels.clone()).collect(),
+            labels: container
+                .config
+                .labels
+                .clone()
+                .into_iter()
+                .chain(kind_label())
+                .chain(views.labels.clone())
+                .collect(),
             ..Default::default()
         };
         let name = container.name();
@@ -202,7 +204,7 @@ impl Pods {
             let start = pods.starting.begin(&id);
             pods.change_container(&id, |container| container.started_at = now()).await?;
             proto::fault!("supervisor.cri_container.starting");
-            if let Err(error) = pods.run(&id, &container).await {
+            if let Err(error) = pods.run(&id, &container, &of.request.runtime_handler).await {
                 let message = chain(&error).to_string();
                 let end = End { at: now(), code: NOT_STARTED, reason: "StartError".into(), message };
                 pods.note_end(&id, end).await;
@@ -219,28 +221,38 @@ impl Pods {
         .await
     }
 
-    async fn run(self: &Arc<Self>, id: &str, container: &Container) -> Result<(), CriError> {
+    async fn run(self: &Arc<Self>, id: &str, container: &Container, handler: &str) -> Result<(), CriError> {
         let failed = CriError::task(id);
         let (pods, own) = (self.clone(), id.to_owned());
         let rootfs = blocking(move || Ok(pods.stores.snapshots.get_or_default("")?.mounts(NAMESPACE, &own)?)).await?;
-        let output = match container.log.as_str() {
-            "" => StdioUri::Null,
-            path => StdioUri::Cri { path: path.into(), delivery: Delivery::Blocking },
-        };
+        let wanted = container.stdio();
+        let output = wanted.output();
         if let StdioUri::Cri { path, .. } = &output
             && let Some(folder) = path.parent()
         {
             let made = std::fs::create_dir_all(folder);
             made.map_err(|cause| CriError::Io { id: id.to_owned(), what: "make folder", at: folder.into(), cause })?;
         }
-        let config = &container.config;
+        let [stdin, stdout, stderr] = match self.tasks.is_own_runtime(&self.node.runtime(handler).name) {
+            true => [
+                if wanted.stdin { StdioUri::Attach.to_string() } else { String::new() },
+                output.to_string(),
+                if wanted.terminal { String::new() } else { output.to_string() },
+            ],
+            false => {
+                let fifos = self.relays.start(id, &wanted).await;
+                fifos.map_err(|cause| CriError::Relay { id: id.to_owned(), cause })?
+            }
+        };
+        proto::fault!("supervisor.cri_container.stdio_ready");
+        let terminal = wanted.terminal;
         let request = CreateTaskRequest {
             container_id: id.to_owned(),
             rootfs,
-            stdin: if config.stdin { StdioUri::Attach.to_string() } else { String::new() },
-            stdout: output.to_string(),
-            stderr: if config.tty { String::new() } else { output.to_string() },
-            terminal: config.tty,
+            stdin,
+            stdout,
+            stderr,
+            terminal,
             ..Default::default()
         };
         self.mount_images(id, container).await?;
@@ -304,9 +316,16 @@ impl Pods {
         if !self.container(id)?.is_some_and(|container| running(&container)) {
             return Ok(());
         }
-        self.kill(id).await?;
-        let ended = tokio::time::timeout(AFTER_KILL, self.has_ended(id)).await;
-        ended.unwrap_or_else(|_| Err(CriError::Immortal { id: id.to_owned(), limit: AFTER_KILL }))?;
+        let killed = || self.killed.lock().unwrap_or_else(PoisonError::into_inner);
+        killed().insert(id.to_owned());
+        let ended = async {
+            self.kill(id).await?;
+            let ended = tokio::time::timeout(AFTER_KILL, self.has_ended(id)).await;
+            ended.unwrap_or_else(|_| Err(CriError::Immortal { id: id.to_owned(), limit: AFTER_KILL }))
+        };
+        let ended = ended.await;
+        killed().remove(id);
+        ended?;
         // Whoever recorded it may be about to; plugins hear of it once, and before whoever asked for it.
         self.announce_end(id).await;
         Ok(())
@@ -444,6 +463,9 @@ impl Pods {
             return Err(CriError::State { what: "container", id, why });
         }
         let reopen = ReopenLogRequest { container_id: id.clone(), ..Default::default() };
+        if self.relays.has(&id) {
+            return self.relays.reopen_log(reopen).await.map_err(|cause| CriError::Relay { id, cause });
+        }
         self.tasks.reopen_log(&self.namespace, reopen).await.map_err(CriError::task(&id))
     }
 

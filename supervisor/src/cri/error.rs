@@ -5,8 +5,8 @@ use std::{io, path::PathBuf, time::Duration};
 use proto::{id::IdError, kind::ErrorKind};
 
 use super::{
-    checkpoint::CheckpointError, cni::CniError, images::ImagesError, nri::NriError, spec::SpecError, status::UnknownHandler,
-    streaming::StreamingError,
+    checkpoint::CheckpointError, cni::CniError, images::ImagesError, nri::NriError, relays::RelayError,
+    spec::SpecError, status::UnknownHandler, streaming::StreamingError,
 };
 use crate::{
     containers::ContainerError,
@@ -62,9 +62,6 @@ pub(crate) enum CriError {
         /// What forbids it.
         why: String,
     },
-    /// Something isn't there in this release.
-    #[error("{0} is not supported by this release")]
-    Unbuilt(String),
     /// The pod can't have users of its own.
     #[error("no user namespace can be had under handler {handler:?}: {why}")]
     NoUserNamespaces {
@@ -157,6 +154,15 @@ pub(crate) enum CriError {
     /// A checkpoint.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// The relay of a container under somebody else's shim.
+    #[error("container {id}")]
+    Relay {
+        /// Its id.
+        id: String,
+        /// Why.
+        #[source]
+        cause: RelayError,
+    },
     /// Our own shim.
     #[error("{0}")]
     Runtime(&'static str, #[source] RuntimeError),
@@ -180,7 +186,6 @@ impl Failure for CriError {
             Self::NotFound { .. } => ErrorKind::NotFound,
             Self::NameTaken { .. } => ErrorKind::AlreadyExists,
             Self::State { .. } | Self::NoUserNamespaces { .. } => ErrorKind::FailedPrecondition,
-            Self::Unbuilt(_) => ErrorKind::Unimplemented,
             Self::Io { cause, .. } => ErrorKind::of_io(cause),
             Self::Immortal { .. } => ErrorKind::DeadlineExceeded,
             Self::Handler(error) => error.kind(),
@@ -195,6 +200,7 @@ impl Failure for CriError {
             Self::Store(error) => error.kind(),
             Self::Task { cause, .. } => cause.kind(),
             Self::Checkpoint(error) => error.kind(),
+            Self::Relay { cause, .. } => cause.kind(),
             Self::Runtime(_, cause) => cause.kind(),
             Self::Panic => ErrorKind::Internal,
         }

@@ -1,6 +1,9 @@
 //! How containers end: each that runs is followed, and its end is recorded before anybody hears of it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use proto::{kind::chain, runtime::v1 as cri};
 use tracing::{info, warn};
@@ -16,6 +19,10 @@ const UNKNOWN: i32 = 255;
 /// Until what failed is tried again: a shim may hang, the disk be full.
 const AGAIN: Duration = Duration::from_secs(1);
 
+/// How late somebody else's shim may tell that memory had run out, and how often we look.
+const OOM_LIMIT: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(10);
+
 impl Pods {
     /// Follows a container that was started, until its end is recorded.
     pub(super) fn follow(self: &Arc<Self>, id: &str) {
@@ -24,7 +31,9 @@ impl Pods {
             let end = loop {
                 match pods.tasks.wait(&pods.namespace, &id, "").await {
                     Ok(exit) => {
-                        let oom = exit.status == 137 && pods.tasks.saw_oom(&pods.namespace, &id);
+                        // All that it has written is in its log before anybody hears of its end.
+                        pods.relays.end(&id, false).await;
+                        let oom = exit.status == 137 && pods.is_oom(&id).await;
                         let at = exit.at.seconds.saturating_mul(1_000_000_000).saturating_add(exit.at.nanos.into());
                         break End {
                             at: if at > 0 { at } else { now() },
@@ -46,9 +55,25 @@ impl Pods {
         });
     }
 
+    /// Whether memory had run out when a container was killed. Shims of others tell it beside the exit, and may be late.
+    async fn is_oom(&self, id: &str) -> bool {
+        let saw = || self.tasks.saw_oom(&self.namespace, id);
+        let by_us = self.killed.lock().unwrap_or_else(PoisonError::into_inner).contains(id);
+        if saw() || by_us || self.tasks.has_own_shim(&self.namespace, id) {
+            return saw();
+        }
+        let told = async {
+            while !saw() {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        tokio::time::timeout(OOM_LIMIT, told).await.is_ok()
+    }
+
     /// Records an end, takes the task away, and tells.
     pub(super) async fn note_end(self: &Arc<Self>, id: &str, end: End) {
         let code = end.code;
+        self.relays.end(id, true).await;
         while let Err(error) = self
             .change_container(id, {
                 let end = end.clone();

@@ -1,7 +1,8 @@
 //! CRI: what the kubelet asks of this node (`runtime.v1`), on the socket of containerd's services.
 //!
 //! `image_service` and `runtime_service` are the edge, `pods` is what their calls stand on: `sandboxes`, `containers`, `process` (what
-//! is done in a container), `exits`, `restart`, `nri` (plugins). Below them are `place` (a sandbox's namespaces and files), `pause`, `cni`, `spec`,
+//! is done in a container), `exits`, `restart`, `nri` (plugins), `relays` (stdio under shims of others). Below them are `place` (a
+//! sandbox's namespaces and files), `pause`, `cni`, `spec`,
 //! `streaming`, `images`, `status`. All of it works in the namespace `k8s.io`, on the same records as containerd's services, so that
 //! `ctr -n k8s.io` shows the whole truth.
 //!
@@ -22,7 +23,7 @@
 //! beside `hosts`, `hostname`, `resolv.conf` and the tmpfs `shm`. What the pod shares with the node isn't made. Unlike the engine's, these
 //! mounts stay in the host's table, four for a pod: it outlives its containers, CNI wants a path, and a node has some hundred pods, not
 //! thousands. Containers get the pins as namespaces in their specification and the annotation `io.kubernetes.cri.sandbox-id`, by which the
-//! shim's `start` finds the shim of the pod; before the first container there is none. Only a pod that shares its pid namespace gets a
+//! shim's `start` finds the shim of the pod; before the first container there is none. Only a pod that shares its pid namespace, or is run by somebody else's shim, gets a
 //! process: a container with the sandbox's id, whose program is the shim's own under another name (`pause`).
 //!
 //! With users of its own, a pod has a user namespace that owns the others, pinned as `user`. As a process with threads can't make one, a
@@ -44,14 +45,15 @@
 //!
 //! # Orders; each step is durable before the next begins
 //!
-//! * *RunPodSandbox*: check everything · record as Making, with the name · folder, namespaces, pins · files, shm · pause process, if there is to
-//!   be one · CNI ADD · Ready with CNI's result. A failure goes the way of Stop and Remove; DEL also after an ADD that failed.
+//! * *RunPodSandbox*: check everything · record as Making, with the name · folder, namespaces, pins · files, shm · CNI ADD · pause process, if there
+//!   is to be one · Ready with CNI's result. A failure goes the way of Stop and Remove; DEL also after an ADD that failed.
 //! * *CreateContainer*: sandbox is Ready, image is here · lease · snapshot on the image's chain id · views of images · specification
 //!   written, volumes of the image filled · records with name · end of the lease. No task: what is CREATED costs no process. Lease and
 //!   snapshots mean nothing without this process until the records are there (`layer`).
-//! * *StartContainer*: time into the record · images mounted · `Tasks::create` (the snapshot's mounts, stdout `cri:///LOG`) ·
-//!   `Tasks::start`. A failure is an end: `StartError`, 128. It is CREATED to others until all of that is done (`starting`).
-//! * *An end* (`exits`): into the record · `Tasks::delete`, which frees the shim · told to GetContainerEvents. Kubelets ask about containers long
+//! * *StartContainer*: time into the record · images mounted · under a shim of somebody else a relay · `Tasks::create` (the snapshot's mounts,
+//!   stdout `cri:///LOG` or the relay's FIFOs) · `Tasks::start`. A failure is an end: `StartError`, 128. It is CREATED to others until all of
+//!   that is done (`starting`).
+//! * *An end* (`exits`): the relay's, when it has written everything · into the record · `Tasks::delete`, which frees the shim · told to GetContainerEvents. Kubelets ask about containers long
 //!   after their tasks have gone.
 //! * *StopContainer*: signal, wait, SIGKILL, wait for the end's record. *RemoveContainer*: that with no patience · records, that of the
 //!   snapshot with them · its files · log stays, it is the kubelet's.
@@ -94,6 +96,7 @@ mod place;
 mod pods;
 mod process;
 mod record;
+mod relays;
 mod restart;
 mod runtime_service;
 mod sandboxes;

@@ -1,5 +1,7 @@
 //! Process 1 of a pod whose containers see each other's processes: the shim under another name (`shim/src/init.rs`), alone in a root
-//! of its own. It reaps, and ends when it is told to. No image is pulled for it, and pods that don't share processes have none.
+//! of its own. It reaps, and ends when it is told to. No image is pulled for it, and pods that don't share processes have none, except under
+//! shims of others: those are told of a pod as containerd tells them, by a container of the type `sandbox` that comes first and has the pod's
+//! network. One that runs a virtual machine for the pod starts it then.
 
 use std::{fs, path::PathBuf, sync::Arc};
 
@@ -16,7 +18,7 @@ use tracing::warn;
 
 use super::{
     error::CriError,
-    place::Kind,
+    place::{self, Kind},
     pods::{Pods, blocking},
     record::{Phase, Sandbox},
     spec,
@@ -31,12 +33,21 @@ const NOBODY: u64 = 65535;
 const OOM_SCORE_ADJ: i64 = -998;
 
 impl Pods {
+    /// Whether a sandbox has a process of its own.
+    pub(super) fn has_process(&self, sandbox: &Sandbox) -> bool {
+        let runtime = self.node.runtime(&sandbox.request.runtime_handler).name;
+        place::shares_processes(&sandbox.namespaces()) || !self.tasks.is_own_runtime(&runtime)
+    }
+
     /// Starts the process of a sandbox, and pins its pid namespace. Its container has the sandbox's id.
     pub(super) async fn run_pause(self: &Arc<Self>, id: &str, sandbox: &Sandbox) -> Result<(), CriError> {
+        // Containers may signal what runs under the same profile, and nothing that has none.
+        let settled = self.apparmor.settle(None, false).await;
+        let profile = settled.map_err(|cause| CriError::Spec { id: id.to_owned(), cause: cause.into() })?;
         let (pods, own, of) = (self.clone(), id.to_owned(), sandbox.clone());
         let root = blocking(move || {
             let root = pods.pause_root()?;
-            pods.containers.create(&pods.namespace, pods.pause_record(&own, &of)?)?;
+            pods.containers.create(&pods.namespace, pods.pause_record(&own, &of, profile)?)?;
             Ok(root)
         })
         .await?;
@@ -52,12 +63,14 @@ impl Pods {
         self.tasks.create(self.namespace.clone(), request).await.map_err(&failed)?;
         let pid = self.tasks.start(&self.namespace, id, "").await.map_err(&failed)?;
         proto::fault!("supervisor.sandbox.pause_started");
-        self.place(id).pin_processes(pid)?;
+        if place::shares_processes(&sandbox.namespaces()) {
+            self.place(id).pin_processes(pid)?;
+        }
         self.follow_pause(id);
         Ok(())
     }
 
-    fn pause_record(&self, id: &str, sandbox: &Sandbox) -> Result<Record, CriError> {
+    fn pause_record(&self, id: &str, sandbox: &Sandbox, apparmor: Option<String>) -> Result<Record, CriError> {
         let (place, namespaces, config) = (self.place(id), sandbox.namespaces(), sandbox.config());
         let parent = config.linux.as_ref().map(|linux| linux.cgroup_parent.clone()).unwrap_or_default();
         let failed = |cause| CriError::Spec { id: id.to_owned(), cause };
@@ -102,6 +115,9 @@ impl Pods {
         });
         for (key, map) in mappings {
             spec["linux"][key] = map;
+        }
+        if let Some(profile) = apparmor {
+            spec["process"]["apparmorProfile"] = profile.into();
         }
         Ok(Record {
             id: id.to_owned(),

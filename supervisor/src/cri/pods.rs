@@ -1,8 +1,9 @@
 //! Everything that the calls about sandboxes and containers stand on.
 
 use std::{
+    collections::HashSet,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -20,6 +21,7 @@ use super::{
     nri::Nri,
     place::Place,
     record::{CONTAINERS, Container, SANDBOXES, Sandbox},
+    relays::Relays,
     spec::Host,
     starting::Starting,
     streaming::Streaming,
@@ -44,6 +46,9 @@ pub(crate) struct Pods {
     pub(super) images: Images,
     pub(super) cni: Arc<Cni>,
     pub(super) streaming: Arc<Streaming>,
+    pub(super) relays: Arc<Relays>,
+    /// Containers that were killed here and whose ends aren't recorded yet.
+    pub(super) killed: Mutex<HashSet<String>>,
     /// Plugins, where they may be.
     pub(super) nri: Option<Arc<Nri>>,
     pub(super) turns: Turns,
@@ -61,6 +66,8 @@ pub(crate) struct Pods {
     /// The namespace of all that is CRI's.
     pub(super) namespace: NamespaceName,
     pub(super) draining: Draining,
+    /// Where descriptions of devices are (CDI).
+    pub(super) cdi: Vec<PathBuf>,
     folder: PathBuf,
     volumes: PathBuf,
 }
@@ -73,25 +80,30 @@ impl Pods {
         (stores, containers, tasks): (Arc<Stores>, Arc<Containers>, Arc<Tasks>),
         draining: Draining,
     ) -> Result<Arc<Self>, CriError> {
+        let namespace = NamespaceName::new(NAMESPACE).expect("a valid name");
+        let relays = Relays::new(tasks.clone(), namespace.clone(), &config.run());
         let pods = Arc::new(Self {
             images: Images::new(stores.clone()),
             stores,
             containers,
             cni: Cni::new(config),
-            streaming: Streaming::open(config, tasks.clone())?,
+            streaming: Streaming::open(config, tasks.clone(), relays.clone())?,
             nri: config.nri.clone().map(Nri::new),
             tasks,
+            relays,
             turns: Turns::default(),
             starting: Starting::default(),
             listed: Listed::default(),
+            killed: Mutex::default(),
             ended: Notify::new(),
             told: broadcast::channel(BACKLOG).0,
             driver: node.cgroup_driver(),
             node,
             apparmor: AppArmor::here(Path::new("/.dockerenv").exists() || Path::new("/run/.containerenv").exists()),
             host: Host::here(),
-            namespace: NamespaceName::new(NAMESPACE).expect("a valid name"),
+            namespace,
             draining,
+            cdi: config.cdi.clone(),
             folder: config.run().join("sandboxes"),
             volumes: config.data().join("volumes"),
         });

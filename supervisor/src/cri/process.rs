@@ -1,6 +1,6 @@
 //! What is done with, and in, a container that is on record: its specification, resources, further processes.
 
-use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, fs, sync::Arc};
 
 use nix::{errno::Errno, fcntl::OFlag, sys::signal::Signal};
 use proto::{nri::pkg::api::v1alpha1::Event, runtime::v1 as cri, typeurl};
@@ -21,9 +21,6 @@ use crate::{
     containers,
     layers::{copy::Copier, place, tree::open_in},
 };
-
-/// Where descriptions of devices are looked for (CDI, `Cache`).
-pub(super) const CDI: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
 
 /// What has to be found out before a specification can be written, and can't be read from records.
 pub(super) struct Found {
@@ -117,7 +114,7 @@ impl Pods {
             volumes: &self.volumes_of(id),
             apparmor: found.apparmor.as_deref(),
             recursive_read_only: found.recursive_read_only,
-            cdi: &CDI.map(PathBuf::from),
+            cdi: &self.cdi,
             host: &self.host,
         })
         .map_err(failed)?;

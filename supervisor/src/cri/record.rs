@@ -5,7 +5,7 @@
 
 use proto::runtime::v1 as cri;
 
-use super::NAMESPACE;
+use super::{NAMESPACE, relays::Wanted};
 use crate::store::{Proto, StoreError, Table, WriteTx};
 
 /// Sandboxes by id.
@@ -168,6 +168,11 @@ impl Container {
             (None, 0) => cri::ContainerState::ContainerCreated,
             (None, _) => cri::ContainerState::ContainerRunning,
         }
+    }
+
+    /// Where its stdio is to lead.
+    pub(super) fn stdio(&self) -> Wanted {
+        Wanted { stdin: self.config.stdin, terminal: self.config.tty, log: self.log.clone() }
     }
 
     /// The name under which it is unique.

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use super::{
     error::CriError,
-    exits, place,
+    exits,
     pods::{Pods, blocking},
     record::{Phase, Sandbox},
 };
@@ -40,15 +40,28 @@ impl Pods {
         for (id, container) in self.containers_of(None)? {
             if container.state() == cri::ContainerState::ContainerRunning {
                 match living.contains(&id) {
-                    true => self.follow_again(&id),
+                    true => {
+                        if let Err(error) = self.relays.adopt(&id, &container.stdio()).await {
+                            warn!(id, error = %chain(&error), "container goes on without a relay");
+                        }
+                        self.follow_again(&id);
+                        if container.config.stdin_once && self.relays.stdin_has_ended(&id).await {
+                            // The client that was its end went with us: the relay knows, that shim doesn't.
+                            let _ = self.tasks.close_io(&self.namespace, &id, "", true).await;
+                        }
+                    }
                     // Lost with the run root, or between the record of its start and its task.
                     false => self.note_end(&id, exits::lost("neither it nor a record of it was there")).await,
                 }
             }
         }
+        for id in self.relays.all().into_iter().filter(|id| !self.relays.has(id)) {
+            let relays = self.relays.clone();
+            tokio::spawn(async move { relays.end(&id, true).await });
+        }
         for (id, sandbox) in sandboxes {
             let whole = sandbox.phase() != Phase::Ready || self.place(&id).is_whole(&sandbox.namespaces());
-            if whole && sandbox.phase() == Phase::Ready && place::shares_processes(&sandbox.namespaces()) {
+            if whole && sandbox.phase() == Phase::Ready && self.has_process(&sandbox) {
                 self.follow_pause(&id);
             }
             if whole && matches!(sandbox.phase(), Phase::Ready | Phase::NotReady) {

@@ -107,9 +107,6 @@ impl Pods {
         let (place, config) = (self.place(id), sandbox.config().clone());
         let shared = namespaces.clone();
         blocking(move || place.make(&config, &shared)).await?;
-        if place::shares_processes(&namespaces) {
-            self.run_pause(id, &sandbox).await?;
-        }
         let mut attachment = String::new();
         if let Some(pod) = self.network(id, &sandbox) {
             let made = self
@@ -119,6 +116,11 @@ impl Pods {
                 .map_err(|cause| CriError::Network { id: id.to_owned(), cause: Box::new(cause) })?;
             proto::fault!("supervisor.sandbox.network_added");
             attachment = serde_json::to_string(&made).map_err(|_| CriError::Panic)?;
+        }
+        if self.has_process(&sandbox) {
+            let made = attachment.clone();
+            self.change(id, move |sandbox| sandbox.attachment = made).await?;
+            self.run_pause(id, &sandbox).await?;
         }
         let _held = self.hold_plugins().await;
         let told = Sandbox { attachment: attachment.clone(), ..sandbox };

@@ -20,7 +20,7 @@ use crate::{
     config::{Config, Handler},
     failure::Failure,
     store::Stores,
-    tasks::Tasks,
+    tasks::{InfoError, Tasks},
 };
 
 /// A name that no handler has.
@@ -125,12 +125,22 @@ impl Node {
     /// The runtime of a handler, as containerd's records say it.
     pub(super) fn runtime(&self, handler: &str) -> container::Runtime {
         let (handler, _) = self.handler(handler);
-        container::Runtime { name: handler.runtime.clone(), options: options(handler) }
+        container::Runtime { name: handler.runtime.clone(), options: self.options(handler) }
     }
 
     /// Which cgroup paths the kubelet is to use.
     pub(super) fn cgroup_driver(&self) -> cri::CgroupDriver {
         self.driver
+    }
+
+    /// What the shim of a handler is told: the runtime's program, and that systemd makes the cgroups.
+    fn options(&self, handler: &Handler) -> Option<prost_types::Any> {
+        let binary_name = handler.program.as_ref().map(|program| program.display().to_string()).unwrap_or_default();
+        let options =
+            Options { binary_name, systemd_cgroup: self.driver == cri::CgroupDriver::Systemd, ..Default::default() };
+        // Shims for other things than runc and its kind have options of their own, and some refuse these.
+        (options != Options::default() && self.tasks.takes_runc_options(&handler.runtime))
+            .then(|| typeurl::pack(&options))
     }
 
     async fn features<'a>(&self, (handler, known): &'a (Handler, OnceCell<Features>)) -> Result<&'a Features, String> {
@@ -139,8 +149,14 @@ impl Node {
             if let Some(program) = handler.program.as_ref().filter(|program| !program.is_file()) {
                 return Err(format!("{} is not there", program.display()));
             }
-            let info = self.tasks.runtime_info(&handler.runtime, options(handler)).await;
-            Ok(info.map_err(|error| chain(&error).to_string())?.features.map(|any| features(&any)).unwrap_or_default())
+            match self.tasks.runtime_info(&handler.runtime, self.options(handler)).await {
+                Ok(info) => Ok(info.features.map(|any| features(&any)).unwrap_or_default()),
+                // Shims from before containerd 2 can't be asked; they are there all the same.
+                Err(InfoError::Silent { .. }) if !self.tasks.is_own_runtime(&handler.runtime) => {
+                    Ok(Features::default())
+                }
+                Err(error) => Err(chain(&error).to_string()),
+            }
         };
         known.get_or_try_init(ask).await
     }
@@ -211,12 +227,6 @@ impl Node {
             }),
         }
     }
-}
-
-/// What the shim of a handler is told.
-fn options(handler: &Handler) -> Option<prost_types::Any> {
-    let program = handler.program.as_ref()?;
-    Some(typeurl::pack(&Options { binary_name: program.display().to_string(), ..Default::default() }))
 }
 
 fn features(any: &prost_types::Any) -> Features {

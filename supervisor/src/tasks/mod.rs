@@ -33,13 +33,20 @@ mod wait;
 
 use std::{
     collections::HashMap,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use proto::id::{ContainerId, NamespaceName};
 
-pub(crate) use self::{error::TaskError, roots::TaskRoots, runtimes::RuntimeError};
+pub(crate) use self::{
+    connection::{ConnectError, Connection, request},
+    error::TaskError,
+    info::InfoError,
+    roots::TaskRoots,
+    runtimes::RuntimeError,
+    shim_log::ShimLog,
+};
 use self::{
     runtimes::Runtimes,
     shims::Program,
@@ -98,6 +105,13 @@ impl Tasks {
     /// Whether a runtime's shim is Berth's.
     pub(crate) fn is_own_runtime(&self, runtime: &str) -> bool {
         self.runtimes.shim(runtime).is_ok_and(|shim| shim_log::is_ours(&shim))
+    }
+
+    /// Whether a runtime's shim reads runc's options: Berth's, and containerd's own.
+    pub(crate) fn takes_runc_options(&self, runtime: &str) -> bool {
+        let is_containerd_s = |shim: &Path| shim.file_name().is_some_and(|name| name == "containerd-shim-runc-v2");
+        // One that isn't there yet is told when it is.
+        self.runtimes.shim(runtime).map_or(true, |shim| shim_log::is_ours(&shim) || is_containerd_s(&shim))
     }
 
     /// The task of a container; one that is being adopted is waited for.

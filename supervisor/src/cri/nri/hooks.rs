@@ -19,7 +19,7 @@ use crate::cri::{
     error::CriError,
     place::Kind,
     pods::Pods,
-    process::{CDI, Written},
+    process::Written,
     record::{CONTAINERS, Container, Phase, Sandbox},
 };
 
@@ -163,7 +163,7 @@ impl Pods {
             if !names.is_empty() {
                 let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
                 let privileged = context.is_some_and(|context| context.privileged);
-                let edits = Registry::read(&CDI.map(Into::into)).edits(&names);
+                let edits = Registry::read(&self.cdi).edits(&names);
                 edits.and_then(|edits| edits.apply(&mut made.spec, privileged)).map_err(NriError::Devices)?;
             }
             nri.settle(wanted.updates, evictions).await?;

@@ -38,7 +38,10 @@ use self::{
     tasks::Containers,
     tokens::Tokens,
 };
-use super::NAMESPACE;
+use super::{
+    NAMESPACE,
+    relays::{RelayError, Relays},
+};
 use crate::{
     config::Config,
     failure::Failure,
@@ -104,9 +107,9 @@ pub(crate) enum StreamingError {
     /// As above.
     #[error("the caller has gone, and its command was killed")]
     CallerGone,
-    /// What only Berth's shim can do.
-    #[error("container {0} has a shim of somebody else, which joins nobody to the container's own process")]
-    ForeignShim(String),
+    /// The way to a process whose shim is somebody else's.
+    #[error(transparent)]
+    Relay(#[from] RelayError),
     /// A process without a code.
     #[error("the process has no exit code")]
     NoExit,
@@ -156,7 +159,7 @@ impl Failure for StreamingError {
             Self::TookTooLong(_) => ErrorKind::DeadlineExceeded,
             Self::CallerGone => ErrorKind::Cancelled,
             Self::NoNetns(_) => ErrorKind::FailedPrecondition,
-            Self::ForeignShim(_) => ErrorKind::Unimplemented,
+            Self::Relay(error) => error.kind(),
             Self::NoExit | Self::Netns(_) | Self::Abandoned => ErrorKind::Internal,
         }
     }
@@ -189,11 +192,11 @@ pub(crate) struct Streaming {
 impl Streaming {
     /// Sees to the processes that clients of an earlier supervisor have left. Where the configuration says it listens from the first
     /// address on that is asked for.
-    pub(crate) fn open(config: &Config, tasks: Arc<Tasks>) -> Result<Arc<Self>, StreamingError> {
+    pub(crate) fn open(config: &Config, tasks: Arc<Tasks>, relays: Arc<Relays>) -> Result<Arc<Self>, StreamingError> {
         let folder = config.run().join("streams");
         let namespace = NamespaceName::new(NAMESPACE).map_err(TaskError::Id)?;
         let failed = |cause| StreamingError::Fifos { at: folder.clone(), cause };
-        let containers = Arc::new(Containers::new(tasks, namespace, folder.clone()).map_err(failed)?);
+        let containers = Arc::new(Containers::new(tasks, relays, namespace, folder.clone()).map_err(failed)?);
         let desk = Arc::new(Desk { tokens: Tokens::default(), backend: containers.clone(), times: TIMES });
         Ok(Arc::new(Self { wanted: config.streaming, address: OnceCell::new(), desk, containers }))
     }

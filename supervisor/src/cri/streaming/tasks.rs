@@ -2,7 +2,8 @@
 //!
 //! Each exec has a folder `RUN/supervisor/streams/EXEC@CONTAINER`, which holds the FIFOs until both sides have opened them, and stays
 //! until the process is deleted: by these names the next supervisor finds what to see to. Bytes go straight between the shim and
-//! us; when we go, the shim drops what it can't write, and a process's stdin ends.
+//! us; when we go, the shim drops what it can't write, and a process's stdin ends. A shim that isn't Berth's waits for a reader of what
+//! it can't write: there the FIFOs of output stay in the folder, and without a client somebody reads them into nothing.
 
 use std::{
     io,
@@ -23,11 +24,15 @@ use proto::{
     typeurl,
 };
 use serde_json::Value;
-use tokio::net::unix::pipe::{self, OpenOptions};
+use tokio::{
+    net::unix::pipe::{self, OpenOptions},
+    task::JoinSet,
+};
 use tonic::async_trait;
 use tracing::{debug, warn};
 
 use super::{
+    super::relays::Relays,
     StreamingError, Target,
     process::{Backend, Handle, Process, Size, Wants},
     tokens::random,
@@ -37,6 +42,8 @@ use crate::{
     tasks::{TaskError, Tasks},
 };
 
+/// Read at once of what nobody wants.
+const CHUNK: usize = 32 << 10;
 /// Capacity asked for each FIFO of output.
 const PIPE_SIZE: i32 = 1 << 20;
 /// What Berth's shim has passed on when it tells of an end is all there is; it only has to be noticed.
@@ -51,6 +58,7 @@ const WAITED_FOR: &str = "sync-";
 /// The containers of this node.
 pub(super) struct Containers {
     tasks: Arc<Tasks>,
+    relays: Arc<Relays>,
     namespace: NamespaceName,
     folder: PathBuf,
 }
@@ -59,6 +67,8 @@ pub(super) struct Containers {
 struct Fifos {
     folder: PathBuf,
     ends: Ends,
+    // Those of output keep their names.
+    stay: bool,
 }
 
 #[derive(Default)]
@@ -75,7 +85,7 @@ impl Fifos {
     fn make(folder: PathBuf, wants: Wants) -> io::Result<Self> {
         std::fs::create_dir_all(&folder)?;
         // From here on they go again, whatever fails.
-        let mut fifos = Self { folder, ends: Ends::default() };
+        let mut fifos = Self { folder, ends: Ends::default(), stay: false };
         let make = |name| {
             let path = fifos.folder.join(name);
             mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR)?;
@@ -124,7 +134,7 @@ impl Fifos {
 
 impl Drop for Fifos {
     fn drop(&mut self) {
-        for name in NAMES {
+        for name in NAMES.into_iter().filter(|name| !self.stay || *name == "stdin") {
             let _ = std::fs::remove_file(self.folder.join(name));
         }
     }
@@ -132,9 +142,14 @@ impl Drop for Fifos {
 
 impl Containers {
     /// The containers of a namespace; folders are made in `folder`. What an earlier supervisor has left there is seen to.
-    pub(super) fn new(tasks: Arc<Tasks>, namespace: NamespaceName, folder: PathBuf) -> io::Result<Self> {
+    pub(super) fn new(
+        tasks: Arc<Tasks>,
+        relays: Arc<Relays>,
+        namespace: NamespaceName,
+        folder: PathBuf,
+    ) -> io::Result<Self> {
         std::fs::create_dir_all(&folder)?;
-        let containers = Self { tasks, namespace, folder };
+        let containers = Self { tasks, relays, namespace, folder };
         for entry in std::fs::read_dir(&containers.folder)? {
             containers.take_over(entry?.path());
         }
@@ -145,11 +160,10 @@ impl Containers {
     fn take_over(&self, folder: PathBuf) {
         let name = folder.file_name().and_then(|name| name.to_str()).and_then(|name| name.split_once('@'));
         let Some((exec, container)) = name else { return remove(&folder) };
-        for name in NAMES {
-            let _ = std::fs::remove_file(folder.join(name));
-        }
+        let _ = std::fs::remove_file(folder.join("stdin"));
         let exec = self.one(container, exec, &folder);
         tokio::spawn(async move {
+            let _drain = exec.drain();
             let known = exec.tasks.get(&exec.namespace, &exec.container, &exec.exec).await;
             // One that was never started never ends.
             let lives = known.is_ok_and(|process| matches!(process.status(), Status::Running | Status::Paused));
@@ -202,7 +216,7 @@ impl Containers {
 
     async fn launch(&self, exec: &Exec, spec: Vec<u8>, wants: Wants) -> Result<Ends, StreamingError> {
         let failed = |cause| StreamingError::Fifos { at: exec.folder.clone(), cause };
-        let fifos = Fifos::make(exec.folder.clone(), wants).map_err(failed)?;
+        let mut fifos = Fifos::make(exec.folder.clone(), wants).map_err(failed)?;
         proto::fault!("supervisor.stream.fifos_made");
         // Output doesn't wait for us: if we die, the process goes on. Other shims know plain paths only.
         let uri = |name, reader| match fifos.path(name) {
@@ -221,6 +235,7 @@ impl Containers {
         self.tasks.exec(&self.namespace, request).await?;
         proto::fault!("supervisor.stream.exec_added");
         self.tasks.start(&self.namespace, &exec.container, &exec.exec).await?;
+        fifos.stay = !exec.own;
         proto::fault!("supervisor.stream.exec_started");
         fifos.settle().map_err(failed)
     }
@@ -267,9 +282,7 @@ impl Backend for Containers {
     }
 
     async fn attach(&self, target: &Target, wants: Wants) -> Result<Process, StreamingError> {
-        if !self.tasks.has_own_shim(&self.namespace, &target.id) {
-            return Err(StreamingError::ForeignShim(target.id.clone()));
-        }
+        let own = self.tasks.has_own_shim(&self.namespace, &target.id);
         // A terminal has one stream for both; a process without stdin gets nothing.
         let wants = Wants { stdin: wants.stdin && target.stdin, stderr: wants.stderr && !target.tty, ..wants };
         let name = random::<16>().map_err(StreamingError::Random)?;
@@ -287,7 +300,10 @@ impl Backend for Containers {
                     close_stdin: target.stdin_once,
                     lag: Lag::Unspecified.into(),
                 };
-                self.tasks.attach(&self.namespace, request).await?;
+                match own {
+                    true => self.tasks.attach(&self.namespace, request).await?,
+                    false => self.relays.attach(request).await?,
+                }
             }
             fifos.settle().map_err(failed)
         };
@@ -299,8 +315,10 @@ impl Backend for Containers {
             namespace: self.namespace.clone(),
             container: target.id.clone(),
             tty: target.tty,
+            closes: !own && wants.stdin && target.stdin_once,
         };
-        Ok(Process { stdin, stdout, stderr, handle: Arc::new(handle), grace: OWN_GRACE })
+        let grace = if own { OWN_GRACE } else { FOREIGN_GRACE };
+        Ok(Process { stdin, stdout, stderr, handle: Arc::new(handle), grace })
     }
 }
 
@@ -317,6 +335,26 @@ struct Exec {
 }
 
 impl Exec {
+    /// Reads what is left to be read, into nothing, until the value is dropped.
+    fn drain(&self) -> JoinSet<()> {
+        let mut readers = JoinSet::new();
+        for name in ["stdout", "stderr"] {
+            let Ok(fifo) = OpenOptions::new().open_receiver(self.folder.join(name)) else { continue };
+            readers.spawn(async move {
+                let mut buffer = vec![0; CHUNK];
+                while fifo.readable().await.is_ok() {
+                    match fifo.try_read(&mut buffer) {
+                        Ok(0) => return,
+                        Ok(_) => {}
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                        Err(_) => return,
+                    }
+                }
+            });
+        }
+        readers
+    }
+
     async fn delete(&self) {
         match self.tasks.delete_process(&self.namespace, &self.container, &self.exec).await {
             Ok(_) => remove(&self.folder),
@@ -372,6 +410,7 @@ impl Handle for Exec {
         self.input_ended().await;
         let exec = self.clone();
         tokio::spawn(async move {
+            let _drain = exec.drain();
             match exec.exit().await {
                 Ok(code) => debug!(id = exec.container, exec = exec.exec, code, "process ended without its client"),
                 // The next supervisor goes on.
@@ -391,6 +430,8 @@ struct Attached {
     namespace: NamespaceName,
     container: String,
     tty: bool,
+    /// Another shim has to be told that the client's end is that of stdin.
+    closes: bool,
 }
 
 #[async_trait]
@@ -404,8 +445,13 @@ impl Handle for Attached {
         }
     }
 
-    // The shim was told what the end of a client's input means.
-    async fn input_ended(&self) {}
+    // The shim was told what the end of a client's input means; somebody else's only knows the relay's writing end and its own.
+    async fn input_ended(&self) {
+        if self.closes {
+            // A process that has ended has no stdin to close.
+            let _ = self.tasks.close_io(&self.namespace, &self.container, "", true).await;
+        }
+    }
 
     async fn exit(&self) -> Result<Option<u32>, StreamingError> {
         // How it ended is told by the container's status.
@@ -417,7 +463,9 @@ impl Handle for Attached {
 
     async fn forget(&self) {}
 
-    async fn abandon(&self) {}
+    async fn abandon(&self) {
+        self.input_ended().await;
+    }
 }
 
 #[cfg(test)]
