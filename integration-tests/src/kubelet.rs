@@ -20,7 +20,9 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use proto::runtime::v1::{self as cri, runtime_service_client::RuntimeServiceClient};
+use proto::runtime::v1::{
+    self as cri, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
+};
 use tokio::net::UnixStream;
 use tonic::{
     Status,
@@ -233,18 +235,26 @@ impl Node {
         command.envs(environment.iter().copied());
         let out = log.try_clone().unwrap();
         self.supervisor = Some(command.stdin(Stdio::null()).stdout(out).stderr(log).spawn().unwrap());
-        let socket = self.socket();
         let connected = eventually("the supervisor answers", async || {
-            let socket = socket.clone();
-            let connector = tower::service_fn(move |_| {
-                let socket = socket.clone();
-                async move { UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) }
-            });
-            let channel = Endpoint::from_static("http://supervisor").connect_with_connector(connector).await.ok()?;
+            let channel = self.connect().await?;
             let mut kubelet = RuntimeServiceClient::new(channel.clone());
             kubelet.version(cri::VersionRequest::default()).await.ok().map(|_| channel)
         });
         self.channel = Some(connected.await);
+    }
+
+    async fn connect(&self) -> Option<Channel> {
+        let socket = self.socket();
+        let connector = tower::service_fn(move |_| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) }
+        });
+        Endpoint::from_static("http://supervisor").connect_with_connector(connector).await.ok()
+    }
+
+    /// A connection beside the kubelet's.
+    pub async fn new_channel(&self) -> Channel {
+        self.connect().await.expect("the supervisor listens")
     }
 
     /// Kills the supervisor.
@@ -263,6 +273,11 @@ impl Node {
     /// The calls of RuntimeService.
     pub fn kubelet(&self) -> RuntimeServiceClient<Channel> {
         RuntimeServiceClient::new(self.channel.clone().unwrap())
+    }
+
+    /// The calls of ImageService.
+    pub fn images(&self) -> ImageServiceClient<Channel> {
+        ImageServiceClient::new(self.channel.clone().unwrap())
     }
 
     /// RunPodSandbox; the pod's id.

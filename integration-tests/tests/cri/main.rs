@@ -3,10 +3,20 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
+mod containers;
 mod faults;
+mod hostile;
+mod images;
 mod life;
+mod logs;
+mod mounts;
+mod namespaces;
 mod networks;
 mod restarts;
 mod rules;
+mod sandboxes;
+mod scene;
+mod security;
 mod stats;
+mod status;
 mod streams;

@@ -69,6 +69,8 @@ mod cni;
 mod containers;
 mod error;
 mod exits;
+#[cfg(test)]
+mod fuzz;
 mod image_service;
 mod images;
 mod pause;
