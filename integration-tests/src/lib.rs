@@ -20,6 +20,7 @@ pub mod leftovers;
 pub mod programs;
 pub mod registry;
 pub mod stack;
+pub mod tables;
 
 pub use command::{Outcome, run, run_with};
 pub use dice::Dice;

@@ -41,10 +41,15 @@ async fn lists_that_are_too_long_for_a_message_come_in_pieces() {
         config.annotations.insert("much".into(), "x".repeat(7 * MIB));
         all.push(node.run_pod(&config).await.unwrap());
     }
-    let refused = node.kubelet().max_decoding_message_size(64 * MIB).list_pod_sandbox(cri::ListPodSandboxRequest::default()).await;
+    let refused = node
+        .kubelet()
+        .max_decoding_message_size(64 * MIB)
+        .list_pod_sandbox(cri::ListPodSandboxRequest::default())
+        .await;
     assert_eq!(refused.unwrap_err().code(), Code::OutOfRange);
     let mut kubelet = node.kubelet().max_decoding_message_size(16 * MIB);
-    let mut stream = kubelet.stream_pod_sandboxes(cri::StreamPodSandboxesRequest::default()).await.unwrap().into_inner();
+    let mut stream =
+        kubelet.stream_pod_sandboxes(cri::StreamPodSandboxesRequest::default()).await.unwrap().into_inner();
     let mut found = 0;
     while let Some(message) = stream.message().await.unwrap() {
         found += message.pod_sandboxes.len();

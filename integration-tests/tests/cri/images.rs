@@ -176,7 +176,7 @@ async fn an_image_that_is_nowhere_is_not_pulled() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_list_is_narrowed_by_name() {
-    let node = Node::new().await;
+    let Some(node) = Node::of_berth("containerd 1.6 takes no notice of the filter").await else { return };
     let found = async |name: &str| {
         let filter = Some(cri::ImageFilter { image: spec(name) });
         node.images().list_images(cri::ListImagesRequest { filter }).await.unwrap().into_inner().images.len()

@@ -119,7 +119,8 @@ async fn with_propagation(name: &str, wanted: MountPropagation) -> (Scene, Share
     (scene, shared, id)
 }
 
-const MOUNT_INSIDE: &str = "mkdir /data/inside && mount -t tmpfs tmpfs /data/inside && touch /data/inside/file && echo mounted";
+const MOUNT_INSIDE: &str =
+    "mkdir /data/inside && mount -t tmpfs tmpfs /data/inside && touch /data/inside/file && echo mounted";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn private_mounts_pass_in_neither_direction() {
@@ -128,6 +129,7 @@ async fn private_mounts_pass_in_neither_direction() {
     assert_eq!(scene.exec(&id, "ls /data/below").await, "");
     assert_eq!(scene.exec(&id, MOUNT_INSIDE).await, "mounted");
     assert!(!shared.0.join("inside/file").exists());
+    drop(shared);
     scene.end().await;
 }
 
@@ -138,6 +140,7 @@ async fn mounts_of_the_node_come_to_a_container() {
     scene.hears(&id, "cat /data/below/file 2>/dev/null", "from the node").await;
     assert_eq!(scene.exec(&id, MOUNT_INSIDE).await, "mounted");
     assert!(!shared.0.join("inside/file").exists());
+    drop(shared);
     scene.end().await;
 }
 
@@ -148,6 +151,7 @@ async fn mounts_of_a_container_come_to_the_node() {
     scene.hears(&id, "cat /data/below/file 2>/dev/null", "from the node").await;
     assert_eq!(scene.exec(&id, MOUNT_INSIDE).await, "mounted");
     eventually("the node sees it", async || shared.0.join("inside/file").exists().then_some(())).await;
+    drop(shared);
     scene.end().await;
 }
 
@@ -173,17 +177,21 @@ async fn read_only_with_all_that_is_mounted_below() {
     let Some(scene) = Scene::of_berth("rro", "containerd 1.6 knows no recursive_read_only").await else { return };
     let shared = Shared::new(&scene.node);
     shared.mount_below();
-    let text = "touch /data/x 2>/dev/null || echo top; touch /data/below/x 2>/dev/null || echo below; cat /data/below/file";
+    let text =
+        "touch /data/x 2>/dev/null || echo top; touch /data/below/x 2>/dev/null || echo below; cat /data/below/file";
     let read_only = cri::Mount { readonly: true, ..at("/data", &shared.0) };
     assert_eq!(scene.ask(&mounted(text, std::slice::from_ref(&read_only))).await, "top from the node");
     let all = cri::Mount { recursive_read_only: true, ..read_only };
     assert_eq!(scene.ask(&mounted(text, &[all])).await, "top below from the node");
+    drop(shared);
     scene.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn recursive_read_only_that_could_not_hold_is_refused() {
-    let Some(scene) = Scene::of_berth("rrorefused", "containerd 1.6 knows no recursive_read_only").await else { return };
+    let Some(scene) = Scene::of_berth("rrorefused", "containerd 1.6 knows no recursive_read_only").await else {
+        return;
+    };
     let all = cri::Mount { recursive_read_only: true, readonly: true, ..at("/data", scene.node.path()) };
     let writable = cri::Mount { readonly: false, ..all.clone() };
     let slave = cri::Mount { propagation: MountPropagation::PropagationHostToContainer.into(), ..all.clone() };
@@ -219,12 +227,8 @@ async fn files_of_the_pod_give_way_to_mounts_of_the_request() {
     fs::write(&file, "mine\n").unwrap();
     fs::create_dir(&folder).unwrap();
     fs::write(folder.join("x"), "").unwrap();
-    let mounts = [
-        at("/etc/hosts", &file),
-        at("/etc/resolv.conf", &file),
-        at("/etc/hostname", &file),
-        at("/dev/shm", &folder),
-    ];
+    let mounts =
+        [at("/etc/hosts", &file), at("/etc/resolv.conf", &file), at("/etc/hostname", &file), at("/dev/shm", &folder)];
     let text = "cat /etc/hosts /etc/resolv.conf /etc/hostname; ls /dev/shm";
     assert_eq!(scene.ask(&mounted(text, &mounts)).await, "mine mine mine x");
     scene.end().await;
@@ -236,7 +240,8 @@ async fn a_file_for_the_last_words() {
     let scene = Scene::new("lastwords").await;
     let file = scene.node.path().join("termination-log");
     fs::write(&file, "").unwrap();
-    let (_, code) = scene.run(&mounted("echo it broke > /dev/termination-log; exit 3", &[at("/dev/termination-log", &file)])).await;
+    let (_, code) =
+        scene.run(&mounted("echo it broke > /dev/termination-log; exit 3", &[at("/dev/termination-log", &file)])).await;
     assert_eq!((code, &*fs::read_to_string(&file).unwrap()), (3, "it broke\n"));
     scene.end().await;
 }
@@ -264,7 +269,8 @@ async fn mounts_that_make_no_sense_are_refused() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn volumes_of_the_image_are_folders_of_the_container() {
-    let Some(scene) = Scene::of_berth("volumes", "containerd's is on the image's device, which differs here").await else {
+    let Some(scene) = Scene::of_berth("volumes", "containerd's is on the image's device, which differs here").await
+    else {
         return;
     };
     let config = serde_json::json!({ "Cmd": ["sh"], "Env": ["PATH=/bin"], "Volumes": { "/www": {}, "/new": {} } });
@@ -272,7 +278,8 @@ async fn volumes_of_the_image_are_folders_of_the_container() {
         integration_tests::images::docker_archive("vol:latest", &integration_tests::images::busybox_rootfs(), config);
     fs::write(scene.node.path().join("vol.tar"), archive).unwrap();
     scene.node.ctr(&["image", "import", scene.node.path().join("vol.tar").to_str().unwrap()]);
-    let mut wanted = script("cat /www/index.html; touch /new/x && ls /new; grep -c -e ' /www ' -e ' /new ' /proc/mounts");
+    let mut wanted =
+        script("cat /www/index.html; touch /new/x && ls /new; grep -c -e ' /www ' -e ' /new ' /proc/mounts");
     wanted.image = Some(cri::ImageSpec { image: "docker.io/library/vol:latest".into(), ..Default::default() });
     assert_eq!(scene.ask(&wanted).await, "hello from berth x 2");
     scene.end().await;

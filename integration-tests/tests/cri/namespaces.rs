@@ -91,7 +91,8 @@ async fn the_nodes_ipc() {
     let scene = Scene::of(Node::new().await, config).await;
     let name = format!("/dev/shm/berth-test-{}", std::process::id());
     fs::write(&name, "of the node").unwrap();
-    let wanted = with_options(&format!("{}; cat {name}", look("ipc")), |options| options.ipc = NamespaceMode::Node.into());
+    let wanted =
+        with_options(&format!("{}; cat {name}", look("ipc")), |options| options.ipc = NamespaceMode::Node.into());
     let found = scene.ask(&wanted).await;
     fs::remove_file(&name).unwrap();
     assert_eq!(found, format!("{} of the node", of_node("ipc")));

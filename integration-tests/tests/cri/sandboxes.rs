@@ -7,7 +7,7 @@ use tonic::Code;
 
 use integration_tests::kubelet::{Node, eventually, networked, pod};
 
-use crate::scene::{Scene, script};
+use crate::scene::{Scene, is_berth, script};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn names_are_looked_up_as_the_request_says() {
@@ -19,9 +19,12 @@ async fn names_are_looked_up_as_the_request_says() {
     });
     let scene = Scene::of(Node::new().await, config).await;
     let found = scene.ask(&script("cat /etc/resolv.conf")).await;
-    for line in
-        ["nameserver 10.96.0.10", "nameserver fd00::a", "search default.svc.cluster.local svc.cluster.local", "options ndots:5"]
-    {
+    for line in [
+        "nameserver 10.96.0.10",
+        "nameserver fd00::a",
+        "search default.svc.cluster.local svc.cluster.local",
+        "options ndots:5",
+    ] {
         assert!(found.contains(line), "{found}");
     }
     scene.end().await;
@@ -93,7 +96,12 @@ async fn settings_that_are_the_nodes_are_refused() {
 /// Below which folder a pod's containers are in some hierarchy.
 fn cgroup(parent: &str, id: &str) -> bool {
     ["memory", "", "unified"].iter().any(|root| {
-        Path::new("/sys/fs/cgroup").join(root).join(parent.trim_start_matches('/')).join(id).join("cgroup.procs").exists()
+        Path::new("/sys/fs/cgroup")
+            .join(root)
+            .join(parent.trim_start_matches('/'))
+            .join(id)
+            .join("cgroup.procs")
+            .exists()
     })
 }
 
@@ -175,7 +183,10 @@ async fn what_is_stopped_or_removed_may_be_gone() {
     for _ in 0..2 {
         node.remove_container(&id).await.unwrap();
     }
-    node.stop_container(&id, 0).await.unwrap();
+    if is_berth() {
+        // containerd 1.6 doesn't find it.
+        node.stop_container(&id, 0).await.unwrap();
+    }
     for _ in 0..2 {
         node.stop_pod(&scene.pod).await.unwrap();
     }
@@ -186,7 +197,9 @@ async fn what_is_stopped_or_removed_may_be_gone() {
     let unknown = "0123456789abcdef".repeat(4);
     node.stop_pod(&unknown).await.unwrap();
     node.remove_pod(&unknown).await.unwrap();
-    node.stop_container(&unknown, 1).await.unwrap();
+    if is_berth() {
+        node.stop_container(&unknown, 1).await.unwrap();
+    }
     node.remove_container(&unknown).await.unwrap();
     assert_eq!(node.pod(&unknown).await.unwrap_err().code(), Code::NotFound);
     assert_eq!(node.container(&unknown).await.unwrap_err().code(), Code::NotFound);
@@ -205,7 +218,8 @@ async fn a_port_of_the_node_leads_to_a_pod() {
         host_ip: String::new(),
     }];
     let scene = Scene::of(node, config).await;
-    let id = scene.start(&script("mkdir -p /www; echo served > /www/index.html; exec busybox httpd -f -p 80 -h /www")).await;
+    let id =
+        scene.start(&script("mkdir -p /www; echo served > /www/index.html; exec busybox httpd -f -p 80 -h /www")).await;
     eventually("the port answers", async || (scene.node.host.ask(12000).trim() == "served").then_some(())).await;
     // From inside, at the pod's own address.
     let ip = scene.node.pod(&scene.pod).await.unwrap().network.unwrap().ip;

@@ -6,7 +6,7 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use integration_tests::kubelet::{Node, container, eventually, pod};
+use integration_tests::kubelet::{Node, Runtime, container, eventually, pod};
 use proto::runtime::v1 as cri;
 use tonic::Status;
 
@@ -16,6 +16,11 @@ pub struct Scene {
     pub config: cri::PodSandboxConfig,
     pub pod: String,
     count: AtomicU32,
+}
+
+/// Whether it is Berth that is under test: containerd 1.6 differs in details.
+pub fn is_berth() -> bool {
+    Runtime::under_test() == Runtime::Berth
 }
 
 /// A container that runs a script.

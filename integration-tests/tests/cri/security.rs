@@ -7,7 +7,7 @@ use tonic::Code;
 
 use integration_tests::{images, kubelet::Node};
 
-use crate::scene::{Scene, script, secured, status_line};
+use crate::scene::{Scene, is_berth, script, secured, status_line};
 
 fn number(value: i64) -> Option<cri::Int64Value> {
     Some(cri::Int64Value { value })
@@ -44,7 +44,7 @@ async fn a_user_by_name_is_the_images() {
     let scene = Scene::new("username").await;
     assert_eq!(scene.ask(&secured(IDS, |context| context.run_as_username = "user".into())).await, "1000 1000");
     let nobody = scene.refused(&secured(IDS, |context| context.run_as_username = "stranger".into())).await;
-    assert!(nobody.message().contains("stranger"), "{nobody}");
+    assert!(nobody.message().contains("stranger") || !is_berth(), "{nobody}");
     scene.end().await;
 }
 
@@ -189,7 +189,8 @@ async fn a_privileged_container_has_the_nodes_rights_and_devices() {
     );
     let all = effective(&scene, capabilities(&["ALL"], &[], &[])).await;
     let found = scene.ask(&secured(&look, |context| context.privileged = true)).await;
-    assert_eq!(found, format!("{all:016x} 0 1 devices"));
+    // containerd 1.6 leaves sysfs read-only.
+    assert_eq!(found, format!("{all:016x} 0 {} devices", u8::from(is_berth())));
     scene.end().await;
 }
 
@@ -204,7 +205,8 @@ async fn a_container_is_not_more_privileged_than_its_sandbox() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_root_that_is_read_only() {
     let scene = Scene::new("readonly").await;
-    let look = "touch /x 2>/dev/null && echo root; touch /etc/hosts 2>/dev/null && echo hosts; touch /dev/shm/x && echo shm";
+    let look =
+        "touch /x 2>/dev/null && echo root; touch /etc/hosts 2>/dev/null && echo hosts; touch /dev/shm/x && echo shm";
     assert_eq!(scene.ask(&secured(look, |context| context.readonly_rootfs = true)).await, "shm");
     assert_eq!(scene.ask(&script(look)).await, "root hosts shm");
     scene.end().await;
@@ -338,8 +340,9 @@ async fn masked_paths_are_those_of_the_request() {
 async fn read_only_paths_are_those_of_the_request() {
     let scene = Scene::new("readonlypaths").await;
     let look = "grep -c ' /proc/sys proc ro' /proc/mounts; touch /etc/new 2>/dev/null && echo made || echo refused";
-    let wanted =
-        secured(look, |context| context.readonly_paths = ["/proc/sys", "/etc", "/nothing-here"].map(str::to_owned).into());
+    let wanted = secured(look, |context| {
+        context.readonly_paths = ["/proc/sys", "/etc", "/nothing-here"].map(str::to_owned).into()
+    });
     assert_eq!(scene.ask(&wanted).await, "1 refused");
     scene.end().await;
 }
@@ -347,7 +350,10 @@ async fn read_only_paths_are_those_of_the_request() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_masked_and_read_only_paths_proc_is_bare() {
     let scene = Scene::new("unmasked").await;
-    assert_eq!(scene.ask(&script("grep -c ' /proc/' /proc/mounts; grep -c ' /sys/firmware' /proc/mounts")).await, "0 0");
+    assert_eq!(
+        scene.ask(&script("grep -c ' /proc/' /proc/mounts; grep -c ' /sys/firmware' /proc/mounts")).await,
+        "0 0"
+    );
     scene.end().await;
 }
 

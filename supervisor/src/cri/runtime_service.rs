@@ -357,9 +357,7 @@ impl runtime_service_server::RuntimeService for RuntimeService {
         _: Request<cri::StreamPodSandboxMetricsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
         let all = self.stats.metrics().await.map_err(status)?;
-        Ok(Response::new(lots(all, |pod_sandbox_metrics| cri::StreamPodSandboxMetricsResponse {
-            pod_sandbox_metrics,
-        })))
+        Ok(Response::new(lots(all, |pod_sandbox_metrics| cri::StreamPodSandboxMetricsResponse { pod_sandbox_metrics })))
     }
 
     unbuilt! {

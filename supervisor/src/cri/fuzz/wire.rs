@@ -15,9 +15,36 @@ impl Dice {
 
 /// Words that mean something somewhere.
 const WORDS: [&str; 30] = [
-    "", "/", ".", "..", "../../etc", "/../..", "a/../../b", "a\0b", "a\nb", "\u{202e}x", "-", "--help", "*", "$(id)", "%2e%2e%2f",
-    "localhost//x", "runtime/default", "net.ipv4.ip_forward", "kernel.msgmax", "fs.mqueue.x", "a.slice", "/a:b:c", "0", "-1",
-    "18446744073709551616", "::1", "10.0.0.0/8", "sha256:0", "0123456789abcdef", "\u{7f}",
+    "",
+    "/",
+    ".",
+    "..",
+    "../../etc",
+    "/../..",
+    "a/../../b",
+    "a\0b",
+    "a\nb",
+    "\u{202e}x",
+    "-",
+    "--help",
+    "*",
+    "$(id)",
+    "%2e%2e%2f",
+    "localhost//x",
+    "runtime/default",
+    "net.ipv4.ip_forward",
+    "kernel.msgmax",
+    "fs.mqueue.x",
+    "a.slice",
+    "/a:b:c",
+    "0",
+    "-1",
+    "18446744073709551616",
+    "::1",
+    "10.0.0.0/8",
+    "sha256:0",
+    "0123456789abcdef",
+    "\u{7f}",
 ];
 
 #[derive(Clone)]
@@ -53,11 +80,9 @@ pub(super) fn bend(dice: &mut Dice, message: &[u8]) -> Vec<u8> {
                     3 => old.wrapping_add(1),
                     _ => dice.roll(200) as u64,
                 }),
-                Value::Bytes(old) => Value::Bytes(match dice.roll(3) {
-                    // What is read as a message may be a string: then it is one with odd characters.
-                    0 | 1 if parse(&old).is_some_and(|fields| !fields.is_empty()) => bend(dice, &old),
-                    _ => bent_bytes(dice, &old),
-                }),
+                // Of short strings many could be read as messages; these have bytes that no text has.
+                Value::Bytes(old) if !is_text(&old) && parse(&old).is_some() => Value::Bytes(bend(dice, &old)),
+                Value::Bytes(old) => Value::Bytes(bent_bytes(dice, &old)),
                 Value::Eight(_) => Value::Eight([0xff; 8]),
                 Value::Four(_) => Value::Four([0xff; 4]),
             };
@@ -66,9 +91,14 @@ pub(super) fn bend(dice: &mut Dice, message: &[u8]) -> Vec<u8> {
     encode(&fields)
 }
 
+fn is_text(bytes: &[u8]) -> bool {
+    std::str::from_utf8(bytes).is_ok_and(|text| !text.chars().any(char::is_control))
+}
+
 fn bent_bytes(dice: &mut Dice, old: &[u8]) -> Vec<u8> {
     match dice.roll(6) {
-        0 => old.repeat(2),
+        // More and more of it, but not for ever.
+        0 if old.len() < 100_000 => old.repeat(2),
         1 => [old, WORDS[dice.roll(WORDS.len())].as_bytes()].concat(),
         2 => WORDS[dice.roll(WORDS.len())].repeat(1 + dice.roll(3000)).into_bytes(),
         3 if !old.is_empty() => old[..dice.roll(old.len())].to_vec(),
