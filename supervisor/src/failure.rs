@@ -61,3 +61,15 @@ where
         Err(_) => Err(Status::unavailable("the supervisor is stopping")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_have_an_end() {
+        assert_eq!(brief("short".into()), "short");
+        let long = brief("é".repeat(5000));
+        assert!(long.len() < 4096 && long.ends_with("é…"), "{}", long.len());
+    }
+}
