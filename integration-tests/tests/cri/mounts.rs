@@ -269,10 +269,7 @@ async fn mounts_that_make_no_sense_are_refused() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn volumes_of_the_image_are_folders_of_the_container() {
-    let Some(scene) = Scene::of_berth("volumes", "containerd's is on the image's device, which differs here").await
-    else {
-        return;
-    };
+    let scene = Scene::new("volumes").await;
     let config = serde_json::json!({ "Cmd": ["sh"], "Env": ["PATH=/bin"], "Volumes": { "/www": {}, "/new": {} } });
     let archive =
         integration_tests::images::docker_archive("vol:latest", &integration_tests::images::busybox_rootfs(), config);
