@@ -109,8 +109,8 @@ fuzz-runtime: deps ## configurations that nobody would write, for BERTH_FUZZ_SEC
 fuzz-engine: deps-test build ## bent requests and thousands of clients that misbehave, for BERTH_FUZZ_SECONDS (300); BERTH_FUZZ_SEED tries one again
 	BERTH_FUZZ_SECONDS=$${BERTH_FUZZ_SECONDS:-300} BERTH_ABUSE=$${BERTH_ABUSE:-3000} $(CARGO) test -p engine --test system -- --nocapture fuzz abuse
 
-fuzz-supervisor: deps ## anything that clients of CRI's streams might send, for BERTH_FUZZ_SECONDS; BERTH_FUZZ_SEED tries one again
-	BERTH_FUZZ_SECONDS=$(BERTH_FUZZ_SECONDS) $(CARGO) test -p supervisor --bin berth-supervisor cri::streaming::tests::hostile::fuzz -- --nocapture
+fuzz-supervisor: deps ## every request of CRI bent, and anything that clients of its streams might send, for BERTH_FUZZ_SECONDS each; BERTH_FUZZ_SEED tries one again
+	BERTH_FUZZ_SECONDS=$(BERTH_FUZZ_SECONDS) $(CARGO) test -p supervisor --bin berth-supervisor -- --nocapture cri::fuzz::fuzz cri::streaming::tests::hostile::fuzz
 
 lint: deps ## rustfmt, clippy, rustdoc: no warning allowed
 	$(CARGO) fmt --all --check

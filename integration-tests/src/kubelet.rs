@@ -246,14 +246,8 @@ impl Node {
         command.envs(environment.iter().copied());
         let out = log.try_clone().unwrap();
         self.supervisor = Some(command.stdin(Stdio::null()).stdout(out).stderr(log).spawn().unwrap());
-        let socket = self.socket();
         let connected = eventually("the supervisor answers", async || {
-            let socket = socket.clone();
-            let connector = tower::service_fn(move |_| {
-                let socket = socket.clone();
-                async move { UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) }
-            });
-            let channel = Endpoint::from_static("http://supervisor").connect_with_connector(connector).await.ok()?;
+            let channel = self.connect().await?;
             let mut kubelet = RuntimeServiceClient::new(channel.clone());
             kubelet.version(cri::VersionRequest::default()).await.ok().map(|_| channel)
         });
@@ -265,6 +259,20 @@ impl Node {
         fs::write(self.path().join("more.toml"), more).unwrap();
         self.kill();
         self.start(&[]).await;
+    }
+
+    async fn connect(&self) -> Option<Channel> {
+        let socket = self.socket();
+        let connector = tower::service_fn(move |_| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) }
+        });
+        Endpoint::from_static("http://supervisor").connect_with_connector(connector).await.ok()
+    }
+
+    /// A connection beside the kubelet's.
+    pub async fn new_channel(&self) -> Channel {
+        self.connect().await.expect("the supervisor listens")
     }
 
     /// Kills the supervisor.

@@ -21,6 +21,7 @@ pub mod nri;
 pub mod programs;
 pub mod registry;
 pub mod stack;
+pub mod tables;
 
 pub use command::{Outcome, run, run_with};
 pub use dice::Dice;

@@ -17,9 +17,22 @@ pub(crate) trait Failure: std::error::Error {
     fn kind(&self) -> ErrorKind;
 }
 
+/// Most bytes that the message of a status has. It travels in a header, percent-encoded, and clients end the connection over headers
+/// of more than 16 KiB.
+const LONGEST_MESSAGE: usize = 4000;
+
 /// The gRPC status of an error, with the whole chain of causes on one line.
 pub(crate) fn status(error: impl Failure) -> Status {
-    Status::new(error.kind().to_grpc(), chain(&error))
+    Status::new(error.kind().to_grpc(), brief(chain(&error)))
+}
+
+/// The beginning of a message that is too long.
+pub(crate) fn brief(mut message: String) -> String {
+    if message.len() > LONGEST_MESSAGE {
+        message.truncate(message.floor_char_boundary(LONGEST_MESSAGE));
+        message.push('…');
+    }
+    message
 }
 
 /// The namespace of a request; without one nothing can be looked up.
@@ -46,5 +59,17 @@ where
         Ok(result) => result,
         Err(error) if error.is_panic() => Err(Status::internal("the request met a bug and was abandoned")),
         Err(_) => Err(Status::unavailable("the supervisor is stopping")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_have_an_end() {
+        assert_eq!(brief("short".into()), "short");
+        let long = brief("é".repeat(5000));
+        assert!(long.len() < 4096 && long.ends_with("é…"), "{}", long.len());
     }
 }

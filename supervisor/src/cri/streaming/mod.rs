@@ -43,13 +43,14 @@ use super::{
     relays::{RelayError, Relays},
 };
 use crate::{
+    api::MESSAGE_LIMIT,
     config::Config,
     failure::Failure,
     tasks::{TaskError, Tasks},
 };
 
-/// Most output of each stream that `ExecSync` keeps: gRPC clients take no more than that.
-const KEPT: usize = 16 << 20;
+/// Most output that `ExecSync` keeps: what a message holds beside the code and the lengths.
+const KEPT: usize = MESSAGE_LIMIT - 1024;
 
 /// How long things may take.
 #[derive(Debug, Clone, Copy)]
@@ -259,9 +260,17 @@ impl Streaming {
         });
         let ran = work.await.map_err(|_| StreamingError::Abandoned)?;
         drop(caller);
-        let ran = ran?;
+        let mut ran = ran?;
+        share(&mut ran.stdout, &mut ran.stderr, KEPT);
         Ok(cri::ExecSyncResponse { stdout: ran.stdout, stderr: ran.stderr, exit_code: ran.code.cast_signed() })
     }
+}
+
+/// Cuts two outputs to what there is room for together; neither gets less than half of it for the other's sake.
+fn share(one: &mut Vec<u8>, other: &mut Vec<u8>, room: usize) {
+    let for_one = room.saturating_sub(other.len()).max(room / 2);
+    one.truncate(for_one);
+    other.truncate(room - one.len());
 }
 
 /// Begins to serve; answers where.

@@ -57,3 +57,12 @@ async fn a_command_goes_with_its_caller() {
     let (stopped, host) = work.await.unwrap();
     assert_eq!((stopped.unwrap_err().kind(), host.forgotten.load(SeqCst)), (ErrorKind::Cancelled, 1));
 }
+
+#[test]
+fn two_outputs_share_a_message() {
+    for (one, other, kept) in [(3, 4, (3, 4)), (30, 2, (8, 2)), (2, 30, (2, 8)), (30, 30, (5, 5)), (6, 6, (5, 5))] {
+        let (mut one, mut other) = (vec![0; one], vec![0; other]);
+        share(&mut one, &mut other, 10);
+        assert_eq!((one.len(), other.len()), kept);
+    }
+}
