@@ -13,7 +13,13 @@ use std::{
     time::Duration,
 };
 
-use nix::{fcntl::FcntlArg, libc, sys::stat::Mode, unistd::mkfifo};
+use nix::{
+    fcntl::FcntlArg,
+    libc,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::stat::Mode,
+    unistd::mkfifo,
+};
 use proto::{
     berth::streams::v1::{AttachRequest, Lag},
     containerd::{services::tasks::v1::ExecProcessRequest, v1::types::Status},
@@ -50,6 +56,9 @@ const PIPE_SIZE: i32 = 1 << 20;
 const OWN_GRACE: Duration = Duration::from_millis(250);
 /// Another shim may still be copying.
 const FOREIGN_GRACE: Duration = Duration::from_secs(2);
+/// How long one may take to open the input of a process that it has started, and how often that is looked at.
+const READER_LIMIT: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(2);
 /// Begins the id of an exec that a client streams.
 const STREAMED: &str = "exec-";
 /// Begins the id of one that a call waits for: without the call, nobody needs it.
@@ -237,7 +246,11 @@ impl Containers {
         self.tasks.start(&self.namespace, &exec.container, &exec.exec).await?;
         fifos.stay = !exec.own;
         proto::fault!("supervisor.stream.exec_started");
-        fifos.settle().map_err(failed)
+        let ends = fifos.settle().map_err(failed)?;
+        if let Some(stdin) = ends.stdin.as_ref().filter(|_| !exec.own) {
+            exec.await_reader(stdin).await;
+        }
+        Ok(ends)
     }
 
     /// Runs a command that a call waits for, with nothing to read.
@@ -335,6 +348,29 @@ struct Exec {
 }
 
 impl Exec {
+    /// Waits until somebody reads what we write, or nobody will: shims in Go open it some time after they have said that the process
+    /// was started, and what is written before that is lost.
+    async fn await_reader(&self, stdin: &pipe::Sender) {
+        let read = async {
+            let is_read = || {
+                let mut ends = [PollFd::new(stdin.as_fd(), PollFlags::POLLOUT)];
+                // A writing end without a reader is an error to poll(2).
+                poll(&mut ends, PollTimeout::ZERO).is_ok()
+                    && ends[0].revents().is_some_and(|events| !events.contains(PollFlags::POLLERR))
+            };
+            while !is_read() {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        tokio::select! {
+            () = read => {}
+            _ = self.exit() => {}
+            () = tokio::time::sleep(READER_LIMIT) => {
+                debug!(id = self.container, exec = self.exec, "nobody reads the input of a process");
+            }
+        }
+    }
+
     /// Reads what is left to be read, into nothing, until the value is dropped.
     fn drain(&self) -> JoinSet<()> {
         let mut readers = JoinSet::new();
