@@ -46,14 +46,8 @@ async fn what_is_not_built_is_refused_by_name() {
     let stack = Stack::new().await;
     let mut kubelet = RuntimeServiceClient::new(stack.channel());
     let refused = [
-        (
-            "CheckpointContainer",
-            kubelet.checkpoint_container(cri::CheckpointContainerRequest::default()).await.map(drop),
-        ),
-        (
-            "UpdatePodSandboxResources",
-            kubelet.update_pod_sandbox_resources(cri::UpdatePodSandboxResourcesRequest::default()).await.map(drop),
-        ),
+        ("CheckpointPod", kubelet.checkpoint_pod(cri::CheckpointPodRequest::default()).await.map(drop)),
+        ("RestorePod", kubelet.restore_pod(cri::RestorePodRequest::default()).await.map(drop)),
     ];
     for (call, refused) in refused {
         let refused = refused.unwrap_err();

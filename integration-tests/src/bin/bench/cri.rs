@@ -75,6 +75,29 @@ impl Bench {
         table.row(work, unit, all[0].1, &all[1..], goal);
     }
 
+    /// The life of a pod, and what plugins take of it by themselves.
+    fn pods(&self, table: &mut Table, words: &str, config: Network, [added, gone]: [Option<f64>; 2]) {
+        let starts = self.by_turns(async |side| {
+            let config = config(&self.name());
+            let begun = std::time::Instant::now();
+            let pod = side.node.run_pod(&config).await.ok()?;
+            let took = begun.elapsed().as_secs_f64() * 1000.0;
+            side.node.stop_pod(&pod).await.ok()?;
+            side.node.remove_pod(&pod).await.ok()?;
+            Some(took)
+        });
+        self.row_beside_plugins(table, &format!("pod start to ready{words}"), &starts, added);
+        let ends = self.by_turns(async |side| {
+            let pod = side.node.run_pod(&config(&self.name())).await.ok()?;
+            time(async {
+                side.node.stop_pod(&pod).await?;
+                side.node.remove_pod(&pod).await
+            })
+            .await
+        });
+        self.row_beside_plugins(table, &format!("pod stop + remove{words}"), &ends, gone);
+    }
+
     fn row_beside_plugins(&self, table: &mut Table, work: &str, found: &[Option<f64>], plugins: Option<f64>) {
         let mut all: Vec<_> = self.sides.iter().zip(found).map(|(side, figure)| (side.name, *figure)).collect();
         if plugins.is_some() {
@@ -86,10 +109,17 @@ impl Bench {
 
 /// A pod of a name, on some network.
 type Network = fn(&str) -> cri::PodSandboxConfig;
+/// What plugins a node has, in its folder.
+type List = fn(&std::path::Path) -> String;
+
+/// The same bridge for a node on which somebody else hides pods behind the node's address.
+fn plain_bridge(folder: &std::path::Path) -> String {
+    bridge(folder).replace(r#""ipMasq":true"#, r#""ipMasq":false"#)
+}
 
 /// Milliseconds that the plugins of the node's network take by themselves, to add a pod and to take it away.
-fn plugins(node: &Node, name: &str) -> Option<(f64, f64)> {
-    let list: serde_json::Value = serde_json::from_str(&bridge(node.path())).ok()?;
+fn plugins(node: &Node, list: &str, name: &str) -> Option<(f64, f64)> {
+    let list: serde_json::Value = serde_json::from_str(list).ok()?;
     let plugins = list["plugins"].as_array()?;
     let netns = format!("/run/netns/{name}");
     let call = |verb: &str, plugin: &serde_json::Value, before: &serde_json::Value| {
@@ -150,38 +180,27 @@ pub fn measure(table: &mut Table) {
     });
     let bench = Bench { runtime, sides, number: AtomicUsize::new(0) };
 
-    let by_hand: Vec<_> =
-        (0..ROUNDS).filter_map(|_| plugins(&bench.sides[0].node, &format!("by-hand-{}", bench.name()))).collect();
-    let middle = |of: fn(&(f64, f64)) -> f64| {
-        let mut all: Vec<f64> = by_hand.iter().map(of).collect();
-        all.sort_by(f64::total_cmp);
-        all.get(all.len() / 2).copied()
-    };
-    let networks: [(&str, Network, [Option<f64>; 2]); 2] = [
-        ("", networked, [middle(|both| both.0), middle(|both| both.1)]),
-        (", on the node's network", pod, [None, None]),
-    ];
-    for (words, config, [added, gone]) in networks {
-        let pods = bench.by_turns(async |side| {
-            let config = config(&bench.name());
-            let begun = std::time::Instant::now();
-            let pod = side.node.run_pod(&config).await.ok()?;
-            let took = begun.elapsed().as_secs_f64() * 1000.0;
-            side.node.stop_pod(&pod).await.ok()?;
-            side.node.remove_pod(&pod).await.ok()?;
-            Some(took)
-        });
-        bench.row_beside_plugins(table, &format!("pod start to ready{words}"), &pods, added);
-        let ends = bench.by_turns(async |side| {
-            let pod = side.node.run_pod(&config(&bench.name())).await.ok()?;
-            time(async {
-                side.node.stop_pod(&pod).await?;
-                side.node.remove_pod(&pod).await
+    // On most nodes somebody else hides pods behind the node's address: with `ipMasq` it is iptables that is measured.
+    for (words, list) in [("", bridge as List), (", a bridge without ipMasq", plain_bridge)] {
+        for side in &bench.sides {
+            side.node.configure(&list(side.node.path()));
+        }
+        // Both look at the folder when they like.
+        settle();
+        let by_hand: Vec<_> = (0..ROUNDS)
+            .filter_map(|_| {
+                let node = &bench.sides[0].node;
+                plugins(node, &list(node.path()), &format!("by-hand-{}", bench.name()))
             })
-            .await
-        });
-        bench.row_beside_plugins(table, &format!("pod stop + remove{words}"), &ends, gone);
+            .collect();
+        let middle = |of: fn(&(f64, f64)) -> f64| {
+            let mut all: Vec<f64> = by_hand.iter().map(of).collect();
+            all.sort_by(f64::total_cmp);
+            all.get(all.len() / 2).copied()
+        };
+        bench.pods(table, words, networked, [middle(|both| both.0), middle(|both| both.1)]);
     }
+    bench.pods(table, ", on the node's network", pod, [None, None]);
     let starts = bench.by_turns(async |side| {
         let (pod, config) = &side.pod;
         let wanted = container(&bench.name(), "exec sleep 100000");
