@@ -192,8 +192,7 @@ async fn images_that_can_not_be_mounted() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn files_of_images_are_roots_of_the_pod() {
-    let Some(_) = Node::of_berth(DIFFERS).await else { return };
-    let Some(node) = Node::with_network().await else { return };
+    let Some(node) = crate::users::node_with_users().await else { return };
     import(&node);
     let map = |host_id| vec![cri::IdMapping { container_id: 0, host_id, length: 65_536 }];
     let mut config = networked("mapped");
