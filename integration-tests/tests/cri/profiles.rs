@@ -98,13 +98,21 @@ impl Drop for Loaded {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[allow(deprecated, reason = "what older kubelets send")]
 async fn apparmor_confines_as_asked() {
-    let node = Node::new().await;
+    let enabled = fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y'));
+    let node = match enabled {
+        true => Node::new().await,
+        false => {
+            match Node::of_berth("where the kernel has no AppArmor, containerd refuses its own default profile").await {
+                Some(node) => node,
+                None => return,
+            }
+        }
+    };
     let config = pod("apparmor");
     let id = node.run_pod(&config).await.unwrap();
     let pod = (id.as_str(), &config);
     let look =
         "cat /proc/1/attr/current; mkdir -p /secret; (echo x > /secret/file) 2>/dev/null && echo written || echo not";
-    let enabled = fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y'));
     if !enabled {
         eprintln!("skipped in part: this kernel has no AppArmor");
         for (name, new, old) in
