@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use integration_tests::{Dice, host::Host};
+use integration_tests::{Dice, eventually::patience, host::Host};
 use proto::runtime::v1 as cri;
 use tonic::Code;
 
@@ -427,14 +427,20 @@ impl Day {
                         if host.ask(port).contains("it works") {
                             return true;
                         }
-                        if began.elapsed() > Duration::from_secs(5) {
+                        if began.elapsed() > Duration::from_secs(20) * patience() {
                             return false;
                         }
                     }
                 });
                 self.count("ports of the node asked");
                 if !answered && !self.was_shot(pod) {
-                    self.complain(format!("{}: nobody answers at the node's port {port}", pod.name));
+                    let rules = tokio::task::block_in_place(|| host.run(["iptables-save", "-t", "nat"]).stdout());
+                    let rules: Vec<_> = rules.lines().filter(|rule| rule.contains(&port.to_string())).collect();
+                    let after = self.status(pod).await;
+                    self.complain(format!(
+                        "{}: nobody answers at the node's port {port}: {rules:?}, before: {status:?}, now: {after:?}",
+                        pod.name
+                    ));
                 }
             }
         }
