@@ -7,6 +7,8 @@ mod access;
 mod api;
 mod app;
 mod budget;
+#[allow(dead_code, reason = "its parts come together")]
+mod build;
 mod check;
 mod cleanup;
 mod config;

@@ -20,4 +20,4 @@ pub mod typeurl;
 mod generated {
     include!("gen/mod.rs");
 }
-pub use generated::{berth, containerd, google, grpc, io, nri, runtime, runtimeoptions};
+pub use generated::{berth, containerd, fsutil, google, grpc, io, moby, nri, pb, runtime, runtimeoptions};

@@ -116,6 +116,11 @@ pub mod containerd {
         }
     }
 }
+pub mod fsutil {
+    pub mod types {
+        include!("fsutil.types.rs");
+    }
+}
 pub mod google {
     pub mod rpc {
         include!("google.rpc.rs");
@@ -140,6 +145,45 @@ pub mod io {
         }
     }
 }
+pub mod moby {
+    pub mod buildkit {
+        pub mod secrets {
+            pub mod v1 {
+                include!("moby.buildkit.secrets.v1.rs");
+            }
+        }
+        pub mod v1 {
+            include!("moby.buildkit.v1.rs");
+            pub mod apicaps {
+                include!("moby.buildkit.v1.apicaps.rs");
+            }
+            pub mod frontend {
+                include!("moby.buildkit.v1.frontend.rs");
+            }
+            pub mod sourcepolicy {
+                include!("moby.buildkit.v1.sourcepolicy.rs");
+            }
+            pub mod types {
+                include!("moby.buildkit.v1.types.rs");
+            }
+        }
+    }
+    pub mod filesync {
+        pub mod v1 {
+            include!("moby.filesync.v1.rs");
+        }
+    }
+    pub mod sshforward {
+        pub mod v1 {
+            include!("moby.sshforward.v1.rs");
+        }
+    }
+    pub mod upload {
+        pub mod v1 {
+            include!("moby.upload.v1.rs");
+        }
+    }
+}
 pub mod nri {
     pub mod pkg {
         pub mod api {
@@ -148,6 +192,9 @@ pub mod nri {
             }
         }
     }
+}
+pub mod pb {
+    include!("pb.rs");
 }
 pub mod runtime {
     pub mod v1 {

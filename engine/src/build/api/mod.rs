@@ -1,0 +1,1 @@
+//! BuildKit's services and docker's own endpoints.

@@ -1,0 +1,1 @@
+//! The frontend `dockerfile.v0`.

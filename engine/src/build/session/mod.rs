@@ -1,0 +1,1 @@
+//! Clients of builds, who serve files, secrets and credentials.

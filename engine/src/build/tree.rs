@@ -1,0 +1,1 @@
+//! Filesystems of builds: snapshots at the supervisor.

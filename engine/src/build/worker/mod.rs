@@ -1,0 +1,3 @@
+//! Does what builds consist of.
+
+mod sources;

@@ -1,0 +1,1 @@
+//! What comes from outside: images, folders of the client, git, URLs.
