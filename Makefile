@@ -14,7 +14,7 @@ export BERTH_COMMIT := $(shell git log -1 --format=%h -- runtime Cargo.toml Carg
 # The runtime suite runs on another runtime with RUNTIME=runc, or the path of one.
 RUNTIME ?=
 
-.PHONY: help deps deps-test deps-vm build install run stop test unit integration test-cri test-runtime soak-stack soak-engine soak-cri soak-runtime soak-supervisor fuzz-runtime fuzz-engine fuzz-supervisor test-vm vm-shell lint fmt doc bench bench-runtime bench-density bench-images bench-network bench-cri clean
+.PHONY: help deps deps-test deps-vm build install run stop test unit integration test-cri test-runtime soak-stack soak-engine soak-cri soak-runtime soak-supervisor fuzz-runtime fuzz-engine fuzz-supervisor test-vm vm-shell lint fmt doc bench bench-runtime bench-density bench-images bench-network bench-cri bench-build clean
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -148,6 +148,10 @@ bench-network: deps-test build ## networks: set-up, throughput, latency, names, 
 bench-cri: deps-test build ## pods, containers, exec, lists, stats and memory over CRI, beside Debian's containerd
 	$(CARGO) build --release -p integration-tests
 	$(TARGET)/$(HOST)/release/bench cri
+
+bench-build: deps-test build ## builds beside dockerd's classic builder, its BuildKit, and buildah
+	$(CARGO) build --release -p integration-tests
+	$(TARGET)/$(HOST)/release/bench build
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -2,6 +2,7 @@
 //!
 //! A peer that isn't installed, or doesn't start, leaves its cells empty. No figure is asserted: this prints a table.
 
+mod build;
 mod bundle;
 mod clients;
 mod cri;
@@ -43,6 +44,9 @@ fn main() -> std::process::ExitCode {
     }
     if only.iter().any(|part| part == "cri") {
         cri::measure(&mut table);
+    }
+    if only.iter().any(|part| part == "build") {
+        build::measure(&mut table);
     }
     if let [mode, names @ ..] = only.as_slice()
         && mode == "images"
