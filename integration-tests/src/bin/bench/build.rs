@@ -141,7 +141,8 @@ fn sides(stack: &Stack, dockerd: Option<&Dockerd>, home: &Path) -> Vec<Side> {
                 name: "buildah",
                 words: Box::new(move || {
                     let mut command = Command::new(&buildah);
-                    command.args(&storage).args(["bud", "-q", "--layers", "--pull-never"]);
+                    // crun refuses this machine's hybrid cgroups.
+                    command.args(&storage).args(["bud", "-q", "--layers", "--pull-never", "--runtime", "runc"]);
                     command
                 }),
             });
