@@ -10,9 +10,12 @@
 //! | `CORPUS_KEEP=file` | what BuildKit made is kept there, and taken from there the next time: for work on Berth's |
 
 mod builder;
+mod cache;
 mod compare;
 mod corpus;
 mod image;
+mod project;
+mod secrets;
 
 use builder::{Builder, Built};
 use corpus::Case;
