@@ -13,7 +13,7 @@ mod frontend;
 mod history;
 mod progress;
 mod running;
-mod session;
+pub mod session;
 mod tree;
 mod worker;
 
