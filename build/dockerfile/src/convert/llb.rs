@@ -107,14 +107,7 @@ impl Graph {
         self.describe(at, op::Op::Source(source), Vec::new(), None, about);
     }
 
-    fn describe(
-        &mut self,
-        at: Output,
-        op: op::Op,
-        inputs: Vec<Output>,
-        platform: Option<&pb::Platform>,
-        about: About,
-    ) {
+    fn describe(&mut self, at: Output, op: op::Op, inputs: Vec<Output>, platform: Option<&pb::Platform>, about: About) {
         let mut description = BTreeMap::new();
         if !about.name.is_empty() {
             description.insert(NAME.to_owned(), about.name);
@@ -143,9 +136,9 @@ impl Graph {
             let op = pb::Op::decode(bytes.as_slice()).map_err(|error| format!("operation {number}: {error}"))?;
             let mut inputs = Vec::new();
             for input in &op.inputs {
-                let node = *known
-                    .get(&input.digest)
-                    .ok_or_else(|| format!("operation {number} wants {}, which does not come before it", input.digest))?;
+                let node = *known.get(&input.digest).ok_or_else(|| {
+                    format!("operation {number} wants {}, which does not come before it", input.digest)
+                })?;
                 inputs.push(Output { node, index: input.index });
             }
             if number + 1 == definition.def.len() {

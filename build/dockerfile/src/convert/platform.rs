@@ -154,12 +154,7 @@ pub fn format(platform: &Platform) -> String {
 }
 
 /// Arguments that every Dockerfile has before its first line. What the client gives for them counts more.
-pub(super) fn arguments(
-    build: &Platform,
-    target: &Platform,
-    stage: &str,
-    given: &BTreeMap<String, String>,
-) -> Vars {
+pub(super) fn arguments(build: &Platform, target: &Platform, stage: &str, given: &BTreeMap<String, String>) -> Vars {
     let mut vars = Vars::default();
     for (name, value) in [
         ("BUILDPLATFORM", format(build).as_str()),

@@ -17,6 +17,14 @@ impl Vars {
         self.0.push((name.into(), value.into()));
     }
 
+    /// Sets one; if it was set before, it keeps its place.
+    pub(super) fn replace(&mut self, name: &str, value: &str) {
+        match self.0.iter_mut().find(|(known, _)| known == name) {
+            Some((_, known)) => *known = value.into(),
+            None => self.0.push((name.into(), value.into())),
+        }
+    }
+
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|(name, _)| name.as_str())
     }
