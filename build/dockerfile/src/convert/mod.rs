@@ -1,7 +1,24 @@
-//! Makes LLB of a Dockerfile.
+//! Makes LLB of a Dockerfile, as BuildKit's frontend does: [`Converter`] finds out which stages the target needs, asks for the
+//! images that these begin with (and for what their ONBUILD triggers need in turn), then goes through their instructions.
 
-use crate::{Error, instruction::Dockerfile, lint::Warning};
+mod copy;
+mod git;
+mod image;
+pub mod llb;
+mod meta;
+mod path;
+pub mod platform;
+mod run;
+mod stages;
+mod text;
+mod vars;
+
+pub use git::GitRef;
+
+use crate::{Error, error::Span, instruction::Dockerfile, lint::Warning};
+use futures_util::future::try_join_all;
 use proto::pb;
+use stages::Converter;
 use std::collections::BTreeMap;
 
 /// What the world says of an image.
@@ -56,6 +73,8 @@ pub struct Options {
     pub labels: BTreeMap<String, String>,
     /// platform: what the image is for.
     pub platform: pb::Platform,
+    /// Whether nobody asked for `platform`: then the image says what its base says.
+    pub implicit_platform: bool,
     /// Where the build runs.
     pub build_platform: pb::Platform,
     /// Whether several platforms are built, and names of steps say which.
@@ -115,6 +134,8 @@ pub enum ConvertError<E: std::error::Error + 'static> {
     Image {
         /// Its name.
         reference: String,
+        /// Where it is asked for.
+        span: Span,
         /// Why.
         #[source]
         cause: E,
@@ -127,6 +148,24 @@ pub async fn convert<R: Resolver>(
     options: &Options,
     resolver: &R,
 ) -> Result<Converted, ConvertError<R::Error>> {
-    let _ = (file, options, resolver);
-    Err(Error { message: "not written yet".into(), span: None, column: None }.into())
+    let mut converter = Converter::new(file, options)?;
+    loop {
+        let questions = converter.questions()?;
+        let answers = try_join_all(questions.into_iter().map(|question| async move {
+            match resolver.image(&question.reference, &question.platform).await {
+                Ok(answer) => Ok((question, answer)),
+                Err(cause) => Err(ConvertError::Image { reference: question.shown, span: question.span, cause }),
+            }
+        }));
+        for (question, answer) in answers.await? {
+            converter.answer(question, answer)?;
+        }
+        if !converter.add_triggers()? {
+            break;
+        }
+    }
+    Ok(converter.finish()?)
 }
+
+#[cfg(test)]
+mod tests;
