@@ -23,7 +23,11 @@ pub trait Backend: Debug + Send + Sync + 'static {
 
     /// The filesystem that `definition` stands for; nothing is an empty one. Steps are told of at `build.progress`. An error names
     /// its step ([`BuildError::of_step`]). Dropping the future ends what nobody else wants.
-    fn solve<'a>(&'a self, definition: &'a pb::Definition, build: &'a Arc<Build>) -> Work<'a, Option<Arc<dyn Filesystem>>>;
+    fn solve<'a>(
+        &'a self,
+        definition: &'a pb::Definition,
+        build: &'a Arc<Build>,
+    ) -> Work<'a, Option<Arc<dyn Filesystem>>>;
 
     /// An image's configuration.
     fn image<'a>(&'a self, wanted: &'a ImageWanted, build: &'a Arc<Build>) -> Work<'a, ImageConfig>;

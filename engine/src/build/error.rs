@@ -125,8 +125,11 @@ mod tests {
 
     #[test]
     fn the_place_of_a_step_is_shown() {
-        let info =
-            pb::SourceInfo { filename: "Dockerfile".into(), data: b"FROM a\nRUN b\nRUN c\nRUN d\nRUN e\n".into(), ..Default::default() };
+        let info = pb::SourceInfo {
+            filename: "Dockerfile".into(),
+            data: b"FROM a\nRUN b\nRUN c\nRUN d\nRUN e\n".into(),
+            ..Default::default()
+        };
         let location = pb::Location { source_index: 0, ranges: vec![lines(3, 3)] };
         let beyond = pb::Location { source_index: 7, ranges: vec![lines(1, 1)] };
         let known = pb::Locations { locations: vec![location, beyond] };

@@ -248,10 +248,8 @@ mod tests {
             history.begin(record(id), Arc::default());
         }
         end(&history, "a");
-        let with = |text: &str| Selected {
-            filters: Selected::filters(&[text.to_owned()]).unwrap(),
-            ..Selected::default()
-        };
+        let with =
+            |text: &str| Selected { filters: Selected::filters(&[text.to_owned()]).unwrap(), ..Selected::default() };
         assert_eq!(known(&history, &with("status==running")), ["b"]);
         assert_eq!(known(&history, &with("status==completed,ref!=a")), [""; 0]);
         assert_eq!(known(&history, &with("ref==a")), ["a"]);

@@ -19,16 +19,16 @@ mod worker;
 
 pub use backend::{Absent, Backend};
 pub use error::BuildError;
+pub use frontend::parse_bool as is_true;
 
 use crate::config::BuilderConfig;
 use backend::Finished;
-use frontend::Plan;
 use history::History;
 use proto::{
     google::rpc,
     kind::{ErrorKind, chain},
     moby::buildkit::v1::{
-        BuildHistoryRecord, CacheOptions, Exporter, PruneRequest,
+        BuildHistoryRecord, CacheOptions, Exporter, PruneRequest, UsageRecord,
         types::{BuildkitVersion, WorkerRecord},
     },
     pb,
@@ -56,6 +56,8 @@ const BETWEEN_COLLECTIONS: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Builder {
     backend: Arc<dyn Backend>,
+    /// Clients that serve files, secrets and credentials.
+    sessions: session::Sessions,
     config: BuilderConfig,
     /// What is told of this builder to those who choose one.
     worker: WorkerRecord,
@@ -98,10 +100,17 @@ pub type Response = BTreeMap<String, String>;
 
 impl Builder {
     /// One that has `backend` do the work.
-    pub fn new(backend: Arc<dyn Backend>, config: BuilderConfig, worker: WorkerRecord, contexts: PathBuf) -> Self {
+    pub fn new(
+        backend: Arc<dyn Backend>,
+        sessions: session::Sessions,
+        config: BuilderConfig,
+        worker: WorkerRecord,
+        contexts: PathBuf,
+    ) -> Self {
         let history = History::new(config.history, config.history_age);
         Self {
             backend,
+            sessions,
             worker: WorkerRecord { gc_policy: config.policies.clone(), ..worker },
             config,
             running: Mutex::default(),
@@ -247,7 +256,7 @@ impl Builder {
     fn end(self: &Arc<Self>, build: &Arc<Build>, result: Result<Response, BuildError>) {
         self.running().remove(&build.id);
         self.changed.send_modify(|count| *count = count.wrapping_add(1));
-        build.cancelled.send_replace(true);
+        build.end(result.is_ok());
         build.progress.finish();
         let counts = build.progress.counts();
         self.history.end(&build.id, |record| {
@@ -307,6 +316,16 @@ impl Builder {
                 }
             }
         });
+    }
+
+    /// What is cached.
+    pub async fn usage(&self) -> Result<Vec<UsageRecord>, BuildError> {
+        self.backend.usage(&[]).await
+    }
+
+    /// Removes from the cache.
+    pub async fn prune(&self, request: &PruneRequest) -> Result<Vec<UsageRecord>, BuildError> {
+        self.backend.prune(request).await
     }
 
     /// What this builder is like.

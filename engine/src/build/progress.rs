@@ -183,7 +183,8 @@ impl Listener {
     pub async fn next(&mut self) -> Option<Vec<StatusResponse>> {
         loop {
             let seen = self.seen;
-            let ended = self.newest.wait_for(|(last, ended)| *last > seen || *ended).await.map_or(true, |state| state.1);
+            let ended =
+                self.newest.wait_for(|(last, ended)| *last > seen || *ended).await.map_or(true, |state| state.1);
             if !ended && self.seen > 0 {
                 tokio::time::sleep(GATHER).await;
             }
@@ -294,7 +295,8 @@ mod tests {
         progress.finish();
         let all = progress.listen().next().await.unwrap();
         assert!(all.iter().all(|m| m.logs.iter().map(|l| l.msg.len()).sum::<usize>() < 4 << 20));
-        let text: Vec<u8> = all.iter().flat_map(|m| &m.logs).filter(|l| l.vertex == "a").flat_map(|l| l.msg.clone()).collect();
+        let text: Vec<u8> =
+            all.iter().flat_map(|m| &m.logs).filter(|l| l.vertex == "a").flat_map(|l| l.msg.clone()).collect();
         assert!(text.ends_with(CLIPPED.as_bytes()));
         assert_eq!(text.len(), LOG_LIMIT + CLIPPED.len());
         assert_eq!(all.iter().flat_map(|m| &m.logs).filter(|l| l.vertex == "b").count(), 1);

@@ -9,7 +9,10 @@ use super::{
 use proto::{moby::buildkit::v1::frontend::Attestation, pb};
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 use tokio::sync::{OnceCell, oneshot, watch};
 
@@ -35,6 +38,7 @@ pub struct Build {
     pub plan: watch::Sender<Option<Arc<Plan>>>,
     references: Mutex<HashMap<String, Arc<Reference>>>,
     /// Where a client that is the frontend itself puts the end.
+    succeeded: AtomicBool,
     returned: Mutex<Option<oneshot::Sender<Result<Outcome, BuildError>>>>,
 }
 
@@ -116,8 +120,20 @@ impl Build {
             cancelled: watch::channel(false).0,
             plan: watch::channel(None).0,
             references: Mutex::default(),
+            succeeded: AtomicBool::new(false),
             returned: Mutex::default(),
         }
+    }
+
+    /// It ended, well or not.
+    pub fn end(&self, succeeded: bool) {
+        self.succeeded.store(succeeded, Ordering::Release);
+        self.cancelled.send_replace(true);
+    }
+
+    /// Whether it ended well.
+    pub fn succeeded(&self) -> bool {
+        self.succeeded.load(Ordering::Acquire)
     }
 
     /// A reference to what `definition` stands for.
@@ -125,8 +141,7 @@ impl Build {
         backend.check(&definition)?;
         let id = crate::ids::random_id()
             .map_err(|cause| BuildError::of(proto::kind::ErrorKind::Internal, &cause).while_doing("name a result"))?;
-        let reference =
-            Arc::new(Reference { id: id.clone(), definition: Arc::new(definition), made: OnceCell::new() });
+        let reference = Arc::new(Reference { id: id.clone(), definition: Arc::new(definition), made: OnceCell::new() });
         let mut references = self.references.lock().unwrap_or_else(PoisonError::into_inner);
         if references.len() >= REFERENCES {
             return Err(BuildError::new(
@@ -159,16 +174,13 @@ impl Build {
     /// The client's frontend has come to its end.
     pub fn give_back(&self, result: Result<Outcome, BuildError>) -> Result<(), BuildError> {
         let waiting = self.returned.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let gone = || BuildError::new(proto::kind::ErrorKind::FailedPrecondition, format!("build {} has ended", self.id));
+        let gone =
+            || BuildError::new(proto::kind::ErrorKind::FailedPrecondition, format!("build {} has ended", self.id));
         waiting.ok_or_else(gone)?.send(result).map_err(|_| gone())
     }
 
     /// Has everything of an outcome made, all at once.
-    pub async fn make_all(
-        self: &Arc<Self>,
-        outcome: Outcome,
-        backend: &dyn Backend,
-    ) -> Result<Finished, BuildError> {
+    pub async fn make_all(self: &Arc<Self>, outcome: Outcome, backend: &dyn Backend) -> Result<Finished, BuildError> {
         let making = outcome.references.named().into_iter().map(|(name, reference)| async move {
             let made = match reference {
                 Some(reference) => reference.make(self, backend).await?,

@@ -4,10 +4,7 @@ use super::parse_size;
 use proto::moby::buildkit::v1::types::GcPolicy;
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::time::Duration;
 
 /// What builds may do and keep.
 #[derive(Debug, Clone, PartialEq)]
@@ -66,11 +63,6 @@ struct Entitlements {
 struct History {
     max_age: String,
     max_entries: Option<u32>,
-}
-
-/// Where the cache is kept, below the engine's folder.
-pub fn cache_folder(engine_data: &Path) -> PathBuf {
-    engine_data.join("build")
 }
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -148,7 +140,7 @@ impl Rule {
             if matches!(key.as_str(), "unused-for" | "until") {
                 let time = duration(&value).ok_or_else(|| format!("builder: gc: {value:?} is no duration"))?;
                 keep_duration = i64::try_from(time.as_nanos()).unwrap_or(i64::MAX);
-            } else if super::super::build::FILTERS.contains(&key.as_str()) {
+            } else if crate::build::FILTERS.contains(&key.as_str()) {
                 filters.push(format!("{key}=={value}"));
             } else {
                 return Err(format!("builder: gc: invalid filter '{key}'"));

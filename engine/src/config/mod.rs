@@ -15,7 +15,7 @@ mod settings;
 pub use address::Address;
 pub use args::Args;
 pub use budget::{Budget, parse_size};
-pub use builder::{BuilderConfig, cache_folder, duration};
+pub use builder::{BuilderConfig, duration};
 pub use container::ContainerDefaults;
 pub use live::Live;
 pub use network::DefaultBridge;

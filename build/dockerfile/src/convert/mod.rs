@@ -2,7 +2,7 @@
 //! images that these begin with (and for what their ONBUILD triggers need in turn), then goes through their instructions.
 
 mod copy;
-mod git;
+pub mod git;
 mod image;
 pub mod llb;
 mod meta;

@@ -1,20 +1,17 @@
 //! `moby.buildkit.v1.Control`: what buildx and others speak.
 
-use super::{status, workers};
+use super::workers;
 use crate::build::{
     BuildError, Builder, Wanted,
     history::{History, Selected},
     progress::Listener,
+    session::{Announced, SessionError, stream_of_messages},
 };
 use futures_util::{Stream, StreamExt as _, stream};
-use proto::{
-    kind::ErrorKind,
-    moby::buildkit::v1::{
-        BuildHistoryEvent, BuildHistoryRequest, BytesMessage, DiskUsageRequest, DiskUsageResponse, Exporter,
-        InfoRequest, InfoResponse, ListWorkersRequest, ListWorkersResponse, PruneRequest, SolveRequest, SolveResponse,
-        StatusRequest, StatusResponse, UpdateBuildHistoryRequest, UpdateBuildHistoryResponse, UsageRecord,
-        control_server::Control,
-    },
+use proto::moby::buildkit::v1::{
+    BuildHistoryEvent, BuildHistoryRequest, BytesMessage, DiskUsageRequest, DiskUsageResponse, Exporter, InfoRequest,
+    InfoResponse, ListWorkersRequest, ListWorkersResponse, PruneRequest, SolveRequest, SolveResponse, StatusRequest,
+    StatusResponse, UpdateBuildHistoryRequest, UpdateBuildHistoryResponse, UsageRecord, control_server::Control,
 };
 use std::{collections::VecDeque, path::Path, pin::Pin, sync::Arc};
 use tonic::{Request, Response, Status, Streaming};
@@ -63,16 +60,23 @@ impl Control for ControlService {
 
     type SessionStream = Answers<BytesMessage>;
 
-    async fn session(&self, request: Request<Streaming<BytesMessage>>) -> Result<Response<Self::SessionStream>, Status> {
+    async fn session(
+        &self,
+        request: Request<Streaming<BytesMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
         self.0.session_of_messages(request).await
     }
 
-    async fn list_workers(&self, request: Request<ListWorkersRequest>) -> Result<Response<ListWorkersResponse>, Status> {
+    async fn list_workers(
+        &self,
+        request: Request<ListWorkersRequest>,
+    ) -> Result<Response<ListWorkersResponse>, Status> {
         let mut record = self.0.worker.clone();
         // Emulators come and go while we run.
         record.platforms = workers::platforms(Path::new("/proc/sys/fs/binfmt_misc"));
         let filters = request.into_inner().filter;
-        let passes = filters.is_empty() || filters.iter().any(|filter| filter.split(',').all(|part| part == format!("id=={}", record.id)));
+        let passes = filters.is_empty()
+            || filters.iter().any(|filter| filter.split(',').all(|part| part == format!("id=={}", record.id)));
         Ok(Response::new(ListWorkersResponse { record: passes.then_some(record).into_iter().collect() }))
     }
 
@@ -141,7 +145,9 @@ pub fn messages(listener: Listener) -> impl Stream<Item = StatusResponse> + Send
 
 /// A request, in our words; older clients' names for the same things are understood.
 fn wanted(request: SolveRequest) -> Result<Wanted, BuildError> {
-    if request.source_policy.as_ref().is_some_and(|policy| !policy.rules.is_empty()) || !request.source_policy_session.is_empty() {
+    if request.source_policy.as_ref().is_some_and(|policy| !policy.rules.is_empty())
+        || !request.source_policy_session.is_empty()
+    {
         return Err(BuildError::unsupported("source policies are not implemented in berth yet"));
     }
     if request.enable_session_exporter {
@@ -183,8 +189,10 @@ impl Builder {
         &self,
         request: Request<Streaming<BytesMessage>>,
     ) -> Result<Response<Answers<BytesMessage>>, Status> {
-        drop(request);
-        let error = BuildError::new(ErrorKind::Unimplemented, "Control.Session is not implemented in berth yet: use POST /session");
-        Err(status::of(&error))
+        let refused = |error: SessionError| BuildError::of(error.kind(), &error);
+        let announced = Announced::from_metadata(request.metadata()).map_err(refused)?;
+        let (stream, answers) = stream_of_messages(request.into_inner());
+        self.sessions.attach(announced, stream).map_err(refused)?;
+        Ok(Response::new(Box::pin(answers)))
     }
 }

@@ -3,8 +3,9 @@
 
 use super::{caps, status, workers};
 use crate::build::{
-    BuildError, Builder, frontend,
+    BuildError, Builder,
     backend::ImageWanted,
+    frontend,
     running::{Build, Outcome, Reference, References},
 };
 use proto::{
@@ -14,21 +15,15 @@ use proto::{
             Attestations, EvaluateRequest, EvaluateResponse, ExecMessage, InputsRequest, InputsResponse,
             NewContainerRequest, NewContainerResponse, PingRequest, PongResponse, ReadDirRequest, ReadDirResponse,
             ReadFileRequest, ReadFileResponse, Ref, RefMap, RefMapDeprecated, ReleaseContainerRequest,
-            ReleaseContainerResponse, ResolveImageConfigRequest, ResolveImageConfigResponse,
-            ResolveSourceGitResponse, ResolveSourceHttpResponse, ResolveSourceImageResponse,
-            ResolveSourceMetaRequest, ResolveSourceMetaResponse, Result as Shown, ReturnRequest, ReturnResponse,
-            SolveRequest, SolveResponse, StatFileRequest, StatFileResponse, WarnRequest, WarnResponse,
-            llb_bridge_server::LlbBridge, result,
+            ReleaseContainerResponse, ResolveImageConfigRequest, ResolveImageConfigResponse, ResolveSourceGitResponse,
+            ResolveSourceHttpResponse, ResolveSourceImageResponse, ResolveSourceMetaRequest, ResolveSourceMetaResponse,
+            Result as Shown, ReturnRequest, ReturnResponse, SolveRequest, SolveResponse, StatFileRequest,
+            StatFileResponse, WarnRequest, WarnResponse, llb_bridge_server::LlbBridge, result,
         },
     },
     pb,
 };
-use std::{
-    collections::BTreeMap,
-    path::Path,
-    pin::Pin,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, path::Path, pin::Pin, sync::Arc};
 use tonic::{Request, Response, Status, Streaming};
 
 /// The service.
@@ -39,7 +34,9 @@ type Processes = Pin<Box<dyn futures_util::Stream<Item = Result<ExecMessage, Sta
 
 /// Containers of frontends: they would need the same entitlements and limits as RUN (CVE-2024-23653).
 fn no_containers(call: &str) -> Status {
-    Status::unimplemented(format!("LLBBridge.{call} is not implemented in berth: frontends can't have containers of their own"))
+    Status::unimplemented(format!(
+        "LLBBridge.{call} is not implemented in berth: frontends can't have containers of their own"
+    ))
 }
 
 impl GatewayService {
@@ -129,7 +126,11 @@ impl LlbBridge for GatewayService {
         match scheme {
             "docker-image" => {
                 let wanted = image(rest, request.platform, &request.resolve_mode, &request.log_name);
-                if request.image.as_ref().is_some_and(|image| image.attestation_chain || !image.resolve_attestations.is_empty()) {
+                if request
+                    .image
+                    .as_ref()
+                    .is_some_and(|image| image.attestation_chain || !image.resolve_attestations.is_empty())
+                {
                     return Err(Status::unimplemented("attestations of images are not resolved in berth yet"));
                 }
                 let step = build.progress.step(&wanted.step);
@@ -148,14 +149,17 @@ impl LlbBridge for GatewayService {
                 let wants_more = request.git.is_some_and(|git| git.return_object)
                     || request.http.is_some_and(|http| http.checksum_request.is_some());
                 if wants_more {
-                    return Err(Status::unimplemented("objects and checksums of sources are not resolved in berth yet"));
+                    return Err(Status::unimplemented(
+                        "objects and checksums of sources are not resolved in berth yet",
+                    ));
                 }
                 let pin = self.0.backend.pin(&source, request.platform.as_ref(), &build).await?;
                 if scheme == "git" {
                     let commit = pin.source.attrs.get("git.checksum").cloned().unwrap_or_default();
                     answer.git = Some(ResolveSourceGitResponse { checksum: commit, ..Default::default() });
                 } else {
-                    let checksum = pin.source.attrs.get("http.checksum").cloned().unwrap_or_else(|| pin.key.to_string());
+                    let checksum =
+                        pin.source.attrs.get("http.checksum").cloned().unwrap_or_else(|| pin.key.to_string());
                     answer.http = Some(ResolveSourceHttpResponse { checksum, ..Default::default() });
                 }
                 answer.source = Some(pin.source);
@@ -263,7 +267,10 @@ impl LlbBridge for GatewayService {
 
     type ExecProcessStream = Processes;
 
-    async fn exec_process(&self, _: Request<Streaming<ExecMessage>>) -> Result<Response<Self::ExecProcessStream>, Status> {
+    async fn exec_process(
+        &self,
+        _: Request<Streaming<ExecMessage>>,
+    ) -> Result<Response<Self::ExecProcessStream>, Status> {
         Err(no_containers("ExecProcess"))
     }
 

@@ -83,9 +83,10 @@ where
 pub fn services(builder: Arc<Builder>) -> Router {
     let control = ControlServer::new(ControlService(builder.clone()));
     let gateway = LlbBridgeServer::new(GatewayService(builder));
-    let routes = tonic::service::Routes::new(control.max_decoding_message_size(MESSAGE).max_encoding_message_size(MESSAGE))
-        .add_service(gateway.max_decoding_message_size(MESSAGE).max_encoding_message_size(MESSAGE))
-        .add_service(HealthServer::new(Healthy));
+    let routes =
+        tonic::service::Routes::new(control.max_decoding_message_size(MESSAGE).max_encoding_message_size(MESSAGE))
+            .add_service(gateway.max_decoding_message_size(MESSAGE).max_encoding_message_size(MESSAGE))
+            .add_service(HealthServer::new(Healthy));
     routes
         .into_axum_router()
         .route("/opentelemetry.proto.collector.trace.v1.TraceService/Export", post(drop_trace))
@@ -110,8 +111,9 @@ async fn no_content(axum::extract::Path(call): axum::extract::Path<String>) -> R
     Status::unimplemented(text).into_http::<Body>().into_response()
 }
 
+/// Says that all is well.
 #[derive(Debug, Clone)]
-struct Healthy;
+pub struct Healthy;
 
 #[tonic::async_trait]
 impl Health for Healthy {
@@ -127,8 +129,7 @@ impl Health for Healthy {
         Ok(tonic::Response::new(HealthCheckResponse { status: ServingStatus::Serving.into() }))
     }
 
-    type WatchStream =
-        Pin<Box<dyn futures_util::Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
+    type WatchStream = Pin<Box<dyn futures_util::Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
 
     async fn watch(
         &self,
@@ -136,10 +137,8 @@ impl Health for Healthy {
     ) -> Result<tonic::Response<Self::WatchStream>, Status> {
         let now = self.check(request).await?.into_inner();
         // It stays so until the connection ends.
-        let stream = futures_util::StreamExt::chain(
-            futures_util::stream::iter([Ok(now)]),
-            futures_util::stream::pending(),
-        );
+        let stream =
+            futures_util::StreamExt::chain(futures_util::stream::iter([Ok(now)]), futures_util::stream::pending());
         Ok(tonic::Response::new(Box::pin(stream)))
     }
 }

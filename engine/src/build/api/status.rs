@@ -28,7 +28,8 @@ impl From<BuildError> for Status {
 }
 
 fn details(error: &BuildError) -> Vec<prost_types::Any> {
-    let any = |url: &str, value: &Value| prost_types::Any { type_url: url.to_owned(), value: value.to_string().into_bytes() };
+    let any =
+        |url: &str, value: &Value| prost_types::Any { type_url: url.to_owned(), value: value.to_string().into_bytes() };
     let mut details = Vec::new();
     if let Some(digest) = &error.vertex {
         details.push(any(VERTEX, &json!({"digest": digest})));

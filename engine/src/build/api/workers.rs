@@ -2,10 +2,7 @@
 
 use crate::build::frontend::llb_platform;
 use crate::{build::Builder, images::platform::Platform};
-use proto::{
-    moby::buildkit::v1::types::WorkerRecord,
-    pb,
-};
+use proto::{moby::buildkit::v1::types::WorkerRecord, pb};
 use std::{collections::HashMap, path::Path};
 
 const BINFMT: &str = "/proc/sys/fs/binfmt_misc";
@@ -65,9 +62,7 @@ pub fn platforms(binfmt: &Path) -> Vec<pb::Platform> {
     let mut found: Vec<&str> = Vec::new();
     for entry in std::fs::read_dir(binfmt).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let known = MACHINES.iter().find(|(machine, _)| {
-            name.strip_prefix("qemu-").unwrap_or(&name) == *machine
-        });
+        let known = MACHINES.iter().find(|(machine, _)| name.strip_prefix("qemu-").unwrap_or(&name) == *machine);
         let Some((_, platform)) = known else { continue };
         if std::fs::read_to_string(entry.path()).is_ok_and(|text| text.lines().next() == Some("enabled")) {
             found.push(platform);

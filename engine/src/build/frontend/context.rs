@@ -1,11 +1,8 @@
 //! Where a build's files come from, and reading the Dockerfile and the ignore file out of that.
 
-use super::{Frontend, git, llb, options::platform_name};
-use crate::build::{
-    backend::Filesystem,
-    error::BuildError,
-};
-use dockerfile::convert::NamedContext;
+use super::{Frontend, llb, options::platform_name};
+use crate::build::{backend::Filesystem, error::BuildError};
+use dockerfile::convert::{NamedContext, git::GitRef};
 use proto::{kind::ErrorKind, pb};
 use std::{
     collections::BTreeMap,
@@ -60,9 +57,18 @@ impl Frontend<'_> {
         Ok(Some(Remote { context: NamedContext::Input(part, None), ..remote.clone() }))
     }
 
+    /// The source that `text` names, if it names a git repository.
+    fn git(&self, text: &str) -> Result<Option<pb::SourceOp>, BuildError> {
+        let Some(reference) = GitRef::parse(text) else { return Ok(None) };
+        let mut reference = reference.map_err(BuildError::invalid)?;
+        if self.wishes.keep_git {
+            reference.keep_git_dir = Some(true);
+        }
+        Ok(Some(reference.source()))
+    }
+
     async fn remote_of(&self, text: &str) -> Result<Remote, BuildError> {
-        if let Some(source) = git::source(text, self.wishes.keep_git) {
-            let source = source?;
+        if let Some(source) = self.git(text)? {
             let definition = llb::source(source.clone(), &format!("[internal] load git source {text}"));
             return Ok(Remote { context: NamedContext::Source(source), definition, filename: None });
         }
@@ -76,8 +82,13 @@ impl Frontend<'_> {
         let head = head.map_err(|e| e.while_doing("failed to read downloaded context"))?;
         if is_archive(&head) {
             let unpacked = llb::copied(&definition, &format!("/{DOWNLOAD}"), true, "[internal] unpack build context");
-            let unpacked = unpacked.ok_or_else(|| BuildError::invalid("the build context is no graph of operations"))?;
-            return Ok(Remote { context: NamedContext::Input(unpacked.clone(), None), definition: unpacked, filename: None });
+            let unpacked =
+                unpacked.ok_or_else(|| BuildError::invalid("the build context is no graph of operations"))?;
+            return Ok(Remote {
+                context: NamedContext::Input(unpacked.clone(), None),
+                definition: unpacked,
+                filename: None,
+            });
         }
         Ok(Remote { context: NamedContext::Source(source), definition, filename: Some(DOWNLOAD.to_owned()) })
     }
@@ -163,8 +174,8 @@ impl Frontend<'_> {
 
     async fn context(&self, key: &str, value: &str) -> Result<NamedContext, BuildError> {
         let unsupported = || BuildError::invalid(format!("unsupported context source {value} for {key}"));
-        if let Some(source) = git::source(value, self.wishes.keep_git) {
-            return source.map(NamedContext::Source);
+        if let Some(source) = self.git(value)? {
+            return Ok(NamedContext::Source(source));
         }
         if is_url(value) {
             let remote = self.remote_of(value).await?;
@@ -181,10 +192,13 @@ impl Frontend<'_> {
             }
             "input" => {
                 let definition = self.inputs.get(rest).cloned();
-                let definition = definition.ok_or_else(|| BuildError::invalid(format!("invalid input {rest} for {key}")))?;
+                let definition =
+                    definition.ok_or_else(|| BuildError::invalid(format!("invalid input {rest} for {key}")))?;
                 Ok(NamedContext::Input(definition, self.input_config(rest)?))
             }
-            "oci-layout" => Ok(NamedContext::Source(pb::SourceOp { identifier: value.to_owned(), ..Default::default() })),
+            "oci-layout" => {
+                Ok(NamedContext::Source(pb::SourceOp { identifier: value.to_owned(), ..Default::default() }))
+            }
             _ => Err(unsupported()),
         }
     }

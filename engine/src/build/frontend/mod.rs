@@ -6,7 +6,6 @@
 //! forms (`1`, `1.9`, `1.9.0`, `1-labs`, `labs`, `latest`). Frontends that are images of their own aren't run here.
 
 mod context;
-mod git;
 mod llb;
 mod options;
 mod subrequests;
@@ -84,9 +83,14 @@ fn serves(source: &str) -> Result<(), BuildError> {
     let base = tag.strip_suffix("-labs").unwrap_or(tag);
     let is_version = base == "1"
         || base.strip_prefix("1.").is_some_and(|rest| {
-            rest.split('.').count() <= 2 && rest.split('.').all(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+            rest.split('.').count() <= 2
+                && rest.split('.').all(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
         });
-    if is_version || matches!(tag, "latest" | "labs" | "master" | "master-labs" | "stable") { Ok(()) } else { Err(refused()) }
+    if is_version || matches!(tag, "latest" | "labs" | "master" | "master-labs" | "stable") {
+        Ok(())
+    } else {
+        Err(refused())
+    }
 }
 
 /// Runs the frontend.
@@ -145,9 +149,7 @@ pub async fn run(
                 let warnings: Vec<Warning> = images.into_iter().flat_map(|(_, image)| image.warnings).collect();
                 Ok((subrequests::lint(&distinct(warnings), None, &info), Plan::default()))
             }
-            Err(ConvertError::Dockerfile(error)) => {
-                Ok((subrequests::lint(&[], Some(error), &info), Plan::default()))
-            }
+            Err(ConvertError::Dockerfile(error)) => Ok((subrequests::lint(&[], Some(error), &info), Plan::default())),
             Err(error) => Err(frontend.failed(error, &info)),
         };
     }
@@ -165,6 +167,21 @@ pub async fn run(
     Ok((frontend.outcome(images)?, Plan { file, target, definition }))
 }
 
+/// Name and text of the Dockerfile.
+#[cfg(test)]
+pub async fn dockerfile(
+    options: &HashMap<String, String>,
+    inputs: &HashMap<String, pb::Definition>,
+    build: &Arc<Build>,
+    backend: &dyn Backend,
+) -> Result<(String, String), BuildError> {
+    let wishes = Wishes::read(options, llb_platform(&Platform::host()))?;
+    let frontend = Frontend { build, backend, wishes, inputs };
+    let remote = frontend.remote().await?;
+    let entry = frontend.entry(remote.as_ref()).await?;
+    Ok((entry.name, String::from_utf8_lossy(&entry.text).into_owned()))
+}
+
 impl Frontend<'_> {
     /// One image per platform, all at once.
     async fn convert_all(
@@ -179,9 +196,10 @@ impl Frontend<'_> {
         let images = platforms.into_iter().map(|platform| {
             let main = main.clone();
             async move {
-                let failed = |cause| ConvertError::Image { reference: "named contexts".to_owned(), cause };
+                let failed = |cause| ConvertError::Image { reference: String::new(), span: None, cause };
                 let options = Options {
                     platform: platform.clone(),
+                    implicit_platform: self.wishes.platforms.is_empty(),
                     context: Some(main),
                     contexts: self.named(&platform).await.map_err(failed)?,
                     source: (entry.name.clone(), info.data.clone()),
@@ -197,7 +215,15 @@ impl Frontend<'_> {
     fn failed(&self, error: ConvertError<BuildError>, info: &Arc<pb::SourceInfo>) -> BuildError {
         match error {
             ConvertError::Dockerfile(error) => located(error, info),
-            ConvertError::Image { reference, cause } => cause.while_doing(&reference),
+            // Of the client's contexts.
+            ConvertError::Image { reference, cause, .. } if reference.is_empty() => cause,
+            ConvertError::Image { reference, cause, span } => {
+                let error = cause.while_doing(&format!("failed to resolve source metadata for {reference}"));
+                match span {
+                    Some(span) => error.at(info.clone(), vec![lines(span.first, span.last)]),
+                    None => error,
+                }
+            }
         }
     }
 

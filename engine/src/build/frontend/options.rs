@@ -130,7 +130,9 @@ impl Wishes {
             "dockerfilekey" => (self.dockerfile_local, self.local_dockerfile) = (value.to_owned(), true),
             "contextsubdir" => self.subdir = given(),
             "cache-imports" => self.cache_imports.extend(cache_imports(value)?),
-            "cache-from" => self.cache_imports.extend(value.split(',').filter(|name| !name.is_empty()).map(of_registry)),
+            "cache-from" => {
+                self.cache_imports.extend(value.split(',').filter(|name| !name.is_empty()).map(of_registry))
+            }
             "requestid" => self.request = given(),
             "override-copy-image" => {
                 return Err(BuildError::invalid("support for \"override-copy-image\" was removed in BuildKit 0.11"));
@@ -224,8 +226,7 @@ pub fn platform_name(platform: &pb::Platform) -> String {
 fn hosts(text: &str) -> Result<Vec<(String, String)>, BuildError> {
     let wrong = |what: String| BuildError::invalid(format!("failed to parse additional hosts: {what}"));
     let read = text.split(',').filter(|entry| !entry.is_empty()).map(|entry| {
-        let (host, address) =
-            entry.split_once('=').ok_or_else(|| wrong(format!("invalid key-value pair: {entry}")))?;
+        let (host, address) = entry.split_once('=').ok_or_else(|| wrong(format!("invalid key-value pair: {entry}")))?;
         let bare = address.trim_start_matches('[').trim_end_matches(']');
         match bare.parse::<std::net::IpAddr>() {
             Ok(address) => Ok((host.to_lowercase(), address.to_string())),

@@ -77,7 +77,10 @@ pub fn lint(warnings: &[Warning], error: Option<dockerfile::Error>, info: &pb::S
         text = "Check complete, no warnings found.\n".to_owned();
     } else if error.is_none() {
         let (count, plural) = (warnings.len(), if warnings.len() == 1 { "" } else { "s" });
-        text = format!("Check complete, {count} warning{plural} ha{} been found!\n{text}", if count == 1 { "s" } else { "ve" });
+        text = format!(
+            "Check complete, {count} warning{plural} ha{} been found!\n{text}",
+            if count == 1 { "s" } else { "ve" }
+        );
     }
     let failed = error.is_some() || !warnings.is_empty();
     let mut outcome = result(&body, text);
@@ -96,11 +99,9 @@ pub fn targets(file: &Dockerfile, info: &pb::SourceInfo) -> Outcome {
         .map(|(index, stage)| {
             let mut row = json!({"base": stage.base, "location": location(stage.span)});
             let about = about(stage);
-            for (key, value) in [
-                ("name", stage.name.clone()),
-                ("description", about.clone()),
-                ("platform", stage.platform.clone()),
-            ] {
+            for (key, value) in
+                [("name", stage.name.clone()), ("description", about.clone()), ("platform", stage.platform.clone())]
+            {
                 if let Some(value) = value {
                     row[key] = json!(value);
                 }
@@ -120,17 +121,19 @@ pub fn targets(file: &Dockerfile, info: &pb::SourceInfo) -> Outcome {
 /// `frontend.outline`
 pub fn outline(file: &Dockerfile, target: Option<&str>, info: &pb::SourceInfo) -> Result<Outcome, BuildError> {
     let found = match target {
-        Some(target) => file.stages.iter().position(|stage| {
-            stage.name.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(target))
-        })
-        .or_else(|| target.parse().ok().filter(|index| *index < file.stages.len())),
+        Some(target) => file
+            .stages
+            .iter()
+            .position(|stage| stage.name.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(target)))
+            .or_else(|| target.parse().ok().filter(|index| *index < file.stages.len())),
         None => file.stages.len().checked_sub(1),
     };
     let Some(index) = found else {
         return Err(BuildError::not_found(format!("target stage {:?} could not be found", target.unwrap_or_default())));
     };
     let used = reach(file, index);
-    let (mut args, mut secrets, mut ssh, mut caches) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    let (mut args, mut secrets, mut ssh, mut caches) =
+        (BTreeMap::new(), BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     let globals = file.globals.iter();
     let all = used.iter().flat_map(|index| &file.stages[*index].instructions);
     for instruction in globals.chain(all) {
@@ -158,7 +161,11 @@ pub fn outline(file: &Dockerfile, target: Option<&str>, info: &pb::SourceInfo) -
                         MountKind::Secret => drop(secrets.entry(id).or_insert(row)),
                         MountKind::Ssh => drop(ssh.entry(id).or_insert(row)),
                         MountKind::Cache => {
-                            drop(caches.entry(id.clone()).or_insert(json!({"ID": id, "location": location(instruction.span)})));
+                            drop(
+                                caches
+                                    .entry(id.clone())
+                                    .or_insert(json!({"ID": id, "location": location(instruction.span)})),
+                            );
                         }
                         MountKind::Bind | MountKind::Tmpfs => {}
                     }
@@ -272,7 +279,13 @@ mod tests {
     use dockerfile::instruction::{Arg, Copy, Instruction};
 
     fn instruction(kind: Kind) -> Instruction {
-        Instruction { kind, keyword: String::new(), text: String::new(), span: Span { first: 1, last: 1 }, comment: vec![] }
+        Instruction {
+            kind,
+            keyword: String::new(),
+            text: String::new(),
+            span: Span { first: 1, last: 1 },
+            comment: vec![],
+        }
     }
 
     fn stage(name: &str, base: &str, instructions: Vec<Kind>) -> Stage {
@@ -328,7 +341,8 @@ mod tests {
 
     #[test]
     fn warnings_and_errors() {
-        let info = pb::SourceInfo { data: b"FROM a as b\n".into(), filename: "Dockerfile".into(), ..Default::default() };
+        let info =
+            pb::SourceInfo { data: b"FROM a as b\n".into(), filename: "Dockerfile".into(), ..Default::default() };
         let clean = lint(&[], None, &info);
         assert_eq!(clean.metadata["result.statuscode"], b"0");
         let warning = Warning {

@@ -2,11 +2,13 @@
 //! that run and on those that don't, and sees their volumes and bind mounts.
 
 mod extract;
+mod folder;
 mod place;
 mod view;
 mod volume;
 
 pub use extract::{ExtractError, Options};
+pub use folder::unpack_below;
 pub use place::{PathStat, Place};
 pub use volume::{export_volume, import_volume};
 
