@@ -196,7 +196,7 @@ impl Frontend<'_> {
         let images = platforms.into_iter().map(|platform| {
             let main = main.clone();
             async move {
-                let failed = |cause| ConvertError::Image { reference: String::new(), span: None, cause };
+                let failed = |cause| ConvertError::Image { reference: String::new(), span: Default::default(), cause };
                 let options = Options {
                     platform: platform.clone(),
                     implicit_platform: self.wishes.platforms.is_empty(),
@@ -219,10 +219,7 @@ impl Frontend<'_> {
             ConvertError::Image { reference, cause, .. } if reference.is_empty() => cause,
             ConvertError::Image { reference, cause, span } => {
                 let error = cause.while_doing(&format!("failed to resolve source metadata for {reference}"));
-                match span {
-                    Some(span) => error.at(info.clone(), vec![lines(span.first, span.last)]),
-                    None => error,
-                }
+                error.at(info.clone(), vec![lines(span.first, span.last)])
             }
         }
     }

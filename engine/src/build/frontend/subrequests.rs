@@ -157,18 +157,16 @@ pub fn outline(file: &Dockerfile, target: Option<&str>, info: &pb::SourceInfo) -
                     if mount.required {
                         row["required"] = json!(true);
                     }
-                    match mount.kind {
-                        MountKind::Secret => drop(secrets.entry(id).or_insert(row)),
-                        MountKind::Ssh => drop(ssh.entry(id).or_insert(row)),
+                    let rows = match mount.kind {
+                        MountKind::Secret => &mut secrets,
+                        MountKind::Ssh => &mut ssh,
                         MountKind::Cache => {
-                            drop(
-                                caches
-                                    .entry(id.clone())
-                                    .or_insert(json!({"ID": id, "location": location(instruction.span)})),
-                            );
+                            row = json!({"ID": id, "location": location(instruction.span)});
+                            &mut caches
                         }
-                        MountKind::Bind | MountKind::Tmpfs => {}
-                    }
+                        MountKind::Bind | MountKind::Tmpfs => continue,
+                    };
+                    rows.entry(id).or_insert(row);
                 }
             }
             _ => {}
@@ -349,7 +347,7 @@ mod tests {
             rule: "FromAsCasing",
             description: "d",
             url: "https://x",
-            detail: "x",
+            detail: "x".into(),
             span: Span { first: 1, last: 1 },
         };
         let found = lint(&[warning], None, &info);
