@@ -151,12 +151,13 @@ impl Worker for Fake {
     type Ref = Arc<Tree>;
 
     async fn pin(&self, source: &pb::SourceOp, _: Option<&pb::Platform>, _: &Step) -> Result<Pin, StepError> {
-        let count = self.pinned.fetch_add(1, SeqCst);
+        self.pinned.fetch_add(1, SeqCst);
+        let count = self.disk.next.fetch_add(1, SeqCst);
         if !self.sources.lock().unwrap().contains_key(&source.identifier) {
             return Err(StepError::NotFound(format!("{}: not found", source.identifier)));
         }
         let stable = source.identifier.starts_with("docker-image");
-        let text = if stable { source.identifier.clone() } else { format!("{} {count} {:p}", source.identifier, self) };
+        let text = if stable { source.identifier.clone() } else { format!("{} {count}", source.identifier) };
         Ok(Pin { key: Digest::of(text.as_bytes()), source: source.clone() })
     }
 
