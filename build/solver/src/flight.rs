@@ -128,6 +128,7 @@ impl<R: Clone + Send + Sync + 'static> Flights<R> {
             // Gone from the table also if the worker panics: the next one starts anew.
             let _gone = OnDrop(|| drop(flights.remove(&key, id)));
             let outcome = crew.fly(key, orders, &fan, cancelled).await.map(Arc::new).map_err(Arc::new);
+            drop(crew); // whoever waits for this may want to close the index next
             drop(flights.remove(&key, id));
             fan.completed(outcome.as_ref().err().map(AsRef::as_ref));
             landed.send_replace(Some(outcome));

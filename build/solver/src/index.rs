@@ -227,6 +227,11 @@ impl Index {
         self.write(Change::Remove(canonical, names)).await
     }
 
+    /// Everything said so far is on disk when it returns.
+    pub async fn settle(&self) -> Result<(), IndexError> {
+        self.write(Change::Touch(Vec::new(), 0)).await.map(drop)
+    }
+
     /// One more key of a record.
     pub(crate) fn alias(&self, canonical: Digest, alias: Digest) {
         self.send(Change::Alias(canonical, alias));
@@ -438,7 +443,9 @@ fn store(tx: &redb::WriteTransaction, canonical: &Digest, record: &Record) -> Re
 }
 
 fn decode(key: &str, bytes: &[u8]) -> Option<Record> {
-    serde_json::from_slice(bytes).inspect_err(|error| warn!(key, %error, "record of the build cache is unreadable")).ok()
+    serde_json::from_slice(bytes)
+        .inspect_err(|error| warn!(key, %error, "record of the build cache is unreadable"))
+        .ok()
 }
 
 fn content_key(canonical: &Digest, output: usize, selection: &Digest) -> String {

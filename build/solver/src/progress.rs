@@ -74,7 +74,10 @@ struct Meter {
 
 impl fmt::Debug for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("State").field("last", &self.last).field("vertices", &self.vertices.len()).finish_non_exhaustive()
+        f.debug_struct("State")
+            .field("last", &self.last)
+            .field("vertices", &self.vertices.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -102,8 +105,7 @@ impl Board {
                     vertex.inputs.iter().map(|input| graph.vertices[input.vertex].digest.to_string()).collect();
                 inputs.dedup();
                 let progress_group = vertex.metadata.progress_group.clone();
-                let new =
-                    Vertex { digest, inputs, name: vertex.name.clone(), progress_group, ..Vertex::default() };
+                let new = Vertex { digest, inputs, name: vertex.name.clone(), progress_group, ..Vertex::default() };
                 state.vertex(new);
             }
         });

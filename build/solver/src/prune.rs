@@ -257,10 +257,8 @@ fn choose(items: &[Item], options: &PruneOptions, now: u64) -> Vec<usize> {
         *children.entry(parent).or_default() += 1;
     }
     let age = |at: usize| (items[at].record.last_used, items[at].record.uses, at);
-    let mut ready: BTreeSet<_> = (0..items.len())
-        .filter(|at| !children.contains_key(at) && may_go(&items[*at]))
-        .map(age)
-        .collect();
+    let mut ready: BTreeSet<_> =
+        (0..items.len()).filter(|at| !children.contains_key(at) && may_go(&items[*at])).map(age).collect();
     let mut chosen = Vec::new();
     while limit.is_none_or(|limit| total > limit) {
         let Some((_, _, at)) = ready.pop_first() else { break };

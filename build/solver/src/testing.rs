@@ -89,7 +89,12 @@ impl Fake {
         self.disk.kept.lock().unwrap().keys().cloned().collect()
     }
 
-    async fn exec(&self, exec: &pb::ExecOp, work: &Work<Arc<Tree>>, step: &Step) -> Result<Vec<Option<Arc<Tree>>>, StepError> {
+    async fn exec(
+        &self,
+        exec: &pb::ExecOp,
+        work: &Work<Arc<Tree>>,
+        step: &Step,
+    ) -> Result<Vec<Option<Arc<Tree>>>, StepError> {
         let args = &exec.meta.as_ref().unwrap().args;
         let command = args.join(" ");
         match args[0].as_str() {
@@ -103,7 +108,9 @@ impl Fake {
                 self.go.acquire().await.unwrap().forget();
             }
             "panic" => panic!("asked for"),
-            "say" => step.progress.log(VertexLog { msg: command.clone().into_bytes(), stream: 1, ..VertexLog::default() }),
+            "say" => {
+                step.progress.log(VertexLog { msg: command.clone().into_bytes(), stream: 1, ..VertexLog::default() })
+            }
             _ => {}
         }
         let mut saw = command.clone();
@@ -115,7 +122,8 @@ impl Fake {
         if args[0] == "random" {
             saw.push_str(&format!("{}", self.disk.next.fetch_add(1, SeqCst)));
         }
-        let mut outputs = exec.mounts.iter().filter(|mount| mount.output != -1 && mount.mount_type == 0).collect::<Vec<_>>();
+        let mut outputs =
+            exec.mounts.iter().filter(|mount| mount.output != -1 && mount.mount_type == 0).collect::<Vec<_>>();
         outputs.sort_by_key(|mount| mount.output);
         let results = outputs.into_iter().map(|mount| {
             let mut tree = match usize::try_from(mount.input) {

@@ -140,6 +140,7 @@ async fn same_content_by_another_way_is_a_hit() {
     files(&bench, &def.end(&after_second)).await;
     assert_eq!(bench.worker.took(), ["docker-image://two"], "what follows hits too");
     // Found by content before, found by definition now: nothing has to be read.
+    bench.solver.index().settle().await.unwrap();
     let build = bench.solver.build(BuildOptions::default(), Board::new());
     build.solve(&def.end(&after_second)).await.unwrap();
     assert_eq!((build.counts().contents, build.counts().performed), (0, 0));

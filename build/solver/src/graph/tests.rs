@@ -122,7 +122,8 @@ fn what_is_not_there() {
     assert_eq!(text(&one(Op::File(pb::FileOp { actions }))), "kind of an action that is known here");
     for kind in [pb::MountType::Cache, pb::MountType::Secret, pb::MountType::Ssh] {
         let mut exec = exec("x");
-        let mount = pb::Mount { input: -1, output: -1, dest: "/m".into(), mount_type: kind as i32, ..pb::Mount::default() };
+        let mount =
+            pb::Mount { input: -1, output: -1, dest: "/m".into(), mount_type: kind as i32, ..pb::Mount::default() };
         exec.mounts.push(mount);
         assert!(text(&one(Op::Exec(exec))).starts_with("options of"), "{kind:?}");
     }
@@ -132,7 +133,10 @@ fn what_is_not_there() {
 fn ends() {
     let mut def = Def::default();
     let source = def.source("docker-image://a");
-    assert_eq!(refused(&def.definition), "last operation of the definition has to be an end with one input, it has 0 and is a source");
+    assert_eq!(
+        refused(&def.definition),
+        "last operation of the definition has to be an end with one input, it has 0 and is a source"
+    );
     def.add(&pb::Op { inputs: vec![source.clone(), source.clone()], ..pb::Op::default() });
     assert!(refused(&def.definition).contains("it has 2 and is an end"));
     let mut other = Def::default();
@@ -148,24 +152,36 @@ fn ends() {
 fn values() {
     assert!(bent_exec(|exec| exec.mounts.push(exec.mounts[0].clone())).starts_with("invalid mount \"/\""));
     assert!(bent_exec(|exec| exec.meta.as_mut().unwrap().args[0] = "a\0b".into()).starts_with("invalid args"));
-    assert!(bent_file(|file| {
-        if let Some(Action::Copy(copy)) = &mut file.action {
-            copy.mode = 0o10000;
-        }
-    })
-    .starts_with("invalid mode of an action \"10000\""));
-    let source = |identifier: &str| Op::Source(pb::SourceOp { identifier: identifier.into(), ..pb::SourceOp::default() });
+    assert!(
+        bent_file(|file| {
+            if let Some(Action::Copy(copy)) = &mut file.action {
+                copy.mode = 0o10000;
+            }
+        })
+        .starts_with("invalid mode of an action \"10000\"")
+    );
+    let source =
+        |identifier: &str| Op::Source(pb::SourceOp { identifier: identifier.into(), ..pb::SourceOp::default() });
     assert!(refused(&with(vec![], source("nothing"))).starts_with("invalid source \"nothing\""));
     assert!(refused(&one(source("local://x"))).starts_with("invalid source \"local://x\""));
     // Its key can't be made of the part that is mounted: the rest of it comes out too.
-    let written = |content_cache| pb::Mount { dest: "/w".into(), selector: "/part".into(), output: 1, content_cache, ..pb::Mount::default() };
+    let written = |content_cache| pb::Mount {
+        dest: "/w".into(),
+        selector: "/part".into(),
+        output: 1,
+        content_cache,
+        ..pb::Mount::default()
+    };
     assert!(bent_exec(|exec| exec.mounts.push(written(1))).starts_with("invalid content cache of mount \"/w\""));
 }
 
 #[test]
 fn build_is_not_supported() {
     let text = Graph::decode(&one(Op::Build(pb::BuildOp::default()))).unwrap_err().to_string();
-    assert!(text.ends_with("a build whose definition is the result of another, which this builder does not have"), "{text}");
+    assert!(
+        text.ends_with("a build whose definition is the result of another, which this builder does not have"),
+        "{text}"
+    );
 }
 
 #[test]

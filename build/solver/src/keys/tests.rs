@@ -130,7 +130,8 @@ fn what_of_an_input_is_read() {
     let paths = vec!["src/*.c".into()];
     let files = Selection { paths, wildcard: true, exclude: vec!["*.o".into()], ..Selection::default() };
     assert_eq!(selections, [passwd, files]);
-    let plain = own(&file_op(vec![copy("a/b", "d"), copy("a", "e"), copy("ab", "f")])).inputs[1].content.clone().unwrap();
+    let plain =
+        own(&file_op(vec![copy("a/b", "d"), copy("a", "e"), copy("ab", "f")])).inputs[1].content.clone().unwrap();
     assert_eq!(plain[0].paths, ["a", "ab"]);
     // Added to as well: its history matters.
     let mut onto = copy("a", "b");

@@ -1,8 +1,5 @@
 use super::*;
-use crate::{
-    testing::Def,
-    worker::StepError,
-};
+use crate::{testing::Def, worker::StepError};
 
 fn log(vertex: &str, bytes: usize) -> VertexLog {
     VertexLog { vertex: vertex.into(), stream: 1, msg: vec![b'x'; bytes], ..VertexLog::default() }
@@ -27,7 +24,8 @@ async fn late_listeners_get_everything() {
     board.log(log(&run.digest, 5));
     board.completed(&run.digest, None);
     board.cached(&base.digest);
-    let status = |current| VertexStatus { id: "s".into(), vertex: base.digest.clone(), current, ..VertexStatus::default() };
+    let status =
+        |current| VertexStatus { id: "s".into(), vertex: base.digest.clone(), current, ..VertexStatus::default() };
     board.status(status(1));
     board.status(status(2));
     let news = early.next().await.unwrap();
@@ -91,7 +89,10 @@ fn memory_is_bounded() {
         board.log(log(&name, STEP_LOG_MAX - 1));
     }
     let state = board.lock();
-    assert!(state.log_bytes <= BUILD_LOG_MAX && state.logs.iter().map(|(_, log)| log.msg.len()).sum::<usize>() == state.log_bytes);
+    assert!(
+        state.log_bytes <= BUILD_LOG_MAX
+            && state.logs.iter().map(|(_, log)| log.msg.len()).sum::<usize>() == state.log_bytes
+    );
 }
 
 #[test]

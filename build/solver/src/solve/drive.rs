@@ -121,7 +121,8 @@ impl<W: Worker> Drive<W> {
     fn look(&mut self, at: usize) -> Result<(), SolveError> {
         if self.nodes[at].key.is_none() {
             let identified = self.identify(at);
-            let named = |cause| SolveError::Index { name: self.graph.vertices[at].name.clone(), cause: Arc::new(cause) };
+            let named =
+                |cause| SolveError::Index { name: self.graph.vertices[at].name.clone(), cause: Arc::new(cause) };
             let Some((key, record)) = identified.map_err(named)? else { return Ok(()) };
             self.settle(at, key, record);
         }
@@ -304,13 +305,12 @@ impl<W: Worker> Drive<W> {
             found.map(|(_, record)| record)
         };
         let board = self.board(at);
-        let seat = solver.flights.board(
-            (key, self.build.0.id),
-            board,
-            &solver.crew,
-            known,
-            |fan, cancelled| Orders { work, step: Step { progress: fan, cancelled, ..step }, outputs, record },
-        );
+        let seat = solver.flights.board((key, self.build.0.id), board, &solver.crew, known, |fan, cancelled| Orders {
+            work,
+            step: Step { progress: fan, cancelled, ..step },
+            outputs,
+            record,
+        });
         match seat {
             Err(record) => {
                 self.nodes[at].record = Some(record);
@@ -460,17 +460,20 @@ impl<W: Worker> Drive<W> {
                 }
                 None => Ok(None),
             };
-            Event::Found(output, match found {
-                Ok(Some(result)) => Ok(Some(result)),
-                Ok(None) => match crew.index.remove(key, Some(record.names())).await {
-                    Ok(removed) => {
-                        crew.remove(removed.into_iter().flat_map(|record| record.outputs).flatten()).await;
-                        Ok(None)
-                    }
-                    Err(error) => Err(Gone::Index(error)),
+            Event::Found(
+                output,
+                match found {
+                    Ok(Some(result)) => Ok(Some(result)),
+                    Ok(None) => match crew.index.remove(key, Some(record.names())).await {
+                        Ok(removed) => {
+                            crew.remove(removed.into_iter().flat_map(|record| record.outputs).flatten()).await;
+                            Ok(None)
+                        }
+                        Err(error) => Err(Gone::Index(error)),
+                    },
+                    Err(error) => Err(Gone::Step(error)),
                 },
-                Err(error) => Err(Gone::Step(error)),
-            })
+            )
         });
     }
 
