@@ -42,6 +42,12 @@ pub trait Resolver {
         reference: &str,
         platform: &pb::Platform,
     ) -> impl Future<Output = Result<ImageConfig, Self::Error>> + Send;
+
+    /// Whether the client leaves `path` out of its main context (`.dockerignore`), for the check CopyIgnoredFile.
+    fn is_ignored(&self, path: &str) -> bool {
+        let _ = path;
+        false
+    }
 }
 
 /// A context of the client's besides the main one: `--build-context name=…`.
@@ -143,12 +149,13 @@ pub enum ConvertError<E: std::error::Error + 'static> {
 }
 
 /// Makes LLB of `file` for one platform.
-pub async fn convert<R: Resolver>(
+pub async fn convert<R: Resolver + Sync>(
     file: &Dockerfile,
     options: &Options,
     resolver: &R,
 ) -> Result<Converted, ConvertError<R::Error>> {
-    let mut converter = Converter::new(file, options)?;
+    let ignored = |path: &str| resolver.is_ignored(path);
+    let mut converter = Converter::new(file, options, &ignored)?;
     loop {
         let questions = converter.questions()?;
         let answers = try_join_all(questions.into_iter().map(|question| async move {
