@@ -129,6 +129,7 @@ pub(super) struct Converter<'a> {
     pub(super) proxy: Option<pb::ProxyEnv>,
     pub(super) linter: Linter,
     ignored: &'a (dyn Fn(&str) -> bool + Sync),
+    epoch: Option<i64>,
 }
 
 impl<'a> Converter<'a> {
@@ -163,10 +164,17 @@ impl<'a> Converter<'a> {
             proxy: proxy(options),
             linter: Linter::new(&check),
             ignored,
+            epoch: options.epoch,
         };
         let predefined = converter.globals.map();
         converter.read_globals(&file.globals)?;
         converter.linter.file(file, &predefined, &converter.globals.map());
+        if let (None, Some(text)) =
+            (options.epoch, converter.globals.get("SOURCE_DATE_EPOCH").filter(|text| !text.is_empty()))
+        {
+            let seconds = text.parse().map_err(|_| whole(format!("invalid SOURCE_DATE_EPOCH: {text}")))?;
+            converter.epoch = Some(seconds);
+        }
         for stage in &file.stages {
             converter.add_stage(stage)?;
         }
@@ -379,6 +387,9 @@ impl<'a> Converter<'a> {
     fn reachable(&self) -> BTreeSet<usize> {
         let mut found = BTreeSet::new();
         let mut open = vec![self.target];
+        if self.options.all_stages {
+            open.extend((0..self.stages.len()).filter(|at| self.stages[*at].written.is_some()));
+        }
         while let Some(at) = open.pop() {
             if found.insert(at) {
                 let stage = &self.stages[at];
@@ -601,7 +612,9 @@ impl<'a> Converter<'a> {
             definition: target.tree.map(|tree| self.graph.definition(tree, &options.source)),
             config,
             base_config: target.base_config.take(),
-            warnings: self.linter.finish()?,
+            epoch: self.epoch,
+            warnings: self.linter.warnings().to_vec(),
+            violation: self.linter.finish().err(),
         })
     }
 
@@ -718,12 +731,12 @@ impl<'a> Converter<'a> {
 
     /// Adds a line to the history of the stage's image.
     pub(super) fn record(&mut self, at: usize, what: String, layer: bool) {
-        self.stages[at].image.record(what, layer, self.options.epoch);
+        self.stages[at].image.record(what, layer, self.epoch);
     }
 
     /// Time stamp of files: nanoseconds, -1 for now.
     pub(super) fn file_time(&self) -> i64 {
-        self.options.epoch.map_or(-1, |seconds| seconds.saturating_mul(1_000_000_000))
+        self.epoch.map_or(-1, |seconds| seconds.saturating_mul(1_000_000_000))
     }
 
     /// The stage's platform, which is known when its instructions are gone through.

@@ -89,6 +89,7 @@ fn options(lines: &[&str]) -> Options {
             "arg" => options.build_args.extend([pair()]),
             "label" => options.labels.extend([pair()]),
             "platform" => options.platform = platform(value),
+            "all" => options.all_stages = true,
             "implicit" => options.implicit_platform = true,
             "multi" => options.multi_platform = true,
             "no-cache" => {
@@ -150,7 +151,7 @@ fn outcome(lines: &[&str], text: &str) -> String {
         Err(ConvertError::Dockerfile(error)) => return format!("error {error}\n"),
         Err(error @ ConvertError::Image { span, .. }) => {
             let cause = std::error::Error::source(&error).unwrap();
-            return format!("image error on line {}: {error}: {cause}\n", span.first);
+            return format!("image error on line {}: {error}: {cause}\n", span.unwrap().first);
         }
     };
     let mut out = made.definition.as_ref().map_or_else(|| "empty\n".into(), llb::show);
@@ -184,6 +185,9 @@ fn outcome(lines: &[&str], text: &str) -> String {
     }
     for warning in &made.warnings {
         let _ = writeln!(out, "warning line {} {}: {}", warning.span.first, warning.rule, warning.detail);
+    }
+    if let Some(violation) = &made.violation {
+        let _ = writeln!(out, "violation {violation}");
     }
     out.replace(&format!("sha256:{:064}", 0), "sha256:0")
 }
