@@ -68,9 +68,9 @@ pub fn parse(source: &[u8]) -> Result<Dockerfile, Error> {
         file.empty_continuations.extend(gap);
         match (said, file.stages.last_mut()) {
             (Read::Stage(stage), _) => file.stages.push(*stage),
-            (Read::Instruction(instruction), Some(stage)) => stage.instructions.push(instruction),
+            (Read::Instruction(instruction), Some(stage)) => stage.instructions.push(*instruction),
             (Read::Instruction(instruction), None) if matches!(instruction.kind, Kind::Arg(_)) => {
-                file.globals.push(instruction);
+                file.globals.push(*instruction);
             }
             (Read::Instruction(instruction), None) => {
                 return Err(Fault::at("no build stage in current context".into(), &instruction.keyword));
@@ -101,7 +101,7 @@ pub fn trigger(text: &str, span: Span) -> Result<Instruction, Error> {
                 let message = format!("{} isn't allowed as an ONBUILD trigger", instruction.keyword);
                 Err(failed(Error::new(message, span)))
             }
-            _ => Ok(Instruction { span, ..instruction }),
+            _ => Ok(Instruction { span, ..*instruction }),
         },
         (Some(Read::Stage(_)), true) => Err(failed(Error::new("FROM isn't allowed as an ONBUILD trigger", span))),
         _ => Err(failed(Error::new("onbuild trigger should be a single expression", span))),
@@ -110,7 +110,7 @@ pub fn trigger(text: &str, span: Span) -> Result<Instruction, Error> {
 
 enum Read {
     Stage(Box<Stage>),
-    Instruction(Instruction),
+    Instruction(Box<Instruction>),
 }
 
 /// Hands out one instruction after the other, with the place where an empty line goes through it.
@@ -136,7 +136,7 @@ fn each(source: &str, mut take: impl FnMut(Read, Option<Span>) -> Result<(), Fau
             Said::Stage(stage) => Read::Stage(Box::new(Stage { span, ..*stage })),
             Said::Kind(kind) => {
                 let (keyword, text) = (keyword.to_owned(), line.text.trim().to_owned());
-                Read::Instruction(Instruction { kind, keyword, text, span, comment: line.comment.clone() })
+                Read::Instruction(Box::new(Instruction { kind, keyword, text, span, comment: line.comment.clone() }))
             }
         });
         read.and_then(|read| take(read, gap)).map_err(|fault| fault.located(&reader, opening))?;
