@@ -2,6 +2,8 @@
 //! not read again, so that what a client gives for an ARG stays text.
 
 mod glob;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -208,6 +210,18 @@ impl<'a> Walk<'a> {
                     let quoted = self.double(raw_escapes)?;
                     words.open += &quoted;
                     text += &quoted;
+                }
+                // Blanks may stand between << and its word: `<< EOF` is one word.
+                '<' if !self.lexer.ignore_quotes => {
+                    let mut mark = String::from(letter);
+                    if let Some(second) = self.letters.next_if_eq(&'<') {
+                        mark.push(second);
+                        while let Some(blank) = self.letters.next_if(|next| matches!(next, ' ' | '\t' | '\r')) {
+                            mark.push(blank);
+                        }
+                    }
+                    words.open += &mark;
+                    text += &mark;
                 }
                 _ if letter == self.lexer.escape => {
                     for letter in raw_escapes.then_some(letter).into_iter().chain(self.letters.next()) {

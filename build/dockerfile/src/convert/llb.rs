@@ -129,6 +129,11 @@ impl Graph {
         };
     }
 
+    /// What an operation is called.
+    pub(super) fn rename(&mut self, at: Output, name: String) {
+        self.nodes[at.node].metadata.description.insert(NAME.into(), name);
+    }
+
     /// Adds a client's graph as it is; what is wrong with it, if anything.
     pub(super) fn import(&mut self, definition: &pb::Definition) -> Result<Tree, String> {
         let mut known = HashMap::new();

@@ -144,6 +144,9 @@ impl Converter<'_> {
         for text in written {
             let words = self.lexer.words(text, &self.stages[at].env);
             for word in words.map_err(|error| step.error(error.to_string()))? {
+                if text.contains('$') {
+                    self.linter.port(&word, &step.instruction);
+                }
                 ports.extend(read_ports(&word).map_err(|problem| step.error(problem))?);
             }
         }
@@ -155,7 +158,6 @@ impl Converter<'_> {
     fn workdir(&mut self, at: usize, step: &Step, folder: &str) -> Result<(), Error> {
         let folder = self.word(at, folder, step)?;
         let stage = &mut self.stages[at];
-        stage.workdir_set = true;
         let folder = path::join(&stage.image.config.working_dir, &folder);
         stage.image.config.working_dir.clone_from(&folder);
         stage.dir.clone_from(&folder);

@@ -10,6 +10,7 @@ use crate::{
     Error,
     expand::{Env, Lexer},
     instruction::{Command, Heredoc, Mount, MountKind, Run, Sharing},
+    parse,
 };
 use proto::pb::{self, file_action::Action, op};
 
@@ -53,7 +54,7 @@ impl Converter<'_> {
             Command::Shell(line) => {
                 let script = match &run.heredocs[..] {
                     [] => line.clone(),
-                    [only] if is_alone(line, only) => {
+                    [only] if is_alone(line) => {
                         name += &format!(" ({})", summary(&only.content));
                         self.script(only, &mut mounts)
                     }
@@ -150,7 +151,7 @@ impl Converter<'_> {
 
     /// A here-document that is the whole command: its text, or where it lies if it says itself what reads it.
     fn script(&mut self, heredoc: &Heredoc, mounts: &mut Mounts) -> String {
-        let content = if heredoc.chomp { chomp(&heredoc.content) } else { heredoc.content.clone() };
+        let content = heredoc.text();
         if !content.starts_with("#!") {
             return content;
         }
@@ -197,13 +198,10 @@ impl Converter<'_> {
         source: Option<usize>,
         mounts: &mut Mounts,
     ) -> Result<(), Error> {
-        let mut filled = |text: &Option<String>| match text {
-            Some(text) => self.word(at, text, step).map(Some),
-            None => Ok(None),
-        };
-        let (from, target, id) = (filled(&mount.source)?, filled(&mount.target)?, filled(&mount.id)?);
-        let target = target.filter(|target| !target.is_empty());
-        let id = id.filter(|id| !id.is_empty());
+        let (mount, unset) = mount.expand(&self.lexer, &self.stages[at].env).map_err(|problem| step.error(problem))?;
+        self.undefined(at, step, &unset);
+        let mount = &mount;
+        let (from, target, id) = (mount.source.clone(), mount.target.clone(), mount.id.clone());
         match mount.kind {
             MountKind::Secret => return self.secret(at, step, mount, from.or(id), target, mounts),
             MountKind::Ssh => {
@@ -242,6 +240,8 @@ impl Converter<'_> {
         }
         let from = path::clean(from.as_deref().unwrap_or("/"));
         let mut tree = match source {
+            // A new one is empty.
+            None if mount.kind == MountKind::Cache => None,
             None => {
                 self.use_context(&from);
                 self.main_context(step)?
@@ -360,17 +360,8 @@ fn path_like_go(target: &str) -> String {
 }
 
 /// Whether a command is nothing but its here-document.
-fn is_alone(line: &str, heredoc: &Heredoc) -> bool {
-    let line = line.trim().trim_start_matches(|letter: char| letter.is_ascii_digit());
-    let Some(word) = line.strip_prefix("<<") else { return false };
-    let word = word.strip_prefix('-').unwrap_or(word).trim_start();
-    let bare: String = word.chars().filter(|letter| !"\"'\\".contains(*letter)).collect();
-    bare == heredoc.name
-}
-
-/// Without tabs at the start of lines.
-pub(super) fn chomp(text: &str) -> String {
-    text.split_inclusive('\n').map(|line| line.trim_start_matches('\t')).collect()
+fn is_alone(line: &str) -> bool {
+    matches!(parse::heredoc(line.trim()), Ok(Some(_)))
 }
 
 /// The first line.

@@ -6,7 +6,7 @@ use super::{
     image,
     image::Image,
     llb::{About, Graph, Output, Tree},
-    path, platform, text,
+    path, platform,
     vars::Vars,
 };
 use crate::{
@@ -14,10 +14,11 @@ use crate::{
     error::Span,
     expand::{Env, Lexer},
     instruction::{self, Dockerfile, Instruction, Kind, MountKind},
-    lint::Warning,
-    parse,
+    lint::{self, Inherited, Linter},
+    parse, suggest,
 };
 use proto::{
+    digest::Digest,
     image_ref::ImageRef,
     pb::{self, op},
 };
@@ -68,6 +69,8 @@ pub(super) struct Stage<'a> {
     resolved: bool,
     triggered: bool,
     dispatched: bool,
+    /// Its first step, and what it is called. That has a number, which is known when the triggers are.
+    from: Option<(Output, String)>,
     /// Steps that are shown, and how many of them were.
     total: usize,
     shown: usize,
@@ -85,7 +88,8 @@ pub(super) struct Stage<'a> {
     /// ARG, in their order.
     pub(super) args: Vec<(String, Option<String>)>,
     pub(super) cmd_set: bool,
-    pub(super) workdir_set: bool,
+    /// For the linter.
+    inherited: Inherited,
 }
 
 impl Stage<'_> {
@@ -123,14 +127,26 @@ pub(super) struct Converter<'a> {
     context_folder: Option<Output>,
     context_paths: BTreeSet<String>,
     pub(super) proxy: Option<pb::ProxyEnv>,
-    warnings: Vec<Warning>,
+    pub(super) linter: Linter,
+    ignored: &'a (dyn Fn(&str) -> bool + Sync),
+    epoch: Option<i64>,
 }
 
 impl<'a> Converter<'a> {
     /// Finds the stages, and what they need of each other.
-    pub(super) fn new(file: &'a Dockerfile, options: &'a Options) -> Result<Self, Error> {
+    pub(super) fn new(
+        file: &'a Dockerfile,
+        options: &'a Options,
+        ignored: &'a (dyn Fn(&str) -> bool + Sync),
+    ) -> Result<Self, Error> {
         let whole = |message: String| Error { message, span: None, column: None };
         let last = file.stages.last().ok_or_else(|| whole("dockerfile contains no stages to build".into()))?;
+        let check = match options.build_args.get("BUILDKIT_DOCKERFILE_CHECK") {
+            Some(text) => {
+                lint::parse_check(text).map_err(|cause| whole(format!("failed to parse check options: {cause}")))?
+            }
+            None => file.directives.check.clone(),
+        };
         let target = options.target.as_deref().filter(|target| !target.is_empty());
         let target_name = target.or(last.name.as_deref()).unwrap_or_default();
         let mut converter = Self {
@@ -146,9 +162,19 @@ impl<'a> Converter<'a> {
             context_folder: None,
             context_paths: BTreeSet::new(),
             proxy: proxy(options),
-            warnings: Vec::new(),
+            linter: Linter::new(&check),
+            ignored,
+            epoch: options.epoch,
         };
+        let predefined = converter.globals.map();
         converter.read_globals(&file.globals)?;
+        converter.linter.file(file, &predefined, &converter.globals.map());
+        if let (None, Some(text)) =
+            (options.epoch, converter.globals.get("SOURCE_DATE_EPOCH").filter(|text| !text.is_empty()))
+        {
+            let seconds = text.parse().map_err(|_| whole(format!("invalid SOURCE_DATE_EPOCH: {text}")))?;
+            converter.epoch = Some(seconds);
+        }
         for stage in &file.stages {
             converter.add_stage(stage)?;
         }
@@ -190,8 +216,9 @@ impl<'a> Converter<'a> {
             Some(text) => {
                 let expanded = expand(&self.lexer, text, &self.globals, written.span)?;
                 if expanded.is_empty() {
-                    let hint = text::did_you_mean(text.trim_matches(['$', '{', '}']), self.globals.names());
-                    return Err(error(format!("empty platform value from expression {text}{hint}")));
+                    let message = format!("empty platform value from expression {text}");
+                    let name = text.trim_matches(['$', '{', '}']);
+                    return Err(error(suggest::with_hint(message, name, self.globals.names())));
                 }
                 let parsed = platform::parse(&expanded);
                 Some(parsed.map_err(|cause| error(format!("failed to parse platform {text}: {cause}")))?)
@@ -209,7 +236,6 @@ impl<'a> Converter<'a> {
                 written: Some(written),
                 span: written.span,
                 label: if name.is_empty() { format!("stage-{number}") } else { name.into() },
-                total: usize::from(base_name != SCRATCH && base.is_none()),
                 base_name,
                 base,
                 replaced,
@@ -231,8 +257,8 @@ impl<'a> Converter<'a> {
         let Some(target) = target else { return Ok(self.stages.len() - 1) };
         let number = || target.parse().ok().filter(|number| *number < self.stages.len());
         self.by_name.get(&target.to_lowercase()).copied().or_else(number).ok_or_else(|| {
-            let hint = text::did_you_mean(target, self.stages.iter().map(|stage| stage.label.as_str()));
-            format!("target stage {target:?} could not be found{hint}")
+            let message = format!("target stage {target:?} could not be found");
+            suggest::with_hint(message, target, self.stages.iter().map(|stage| stage.label.as_str()))
         })
     }
 
@@ -361,6 +387,9 @@ impl<'a> Converter<'a> {
     fn reachable(&self) -> BTreeSet<usize> {
         let mut found = BTreeSet::new();
         let mut open = vec![self.target];
+        if self.options.all_stages {
+            open.extend((0..self.stages.len()).filter(|at| self.stages[*at].written.is_some()));
+        }
         while let Some(at) = open.pop() {
             if found.insert(at) {
                 let stage = &self.stages[at];
@@ -469,28 +498,35 @@ impl<'a> Converter<'a> {
         let error = |message: String| Error::new(message, span);
         let image = Image::read(&answer.config)
             .map_err(|cause| error(format!("failed to parse image config of {reference}: {cause}")))?;
-        let name = answer.reference.as_deref().unwrap_or(reference);
-        let mut full: ImageRef =
-            name.parse().map_err(|cause| error(format!("failed to parse ref {name:?}: {cause}")))?;
-        if !answer.digest.is_empty() {
-            let digest = answer.digest.parse();
-            full = full.with_digest(digest.map_err(|cause| error(format!("digest of {name}: {cause}")))?);
+        if let (Some(written), Some(actual), None) = (self.stages[at].written, image.platform(), context) {
+            let (expected, actual) = (platform::format(platform), platform::format(&platform::normalize(&actual)));
+            self.linter.base_platform(written, &question.shown, &expected, &actual);
         }
-        self.stages[at].platform = Some(platform.clone());
+        let name = answer.reference.as_deref().unwrap_or(reference);
+        let parsed: ImageRef = name.parse().map_err(|cause| error(format!("failed to parse ref {name:?}: {cause}")))?;
+        // The tag stays beside the digest, for the user.
+        let pinned = parsed.digest().is_some();
+        let mut full = parsed.with_default_tag().to_string();
+        if !answer.digest.is_empty() && !pinned {
+            let digest: Digest = answer.digest.parse().map_err(|cause| error(format!("digest of {name}: {cause}")))?;
+            full = format!("{full}@{digest}");
+        }
         let tree = if image.is_empty() {
             None
         } else {
-            let name = match context {
-                Some(context) => format!("[context {context}] {}", question.shown),
-                None => self.next_name(at, &format!("FROM {full}"), &Vars::default(), false),
-            };
+            let stage = &mut self.stages[at];
             let about = About {
-                command: self.stages[at].written.map(|stage| stage.text.clone()),
+                name: context.as_ref().map_or_else(String::new, |name| format!("[context {name}] {}", question.shown)),
+                command: stage.written.map(|stage| stage.text.clone()),
                 span: Some(span),
-                ..About::named(name)
+                ..About::default()
             };
             let source = pb::SourceOp { identifier: format!("docker-image://{full}"), ..pb::SourceOp::default() };
-            Some(self.graph.add(op::Op::Source(source), Vec::new(), Some(platform), about))
+            let output = self.graph.add(op::Op::Source(source), Vec::new(), Some(platform), about);
+            if context.is_none() {
+                stage.from = Some((output, format!("FROM {full}")));
+            }
+            Some(output)
         };
         self.root(at, tree, image, Some(answer.config), platform.clone());
         Ok(())
@@ -514,7 +550,7 @@ impl<'a> Converter<'a> {
             }
             let own = std::mem::take(&mut self.stages[at].steps);
             for trigger in triggers {
-                let instruction = read_trigger(&trigger, written.span)?;
+                let instruction = parse::trigger(&trigger, written.span)?;
                 new |= self.add_step(at, Cow::Owned(instruction), true)?;
             }
             self.stages[at].steps.extend(own);
@@ -528,6 +564,16 @@ impl<'a> Converter<'a> {
     /// Goes through all stages that are needed.
     pub(super) fn finish(mut self) -> Result<Converted, Error> {
         for at in self.reachable() {
+            if let Some((output, text)) = self.stages[at].from.take() {
+                // What is only copied from has no steps that could be counted.
+                let name = if self.stages[at].written.is_some() {
+                    self.stages[at].total += 1;
+                    self.next_name(at, &text, &Vars::default(), false)
+                } else {
+                    text
+                };
+                self.graph.rename(output, name);
+            }
             if self.stages[at].written.is_some() {
                 self.go_through(at)?;
             }
@@ -566,7 +612,9 @@ impl<'a> Converter<'a> {
             definition: target.tree.map(|tree| self.graph.definition(tree, &options.source)),
             config,
             base_config: target.base_config.take(),
-            warnings: self.warnings,
+            epoch: self.epoch,
+            warnings: self.linter.warnings().to_vec(),
+            violation: self.linter.finish().err(),
         })
     }
 
@@ -578,10 +626,9 @@ impl<'a> Converter<'a> {
         image.config.on_build.clear();
         let (tree, env, platform) = (below.tree, below.env.clone(), below.platform.clone());
         let (dir, user, args) = (below.dir.clone(), below.user.clone(), below.args.clone());
-        let (base_config, workdir_set) = (below.base_config.clone(), below.workdir_set);
+        let (base_config, inherited) = (below.base_config.clone(), below.inherited);
         let stage = &mut self.stages[at];
-        *stage =
-            Stage { image, tree, env, platform, dir, user, args, base_config, workdir_set, ..std::mem::take(stage) };
+        *stage = Stage { image, tree, env, platform, dir, user, args, base_config, inherited, ..std::mem::take(stage) };
     }
 
     fn go_through(&mut self, at: usize) -> Result<(), Error> {
@@ -603,6 +650,10 @@ impl<'a> Converter<'a> {
         }
         if !stage.image.config.user.is_empty() {
             stage.user.clone_from(&stage.image.config.user);
+        }
+        if let Some(written) = stage.written.filter(|_| stage.replaced.is_none()) {
+            stage.inherited.shell |= !stage.image.config.shell.is_empty();
+            stage.inherited = self.linter.stage(written, stage.inherited);
         }
         for step in std::mem::take(&mut self.stages[at].steps) {
             self.step(at, &step)?;
@@ -648,7 +699,29 @@ impl<'a> Converter<'a> {
 
     /// A word of an instruction with its variables filled in.
     pub(super) fn word(&mut self, at: usize, word: &str, step: &Step) -> Result<String, Error> {
-        expand(&self.lexer, word, &self.stages[at].env, step.span())
+        let expanded = self.lexer.word(word, &self.stages[at].env);
+        let expanded = expanded.map_err(|error| step.error(error.to_string()))?;
+        self.undefined(at, step, &expanded.unmatched);
+        Ok(expanded.text)
+    }
+
+    /// Tells of variables that were not set.
+    pub(super) fn undefined(&mut self, at: usize, step: &Step, unmatched: &[String]) {
+        if unmatched.is_empty() {
+            return;
+        }
+        let stage = &self.stages[at];
+        let declared = stage.args.iter().map(|(name, _)| name.clone()).collect();
+        let known: Vec<&str> = stage.env.names().collect();
+        self.linter.undefined_vars(&step.instruction, unmatched, &declared, known);
+    }
+
+    /// Tells of a path that the client leaves out of its context.
+    pub(super) fn tell_ignored(&mut self, step: &Step, path: &str) {
+        let path = path::clean(path);
+        if path != "/" && !path::is_pattern(&path) && (self.ignored)(path.trim_start_matches('/')) {
+            self.linter.ignored_file(&step.instruction, path.trim_start_matches('/'));
+        }
     }
 
     /// Words of an instruction.
@@ -658,12 +731,12 @@ impl<'a> Converter<'a> {
 
     /// Adds a line to the history of the stage's image.
     pub(super) fn record(&mut self, at: usize, what: String, layer: bool) {
-        self.stages[at].image.record(what, layer, self.options.epoch);
+        self.stages[at].image.record(what, layer, self.epoch);
     }
 
     /// Time stamp of files: nanoseconds, -1 for now.
     pub(super) fn file_time(&self) -> i64 {
-        self.options.epoch.map_or(-1, |seconds| seconds.saturating_mul(1_000_000_000))
+        self.epoch.map_or(-1, |seconds| seconds.saturating_mul(1_000_000_000))
     }
 
     /// The stage's platform, which is known when its instructions are gone through.
@@ -844,14 +917,4 @@ pub(super) fn expand(lexer: &Lexer, word: &str, env: &impl Env, span: Span) -> R
 /// Whether an ADD fetches `text` instead of looking for it in the context.
 pub(super) fn is_remote(text: &str) -> bool {
     text.starts_with("http://") || text.starts_with("https://") || GitRef::parse(text).is_some()
-}
-
-fn read_trigger(text: &str, span: Span) -> Result<Instruction, Error> {
-    let error = |cause: &str| Error::new(format!("onbuild trigger {text:?}: {cause}"), span);
-    let file = parse::parse(format!("FROM scratch\n{text}\n").as_bytes()).map_err(|cause| error(&cause.message))?;
-    let mut instructions = file.stages.into_iter().flat_map(|stage| stage.instructions);
-    match (instructions.next(), instructions.next()) {
-        (Some(only), None) => Ok(Instruction { span, ..only }),
-        _ => Err(error("onbuild trigger should be a single expression")),
-    }
 }

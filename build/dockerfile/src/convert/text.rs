@@ -1,4 +1,4 @@
-//! Texts as Go writes them, for the history of images, which tools compare; and guesses at what was meant.
+//! Texts as Go writes them, for the history of images, which tools compare.
 
 use std::fmt::Write as _;
 
@@ -78,33 +78,6 @@ pub(super) fn timestamp(seconds: i64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", second / 3_600, second / 60 % 60, second % 60)
 }
 
-/// ` (did you mean x?)` if one of `names` is close to `word`.
-pub(super) fn did_you_mean<'a>(word: &str, names: impl IntoIterator<Item = &'a str>) -> String {
-    let near = names
-        .into_iter()
-        .filter(|name| *name != word)
-        .map(|name| (distance(word, name), name))
-        .filter(|(distance, name)| *distance <= 3 && *distance < name.chars().count())
-        .min_by_key(|(distance, _)| *distance);
-    near.map_or_else(String::new, |(_, name)| format!(" (did you mean {name}?)"))
-}
-
-/// How many letters differ (Levenshtein).
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (line, letter) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = line + 1;
-        for (column, other) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(letter != *other);
-            diagonal = row[column + 1];
-            row[column + 1] = replaced.min(diagonal + 1).min(row[column] + 1);
-        }
-    }
-    row[b.len()]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,11 +114,5 @@ mod tests {
         ] {
             assert_eq!(timestamp(seconds), text);
         }
-    }
-
-    #[test]
-    fn guesses() {
-        assert_eq!(did_you_mean("biuld", ["test", "build"]), " (did you mean build?)");
-        assert_eq!(did_you_mean("x", ["build"]), "");
     }
 }

@@ -1,6 +1,7 @@
 //! Variables of a stage, in the order in which they were last set.
 
 use crate::expand::Env;
+use std::collections::BTreeMap;
 
 /// Names and values, each name once.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -27,6 +28,10 @@ impl Vars {
 
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|(name, _)| name.as_str())
+    }
+
+    pub(super) fn map(&self) -> BTreeMap<String, String> {
+        self.0.iter().cloned().collect()
     }
 
     /// `NAME=value`
