@@ -11,7 +11,7 @@ use proto::{
     fsutil::types::Packet,
     moby::filesync::v1::{BytesMessage, file_send_client::FileSendClient, file_sync_client::FileSyncClient},
 };
-use std::{collections::BTreeMap, io, os::fd::OwnedFd, path::Path};
+use std::{collections::BTreeMap, io, path::Path, time::Duration};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, codegen::http::uri::PathAndQuery, metadata::MetadataMap};
@@ -40,7 +40,7 @@ impl Session {
     pub async fn files(
         &self,
         wanted: &FilesRequest,
-        folder: OwnedFd,
+        folder: receive::Folder,
         options: receive::Options,
     ) -> Result<Received, SessionError> {
         self.needs("/moby.filesync.v1.FileSync/DiffCopy")?;
@@ -183,7 +183,12 @@ async fn join<T>(
     let failed = |cause| SessionError::Files { what: what.to_owned(), cause };
     let (mut receiving, mut pump) = (std::pin::pin!(receiving), std::pin::pin!(pump));
     tokio::select! {
-        received = &mut receiving => received.map_err(failed),
+        received = &mut receiving => {
+            let received = received.map_err(failed)?;
+            // So that the client sees its call end well, and not given up.
+            let _ = tokio::time::timeout(Duration::from_secs(1), pump).await;
+            Ok(received)
+        }
         pumped = &mut pump => {
             drop(pumped?);
             receiving.await.map_err(failed)

@@ -10,6 +10,8 @@ mod error;
 mod files;
 mod hijack;
 mod metadata;
+#[cfg(test)]
+mod tests;
 
 pub use calls::{RegistryToken, TokenRequest, serve_agent};
 pub use connection::stream_of_messages;
