@@ -1,1 +1,3 @@
 //! What comes from outside: images, folders of the client, git, URLs.
+
+pub mod image;
