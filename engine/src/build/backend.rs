@@ -59,6 +59,11 @@ pub trait Backend: Debug + Send + Sync + 'static {
         build: &'a Arc<Build>,
     ) -> Work<'a, BTreeMap<String, String>>;
 
+    /// A build is over: what was held for it may go.
+    fn ended(&self, build: &Build) {
+        let _ = build;
+    }
+
     /// What is cached, as far as the filters (`id==x`, `type~=y`) let it through.
     fn usage<'a>(&'a self, filters: &'a [String]) -> Work<'a, Vec<UsageRecord>>;
 

@@ -4,7 +4,7 @@ use super::progress::Progress;
 use proto::moby::buildkit::v1::{BuildHistoryEvent, BuildHistoryEventType, BuildHistoryRecord};
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 use tokio::sync::broadcast;
@@ -21,7 +21,7 @@ pub struct History {
 #[derive(Debug)]
 struct Remembered {
     record: BuildHistoryRecord,
-    progress: Arc<Progress>,
+    progress: Progress,
 }
 
 /// Which of them.
@@ -109,7 +109,7 @@ impl History {
     }
 
     /// A build has begun.
-    pub fn begin(&self, record: BuildHistoryRecord, progress: Arc<Progress>) {
+    pub fn begin(&self, record: BuildHistoryRecord, progress: Progress) {
         let mut builds = self.builds();
         // A client may use a name again.
         builds.retain(|known| known.record.r#ref != record.r#ref);
@@ -171,7 +171,7 @@ impl History {
     }
 
     /// What a build told of itself.
-    pub fn progress(&self, id: &str) -> Option<Arc<Progress>> {
+    pub fn progress(&self, id: &str) -> Option<Progress> {
         self.builds().iter().find(|known| known.record.r#ref == id).map(|known| known.progress.clone())
     }
 
@@ -220,7 +220,7 @@ mod tests {
     fn the_oldest_go() {
         let history = History::new(2, Duration::from_secs(3600));
         for id in ["a", "b", "c", "d"] {
-            history.begin(record(id), Arc::default());
+            history.begin(record(id), Progress::default());
         }
         let mut events = history.listen(&Selected::default()).1;
         assert!(history.pin("a", true) && !history.pin("x", true));
@@ -245,7 +245,7 @@ mod tests {
     fn filters() {
         let history = History::new(9, Duration::from_secs(3600));
         for id in ["a", "b"] {
-            history.begin(record(id), Arc::default());
+            history.begin(record(id), Progress::default());
         }
         end(&history, "a");
         let with =

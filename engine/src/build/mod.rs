@@ -15,6 +15,7 @@ mod progress;
 mod running;
 pub mod session;
 mod tree;
+mod work;
 mod worker;
 
 pub use backend::{Absent, Backend};
@@ -256,6 +257,7 @@ impl Builder {
     fn end(self: &Arc<Self>, build: &Arc<Build>, result: Result<Response, BuildError>) {
         self.running().remove(&build.id);
         self.changed.send_modify(|count| *count = count.wrapping_add(1));
+        self.backend.ended(build);
         build.end(result.is_ok());
         build.progress.finish();
         let counts = build.progress.counts();

@@ -31,7 +31,7 @@ pub struct Build {
     /// LLB that was given along.
     pub inputs: HashMap<String, pb::Definition>,
     /// What it tells of itself.
-    pub progress: Arc<Progress>,
+    pub progress: Progress,
     /// Becomes true when nobody wants it any more.
     pub cancelled: watch::Sender<bool>,
     /// What the frontend made of a Dockerfile, once it has.
@@ -116,7 +116,7 @@ impl Build {
             sessions,
             entitlements,
             inputs: HashMap::new(),
-            progress: Arc::default(),
+            progress: Progress::default(),
             cancelled: watch::channel(false).0,
             plan: watch::channel(None).0,
             references: Mutex::default(),

@@ -3,12 +3,9 @@
 use super::{Frontend, llb, options::platform_name};
 use crate::build::{backend::Filesystem, error::BuildError};
 use dockerfile::convert::{NamedContext, git::GitRef};
+use filesync::patterns::Patterns;
 use proto::{kind::ErrorKind, pb};
-use std::{
-    collections::BTreeMap,
-    path::{Component, Path},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 /// A Dockerfile is no larger, nor is what belongs to it.
 const LIMIT: u64 = 2 << 20;
@@ -136,6 +133,10 @@ impl Frontend<'_> {
             None => (".dockerignore".to_owned(), self.ignore_file("context", "[internal] load .dockerignore").await?),
         };
         let exclude = ignored(&text).map_err(|e| e.while_doing(&format!("failed parsing {name}")))?;
+        if let Ok(patterns) = Patterns::new(&exclude) {
+            // Asked for once.
+            let _ = self.ignored.set(patterns);
+        }
         Ok(NamedContext::Local { name: "context".to_owned(), exclude })
     }
 
@@ -261,51 +262,12 @@ fn is_archive(head: &[u8]) -> bool {
 
 /// The patterns of an ignore file.
 fn ignored(text: &[u8]) -> Result<Vec<String>, BuildError> {
-    let text = std::str::from_utf8(text).map_err(|_| BuildError::invalid("it isn't UTF-8"))?;
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let lines = text.lines().filter(|line| !line.starts_with('#')).map(str::trim).filter(|line| !line.is_empty());
-    let patterns = lines.map(|line| {
-        let (not, pattern) = line.strip_prefix('!').map_or(("", line), |rest| ("!", rest.trim()));
-        let clean = clean(pattern);
-        format!("{not}{}", if clean.len() > 1 { clean.trim_start_matches('/') } else { &clean })
-    });
-    Ok(patterns.collect())
-}
-
-/// Go's filepath.Clean.
-fn clean(path: &str) -> String {
-    if path.is_empty() {
-        return String::new();
-    }
-    let mut parts: Vec<&str> = Vec::new();
-    for component in Path::new(path).components() {
-        match component {
-            Component::Normal(part) => parts.push(part.to_str().unwrap_or_default()),
-            Component::ParentDir if parts.last().is_some_and(|last| *last != "..") => {
-                parts.pop();
-            }
-            Component::ParentDir if !path.starts_with('/') => parts.push(".."),
-            _ => {}
-        }
-    }
-    let joined = parts.join("/");
-    match (path.starts_with('/'), joined.is_empty()) {
-        (true, _) => format!("/{joined}"),
-        (false, true) => ".".to_owned(),
-        (false, false) => joined,
-    }
+    filesync::patterns::read_ignore_file(text).map_err(|error| BuildError::of(ErrorKind::InvalidArgument, &error))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ignore_files() {
-        let text = b"\xef\xbb\xbf# comment\n\n /a/b/ \r\n!c/../d\n  \n*.log\n! x\n/\n./y\n #z\n";
-        assert_eq!(ignored(text).unwrap(), ["a/b", "!d", "*.log", "!x", "/", "y", "#z"]);
-        assert!(ignored(b"\xff").is_err());
-    }
 
     #[test]
     fn archives() {

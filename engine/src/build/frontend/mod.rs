@@ -25,11 +25,12 @@ use dockerfile::{
     convert::{ConvertError, Converted, ImageConfig, NamedContext, Options, Resolver, convert},
     lint::Warning,
 };
+use filesync::patterns::Patterns;
 use proto::{image_ref::ImageRef, kind::ErrorKind, moby::buildkit::v1::VertexWarning, pb};
 use serde_json::json;
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 /// One run of the frontend.
@@ -38,6 +39,8 @@ struct Frontend<'a> {
     build: &'a Arc<Build>,
     backend: &'a dyn Backend,
     wishes: Wishes,
+    /// What of the main context is left out.
+    ignored: OnceLock<Patterns>,
     inputs: &'a HashMap<String, pb::Definition>,
 }
 
@@ -106,7 +109,7 @@ pub async fn run(
     {
         return Ok((subrequests::describe(), Plan::default()));
     }
-    let frontend = Frontend { build, backend, wishes, inputs };
+    let frontend = Frontend { build, backend, wishes, ignored: OnceLock::new(), inputs };
     for import in &frontend.wishes.cache_imports {
         backend.import_cache(import, build).await?;
     }
@@ -156,11 +159,8 @@ pub async fn run(
     let images = converted.map_err(|error| frontend.failed(error, &info))?;
     let warnings = distinct(images.iter().flat_map(|(_, image)| image.warnings.clone()).collect());
     frontend.warn(&warnings, &entry, &info);
-    if let (Some(first), true) = (warnings.first(), file.directives.check.error || frontend.fails_on_warnings()) {
-        let count = warnings.len();
-        let ranges = vec![lines(first.span.first, first.span.last)];
-        return Err(BuildError::invalid(format!("lint violation found for rules: {} ({count} in all)", first.rule))
-            .at(info, ranges));
+    if let Some(violation) = images.iter().find_map(|(_, image)| image.violation.clone()) {
+        return Err(told(violation));
     }
     let definition = images.first().and_then(|(_, image)| image.definition.clone());
     let target = frontend.wishes.common.target.clone();
@@ -176,7 +176,7 @@ pub async fn dockerfile(
     backend: &dyn Backend,
 ) -> Result<(String, String), BuildError> {
     let wishes = Wishes::read(options, llb_platform(&Platform::host()))?;
-    let frontend = Frontend { build, backend, wishes, inputs };
+    let frontend = Frontend { build, backend, wishes, ignored: OnceLock::new(), inputs };
     let remote = frontend.remote().await?;
     let entry = frontend.entry(remote.as_ref()).await?;
     Ok((entry.name, String::from_utf8_lossy(&entry.text).into_owned()))
@@ -196,9 +196,10 @@ impl Frontend<'_> {
         let images = platforms.into_iter().map(|platform| {
             let main = main.clone();
             async move {
-                let failed = |cause| ConvertError::Image { reference: String::new(), span: Default::default(), cause };
+                let failed = |cause| ConvertError::Image { reference: String::new(), span: None, cause };
                 let options = Options {
                     platform: platform.clone(),
+                    all_stages: self.wishes.request.is_some(),
                     implicit_platform: self.wishes.platforms.is_empty(),
                     context: Some(main),
                     contexts: self.named(&platform).await.map_err(failed)?,
@@ -219,7 +220,10 @@ impl Frontend<'_> {
             ConvertError::Image { reference, cause, .. } if reference.is_empty() => cause,
             ConvertError::Image { reference, cause, span } => {
                 let error = cause.while_doing(&format!("failed to resolve source metadata for {reference}"));
-                error.at(info.clone(), vec![lines(span.first, span.last)])
+                match span {
+                    Some(span) => error.at(info.clone(), vec![lines(span.first, span.last)]),
+                    None => error,
+                }
             }
         }
     }
@@ -228,6 +232,7 @@ impl Frontend<'_> {
         let mut outcome = Outcome::default();
         let mut references = BTreeMap::new();
         let mut shown = Vec::new();
+        let epoch = images.iter().find_map(|(_, image)| image.epoch);
         for (platform, image) in images {
             let name = platform_name(&platform);
             let reference = match image.definition {
@@ -248,7 +253,7 @@ impl Frontend<'_> {
         }
         let platforms = json!({"Platforms": shown}).to_string();
         outcome.metadata.insert("refs.platforms".to_owned(), platforms.into_bytes());
-        if let Some(epoch) = self.wishes.common.epoch {
+        if let Some(epoch) = epoch {
             outcome.metadata.insert("source.date.epoch".to_owned(), epoch.to_string().into_bytes());
         }
         outcome.references = if self.wishes.multi_platform {
@@ -274,16 +279,14 @@ impl Frontend<'_> {
             });
         }
     }
-
-    /// `build-arg:BUILDKIT_DOCKERFILE_CHECK=error=true`
-    fn fails_on_warnings(&self) -> bool {
-        let words = self.wishes.check.as_deref().unwrap_or_default().split(';');
-        words.filter_map(|word| word.trim().strip_prefix("error=")).any(|value| parse_bool(value) == Some(true))
-    }
 }
 
 impl Resolver for Frontend<'_> {
     type Error = BuildError;
+
+    fn is_ignored(&self, path: &str) -> bool {
+        self.ignored.get().is_some_and(|patterns| patterns.matches(path))
+    }
 
     async fn image(&self, reference: &str, platform: &pb::Platform) -> Result<ImageConfig, BuildError> {
         let wanted = ImageWanted {

@@ -41,8 +41,6 @@ pub struct Wishes {
     pub request: Option<String>,
     /// A frontend that is wanted rather than the one of the Dockerfile.
     pub syntax: Option<String>,
-    /// Rules of checks, as in `# check=`.
-    pub check: Option<String>,
     /// attest:
     pub attestations: BTreeMap<String, String>,
 }
@@ -163,7 +161,6 @@ impl Wishes {
             }
             "BUILDKIT_CONTEXT_KEEP_GIT_DIR" => self.keep_git = parse_bool(value).unwrap_or(false),
             "BUILDKIT_SYNTAX" => self.syntax = (!value.is_empty()).then(|| value.to_owned()),
-            "BUILDKIT_DOCKERFILE_CHECK" => self.check = Some(value.to_owned()),
             "BUILDKIT_DISABLE_FILEOP" if parse_bool(value) == Some(true) => {
                 return Err(BuildError::invalid(
                     "support for \"BUILDKIT_DISABLE_FILEOP\" build-arg was removed in BuildKit 0.11",

@@ -1,4 +1,4 @@
 //! What comes from outside: images, folders of the client, git, URLs.
 
-pub mod local;
 pub mod image;
+pub mod local;
