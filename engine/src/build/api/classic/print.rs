@@ -6,7 +6,7 @@ use proto::{
     digest::Digest,
     moby::buildkit::v1::{StatusResponse, Vertex},
 };
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// What was told so far, and what is yet to be told.
 #[derive(Debug, Default)]
@@ -77,9 +77,30 @@ impl Printer {
         self.advance(true)
     }
 
+    /// Operations that nobody needed, since the result of what follows them is known. They are never done.
+    fn covered(&self) -> HashSet<String> {
+        let mut below: Vec<&String> = self
+            .vertices
+            .values()
+            .filter(|vertex| vertex.completed.is_some())
+            .flat_map(|vertex| &vertex.inputs)
+            .collect();
+        let mut seen = HashSet::new();
+        while let Some(digest) = below.pop() {
+            if seen.insert(digest)
+                && let Some(vertex) = self.vertices.get(digest)
+            {
+                below.extend(&vertex.inputs);
+            }
+        }
+        let idle = |digest: &&&String| self.vertices.get(**digest).is_none_or(|vertex| vertex.started.is_none());
+        seen.iter().filter(idle).map(|digest| (*digest).clone()).collect()
+    }
+
     fn advance(&mut self, ended: bool) -> Vec<String> {
         let mut lines = Vec::new();
         let count = self.steps.len();
+        let covered = self.covered();
         while let Some(step) = self.steps.get(self.at) {
             if !self.begun {
                 self.begun = true;
@@ -91,21 +112,19 @@ impl Printer {
                 }
             }
             let vertices: Vec<&Vertex> = step.digests.iter().filter_map(|digest| self.vertices.get(digest)).collect();
-            // An operation that nobody needed, since what follows it is known, is never told of.
-            let later = || {
-                self.steps[self.at + 1..]
-                    .iter()
-                    .flat_map(|step| &step.digests)
-                    .any(|digest| self.vertices.get(digest).is_some_and(|vertex| vertex.completed.is_some()))
-            };
-            let done = vertices.len() == step.digests.len() && vertices.iter().all(|vertex| vertex.completed.is_some());
             if vertices.iter().any(|vertex| !vertex.error.is_empty()) && !ended {
                 break;
             }
-            if !(done || ended || (vertices.is_empty() && later())) {
+            let done = |digest: &String| {
+                self.vertices.get(digest).is_some_and(|vertex| vertex.completed.is_some()) || covered.contains(digest)
+            };
+            if !ended && !step.digests.iter().all(done) {
                 break;
             }
-            if !vertices.is_empty() && vertices.iter().all(|vertex| vertex.cached) {
+            let known = |digest: &String| {
+                covered.contains(digest) || self.vertices.get(digest).is_some_and(|vertex| vertex.cached)
+            };
+            if !step.digests.is_empty() && step.digests.iter().all(known) {
                 lines.push(" ---> Using cache\n".to_owned());
             }
             let id = step.digests.last().and_then(|digest| digest.parse::<Digest>().ok());
@@ -203,7 +222,14 @@ mod tests {
     fn what_was_skipped_holds_nothing_up() {
         let mut printer = Printer::default();
         printer.set_plan(&plan());
-        assert_eq!(printer.take(done(4, true)).len(), 4 + 3 + 1);
+        let announced =
+            |n: u8, below: u8| Vertex { digest: digest(n), inputs: vec![digest(below)], ..Vertex::default() };
+        let vertexes = vec![announced(4, 2), announced(2, 1)];
+        assert_eq!(printer.take(StatusResponse { vertexes, ..StatusResponse::default() }).len(), 1);
+        let mut last = done(4, true);
+        last.vertexes[0].inputs = vec![digest(2)];
+        // The rest of the four steps, and of the three that are operations: known, and their ids.
+        assert_eq!(printer.take(last).len(), 3 + 3 + 3);
     }
 
     #[test]
