@@ -165,8 +165,7 @@ impl Converter<'_> {
             }
         }
         for heredoc in &sources.heredocs {
-            let name = self.word(at, &heredoc.name, step)?;
-            history += &format!(" <<{name}");
+            history += &format!(" <<{}", heredoc.name);
             let mut content = heredoc.text();
             if heredoc.expand {
                 let expanded = Lexer::heredoc().word(&content, &env);
@@ -174,7 +173,7 @@ impl Converter<'_> {
                 self.undefined(at, step, &expanded.unmatched);
                 content = expanded.text;
             }
-            let file = path::clean(&name);
+            let file = path::clean(&heredoc.name);
             let mut inline = Files::on(None);
             inline.add(Action::Mkfile(pb::FileActionMkFile {
                 path: file.clone(),

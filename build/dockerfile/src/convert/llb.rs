@@ -211,7 +211,8 @@ fn inputs(outputs: &[Output], digests: &HashMap<usize, String>) -> Vec<pb::Input
     outputs.iter().map(input).collect()
 }
 
-fn digest(bytes: &[u8]) -> String {
+/// What an operation is known by.
+pub(super) fn digest(bytes: &[u8]) -> String {
     let mut text = String::from("sha256:");
     for byte in Sha256::digest(bytes) {
         let _ = write!(text, "{byte:02x}");

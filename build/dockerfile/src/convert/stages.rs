@@ -425,11 +425,11 @@ impl<'a> Converter<'a> {
             return Ok(None);
         }
         let span = self.stages[at].span;
-        let reference: ImageRef =
-            name.parse().map_err(|cause| Error::new(format!("failed to parse stage name {name:?}: {cause}"), span))?;
         if let Some((name, context)) = self.find_context(&name, &platform) {
             return self.begin_with(at, name, context, platform);
         }
+        let reference: ImageRef =
+            name.parse().map_err(|cause| Error::new(format!("failed to parse stage name {name:?}: {cause}"), span))?;
         let reference = reference.with_default_tag().to_string();
         Ok(Some(Question { stage: at, context: None, reference, shown: name, platform, span }))
     }

@@ -3,6 +3,8 @@
 //! by line, before it is committed.
 
 use super::*;
+use proptest::prelude::*;
+use prost::Message as _;
 use serde_json::Value;
 use std::fmt::Write as _;
 
@@ -154,6 +156,9 @@ fn outcome(lines: &[&str], text: &str) -> String {
             return format!("image error on line {}: {error}: {cause}\n", span.unwrap().first);
         }
     };
+    if let Some(definition) = &made.definition {
+        check(definition);
+    }
     let mut out = made.definition.as_ref().map_or_else(|| "empty\n".into(), llb::show);
     let config: Value = serde_json::from_slice(&made.config).unwrap();
     let platform = ["os", "architecture", "variant"].map(|name| config[name].as_str().unwrap_or_default());
@@ -190,6 +195,149 @@ fn outcome(lines: &[&str], text: &str) -> String {
         let _ = writeln!(out, "violation {violation}");
     }
     out.replace(&format!("sha256:{:064}", 0), "sha256:0")
+}
+
+/// What must be so of any graph: inputs come before who needs them, numbers of inputs are those of inputs, all is needed.
+fn check(definition: &pb::Definition) {
+    use pb::{file_action::Action, op::Op};
+    let ops: Vec<pb::Op> = definition.def.iter().map(|bytes| pb::Op::decode(bytes.as_slice()).unwrap()).collect();
+    let (last, others) = ops.split_last().unwrap();
+    assert!(last.op.is_none() && last.inputs.len() == 1, "{last:?}");
+    let mut known: Vec<String> = Vec::new();
+    let mut used = std::collections::BTreeSet::new();
+    for (op, bytes) in ops.iter().zip(&definition.def) {
+        for input in &op.inputs {
+            assert!(known.contains(&input.digest) && input.index == 0, "{op:?}");
+            used.insert(input.digest.clone());
+        }
+        let count = op.inputs.len() as i64;
+        match &op.op {
+            Some(Op::Exec(exec)) => {
+                assert_eq!(exec.mounts[0].dest, "/");
+                assert_eq!(exec.mounts.iter().filter(|mount| mount.output >= 0).count(), 1);
+                assert!(
+                    exec.mounts.iter().all(|mount| (-1..count).contains(&mount.input) && mount.dest.starts_with('/'))
+                );
+                assert!(exec.meta.as_ref().unwrap().cwd.starts_with('/'));
+            }
+            Some(Op::File(file)) => {
+                for (at, action) in (0..).zip(&file.actions) {
+                    assert!((-1..count + at).contains(&action.input) && (-1..count).contains(&action.secondary_input));
+                    if let Some(Action::Copy(copy)) = &action.action {
+                        assert!(copy.src.starts_with('/') && copy.dest.starts_with('/'), "{copy:?}");
+                        assert!(!copy.src.split('/').any(|part| part == ".."), "{copy:?}");
+                    }
+                }
+                assert_eq!(file.actions.last().unwrap().output, 0);
+            }
+            Some(Op::Merge(merge)) => assert!(merge.inputs.iter().all(|input| (0..count).contains(&input.input))),
+            Some(Op::Source(source)) => assert!(source.identifier.contains("://") && count == 0),
+            other => assert!(other.is_none(), "{other:?}"),
+        }
+        let digest = llb::digest(bytes);
+        assert!(definition.metadata.contains_key(&digest));
+        known.push(digest);
+    }
+    assert_eq!(used.len(), others.len(), "something is made for nothing");
+}
+
+/// Lines that Dockerfiles are made of.
+fn line() -> impl Strategy<Value = String> {
+    const FORMS: &[&str] = &[
+        "FROM {n}",
+        "FROM {n} AS a",
+        "FROM {n} AS b",
+        "FROM --platform=$BUILDPLATFORM {n} AS c",
+        "RUN {w} {w}",
+        "RUN [\"{w}\"]",
+        "RUN --mount=from={n},target={w} {w}",
+        "RUN --mount=type=cache,target={w},uid=1 {w}",
+        "RUN --mount=type=cache,id={w},target=/c,from={n},source={w} {w}",
+        "RUN --mount=type=secret,id={w},env={w} --mount=type=ssh {w}",
+        "RUN --mount=type=tmpfs,target={w} {w}",
+        "RUN <<E\n{w}\nE",
+        "RUN {w} <<E\n#!{w}\nE",
+        "COPY {w} {w} {w}",
+        "COPY --from={n} {w} {w}",
+        "COPY --link --from={n} {w} {w}",
+        "COPY --parents --exclude={w} {w} {w}",
+        "COPY --chown={w} --chmod=644 {w} {w}",
+        "COPY <<E {w}\n{w} $A\nE",
+        "ADD {w} {w}",
+        "ADD --keep-git-dir https://h/r.git#{w} {w}",
+        "WORKDIR {w}",
+        "USER {w}",
+        "ENV A={w} B={w}",
+        "ARG A={w}",
+        "ARG A",
+        "LABEL a={w}",
+        "EXPOSE 1-3 {w}",
+        "VOLUME {w}",
+        "CMD {w}",
+        "ENTRYPOINT [\"{w}\"]",
+        "HEALTHCHECK CMD {w}",
+        "ONBUILD RUN {w}",
+        "ONBUILD COPY --from={n} {w} {w}",
+        "SHELL [\"{w}\"]",
+        "STOPSIGNAL {w}",
+        "MAINTAINER {w}",
+    ];
+    const NAMES: &[&str] = &["a", "b", "c", "base", "full:1", "trigger", "scratch", "0", "1", "7"];
+    const WORDS: &[&str] = &[
+        "x",
+        "/",
+        ".",
+        "..",
+        "a/b/",
+        "$A",
+        "${A:-x}",
+        "*",
+        "/./",
+        "a/./b",
+        "\"",
+        "'q'",
+        "http://h/x",
+        "git@h:x",
+        "~",
+        "=",
+        "u:g",
+        "0:0",
+        "--",
+        "[",
+        "\\",
+        "é",
+        "https://h/r.git#a:b",
+    ];
+    let parts = (
+        prop::sample::select(FORMS),
+        prop::sample::select(NAMES),
+        prop::sample::select(WORDS),
+        prop::sample::select(WORDS),
+    );
+    parts.prop_map(|(form, name, first, second)| {
+        form.replace("{n}", name).replacen("{w}", first, 1).replace("{w}", second)
+    })
+}
+
+proptest! {
+    #[test]
+    fn anything_comes_out_whole_or_not_at_all(lines in prop::collection::vec(line(), 1..10)) {
+        let text = format!("ARG G=x\nFROM base AS a\n{}\n", lines.join("\n"));
+        if let Ok(file) = crate::parse::parse(text.as_bytes())
+            && let Ok(made) = run(&file, &options(&["epoch=1", "multi", "local=c=folder"]))
+            && let Some(definition) = &made.definition
+        {
+            check(definition);
+            llb::show(definition);
+        }
+    }
+}
+
+#[test]
+fn it_may_be_done_on_any_thread() {
+    fn is_send<T: Send>(_: &T) {}
+    let (file, options) = (Dockerfile::default(), Options::default());
+    is_send(&convert(&file, &options, &Images));
 }
 
 #[test]
@@ -274,10 +422,10 @@ fn what_is_imported_must_be_whole() {
         (pb::Definition { def: vec![vec![0xff]], ..pb::Definition::default() }, "operation 0"),
         (
             pb::Definition {
-                def: vec![prost::Message::encode_to_vec(&pb::Op {
-                    inputs: vec![pb::Input { digest: "sha256:1".into(), index: 0 }],
-                    ..pb::Op::default()
-                })],
+                def: vec![
+                    pb::Op { inputs: vec![pb::Input { digest: "sha256:1".into(), index: 0 }], ..pb::Op::default() }
+                        .encode_to_vec(),
+                ],
                 ..pb::Definition::default()
             },
             "does not come before it",
