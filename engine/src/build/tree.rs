@@ -221,31 +221,43 @@ impl Trees {
         let chain = image.chain_id().map(|chain| chain.to_string());
         let base = Some(Base { manifest: image.manifest, chain: chain.clone() });
         let snapshot = match chain {
-            Some(chain) => Some(self.hold(self.0.client.snapshotter(), &chain).await?),
+            Some(chain) => Some(self.hold(self.0.client.snapshotter(), &chain, base.as_ref()).await?),
             None => None,
         };
         let (view, layer) = (OnceCell::new(), OnceCell::new());
         Ok(Tree(Arc::new(Kept { trees: self.clone(), snapshot, _below: None, base, view, layer })))
     }
 
-    /// Keeps a snapshot of others from the collector.
-    async fn hold(&self, snapshotter: &str, key: &str) -> Result<Snapshot, TreeError> {
+    /// Keeps a snapshot of others from the collector, and the manifest of the image it is of.
+    async fn hold(&self, snapshotter: &str, key: &str, base: Option<&Base>) -> Result<Snapshot, TreeError> {
         let id = format!("berth-holds-{}", random()?);
-        let (client, resource) = (self.0.client.clone(), resource(snapshotter, key));
-        let taken = self.run(async move {
-            let lease = Lease::take_for_good(&client, &id).await?;
-            let hold = Hold::Found(Some(lease));
-            let request = leases::AddResourceRequest { id, resource: Some(resource) };
-            let added =
-                client.retry(request, |client, request| async move { client.leases().add_resource(request).await });
-            added.await.map(|_| hold)
-        });
-        let hold = taken.await?.map_err(supervisor("hold snapshot", key))?;
-        let lasts = AtomicBool::new(true);
-        let snapshot = Snapshot { snapshotter: snapshotter.to_owned(), key: key.to_owned(), hold, lasts };
-        // It may have gone before it was held.
-        self.stat(snapshotter, key).await?;
-        Ok(snapshot)
+        let mut resources = vec![resource(snapshotter, key)];
+        resources.extend(base.map(blob));
+        let (trees, at) = (self.clone(), (snapshotter.to_owned(), key.to_owned()));
+        self.run(async move {
+            let (snapshotter, key) = at;
+            let failed = supervisor("hold snapshot", &key);
+            let lease = match Lease::take_for_good(trees.client(), &id).await {
+                Ok(lease) => lease,
+                Err(error) => return Err(failed(error)),
+            };
+            let added = add(trees.client(), &id, resources).await.map_err(failed);
+            let held = match added {
+                // It may have gone before it was held.
+                Ok(()) => trees.stat(&snapshotter, &key).await.map(drop),
+                Err(error) => Err(error),
+            };
+            match held {
+                Ok(()) => {
+                    Ok(Snapshot { snapshotter, key, hold: Hold::Found(Some(lease)), lasts: AtomicBool::new(true) })
+                }
+                Err(error) => {
+                    lease.give_back_later().await;
+                    Err(error)
+                }
+            }
+        })
+        .await?
     }
 
     async fn stat(&self, snapshotter: &str, key: &str) -> Result<Info, TreeError> {
@@ -287,7 +299,7 @@ impl Trees {
         let base = tree.0.base.as_ref();
         let mut resources = vec![resource(&snapshotter, &snapshot.key)];
         // Of what is an image and nothing more, the manifest is referred to by no snapshot of ours.
-        resources.extend(base.map(|base| leases::Resource { id: base.manifest.to_string(), r#type: "content".into() }));
+        resources.extend(base.map(blob));
         let (client, keyed) = (self.0.client.clone(), name.clone());
         let mut labels: HashMap<String, String> = [(KEPT.to_owned(), clipped(description))].into();
         if let Some(base) = base {
@@ -297,12 +309,8 @@ impl Trees {
             let request = leases::CreateRequest { id: keyed.clone(), labels };
             client.retry(request, |client, request| async move { client.leases().create(request).await }).await?;
             // The snapshot last: a lease without it is not whole, and found to be so.
-            for resource in resources.into_iter().rev() {
-                let request = leases::AddResourceRequest { id: keyed.clone(), resource: Some(resource) };
-                let call = |client: Client, request| async move { client.leases().add_resource(request).await };
-                client.retry(request, call).await?;
-            }
-            Ok::<_, SupervisorError>(())
+            resources.reverse();
+            add(&client, &keyed, resources).await
         });
         made.await?.map_err(supervisor("keep snapshot", &snapshot.key))?;
         snapshot.lasts.store(true, Ordering::Relaxed);
@@ -345,7 +353,7 @@ impl Trees {
         if snapshotter != self.0.client.snapshotter() {
             return Ok(None);
         }
-        let snapshot = match self.hold(&snapshotter, &key).await {
+        let snapshot = match self.hold(&snapshotter, &key, None).await {
             Ok(snapshot) => snapshot,
             Err(error) if gone(&error) => return Ok(None),
             Err(error) => return Err(error),
@@ -510,7 +518,7 @@ impl Tree {
         }
         let layer = layer_of(&trees.stat(&snapshot.snapshotter, &parent).await?.labels);
         let (base, view, layer) = (self.0.base.clone(), OnceCell::new(), OnceCell::new_with(layer));
-        let snapshot = Some(trees.hold(&snapshot.snapshotter, &parent).await?);
+        let snapshot = Some(trees.hold(&snapshot.snapshotter, &parent, None).await?);
         Ok(Some(Tree(Arc::new(Kept { trees: trees.clone(), snapshot, _below: None, base, view, layer }))))
     }
 
@@ -665,6 +673,18 @@ fn random() -> Result<String, TreeError> {
 
 fn resource(snapshotter: &str, key: &str) -> leases::Resource {
     leases::Resource { id: key.to_owned(), r#type: format!("snapshots/{snapshotter}") }
+}
+
+fn blob(base: &Base) -> leases::Resource {
+    leases::Resource { id: base.manifest.to_string(), r#type: "content".into() }
+}
+
+async fn add(client: &Client, lease: &str, resources: Vec<leases::Resource>) -> Result<(), SupervisorError> {
+    for resource in resources {
+        let request = leases::AddResourceRequest { id: lease.to_owned(), resource: Some(resource) };
+        client.retry(request, |client, request| async move { client.leases().add_resource(request).await }).await?;
+    }
+    Ok(())
 }
 
 /// Names come back from an index on disk: only those of leases that make something last.

@@ -1,6 +1,7 @@
 //! Paths below a root that is open: links are followed inside it, wildcards are Go's.
 
 use super::FileError;
+use crate::images::names::glob;
 use nix::{
     errno::Errno,
     fcntl::{AtFlags, OFlag, readlinkat},
@@ -176,10 +177,11 @@ pub fn has_wildcards(path: &str) -> bool {
 /// the first wildcard is looked up with its links, what wildcards lead to isn't followed.
 pub fn wildcards(root: impl AsFd, path: &str, follow: bool) -> Result<Vec<Clean>, FileError> {
     let root = root.as_fd();
-    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
-    let Some(first) = parts.iter().position(|part| has_wildcards(part)) else { return Ok(vec![Clean::of(path)]) };
-    let start = resolve(root, parts[..first].join("/"), follow)?;
-    let (mut found, patterns) = (vec![start], &parts[first..]);
+    let clean = Clean::of(path);
+    let is_pattern = |part: &Vec<u8>| has_wildcards(&String::from_utf8_lossy(part));
+    let Some(first) = clean.0.iter().position(is_pattern) else { return Ok(vec![clean]) };
+    let start = resolve(root, Clean(clean.0[..first].to_vec()).relative(), follow)?;
+    let (mut found, patterns) = (vec![start], &clean.0[first..]);
     for (depth, pattern) in patterns.iter().enumerate() {
         let mut deeper = Vec::new();
         for path in &found {
@@ -190,7 +192,7 @@ pub fn wildcards(root: impl AsFd, path: &str, follow: bool) -> Result<Vec<Clean>
                 Err(error) => return Err(FileError::at(path, "lstat", error)),
             };
             let listed = names(&folder).map_err(|error| FileError::at(path, "readdir", error))?;
-            let fitting = listed.iter().filter(|name| go_match(pattern.as_bytes(), name.to_bytes()) == Some(true));
+            let fitting = listed.iter().filter(|name| go_match(pattern, name.to_bytes()) == Some(true));
             deeper.extend(fitting.map(|name| path.join(name.to_bytes())));
         }
         found = deeper;
@@ -200,91 +202,7 @@ pub fn wildcards(root: impl AsFd, path: &str, follow: bool) -> Result<Vec<Clean>
 
 /// Go's path.Match of one part of a path; `None` for a bad pattern.
 pub fn go_match(pattern: &[u8], name: &[u8]) -> Option<bool> {
-    let (pattern, name) = (String::from_utf8_lossy(pattern), String::from_utf8_lossy(name));
-    let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
-    // Where the last star was, and how much it has eaten: only the last one needs to be tried again.
-    let (mut p, mut n, mut star) = (0, 0, None::<(usize, usize)>);
-    loop {
-        let step = match pattern.get(p) {
-            Some('*') => {
-                star = Some((p + 1, n));
-                p += 1;
-                continue;
-            }
-            None if n == name.len() => return Some(true),
-            None => false,
-            Some(_) => match name.get(n) {
-                Some(c) => {
-                    let (fits, next) = one(&pattern, p, *c)?;
-                    if fits {
-                        (p, n) = (next, n + 1);
-                    }
-                    fits
-                }
-                None => {
-                    // The rest decides nothing any more, but has to be a pattern.
-                    check(&pattern, p)?;
-                    return Some(false);
-                }
-            },
-        };
-        if step {
-            continue;
-        }
-        match star {
-            Some((after, eaten)) if eaten < name.len() && name[eaten] != '/' => {
-                star = Some((after, eaten + 1));
-                (p, n) = (after, eaten + 1);
-            }
-            _ => {
-                check(&pattern, p)?;
-                return Some(false);
-            }
-        }
-    }
-}
-
-fn check(pattern: &[char], mut at: usize) -> Option<()> {
-    while at < pattern.len() {
-        at = if pattern[at] == '*' { at + 1 } else { one(pattern, at, 'x')?.1 };
-    }
-    Some(())
-}
-
-/// Whether a character fits the part of the pattern at `at`, and where the next part is.
-fn one(pattern: &[char], at: usize, c: char) -> Option<(bool, usize)> {
-    match pattern[at] {
-        '?' => Some((c != '/', at + 1)),
-        '\\' => Some((*pattern.get(at + 1)? == c, at + 2)),
-        '[' => {
-            let mut at = at + 1;
-            let negated = pattern.get(at) == Some(&'^');
-            at += usize::from(negated);
-            let (mut fits, mut ranges) = (false, 0);
-            loop {
-                if pattern.get(at) == Some(&']') && ranges > 0 {
-                    return Some((fits != negated, at + 1));
-                }
-                let (low, next) = literal(pattern, at)?;
-                let (mut high, mut after) = (low, next);
-                if pattern.get(next) == Some(&'-') {
-                    (high, after) = literal(pattern, next + 1)?;
-                }
-                fits |= low <= c && c <= high;
-                ranges += 1;
-                at = after;
-            }
-        }
-        literal => Some((literal == c, at + 1)),
-    }
-}
-
-fn literal(pattern: &[char], at: usize) -> Option<(char, usize)> {
-    match *pattern.get(at)? {
-        '-' | ']' => None,
-        '\\' => Some((*pattern.get(at + 1)?, at + 2)),
-        c => Some((c, at + 1)),
-    }
+    glob(&String::from_utf8_lossy(pattern), &String::from_utf8_lossy(name))
 }
 
 #[cfg(test)]

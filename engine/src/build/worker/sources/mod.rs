@@ -1,3 +1,4 @@
 //! What comes from outside: images, folders of the client, git, URLs.
 
+pub mod image;
 pub mod local;
