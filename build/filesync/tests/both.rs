@@ -422,7 +422,7 @@ fn a_folder_that_is_made_only_when_it_is_needed() {
         let (path, from) = (to.path().to_owned(), from.path().to_owned());
         let folder = filesync::receive::Folder::later(move || {
             made.send(()).unwrap();
-            Ok(open(&path))
+            Ok((open(&path), ()))
         });
         let options = Options { known, digests: true, ..Options::default() };
         runtime().block_on(async {

@@ -11,7 +11,7 @@ mod files;
 mod hijack;
 mod metadata;
 #[cfg(test)]
-mod tests;
+pub(in crate::build) mod tests;
 
 pub use calls::{RegistryToken, TokenRequest, serve_agent};
 pub use connection::stream_of_messages;

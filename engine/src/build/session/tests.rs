@@ -8,36 +8,42 @@ use filesync::{
 };
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use proto::{
-    fsutil::types::Packet,
+    fsutil::types::{Packet, packet::PacketType},
     grpc::health::v1::{
         HealthCheckRequest, HealthCheckResponse,
-        health_wire::{Health, HealthServer},
+        health_server::{Health, HealthServer},
     },
     kind::{ErrorKind, chain},
     moby::{
         buildkit::secrets::v1::{
             GetSecretRequest, GetSecretResponse,
-            secrets_wire::{Secrets, SecretsServer},
+            secrets_server::{Secrets, SecretsServer},
         },
         filesync::v1::{
             BytesMessage, CredentialsRequest, CredentialsResponse, FetchTokenRequest, FetchTokenResponse,
             GetTokenAuthorityRequest, GetTokenAuthorityResponse, VerifyTokenAuthorityRequest,
             VerifyTokenAuthorityResponse,
-            auth_wire::{Auth, AuthServer},
-            file_send_wire::{FileSend, FileSendServer},
-            file_sync_wire::{FileSync, FileSyncServer},
+            auth_server::{Auth, AuthServer},
+            file_send_server::{FileSend, FileSendServer},
+            file_sync_server::{FileSync, FileSyncServer},
         },
         sshforward::v1::{
             BytesMessage as SshBytes, CheckAgentRequest, CheckAgentResponse,
-            ssh_wire::{Ssh, SshServer},
+            ssh_server::{Ssh, SshServer},
         },
         upload::v1::{
             BytesMessage as UploadBytes,
-            upload_wire::{Upload, UploadServer},
+            upload_server::{Upload, UploadServer},
         },
     },
 };
-use std::{collections::BTreeMap, fs, io, path::PathBuf, pin::Pin};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::atomic::{AtomicU64, Ordering},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
     net::UnixStream,
@@ -50,14 +56,19 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// What a client has.
 #[derive(Debug, Clone, Default)]
-struct Client {
+pub(in crate::build) struct Client {
     context: PathBuf,
+    /// How many files it was asked for.
+    pub asked: Arc<AtomicU64>,
     told: Arc<Mutex<Vec<(String, String)>>>,
     exported: Arc<Mutex<Option<Result<Vec<u8>, String>>>>,
-    folder: PathBuf,
 }
 
 impl Client {
+    pub fn with_context(context: &Path) -> Self {
+        Self { context: context.to_owned(), ..Self::default() }
+    }
+
     fn note(&self, metadata: &MetadataMap) {
         let mut told = self.told.lock().unwrap();
         for entry in metadata.iter() {
@@ -104,9 +115,13 @@ impl FileSync for Client {
         }
         let (outgoing, packets) = mpsc::channel(64);
         let (sender, incoming) = mpsc::channel(64);
-        let mut asked = request.into_inner();
+        let mut packets_in = request.into_inner();
+        let asked = self.asked.clone();
         tokio::spawn(async move {
-            while let Ok(Some(packet)) = asked.message().await {
+            while let Ok(Some(packet)) = packets_in.message().await {
+                if packet.r#type() == PacketType::PacketReq {
+                    asked.fetch_add(1, Ordering::Relaxed);
+                }
                 if sender.send(packet).await.is_err() {
                     return;
                 }
@@ -240,7 +255,7 @@ const METHODS: &[&str] = &[
     "/moby.upload.v1.Upload/Pull",
 ];
 
-fn announced(id: &str, methods: &[&str]) -> Announced {
+pub(in crate::build) fn announced(id: &str, methods: &[&str]) -> Announced {
     let mut headers = HeaderMap::new();
     headers.insert("x-docker-expose-session-uuid", id.parse().unwrap());
     headers.insert("X-Docker-Expose-Session-Name", "web".parse().unwrap());
@@ -252,7 +267,7 @@ fn announced(id: &str, methods: &[&str]) -> Announced {
 }
 
 /// Our end, and the wire to the client: without the task it is cut.
-fn serve(client: &Client) -> (DuplexStream, tokio::task::JoinHandle<()>) {
+pub(in crate::build) fn serve(client: &Client) -> (DuplexStream, tokio::task::JoinHandle<()>) {
     let (ours, mut near) = tokio::io::duplex(1 << 16);
     let (mut far, theirs) = tokio::io::duplex(1 << 16);
     let client = client.clone();
