@@ -198,6 +198,8 @@ struct Receiver {
     folders: BTreeSet<usize>,
     /// The same by path, for what is found out before its place is known.
     touched: BTreeSet<String>,
+    /// Folders that differ in nothing but their times, and these: not worth writing anything, if there is nothing else.
+    older: Vec<(usize, i64)>,
     temporaries: u64,
     received: Received,
 }
@@ -258,6 +260,7 @@ impl Receiver {
             links: Vec::new(),
             renewed: BTreeSet::new(),
             folders: BTreeSet::new(),
+            older: Vec::new(),
             touched: BTreeSet::new(),
             temporaries: 0,
             received: Received::default(),
@@ -341,6 +344,9 @@ impl Receiver {
             self.links.push(place);
         }
         if same && !(is_file && self.digests && content.is_none()) {
+            if let Some(known) = known.filter(|known| known.stat.mod_time != stat.mod_time) {
+                self.older.push((place, known.stat.mod_time));
+            }
             self.entries.push(Entry { stat, content });
             return Ok(());
         }
@@ -663,6 +669,13 @@ impl Receiver {
 
     /// Gives folders what they are to have, those deepest down first.
     fn finish_folders(&mut self) -> Result<(), ReceiveError> {
+        for (place, time) in std::mem::take(&mut self.older) {
+            if self.received.changed {
+                self.folders.insert(place);
+            } else {
+                self.entries[place].stat.mod_time = time;
+            }
+        }
         for path in std::mem::take(&mut self.touched) {
             if let Ok(place) = self.entries.binary_search_by(|entry| order(&entry.stat.path, &path)) {
                 self.folders.insert(place);

@@ -5,6 +5,8 @@
 //! with a function for whatever it can be asked ([`calls`], [`files`]). A client that goes away ends all that is under way.
 
 mod calls;
+#[cfg(test)]
+mod clients;
 mod connection;
 mod error;
 mod files;

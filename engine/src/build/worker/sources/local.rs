@@ -174,8 +174,8 @@ impl Wanted {
     /// The slot's folder and file: what comes from a client becomes a digest before it is a name.
     fn place(&self, session: &Session) -> (String, String) {
         let fields = [self.request.name.as_str(), &self.hint, session.shared_key()];
-        // Without any key of its own nobody shares with it.
-        let own = if session.shared_key().is_empty() && self.hint.is_empty() { session.id() } else { "" };
+        // Files of clients that don't say who they are may be anybody's: of the same size and time, and others all the same.
+        let own = if session.shared_key().is_empty() { session.id() } else { "" };
         let of = |value: serde_json::Value| Digest::of(value.to_string().as_bytes()).hex();
         let filter = serde_json::json!([self.request.include, self.request.exclude, self.request.follow]);
         (of(serde_json::json!([fields, own])), of(filter))
@@ -202,6 +202,7 @@ impl Locals {
             match error.kind() {
                 ErrorKind::NotFound => StepError::NotFound(chain(&error)),
                 ErrorKind::Unimplemented => StepError::Unsupported(chain(&error)),
+                ErrorKind::InvalidArgument => StepError::Invalid(chain(&error)),
                 _ => StepError::Failed { what, cause: error.into() },
             }
         };
@@ -311,8 +312,10 @@ impl Locals {
                     written: written.saturating_add(received.bytes),
                     description: format!("local source for {}", wanted.request.name),
                 };
-                // A slot that can't be written is one that isn't there the next time.
-                if let Err(error) = self.write(&group, &file, header, &tree, &index).await {
+                // A slot that can't be written is one that isn't there the next time; for who has no key there is none.
+                if !session.shared_key().is_empty()
+                    && let Err(error) = self.write(&group, &file, header, &tree, &index).await
+                {
                     warn!(error = %chain(&error), "files of a client are to be sent again the next time");
                 }
                 tree
