@@ -60,6 +60,14 @@ impl Index {
         self.entries.get(at)
     }
 
+    /// The files whose digests are known, links to files as well.
+    pub fn contents(&self) -> impl Iterator<Item = (&str, [u8; 32])> {
+        self.entries.iter().filter(|entry| mode::is_file(entry.stat.mode)).filter_map(|entry| {
+            let of = if entry.stat.linkname.is_empty() { Some(entry) } else { self.get(&entry.stat.linkname) };
+            Some((entry.stat.path.as_str(), of?.content?))
+        })
+    }
+
     pub(crate) fn into_entries(self) -> Vec<Entry> {
         self.entries
     }
@@ -159,6 +167,14 @@ mod tests {
         let mut flipped = bytes;
         flipped[MAGIC.len() + 3] ^= 1;
         assert_eq!(Index::decode(&flipped), None);
+    }
+
+    #[test]
+    fn contents_of_files_and_links() {
+        let mut link = entry("b", 0o644, None);
+        link.stat.linkname = "a".into();
+        let index = Index::of(vec![entry("a", 0o644, Some(7)), link, entry("c", mode::DIR | 0o755, None)]);
+        assert_eq!(index.contents().collect::<Vec<_>>(), [("a", [7; 32]), ("b", [7; 32])]);
     }
 
     #[test]

@@ -30,6 +30,7 @@ use proto::{
 };
 use sha2::{Digest, Sha256};
 use std::{
+    any::Any,
     collections::{BTreeSet, HashMap, VecDeque},
     ffi::CString,
     fs::File,
@@ -85,18 +86,21 @@ pub struct Options {
 }
 
 /// A folder that may be made only when something has to be written.
-pub struct Folder(Box<dyn FnOnce() -> io::Result<OwnedFd> + Send>);
+pub struct Folder(Open);
+
+type Open = Box<dyn FnOnce() -> io::Result<(OwnedFd, Box<dyn Any + Send>)> + Send>;
 
 impl Folder {
-    /// One that is asked for from the thread that writes, at the first change.
-    pub fn later(open: impl FnOnce() -> io::Result<OwnedFd> + Send + 'static) -> Self {
-        Self(Box::new(open))
+    /// One that is asked for from the thread that writes, at the first change. What comes with it is dropped when the thread
+    /// writes no more, which may be after nobody waits for it.
+    pub fn later<G: Any + Send>(open: impl FnOnce() -> io::Result<(OwnedFd, G)> + Send + 'static) -> Self {
+        Self(Box::new(move || open().map(|(folder, guard)| (folder, Box::new(guard) as Box<dyn Any + Send>))))
     }
 }
 
 impl From<OwnedFd> for Folder {
     fn from(folder: OwnedFd) -> Self {
-        Self(Box::new(move || Ok(folder)))
+        Self::later(move || Ok((folder, ())))
     }
 }
 
@@ -171,6 +175,10 @@ struct Receiver {
     root: Option<Rc<OwnedFd>>,
     /// The folder that was needed last.
     parent: Option<(String, Rc<OwnedFd>)>,
+    /// Files whose content is asked for.
+    open: HashMap<u32, Option<Unfinished>>,
+    /// Comes with the folder. After all that is open in it.
+    guard: Option<Box<dyn Any + Send>>,
     outgoing: mpsc::Sender<Packet>,
     owner: Option<(u32, u32)>,
     digests: bool,
@@ -182,7 +190,6 @@ struct Receiver {
     entries: Vec<Entry>,
     told_all: bool,
     wanted: VecDeque<u32>,
-    open: HashMap<u32, Option<Unfinished>>,
     /// Links to files: made when these are whole.
     links: Vec<usize>,
     /// Files that are new ones now: links to them have to be made again.
@@ -191,6 +198,8 @@ struct Receiver {
     folders: BTreeSet<usize>,
     /// The same by path, for what is found out before its place is known.
     touched: BTreeSet<String>,
+    /// Folders that differ in nothing but their times, and these: not worth writing anything, if there is nothing else.
+    older: Vec<(usize, i64)>,
     temporaries: u64,
     received: Received,
 }
@@ -237,6 +246,8 @@ impl Receiver {
             folder: Some(folder),
             root: None,
             parent: None,
+            open: HashMap::new(),
+            guard: None,
             outgoing,
             owner: options.owner,
             digests: options.digests,
@@ -246,10 +257,10 @@ impl Receiver {
             entries: Vec::new(),
             told_all: false,
             wanted: VecDeque::new(),
-            open: HashMap::new(),
             links: Vec::new(),
             renewed: BTreeSet::new(),
             folders: BTreeSet::new(),
+            older: Vec::new(),
             touched: BTreeSet::new(),
             temporaries: 0,
             received: Received::default(),
@@ -333,6 +344,9 @@ impl Receiver {
             self.links.push(place);
         }
         if same && !(is_file && self.digests && content.is_none()) {
+            if let Some(known) = known.filter(|known| known.stat.mod_time != stat.mod_time) {
+                self.older.push((place, known.stat.mod_time));
+            }
             self.entries.push(Entry { stat, content });
             return Ok(());
         }
@@ -442,7 +456,8 @@ impl Receiver {
     fn root(&mut self) -> Result<Rc<OwnedFd>, ReceiveError> {
         if let Some(open) = self.folder.take() {
             let failed = |cause| ReceiveError::Write { path: ".".into(), cause };
-            self.root = Some(Rc::new((open.0)().map_err(failed)?));
+            let (root, guard) = (open.0)().map_err(failed)?;
+            (self.root, self.guard) = (Some(Rc::new(root)), Some(guard));
         }
         self.root.clone().ok_or_else(|| protocol("the folder is closed"))
     }
@@ -654,6 +669,13 @@ impl Receiver {
 
     /// Gives folders what they are to have, those deepest down first.
     fn finish_folders(&mut self) -> Result<(), ReceiveError> {
+        for (place, time) in std::mem::take(&mut self.older) {
+            if self.received.changed {
+                self.folders.insert(place);
+            } else {
+                self.entries[place].stat.mod_time = time;
+            }
+        }
         for path in std::mem::take(&mut self.touched) {
             if let Ok(place) = self.entries.binary_search_by(|entry| order(&entry.stat.path, &path)) {
                 self.folders.insert(place);

@@ -224,7 +224,9 @@ impl Session {
         metadata::put(request.metadata_mut(), "urlhost", &[host.to_owned()])?;
         metadata::put(request.metadata_mut(), "urlpath", &[path.to_owned()])?;
         let mut client = UploadClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE);
-        let answers = self.answer(&what, client.pull(request)).await?;
+        // However long it takes: what the client reads from may be another program that is at work.
+        let pulling = async { client.pull(request).await.map_err(|status| SessionError::of(what.as_str(), &status)) };
+        let answers = self.unless_gone(pulling).await?.into_inner();
         Ok(answers.map(move |message| {
             let _ = &silence;
             message.map(|m| Bytes::from(m.data)).map_err(|status| SessionError::of(what.as_str(), &status))

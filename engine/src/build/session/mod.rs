@@ -5,13 +5,15 @@
 //! with a function for whatever it can be asked ([`calls`], [`files`]). A client that goes away ends all that is under way.
 
 mod calls;
+#[cfg(test)]
+mod clients;
 mod connection;
 mod error;
 mod files;
 mod hijack;
 mod metadata;
 #[cfg(test)]
-mod tests;
+pub(in crate::build) mod tests;
 
 pub use calls::{RegistryToken, TokenRequest, serve_agent};
 pub use connection::stream_of_messages;

@@ -84,6 +84,16 @@ impl Contents {
         Ok(digest)
     }
 
+    /// Takes digests of files that are known from elsewhere: those of a client's folder, which were made while it was sent.
+    pub fn learn<'a>(&self, of: &Tree, files: impl Iterator<Item = (&'a str, Hash)>) {
+        let Some(key) = of.snapshot_key() else { return };
+        let known = self.known(key);
+        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.is_empty() {
+            known.extend(files.map(|(path, hash)| (path.as_bytes().to_vec(), hash)));
+        }
+    }
+
     fn known(&self, key: &str) -> Known {
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         let count = |known: &Known| known.lock().unwrap_or_else(PoisonError::into_inner).len();

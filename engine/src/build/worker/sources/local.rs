@@ -16,6 +16,7 @@
 use crate::build::{
     session::{FilesRequest, Session, SessionError, Sessions},
     tree::{Draft, Tree, TreeError, Trees},
+    worker::content::Contents,
 };
 use filesync::{
     index::Index,
@@ -62,6 +63,7 @@ pub struct Locals(Arc<Inner>);
 struct Inner {
     sessions: Sessions,
     trees: Trees,
+    contents: Arc<Contents>,
     /// Of the slots.
     folder: PathBuf,
     recent: Mutex<VecDeque<Recent>>,
@@ -172,8 +174,8 @@ impl Wanted {
     /// The slot's folder and file: what comes from a client becomes a digest before it is a name.
     fn place(&self, session: &Session) -> (String, String) {
         let fields = [self.request.name.as_str(), &self.hint, session.shared_key()];
-        // Without any key of its own nobody shares with it.
-        let own = if session.shared_key().is_empty() && self.hint.is_empty() { session.id() } else { "" };
+        // Files of clients that don't say who they are may be anybody's: of the same size and time, and others all the same.
+        let own = if session.shared_key().is_empty() { session.id() } else { "" };
         let of = |value: serde_json::Value| Digest::of(value.to_string().as_bytes()).hex();
         let filter = serde_json::json!([self.request.include, self.request.exclude, self.request.follow]);
         (of(serde_json::json!([fields, own])), of(filter))
@@ -185,11 +187,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Locals {
-    /// Keeps its slots in `folder`.
-    pub fn open(sessions: Sessions, trees: Trees, folder: PathBuf) -> io::Result<Self> {
+    /// Keeps its slots in `folder`; `contents` learns what is in the files.
+    pub fn open(sessions: Sessions, trees: Trees, contents: Arc<Contents>, folder: PathBuf) -> io::Result<Self> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
         let (recent, writing) = (Mutex::default(), tokio::sync::Mutex::default());
-        Ok(Self(Arc::new(Inner { sessions, trees, folder, recent, writing })))
+        Ok(Self(Arc::new(Inner { sessions, trees, contents, folder, recent, writing })))
     }
 
     /// Brings a folder of a client up to date.
@@ -200,6 +202,7 @@ impl Locals {
             match error.kind() {
                 ErrorKind::NotFound => StepError::NotFound(chain(&error)),
                 ErrorKind::Unimplemented => StepError::Unsupported(chain(&error)),
+                ErrorKind::InvalidArgument => StepError::Invalid(chain(&error)),
                 _ => StepError::Failed { what, cause: error.into() },
             }
         };
@@ -239,13 +242,13 @@ impl Locals {
     }
 
     fn recent(&self, key: &Digest) -> Option<Tree> {
-        lock(&self.0.recent).iter().find(|recent| recent.key == *key).map(|recent| recent.tree.clone())
-    }
-
-    /// What is known of a tree's contents, if it is a client's folder: nobody has to read them again.
-    pub fn index_of(&self, tree: &Tree) -> Option<Arc<Index>> {
-        let key = tree.snapshot_key()?;
-        lock(&self.0.recent).iter().find(|recent| recent.tree.snapshot_key() == Some(key)).map(|r| r.index.clone())
+        let (tree, index) = {
+            let recent = lock(&self.0.recent);
+            let found = recent.iter().find(|recent| recent.key == *key)?;
+            (found.tree.clone(), found.index.clone())
+        };
+        self.0.contents.learn(&tree, index.contents());
+        Some(tree)
     }
 
     async fn sync(&self, wanted: &Wanted, session: &Session, step: &Step) -> Result<Digest, SyncError> {
@@ -265,7 +268,8 @@ impl Locals {
                     let made = trees.draft(&below).await.map_err(|error| io::Error::other(chain(&error)))?;
                     let root = made.open().await.map_err(|error| io::Error::other(chain(&error)))?;
                     *lock(&draft) = Some(made);
-                    Ok(root)
+                    // Given up, it goes only when nothing is written to it any more.
+                    Ok((root, draft))
                 })
             })
         };
@@ -308,8 +312,10 @@ impl Locals {
                     written: written.saturating_add(received.bytes),
                     description: format!("local source for {}", wanted.request.name),
                 };
-                // A slot that can't be written is one that isn't there the next time.
-                if let Err(error) = self.write(&group, &file, header, &tree, &index).await {
+                // A slot that can't be written is one that isn't there the next time; for who has no key there is none.
+                if !session.shared_key().is_empty()
+                    && let Err(error) = self.write(&group, &file, header, &tree, &index).await
+                {
                     warn!(error = %chain(&error), "files of a client are to be sent again the next time");
                 }
                 tree
@@ -519,53 +525,4 @@ impl<'a> Telling<'a> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn source(attrs: &[(&str, &str)]) -> pb::SourceOp {
-        let attrs = attrs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        pb::SourceOp { identifier: "local://context".into(), attrs }
-    }
-
-    #[test]
-    fn attributes() {
-        let wanted = Wanted::new(&source(&[
-            ("local.session", "web:abc"),
-            ("local.includepattern", r#"["a","b"]"#),
-            ("local.excludepatterns", r#"["c"]"#),
-            ("local.followpaths", "null"),
-            ("local.sharedkeyhint", "hint"),
-            ("local.differ", "none"),
-        ]))
-        .unwrap();
-        assert_eq!((wanted.request.name.as_str(), wanted.session.as_deref()), ("web-context", Some("abc")));
-        assert_eq!((wanted.request.include.len(), wanted.request.exclude.len()), (2, 1));
-        assert_eq!((wanted.request.follow.len(), wanted.hint.as_str(), wanted.compare), (0, "hint", false));
-        for (attr, value) in [("local.differ", "x"), ("local.followpaths", "x"), ("local.metadatatransfer", "true")] {
-            assert!(Wanted::new(&source(&[(attr, value)])).is_err(), "{attr}");
-        }
-        assert!(Wanted::new(&pb::SourceOp { identifier: "git://x".into(), ..Default::default() }).is_err());
-    }
-
-    #[test]
-    fn slots_are_whole_or_not_there() {
-        let folder = tempfile::tempdir().unwrap();
-        let header = |tree: &str| Header { tree: tree.into(), depth: 1, written: 5, description: "x".into() };
-        let path = folder.path().join("group/file");
-        assert_eq!(write_slot(folder.path(), &path, &header("one"), &Index::default()).unwrap(), Vec::<String>::new());
-        assert_eq!(read_slot(&path), Some((header("one"), Index::default())));
-        assert_eq!(read_header(&path), Some(header("one")));
-        assert_eq!(latest(path.parent().unwrap()), Some(path.clone()));
-        let mut bytes = fs::read(&path).unwrap();
-        bytes.pop();
-        fs::write(&path, bytes).unwrap();
-        assert_eq!(read_slot(&path), None);
-        // What is old goes with the next one that is written.
-        let old = fs::File::open(&path).unwrap();
-        old.set_modified(SystemTime::now() - UNUSED * 2).unwrap();
-        let other = folder.path().join("other/file");
-        assert_eq!(write_slot(folder.path(), &other, &header("two"), &Index::default()).unwrap(), ["one"]);
-        assert!(!path.exists() && !path.parent().unwrap().exists());
-        assert_eq!(slots(folder.path()).len(), 1);
-    }
-}
+mod tests;
