@@ -84,12 +84,8 @@ impl Images {
         let wanted = platform.to_proto();
         let unpack =
             UnpackConfiguration { platform: Some(wanted.clone()), snapshotter: self.client.snapshotter().into() };
-        let store = ImageStore {
-            name: name.clone(),
-            platforms: vec![wanted],
-            unpacks: vec![unpack],
-            ..ImageStore::default()
-        };
+        let store =
+            ImageStore { name: name.clone(), platforms: vec![wanted], unpacks: vec![unpack], ..ImageStore::default() };
         let host_dir = self.host_dir(reference.domain()).await?;
         let source = |auth_stream| {
             let resolver = RegistryResolver {
@@ -114,10 +110,8 @@ impl Images {
             Err(error) => Err(error),
         };
         // The lease keeps it from here on.
-        let request = proto::containerd::services::images::v1::DeleteImageRequest {
-            name: name.clone(),
-            ..Default::default()
-        };
+        let request =
+            proto::containerd::services::images::v1::DeleteImageRequest { name: name.clone(), ..Default::default() };
         let call = |client: Client, request| async move { client.images().delete(request).await };
         match self.client.retry(request, call).await {
             Err(error) if !error.is_not_found() => {

@@ -144,11 +144,8 @@ struct Walk<'a> {
 impl Walk<'_> {
     /// A path that was asked for, with all below it.
     fn top(&mut self, root: &OwnedFd, path: &Clean, follow: bool, name: &[u8]) -> Result<(), FileError> {
-        let missing = || FileError::At {
-            operation: "calculate checksum of",
-            path: path.shown(),
-            cause: Errno::ENOENT.into(),
-        };
+        let missing =
+            || FileError::At { operation: "calculate checksum of", path: path.shown(), cause: Errno::ENOENT.into() };
         let at = paths::resolve(root, path.relative(), follow)?;
         let stat = paths::stat(root, &at)?.ok_or_else(missing)?;
         let failed = |error| FileError::at(&at, "open", error);
@@ -335,7 +332,11 @@ mod tests {
     }
 
     fn paths(paths: &[&str]) -> Selection {
-        Selection { paths: paths.iter().map(|path| (*path).to_owned()).collect(), follow_links: true, ..Selection::default() }
+        Selection {
+            paths: paths.iter().map(|path| (*path).to_owned()).collect(),
+            follow_links: true,
+            ..Selection::default()
+        }
     }
 
     fn tree(folder: &Path) {
@@ -359,7 +360,9 @@ mod tests {
         let changes: [(&str, fn(&Path)); 9] = [
             ("content", |folder| fs::write(folder.join("d/b"), "5").unwrap()),
             ("mode", |folder| fs::set_permissions(folder.join("d/b"), Permissions::from_mode(0o600)).unwrap()),
-            ("mode of a folder", |folder| fs::set_permissions(folder.join("d/e"), Permissions::from_mode(0o700)).unwrap()),
+            ("mode of a folder", |folder| {
+                fs::set_permissions(folder.join("d/e"), Permissions::from_mode(0o700)).unwrap()
+            }),
             ("owner", |folder| std::os::unix::fs::chown(folder.join("d/b"), Some(5), None).unwrap()),
             ("name", |folder| fs::rename(folder.join("d/b"), folder.join("d/bb")).unwrap()),
             ("more", |folder| fs::write(folder.join("d/more"), "").unwrap()),

@@ -219,8 +219,7 @@ pub async fn perform(
     let name = pinned.identifier.strip_prefix(SCHEME).unwrap_or(&pinned.identifier);
     let failed = |error| said(name, error);
     let random = crate::ids::random_bytes::<8>();
-    let random =
-        random.map_err(|cause| StepError::Failed { what: "make a name".into(), cause: Box::new(cause) })?;
+    let random = random.map_err(|cause| StepError::Failed { what: "make a name".into(), cause: Box::new(cause) })?;
     let lease = Lease::take(trees.client(), &format!("berth-fetch-{}", proto::digest::hex(&random))).await;
     let lease = lease.map_err(|cause| StepError::Failed { what: format!("fetch {name}"), cause: cause.into() })?;
     let tree = async {
