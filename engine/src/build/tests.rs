@@ -1,280 +1,386 @@
+//! Filesystems of builds on a real supervisor.
+
 use super::{
-    Wanted,
-    api::grpc,
-    running::Build,
-    testing::{Fake, Files, builder, source},
-    *,
-};
-use hyper_util::rt::TokioIo;
-use proto::moby::buildkit::v1::{
-    BuildHistoryRequest, DiskUsageRequest, Exporter, InfoRequest, ListWorkersRequest, SolveRequest, StatusRequest,
-    control_client::ControlClient,
-    frontend::{
-        self as gateway, NewContainerRequest, PingRequest, ReadDirRequest, ReadFileRequest, ReturnRequest,
-        StatFileRequest, llb_bridge_client::LlbBridgeClient, result,
+    export::{
+        self,
+        archive::{Layout, archive},
+        image::{Options, Part, image},
     },
+    tree::{PREFIX, Tree, Trees},
+    worker::{content::Contents, files, layered, sources::image as source},
 };
-use std::sync::Mutex as StdMutex;
-use tokio::io::DuplexStream;
+use crate::{
+    images::{Images, Outside, platform::Platform},
+    supervisor::{Client, Lease},
+    untar::Untar,
+};
+use proto::{
+    containerd::services::{
+        leases::v1::ListRequest,
+        snapshots::v1::{Info, ListSnapshotsRequest},
+    },
+    moby::buildkit::v1::{VertexLog, VertexStatus, VertexWarning},
+    pb::{self, file_action::Action},
+};
+use solver::{Selection, Step, worker::Progress};
+use std::{
+    fs,
+    os::fd::{AsRawFd, OwnedFd},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio_stream::StreamExt as _;
-use tonic::{
-    Code, Request,
-    transport::{Channel, Endpoint, Uri},
-};
 
-/// A client of the builder's, over a connection as `/grpc` hands it over.
-async fn connect(builder: &Arc<Builder>) -> Channel {
-    let (ours, theirs) = tokio::io::duplex(1 << 16);
-    tokio::spawn(grpc::serve(TokioIo::new(theirs), grpc::services(builder.clone())));
-    let stream: StdMutex<Option<DuplexStream>> = StdMutex::new(Some(ours));
-    let connector = tower::service_fn(move |_: Uri| {
-        let stream = stream.lock().unwrap().take();
-        async move { stream.map(TokioIo::new).ok_or_else(|| std::io::Error::other("only once")) }
-    });
-    Endpoint::from_static("http://builder").connect_with_connector(connector).await.unwrap()
+/// A supervisor in a folder of its own; ends with the test.
+struct Supervisor {
+    child: Child,
+    folder: tempfile::TempDir,
 }
 
-fn for_build<T>(message: T, id: &str) -> Request<T> {
-    let mut request = Request::new(message);
-    request.metadata_mut().insert("buildid", id.parse().unwrap());
-    request
-}
-
-fn fake() -> Fake {
-    let files: Files = [("a".to_owned(), b"text".to_vec())].into();
-    Fake { sources: [("local://x".to_owned(), files)].into(), ..Fake::default() }
-}
-
-fn image() -> Exporter {
-    Exporter { r#type: "moby".to_owned(), ..Exporter::default() }
-}
-
-#[tokio::test]
-async fn a_graph_is_built_and_told_of_to_those_who_come_late() {
-    let backend = Arc::new(fake());
-    let builder = builder(backend.clone());
-    let mut control = ControlClient::new(connect(&builder).await);
-    let request = SolveRequest {
-        r#ref: "b1".into(),
-        definition: Some(source("local://x")),
-        exporters: vec![image()],
-        ..SolveRequest::default()
-    };
-    let response = control.solve(request).await.unwrap().into_inner();
-    assert!(response.exporter_response["containerimage.digest"].starts_with("sha256:"));
-    assert_eq!(backend.exported.lock().unwrap().len(), 1);
-    let told = control.status(StatusRequest { r#ref: "b1".into() }).await.unwrap().into_inner();
-    let told: Vec<_> = told.map(Result::unwrap).collect().await;
-    assert!(told.iter().flat_map(|message| &message.vertexes).any(|vertex| vertex.completed.is_some()));
-    let request = BuildHistoryRequest { early_exit: true, ..BuildHistoryRequest::default() };
-    let events: Vec<_> = control.listen_build_history(request).await.unwrap().into_inner().collect().await;
-    let record = events[0].as_ref().unwrap().record.as_ref().unwrap();
-    assert_eq!((record.r#ref.as_str(), record.num_total_steps), ("b1", 1));
-    assert_eq!(control.status(StatusRequest { r#ref: "none".into() }).await.unwrap_err().code(), Code::NotFound);
-}
-
-#[tokio::test]
-async fn failures_say_where() {
-    let builder = builder(Arc::new(fake()));
-    let mut control = ControlClient::new(connect(&builder).await);
-    let mut definition = source("local://missing");
-    let digest = frontend::last(&definition).unwrap();
-    let info = pb::SourceInfo { filename: "Dockerfile".into(), data: b"COPY x y\n".into(), ..Default::default() };
-    let location = pb::Location { source_index: 0, ranges: vec![error::lines(1, 1)] };
-    let locations = [(digest, pb::Locations { locations: vec![location] })].into();
-    definition.source = Some(pb::Source { locations, infos: vec![info] });
-    let request = SolveRequest { r#ref: "b".into(), definition: Some(definition), ..SolveRequest::default() };
-    let status = control.solve(request).await.unwrap_err();
-    assert_eq!((status.code(), status.message()), (Code::NotFound, "local://missing isn't there"));
-    let details = <proto::google::rpc::Status as prost::Message>::decode(status.details()).unwrap().details;
-    let urls: Vec<&str> = details.iter().map(|detail| detail.type_url.rsplit('/').next().unwrap()).collect();
-    assert_eq!(urls, ["errdefs.Vertex+json", "errdefs.Source+json"]);
-}
-
-#[tokio::test]
-async fn what_is_refused_at_once() {
-    let backend = Arc::new(fake());
-    let builder = builder(backend.clone());
-    let solve = |change: fn(&mut SolveRequest)| {
-        let mut request =
-            SolveRequest { r#ref: "b".into(), definition: Some(source("local://x")), ..SolveRequest::default() };
-        change(&mut request);
-        let builder = builder.clone();
-        async move { ControlClient::new(connect(&builder).await).solve(request).await.unwrap_err() }
-    };
-    for (change, code) in [
-        ((|r| r.r#ref = "../../x".into()) as fn(&mut SolveRequest), Code::InvalidArgument),
-        (|r| r.r#ref = String::new(), Code::InvalidArgument),
-        (|r| r.entitlements = vec!["security.insecure".into()], Code::PermissionDenied),
-        (|r| r.entitlements = vec!["everything".into()], Code::InvalidArgument),
-        (|r| r.frontend = "dockerfile.v0".into(), Code::InvalidArgument),
-        (|r| (r.frontend, r.definition) = ("nope".into(), None), Code::NotFound),
-        (|r| (r.frontend, r.definition) = ("gateway.v0".into(), None), Code::InvalidArgument),
-        (|r| r.exporters = vec![Exporter::default()], Code::InvalidArgument),
-        (|r| r.enable_session_exporter = true, Code::Unimplemented),
-        (
-            |r| {
-                let rules = vec![proto::moby::buildkit::v1::sourcepolicy::Rule::default()];
-                r.source_policy = Some(proto::moby::buildkit::v1::sourcepolicy::Policy { version: 1, rules });
-            },
-            Code::Unimplemented,
-        ),
-    ] {
-        let status = solve(change).await;
-        assert_eq!(status.code(), code, "{status:?}");
+impl Supervisor {
+    /// Nothing if the programs aren't built.
+    fn start() -> Option<Self> {
+        let built = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/bin");
+        let programs = std::env::var_os("BERTH_BIN_DIR").map_or(built, PathBuf::from);
+        let program = programs.join("berth-supervisor");
+        if !program.exists() || !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: {} is not built, or this is not root", program.display());
+            return None;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let log = fs::File::create(folder.path().join("log")).unwrap();
+        let mut command = Command::new(program);
+        command.arg("--data-root").arg(folder.path().join("data")).arg("--run-root").arg(folder.path().join("run"));
+        let child = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+        Some(Self { child, folder })
     }
-    assert!(backend.solved.lock().unwrap().is_empty());
-    assert!(builder.running().is_empty());
-}
 
-#[tokio::test]
-async fn a_client_that_is_the_frontend() {
-    let backend = Arc::new(fake());
-    let builder = builder(backend.clone());
-    let channel = connect(&builder).await;
-    let mut control = ControlClient::new(channel.clone());
-    let building = tokio::spawn(async move {
-        let exporters = vec![image()];
-        control.solve(SolveRequest { r#ref: "g".into(), exporters, ..SolveRequest::default() }).await
-    });
-    let mut bridge = LlbBridgeClient::new(channel);
-    let pong = bridge.ping(for_build(PingRequest {}, "g")).await.unwrap().into_inner();
-    assert!(pong.llb_caps.iter().any(|cap| cap.id == "exec.mount.secret" && cap.enabled));
-    assert!(!pong.frontend_api_caps.iter().any(|cap| cap.id.starts_with("gateway.exec")));
-    assert_eq!(pong.workers[0].id, "w1");
-    let request = gateway::SolveRequest {
-        definition: Some(source("local://x")),
-        allow_result_return: true,
-        allow_result_array_ref: true,
-        ..gateway::SolveRequest::default()
-    };
-    let solved = bridge.solve(for_build(request, "g")).await.unwrap().into_inner().result.unwrap();
-    let Some(result::Result::Ref(reference)) = solved.result.clone() else { panic!("{solved:?}") };
-    // Nothing is made before somebody wants to see it.
-    assert!(backend.solved.lock().unwrap().is_empty());
-    let id = reference.id;
-    let read = |path: &str, length| ReadFileRequest {
-        r#ref: id.clone(),
-        file_path: path.into(),
-        range: Some(gateway::FileRange { offset: 1, length }),
-        ..ReadFileRequest::default()
-    };
-    assert_eq!(bridge.read_file(for_build(read("a", 2), "g")).await.unwrap().into_inner().data, b"ex");
-    assert_eq!(bridge.read_file(for_build(read("nope", 0), "g")).await.unwrap_err().code(), Code::NotFound);
-    assert_eq!(bridge.read_file(for_build(read("a", -1), "g")).await.unwrap_err().code(), Code::InvalidArgument);
-    let stat = StatFileRequest { r#ref: id.clone(), path: "a".into(), ..Default::default() };
-    assert_eq!(bridge.stat_file(for_build(stat, "g")).await.unwrap().into_inner().stat.unwrap().size, 4);
-    let list = ReadDirRequest { r#ref: id.clone(), dir_path: "/".into(), ..Default::default() };
-    assert_eq!(bridge.read_dir(for_build(list, "g")).await.unwrap().into_inner().entries.len(), 1);
-    let refused = bridge.new_container(for_build(NewContainerRequest::default(), "g")).await.unwrap_err();
-    assert_eq!(refused.code(), Code::Unimplemented);
-    assert_eq!(bridge.ping(PingRequest {}).await.unwrap_err().code(), Code::InvalidArgument);
-    let back = ReturnRequest { result: Some(solved), error: None };
-    bridge.r#return(for_build(back, "g")).await.unwrap();
-    let response = building.await.unwrap().unwrap().into_inner();
-    assert_eq!(response.exporter_response["trees"], "1");
-    assert_eq!(backend.solved.lock().unwrap().len(), 1);
-}
-
-#[tokio::test]
-async fn a_frontends_failure_is_the_builds() {
-    let builder = builder(Arc::new(fake()));
-    let channel = connect(&builder).await;
-    let mut control = ControlClient::new(channel.clone());
-    let building =
-        tokio::spawn(async move { control.solve(SolveRequest { r#ref: "g".into(), ..SolveRequest::default() }).await });
-    let mut bridge = LlbBridgeClient::new(channel);
-    let error =
-        proto::google::rpc::Status { code: Code::InvalidArgument as i32, message: "bad".into(), details: vec![] };
-    bridge.r#return(for_build(ReturnRequest { result: None, error: Some(error) }, "g")).await.unwrap();
-    let status = building.await.unwrap().unwrap_err();
-    assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "bad"));
-}
-
-#[tokio::test]
-async fn a_build_ends_with_its_client_and_by_request() {
-    let backend = Arc::new(Fake { gate: Some(tokio::sync::Semaphore::new(0)), ..fake() });
-    let builder = builder(backend);
-    let begin = |id: &str| {
-        let wanted = Wanted { id: id.to_owned(), definition: Some(source("local://x")), ..Wanted::default() };
-        builder.begin(wanted).unwrap()
-    };
-    let begun = begin("one");
-    let twice = builder.begin(Wanted { id: "one".to_owned(), ..Wanted::default() }).unwrap_err();
-    assert_eq!((twice.kind, twice.message.as_str()), (ErrorKind::AlreadyExists, "job ID one exists"));
-    let running = tokio::spawn(begun.run());
-    assert!(builder.cancel("one"));
-    assert_eq!(running.await.unwrap().unwrap_err().kind, ErrorKind::Cancelled);
-    assert!(!builder.cancel("one"));
-    // The client hangs up.
-    let running = tokio::spawn(begin("two").run());
-    let build = builder.build("two").await.unwrap();
-    running.abort();
-    let mut cancelled = build.cancelled.subscribe();
-    cancelled.wait_for(|cancelled| *cancelled).await.unwrap();
-    assert!(builder.running().is_empty());
-    let mut told = build.progress.listen();
-    while told.next().await.is_some() {}
-}
-
-#[tokio::test]
-async fn what_the_builder_tells_of_itself() {
-    let builder = builder(Arc::new(fake()));
-    let mut control = ControlClient::new(connect(&builder).await);
-    let workers = control.list_workers(ListWorkersRequest::default()).await.unwrap().into_inner().record;
-    assert!(!workers[0].platforms.is_empty());
-    let none = control.list_workers(ListWorkersRequest { filter: vec!["id==other".into()] }).await.unwrap();
-    assert!(none.into_inner().record.is_empty());
-    let info = control.info(InfoRequest {}).await.unwrap().into_inner();
-    assert!(info.buildkit_version.unwrap().version.starts_with('v'));
-    let usage = control.disk_usage(DiskUsageRequest::default()).await.unwrap().into_inner().record;
-    assert_eq!(usage[0].id, "r1");
-    let pruned: Vec<_> = control
-        .prune(PruneRequest { all: true, ..PruneRequest::default() })
-        .await
-        .unwrap()
-        .into_inner()
-        .collect()
-        .await;
-    assert_eq!(pruned.len(), 1);
-}
-
-/// The Dockerfile as `files` of the folders have it.
-async fn entry(locals: &[(&str, &[(&str, &str)])], options: &[(&str, &str)]) -> Result<(String, String), BuildError> {
-    let mut backend = Fake::default();
-    for (identifier, files) in locals {
-        let files = files.iter().map(|(path, text)| ((*path).to_owned(), text.as_bytes().to_vec())).collect();
-        backend.sources.insert((*identifier).to_owned(), files);
+    async fn client(&self) -> Client {
+        let client = Client::new(self.folder.path().join("run/supervisor.sock"));
+        client.with_storage_driver(None).await.unwrap()
     }
-    let build = Arc::new(Build::new("b".into(), vec!["s".into()], vec![]));
-    let options = options.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    frontend::dockerfile(&options, &HashMap::new(), &build, &backend).await
+
+    fn images(&self, client: &Client) -> Images {
+        Images::new(client.clone(), Outside::default(), self.folder.path().join("registries"))
+    }
 }
 
-#[tokio::test]
-async fn dockerfiles_from_everywhere() {
-    let local: &[(&str, &[(&str, &str)])] =
-        &[("local://dockerfile", &[("Dockerfile", "1"), ("sub/x", "2")]), ("local://context", &[])];
-    assert_eq!(entry(local, &[]).await.unwrap(), ("Dockerfile".into(), "1".into()));
-    assert_eq!(entry(local, &[("filename", "sub/x")]).await.unwrap().1, "2");
-    let missing = entry(local, &[("filename", "y")]).await.unwrap_err();
-    assert_eq!(missing.message, "failed to read dockerfile: open y: no such file or directory");
-    let lower: &[(&str, &[(&str, &str)])] = &[("local://dockerfile", &[("dockerfile", "3")])];
-    assert_eq!(entry(lower, &[]).await.unwrap().1, "3");
-    let git: &[(&str, &[(&str, &str)])] = &[("git://h/a.git#main", &[("Dockerfile", "4")])];
-    assert_eq!(entry(git, &[("context", "https://h/a.git#main")]).await.unwrap().1, "4");
-    let url: &[(&str, &[(&str, &str)])] = &[("https://h/file", &[("context", "FROM scratch\n")])];
-    assert_eq!(
-        entry(url, &[("context", "https://h/file")]).await.unwrap(),
-        ("context".into(), "FROM scratch\n".into())
-    );
-    let archive: &[(&str, &[(&str, &str)])] = &[("https://h/t.tgz", &[("context", "BZh9"), ("Dockerfile", "5")])];
-    assert_eq!(entry(archive, &[("context", "https://h/t.tgz")]).await.unwrap().1, "5");
-    let both: &[(&str, &[(&str, &str)])] =
-        &[("git://h/a.git", &[("Dockerfile", "remote")]), ("local://dockerfile", &[("Dockerfile", "local")])];
-    let options = [("context", "https://h/a.git"), ("dockerfilekey", "dockerfile")];
-    assert_eq!(entry(both, &options).await.unwrap().1, "local");
-    let large = "x".repeat((2 << 20) + 1);
-    let large: &[(&str, &[(&str, &str)])] = &[("local://dockerfile", &[("Dockerfile", &large)])];
-    assert!(entry(large, &[]).await.unwrap_err().message.contains("is larger than 2097152 bytes"));
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        let _ = nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(self.child.id().cast_signed()),
+            nix::sys::signal::Signal::SIGTERM,
+        );
+        let _ = self.child.wait();
+    }
+}
+
+#[derive(Debug)]
+struct Quiet;
+
+impl Progress for Quiet {
+    fn log(&self, _: VertexLog) {}
+    fn status(&self, _: VertexStatus) {}
+    fn warn(&self, _: VertexWarning) {}
+}
+
+fn step() -> Step {
+    Step {
+        digest: "sha256:step".into(),
+        name: "step".into(),
+        sessions: Vec::new(),
+        entitlements: Vec::new(),
+        progress: Arc::new(Quiet),
+        cancelled: tokio::sync::watch::channel(false).1,
+    }
+}
+
+fn file(path: &str, text: &str) -> Action {
+    let data = text.as_bytes().to_vec();
+    Action::Mkfile(pb::FileActionMkFile { path: path.into(), mode: 0o644, data, owner: None, timestamp: -1 })
+}
+
+fn remove(path: &str) -> Action {
+    Action::Rm(pb::FileActionRm { path: path.into(), allow_not_found: false, allow_wildcard: false })
+}
+
+/// Actions one after the other, the last one with the output.
+async fn make(trees: &Trees, below: Option<&Tree>, actions: Vec<Action>) -> Tree {
+    let count = actions.len() as i64;
+    let each = |(at, action)| {
+        let at = at as i64;
+        let input = if at == 0 { if below.is_some() { 0 } else { -1 } } else { below.iter().len() as i64 + at - 1 };
+        let output = if at + 1 == count { 0 } else { -1 };
+        pb::FileAction { input, secondary_input: -1, output, action: Some(action) }
+    };
+    let op = pb::FileOp { actions: actions.into_iter().enumerate().map(each).collect() };
+    let inputs: Vec<_> = below.iter().map(|tree| Some((*tree).clone())).collect();
+    files::perform(trees, &op, &inputs).await.unwrap().remove(0).unwrap()
+}
+
+async fn text(tree: &Tree, path: &str) -> Option<String> {
+    let root = tree.open().await.unwrap();
+    fs::read_to_string(format!("{}/{path}", at(&root))).ok()
+}
+
+fn at(root: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", root.as_raw_fd())
+}
+
+async fn snapshots(client: &Client) -> Vec<Info> {
+    let request = ListSnapshotsRequest { snapshotter: client.snapshotter().into(), filters: Vec::new() };
+    let mut pages = client.snapshots().list(request).await.unwrap().into_inner();
+    let mut found = Vec::new();
+    while let Some(page) = pages.message().await.unwrap() {
+        found.extend(page.info);
+    }
+    found
+}
+
+/// Waits until of builds' snapshots so many are left.
+async fn until_left(client: &Client, count: usize) {
+    let started = Instant::now();
+    loop {
+        let found = snapshots(client).await;
+        if found.len() == count {
+            return;
+        }
+        let names: Vec<_> = found.iter().map(|info| &info.name).collect();
+        assert!(started.elapsed() < Duration::from_secs(10), "left: {names:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn trees_are_kept_as_long_as_somebody_has_them() {
+    let Some(supervisor) = Supervisor::start() else { return };
+    let client = supervisor.client().await;
+    let trees = Trees::open(&client).await.unwrap();
+    let mounts = || fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let before = mounts();
+    let one = make(&trees, None, vec![file("/a", "1"), file("/b", "2")]).await;
+    assert_eq!(snapshots(&client).await.len(), 1, "actions share a snapshot");
+    let two = make(&trees, Some(&one), vec![file("/a", "changed"), remove("/b")]).await;
+    assert_eq!((text(&one, "a").await, text(&one, "b").await), (Some("1".into()), Some("2".into())));
+    assert_eq!((text(&two, "a").await, text(&two, "b").await), (Some("changed".into()), None));
+    let root = two.open().await.unwrap();
+    assert_eq!(fs::write(format!("{}/c", at(&root)), "").unwrap_err().raw_os_error(), Some(30), "read-only");
+    drop(root);
+    assert_eq!(before, mounts(), "nothing is in the mount table");
+    // What isn't committed goes.
+    let draft = trees.draft(&two).await.unwrap();
+    fs::write(format!("{}/c", at(&draft.open().await.unwrap())), "c").unwrap();
+    drop(draft);
+    let kept = trees.keep(&two, "second").await.unwrap();
+    assert!(kept.size > 0 && kept.name.starts_with("berth-keeps-"), "{kept:?}");
+    assert_eq!(trees.find("berth-keeps-000000000000000000000000").await.unwrap().map(|_| ()), None);
+    assert_eq!(trees.find("../etc").await.unwrap().map(|_| ()), None);
+    drop((one, two));
+    until_left(&client, 2).await;
+    trees.collect().await.unwrap();
+    assert_eq!(snapshots(&client).await.len(), 2, "what it stands on stays as well");
+    // The next engine.
+    drop(trees);
+    let half = Lease::take_for_good(&client, "berth-builds-dead").await.unwrap();
+    let request = proto::containerd::services::snapshots::v1::PrepareSnapshotRequest {
+        snapshotter: client.snapshotter().into(),
+        key: "berth-builds-dead-1".into(),
+        ..Default::default()
+    };
+    half.client.snapshots().prepare(request).await.unwrap();
+    Lease::sweep(&client).await.unwrap();
+    let trees = Trees::open(&client).await.unwrap();
+    trees.collect().await.unwrap();
+    assert_eq!(snapshots(&client).await.len(), 2, "what was half-made is gone");
+    let found = trees.find(&kept.name).await.unwrap().unwrap();
+    assert_eq!(text(&found, "a").await.as_deref(), Some("changed"));
+    let below = found.below().await.unwrap().unwrap();
+    assert_eq!(text(&below, "b").await.as_deref(), Some("2"));
+    assert!(below.below().await.unwrap().unwrap().is_scratch());
+    trees.remove(&kept.name).await.unwrap();
+    assert_eq!(trees.find(&kept.name).await.unwrap().map(|_| ()), None);
+    trees.collect().await.unwrap();
+    assert_eq!(text(&found, "a").await.as_deref(), Some("changed"), "who has it keeps it");
+    drop((found, below));
+    let started = Instant::now();
+    while !snapshots(&client).await.is_empty() {
+        assert!(started.elapsed() < Duration::from_secs(10));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        trees.collect().await.unwrap();
+    }
+    let leases = client.leases().list(ListRequest::default()).await.unwrap().into_inner().leases;
+    assert_eq!(leases.len(), 1, "only that of the builds: {leases:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn images_of_what_was_built() {
+    let Some(supervisor) = Supervisor::start() else { return };
+    let client = supervisor.client().await;
+    let (trees, images) = (Trees::open(&client).await.unwrap(), supervisor.images(&client));
+    let one = make(&trees, None, vec![file("/a", "1")]).await;
+    let two = make(&trees, Some(&one), vec![file("/b", "2")]).await;
+    let part = |tree: &Tree, config: &str| Part {
+        tree: tree.clone(),
+        config: config.into(),
+        platform: None,
+        annotations: [("k".to_owned(), "v".to_owned())].into(),
+        descriptor_annotations: Default::default(),
+    };
+    let config = r#"{"config":{"Cmd":["/a"]},"history":[{"created_by":"COPY a"},{"created_by":"COPY b"}]}"#;
+    let named = |name: &str| Options {
+        names: vec![name.parse::<proto::image_ref::ImageRef>().unwrap().with_default_tag()],
+        ..Options::default()
+    };
+    let first = image(&images, &trees, &[part(&two, config)], &named("built")).await.unwrap();
+    first.lease.give_back().await;
+    let again = image(&images, &trees, &[part(&two, config)], &named("built:again")).await.unwrap();
+    assert_eq!((&again.target.digest, again.id), (&first.target.digest, first.id), "the same once more");
+    again.lease.give_back().await;
+    let found = images.resolve("built").await.unwrap();
+    assert_eq!((found.id, found.content.layers.len()), (first.id, 2));
+    assert_eq!(found.content.config.config.cmd.as_deref(), Some(&["/a".to_owned()][..]));
+    // A container stands on it without anything being unpacked.
+    let chain = found.content.chain_id().unwrap().to_string();
+    assert!(snapshots(&client).await.iter().any(|info| info.name == chain && info.parent.starts_with(PREFIX)));
+    // Kept and found again, the layers aren't made anew.
+    let kept = trees.keep(&two, "two").await.unwrap();
+    drop((one, two));
+    let two = trees.find(&kept.name).await.unwrap().unwrap();
+    let third = image(&images, &trees, &[part(&two, config)], &named("built:third")).await.unwrap();
+    assert_eq!(third.id, first.id);
+    // As an archive.
+    let names = [named("built").names.remove(0)];
+    let mut stream = archive(third, &names, Layout::Docker).await.unwrap();
+    let mut bytes = Vec::new();
+    while let Some(piece) = stream.next().await {
+        bytes.extend_from_slice(&piece.unwrap());
+    }
+    let (mut tar, mut listed) = (Untar::new(bytes.as_slice()), Vec::new());
+    while let Some(entry) = tar.next_entry().unwrap() {
+        listed.push(String::from_utf8(entry.path).unwrap());
+    }
+    for name in ["index.json", "manifest.json", "oci-layout"] {
+        assert!(listed.iter().any(|path| path == name), "{listed:?}");
+    }
+    assert_eq!(listed.iter().filter(|path| path.starts_with("blobs/sha256/") && path.len() > 20).count(), 4);
+    // As a tar of its files.
+    let mut stream = export::tar(&[(String::new(), two.clone())]).await.unwrap();
+    let mut bytes = Vec::new();
+    while let Some(piece) = stream.next().await {
+        bytes.extend_from_slice(&piece.unwrap());
+    }
+    let (mut tar, mut listed) = (Untar::new(bytes.as_slice()), Vec::new());
+    while let Some(entry) = tar.next_entry().unwrap() {
+        listed.push(String::from_utf8(entry.path).unwrap());
+    }
+    assert_eq!(listed, ["a", "b"]);
+    // For two platforms, and with times of its own.
+    let platform = |text: &str| Some(Platform::parse(text).unwrap());
+    let parts = [
+        Part { platform: platform("linux/amd64"), ..part(&two, r#"{"architecture":"amd64","os":"linux"}"#) },
+        Part { platform: platform("linux/arm64"), ..part(&two, r#"{"architecture":"arm64","os":"linux"}"#) },
+    ];
+    let options = Options { epoch: Some(1_000_000_000), rewrite: true, ..named("both") };
+    let both = image(&images, &trees, &parts, &options).await.unwrap();
+    assert_eq!(both.manifests.len(), 2);
+    both.lease.give_back().await;
+    let other = Platform::parse("linux/arm64").unwrap();
+    let arm = images.for_platform("both", &both.target, &other).await.unwrap().unwrap();
+    assert_eq!(arm.config.architecture, "arm64");
+    assert_ne!(arm.config.rootfs.diff_ids, found.content.config.rootfs.diff_ids, "other times");
+    let old = trees.image(&arm).await.unwrap();
+    let root = old.open().await.unwrap();
+    let facts = fs::metadata(format!("{}/a", at(&root))).unwrap();
+    assert_eq!(std::os::unix::fs::MetadataExt::mtime(&facts), 1_000_000_000);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn images_are_built_on() {
+    let Some(supervisor) = Supervisor::start() else { return };
+    let client = supervisor.client().await;
+    let (trees, images) = (Trees::open(&client).await.unwrap(), supervisor.images(&client));
+    let base = make(&trees, None, vec![file("/base", "1")]).await;
+    let part = |tree: &Tree| Part {
+        tree: tree.clone(),
+        config: br#"{"history":[{"created_by":"base"}]}"#.to_vec(),
+        platform: None,
+        annotations: Default::default(),
+        descriptor_annotations: Default::default(),
+    };
+    let options = |name: &str| Options { names: vec![name.parse().unwrap()], ..Options::default() };
+    image(&images, &trees, &[part(&base)], &options("base:1")).await.unwrap().lease.give_back().await;
+    drop(base);
+    let op = |name: &str| pb::SourceOp {
+        identifier: format!("docker-image://{name}"),
+        attrs: [("image.resolvemode".to_owned(), "local".to_owned())].into(),
+    };
+    let missing = source::pin(&images, &trees, &op("nowhere:1"), None, &source::NoKeys).await.unwrap_err();
+    assert!(matches!(missing, solver::StepError::NotFound(_)), "{missing}");
+    let pin = source::pin(&images, &trees, &op("base:1"), None, &source::NoKeys).await.unwrap();
+    assert!(pin.source.identifier.starts_with("docker-image://docker.io/library/base@sha256:"), "{pin:?}");
+    let tree = source::perform(&images, &trees, &pin.source, None, &source::NoKeys, &step()).await.unwrap();
+    assert_eq!(text(&tree, "base").await.as_deref(), Some("1"));
+    let kept = trees.keep(&tree, "base").await.unwrap();
+    let more = make(&trees, Some(&tree), vec![file("/more", "2")]).await;
+    drop(tree);
+    // The image loses its name: the build has its parts.
+    images.remove("base:1", true, &Nobody).await.unwrap();
+    trees.collect().await.unwrap();
+    let found = trees.find(&kept.name).await.unwrap().unwrap();
+    assert_eq!(found.base(), more.base());
+    let built = image(&images, &trees, &[part(&more)], &options("more:1")).await.unwrap();
+    built.lease.give_back().await;
+    let content = images.resolve("more:1").await.unwrap().content;
+    assert_eq!((content.layers.len(), content.config.history.len()), (2, 2));
+    let whole = trees.image(&content).await.unwrap();
+    assert_eq!((text(&whole, "base").await, text(&whole, "more").await), (Some("1".into()), Some("2".into())));
+}
+
+struct Nobody;
+
+impl crate::images::ImageUsers for Nobody {
+    fn users_of(&self, _: &proto::digest::Digest) -> Vec<crate::images::ImageUser> {
+        Vec::new()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn merges_differences_and_digests() {
+    let Some(supervisor) = Supervisor::start() else { return };
+    let client = supervisor.client().await;
+    let trees = Trees::open(&client).await.unwrap();
+    let base = make(&trees, None, vec![file("/a", "1"), file("/b", "2")]).await;
+    let upper = make(&trees, Some(&base), vec![file("/a", "new"), remove("/b"), file("/c", "3")]).await;
+    let other = make(&trees, None, vec![file("/b", "other"), file("/d", "4")]).await;
+    let inputs = [Some(base.clone()), Some(upper.clone()), Some(other.clone()), None];
+    let op = pb::DiffOp { lower: Some(pb::LowerDiffInput { input: 0 }), upper: Some(pb::UpperDiffInput { input: 1 }) };
+    let diff = layered::diff(&trees, &op, &inputs).await.unwrap();
+    let shown = async |tree: &Tree| {
+        let mut all = Vec::new();
+        for name in ["a", "b", "c", "d"] {
+            all.push(text(tree, name).await.unwrap_or_default());
+        }
+        all.join(" ")
+    };
+    assert_eq!(shown(&diff).await, "new  3 ");
+    let merge =
+        |list: &[i64]| pb::MergeOp { inputs: list.iter().map(|input| pb::MergeInput { input: *input }).collect() };
+    let merged = layered::merge(&trees, &merge(&[2, 1, 3]), &inputs).await.unwrap();
+    assert_eq!(shown(&merged).await, "new  3 4");
+    let merged = layered::merge(&trees, &merge(&[1, 2]), &inputs).await.unwrap();
+    assert_eq!(shown(&merged).await, "new other 3 4");
+    assert!(layered::merge(&trees, &merge(&[9]), &inputs).await.is_err());
+    let contents = Contents::default();
+    let of = async |tree: &Tree, path: &str| {
+        let selection = Selection { paths: vec![path.into()], follow_links: true, ..Selection::default() };
+        contents.digest(tree, &selection).await.unwrap()
+    };
+    assert_eq!(of(&upper, "/a").await, of(&merged, "/a").await);
+    assert_ne!(of(&base, "/a").await, of(&merged, "/a").await);
+    assert_ne!(of(&upper, "/").await, of(&merged, "/").await);
+    let same = make(&trees, None, vec![file("/b", "2"), file("/a", "1")]).await;
+    assert_eq!(of(&base, "/").await, of(&same, "/").await, "made another way, at another time");
+    assert_eq!(of(&trees.scratch(), "/").await, of(&trees.scratch(), "/").await);
 }

@@ -18,6 +18,7 @@ use crate::{
     ids,
     images::ImageContent,
     supervisor::{Client, Lease, SupervisorError},
+    time::Timestamp,
 };
 use nix::errno::Errno;
 use proto::{
@@ -171,6 +172,8 @@ pub struct Layer {
     pub size: i64,
     /// Digest of the plain archive.
     pub diff_id: Digest,
+    /// When it was made.
+    pub created: Timestamp,
 }
 
 /// A filesystem that is being written. Dropped, nothing of it stays.
@@ -531,7 +534,14 @@ impl Tree {
         let made = async || {
             let layer = make().await?;
             if let Some(snapshot) = self.0.snapshot.as_ref().filter(|snapshot| snapshot.key.starts_with(PREFIX)) {
-                let text = serde_json::json!([layer.media_type, layer.digest, layer.size, layer.diff_id]).to_string();
+                let text = serde_json::json!([
+                    layer.media_type,
+                    layer.digest,
+                    layer.size,
+                    layer.diff_id,
+                    layer.created.to_string()
+                ]);
+                let text = text.to_string();
                 let labels = [(LAYER, text), (LAYER_BLOB, layer.digest.to_string())];
                 self.label(snapshot, labels.map(|(key, value)| (key.to_owned(), value)).into()).await?;
             }
@@ -713,6 +723,7 @@ fn base_from(text: &str) -> Option<Base> {
 }
 
 fn layer_of(labels: &HashMap<String, String>) -> Option<Layer> {
-    let (media_type, digest, size, diff_id) = serde_json::from_str(labels.get(LAYER)?).ok()?;
-    Some(Layer { media_type, digest, size, diff_id })
+    let text = labels.get(LAYER)?;
+    let (media_type, digest, size, diff_id, created) = serde_json::from_str::<(_, _, _, _, String)>(text).ok()?;
+    Some(Layer { media_type, digest, size, diff_id, created: created.parse().ok()? })
 }

@@ -8,3 +8,6 @@ pub mod grpc;
 pub mod http;
 mod status;
 pub mod workers;
+
+#[cfg(test)]
+mod tests;
