@@ -8,5 +8,5 @@ mod api;
 mod export;
 mod frontend;
 mod session;
-mod tree;
-mod worker;
+pub mod tree;
+pub mod worker;

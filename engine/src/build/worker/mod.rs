@@ -1,3 +1,5 @@
 //! Does what builds consist of.
 
+pub mod caches;
+pub mod run;
 mod sources;
