@@ -17,6 +17,10 @@ pub struct Received {
     pub removed: u64,
 }
 
+/// How to receive.
+#[derive(Debug, Clone, Default)]
+pub struct Options {}
+
 /// What goes wrong.
 #[derive(Debug, thiserror::Error)]
 pub enum ReceiveError {
@@ -46,7 +50,8 @@ pub async fn receive(
     folder: OwnedFd,
     incoming: mpsc::Receiver<Packet>,
     outgoing: mpsc::Sender<Packet>,
+    options: Options,
 ) -> Result<Received, ReceiveError> {
-    let _ = (folder, incoming, outgoing);
+    let _ = (folder, incoming, outgoing, options);
     Err(ReceiveError::Gone)
 }

@@ -9,6 +9,7 @@
 //! All of it happens in a task of its own, which is told when nobody wants the result any more: the command is killed at once, and
 //! what was made is taken back in order, whoever waits.
 
+mod clients;
 mod container;
 mod output;
 mod plan;
@@ -35,6 +36,7 @@ use std::{path::Path, sync::Arc};
 use tokio::{net::UnixStream, sync::oneshot};
 use tracing::warn;
 
+pub use clients::{Clients, Content};
 pub use container::sweep;
 
 /// Who is asked for what a command needs and the builder hasn't: the clients, by their sessions; and the worker itself.
