@@ -55,7 +55,7 @@ pub struct Container {
     registered: bool,
     task: bool,
     attaching: Option<JoinHandle<Attached>>,
-    endpoint: Option<Endpoint>,
+    pub(super) endpoint: Option<Endpoint>,
     output: Option<Output>,
 }
 

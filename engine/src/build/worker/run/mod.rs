@@ -34,7 +34,6 @@ use solver::{Step, StepError};
 use sources::{Sources, With};
 use std::{path::Path, sync::Arc};
 use tokio::{net::UnixStream, sync::oneshot};
-use tracing::warn;
 
 pub use clients::{Clients, Content};
 pub use container::sweep;
