@@ -32,8 +32,9 @@ use plan::Plan;
 use proto::{digest::Digest, pb};
 use solver::{Step, StepError};
 use sources::{Sources, With};
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Instant};
 use tokio::{net::UnixStream, sync::oneshot};
+use tracing::debug;
 
 pub use clients::{Clients, Content};
 pub use container::sweep;
@@ -109,20 +110,25 @@ impl<O: Outside> Runner<O> {
         step: &Step,
         unwanted: oneshot::Receiver<()>,
     ) -> Result<Vec<Option<Tree>>, StepError> {
+        let begun = Instant::now();
         let mut container = Container::new(&self.app)?;
         let mut sources = Sources::default();
         let done = self.go(plan, inputs, step, unwanted, &mut container, &mut sources).await;
+        let ended = begun.elapsed();
         sources.settle();
         // The root is written to until the task is gone; the rest of what goes needs not be waited for by those who read it.
         let gone = container.end_task().await;
         sources.give_back().await;
+        let gone_after = begun.elapsed();
         let results = match (done, gone) {
             (Ok(root), Ok(())) => self.results(plan, root, &mut sources).await,
             (Err(error), _) | (Ok(_), Err(error)) => Err(error),
         };
         // Whose mounts are gone: those that nobody wants any more go now.
         drop(sources);
+        let committed = begun.elapsed();
         container.end().await;
+        debug!(?ended, gone = ?gone_after, ?committed, all = ?begun.elapsed(), "run");
         results
     }
 
@@ -149,6 +155,7 @@ impl<O: Outside> Runner<O> {
                 _ = unwanted => {}
             }
         });
+        let begun = Instant::now();
         let (app, folder) = (&self.app, container.folder.clone());
         container.begin_network(plan.network);
         let with = With {
@@ -189,12 +196,17 @@ impl<O: Outside> Runner<O> {
             mounts: &sources.mounts,
         };
         let written = spec::build(app, plan, &record, &around).map_err(of_api)?;
+        let prepared = begun.elapsed();
         container.register(&written).await?;
+        let registered = begun.elapsed();
         container.finish_network(plan, &record).await?;
+        let attached = begun.elapsed();
         container.create(root.draft.mounts().to_vec(), plan, step).await?;
         sources.settle();
         root.begun = now();
+        let created = begun.elapsed();
         container.start(plan).await?;
+        debug!(?prepared, ?registered, ?attached, ?created, started = ?begun.elapsed(), "launch of a run");
         let code = tokio::select! {
             code = container.wait() => code?,
             () = cancelled => return Err(StepError::Cancelled),

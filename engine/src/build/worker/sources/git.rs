@@ -12,7 +12,7 @@ use crate::{
     },
 };
 use base64::Engine as _;
-use nix::fcntl::OFlag;
+use nix::{errno::Errno, fcntl::OFlag};
 use proto::{digest::Digest, pb};
 use solver::{Pin, Step, StepError};
 use std::{
@@ -261,26 +261,21 @@ impl Git {
         let repository = self.repository(&wish, &name, &commit, &leave).await?;
         let draft = trees.draft(&trees.scratch()).await.map_err(failed(what.clone()))?;
         let root = draft.open().await.map_err(failed(what.clone()))?;
-        if wish.subdir.is_empty() {
-            // git writes below the descriptor; links in the repository lead git nowhere (it refuses to follow them).
-            let at = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), root.as_raw_fd()));
-            self.check_out(&wish, &repository, &commit, &at, &leave).await?;
-        } else {
-            let aside = self.0.folder.join(format!(".out-{name}"));
-            let made = DirBuilder::new().mode(0o700).create(&aside);
-            made.map_err(failed(what.clone()))?;
-            let aside = Aside(aside);
-            self.check_out(&wish, &repository, &commit, &aside.0, &leave).await?;
-            let (copy, from, text) = (wish.clone(), aside.0.clone(), what.clone());
-            let moved = tokio::task::spawn_blocking(move || {
-                let folder = subfolder(&from, &copy.subdir).map_err(|cause| match cause {
-                    nix::errno::Errno::ENOENT => StepError::NotFound(format!("{text}: folder {:?}: not found", copy.subdir)),
-                    cause => StepError::Failed { what: format!("{text}: folder {:?}", copy.subdir), cause: cause.into() },
-                })?;
-                crate::volumes::copy::copy_tree(&folder, &root).map_err(failed(text))
-            });
-            moved.await.map_err(failed(what.clone()))??;
-        }
+        // Not in the draft: its mount is nowhere, and git wants to know where it is.
+        let aside = self.0.folder.join(format!(".out-{name}"));
+        let _ = fs::remove_dir_all(&aside);
+        DirBuilder::new().mode(0o700).create(&aside).map_err(failed(what.clone()))?;
+        let aside = Aside(aside);
+        self.check_out(&wish, &repository, &commit, &aside.0, &leave).await?;
+        let text = what.clone();
+        let moved = tokio::task::spawn_blocking(move || {
+            let folder = subfolder(&aside.0, &wish.subdir).map_err(|cause| match cause {
+                Errno::ENOENT => StepError::NotFound(format!("{text}: folder {:?}: not found", wish.subdir)),
+                cause => StepError::Failed { what: format!("{text}: folder {:?}", wish.subdir), cause: cause.into() },
+            })?;
+            crate::volumes::copy::copy_tree(&folder, &root).map_err(failed(text))
+        });
+        moved.await.map_err(failed(what.clone()))??;
         draft.commit().await.map_err(failed(what))
     }
 
@@ -585,9 +580,10 @@ fn digest_of(url: &str) -> String {
 }
 
 /// A folder of a checkout, by real folders alone (CVE-2026-33748).
-fn subfolder(root: &Path, path: &str) -> Result<OwnedFd, nix::errno::Errno> {
+fn subfolder(root: &Path, path: &str) -> Result<OwnedFd, Errno> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let root = nix::fcntl::open(root, flags, nix::sys::stat::Mode::empty())?;
+    let path = if path.is_empty() { "." } else { path };
     open_within(&root, path, OFlag::O_RDONLY | OFlag::O_DIRECTORY, 0, Within::Plain)
 }
 

@@ -1,1 +1,6 @@
-//! What comes from outside: images, folders of the client, git, URLs.
+//! Where builds begin: what is fetched from outside.
+
+pub mod git;
+pub mod http;
+#[cfg(test)]
+mod testing;
