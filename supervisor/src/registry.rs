@@ -40,7 +40,6 @@ use self::{
     http::Target,
     tls::SystemRoots,
 };
-pub(crate) use proto::proxy::Proxies;
 pub(crate) use self::{
     credentials::{Anonymous, Credential, Credentials, Known},
     error::RegistryError,
@@ -49,6 +48,7 @@ pub(crate) use self::{
     search::{Wish, search},
     upload::Outcome,
 };
+pub(crate) use proto::proxy::Proxies;
 
 /// How the network is reached, for all transfers.
 #[derive(Debug)]

@@ -202,7 +202,8 @@ impl Caches {
         fs::set_permissions(&data, fs::Permissions::from_mode(0o755)).map_err(failed("make folder", &data))?;
         if let Some(base) = base {
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-            let to = nix::fcntl::open(&data, flags, Mode::empty()).map_err(|e| failed("open folder", &data)(e.into()))?;
+            let to =
+                nix::fcntl::open(&data, flags, Mode::empty()).map_err(|e| failed("open folder", &data)(e.into()))?;
             copy_tree(&base.root, &to).map_err(failed("fill folder", &data))?;
         }
         write(folder, facts)
@@ -359,7 +360,8 @@ mod tests {
         assert_ne!(one.folder(), two.folder());
         let first = one.folder();
         drop((one, two));
-        let (three, four) = (caches.take("x", None, Private).await.unwrap(), caches.take("x", None, Private).await.unwrap());
+        let (three, four) =
+            (caches.take("x", None, Private).await.unwrap(), caches.take("x", None, Private).await.unwrap());
         assert!([three.folder(), four.folder()].contains(&first));
         assert_eq!(caches.list().len(), 2);
     }

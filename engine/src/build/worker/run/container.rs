@@ -13,9 +13,7 @@ use proto::{
     containerd::{
         runc::v1::Options,
         services::{
-            containers::v1::{
-                Container as Entry, CreateContainerRequest, DeleteContainerRequest, container::Runtime,
-            },
+            containers::v1::{Container as Entry, CreateContainerRequest, DeleteContainerRequest, container::Runtime},
             tasks::v1::{CreateTaskRequest, DeleteTaskRequest, StartRequest, WaitRequest},
         },
         types::Mount,
@@ -56,6 +54,7 @@ pub struct Container {
     task: bool,
     attaching: Option<JoinHandle<Attached>>,
     pub(super) endpoint: Option<Endpoint>,
+    detaching: Option<JoinHandle<()>>,
     output: Option<Output>,
 }
 
@@ -87,6 +86,7 @@ impl Container {
             task: false,
             attaching: None,
             endpoint: None,
+            detaching: None,
             output: None,
         })
     }
@@ -118,7 +118,11 @@ impl Container {
     }
 
     /// Waits for the network, and writes the files that say so.
-    pub async fn finish_network(&mut self, plan: &Plan, record: &crate::containers::record::Record) -> Result<(), StepError> {
+    pub async fn finish_network(
+        &mut self,
+        plan: &Plan,
+        record: &crate::containers::record::Record,
+    ) -> Result<(), StepError> {
         self.join_network().await?;
         let members = self.endpoint.as_ref().map(Endpoint::members).unwrap_or_default();
         let addresses: Vec<IpAddr> =
@@ -233,6 +237,14 @@ impl Container {
             || counted(root.join("memory").join(parent).join(&self.id).join("memory.oom_control"))
     }
 
+    /// Nothing runs in its network any more: begins to take that away.
+    pub fn leave_network(&mut self) {
+        if let Some(endpoint) = self.endpoint.take() {
+            let (app, id) = (self.app.clone(), self.id.clone());
+            self.detaching = Some(tokio::spawn(async move { start::detach_network(&app, &id, endpoint).await }));
+        }
+    }
+
     /// The task goes, and nothing of the root is mounted any more; all of the output was told. Of a command that still runs, it is
     /// killed.
     pub async fn end_task(&mut self) -> Result<(), StepError> {
@@ -250,7 +262,14 @@ impl Container {
         if let Some(output) = self.output.take() {
             output.finish().await;
         }
-        if left { Err(StepError::Failed { what: "end the container of a run".into(), cause: "its task is left behind".into() }) } else { Ok(()) }
+        if left {
+            Err(StepError::Failed {
+                what: "end the container of a run".into(),
+                cause: "its task is left behind".into(),
+            })
+        } else {
+            Ok(())
+        }
     }
 
     /// Takes away what is left: after this there is nothing of it.
@@ -260,16 +279,16 @@ impl Container {
         if let Err(error) = self.end_task().await {
             debug!(id = ids::short(&self.id), error = %chain(&error), "left to the next start");
         }
-        let (app, id) = (self.app.clone(), self.id.clone());
-        let endpoint = self.endpoint.take();
+        self.leave_network();
+        let detaching = self.detaching.take();
         let detach = async {
-            if let Some(endpoint) = endpoint {
-                start::detach_network(&app, &id, endpoint).await;
+            if let Some(detaching) = detaching {
+                let _ = detaching.await;
             }
         };
         let forget = async {
             if self.registered && !self.task {
-                forget(&app, &id).await;
+                forget(&self.app, &self.id).await;
             }
         };
         tokio::join!(detach, forget);

@@ -9,7 +9,7 @@
 //! All of it happens in a task of its own, which is told when nobody wants the result any more: the command is killed at once, and
 //! what was made is taken back in order, whoever waits.
 
-mod clients;
+pub mod clients;
 mod container;
 mod output;
 mod plan;
@@ -36,7 +36,6 @@ use std::{path::Path, sync::Arc, time::Instant};
 use tokio::{net::UnixStream, sync::oneshot};
 use tracing::debug;
 
-pub use clients::{Clients, Content};
 pub use container::sweep;
 
 /// Who is asked for what a command needs and the builder hasn't: the clients, by their sessions; and the worker itself.
@@ -116,19 +115,21 @@ impl<O: Outside> Runner<O> {
         let done = self.go(plan, inputs, step, unwanted, &mut container, &mut sources).await;
         let ended = begun.elapsed();
         sources.settle();
-        // The root is written to until the task is gone; the rest of what goes needs not be waited for by those who read it.
+        if done.is_ok() {
+            container.leave_network();
+        }
+        // The root is written to until the task is gone.
         let gone = container.end_task().await;
         sources.give_back().await;
         let gone_after = begun.elapsed();
-        let results = match (done, gone) {
-            (Ok(root), Ok(())) => self.results(plan, root, &mut sources).await,
-            (Err(error), _) | (Ok(_), Err(error)) => Err(error),
+        let results = async {
+            match (done, gone) {
+                (Ok(root), Ok(())) => self.results(plan, root, &mut sources).await,
+                (Err(error), _) | (Ok(_), Err(error)) => Err(error),
+            }
         };
-        // Whose mounts are gone: those that nobody wants any more go now.
-        drop(sources);
-        let committed = begun.elapsed();
-        container.end().await;
-        debug!(?ended, gone = ?gone_after, ?committed, all = ?begun.elapsed(), "run");
+        let (results, ()) = tokio::join!(results, container.end());
+        debug!(?ended, gone = ?gone_after, all = ?begun.elapsed(), "run");
         results
     }
 
@@ -158,21 +159,12 @@ impl<O: Outside> Runner<O> {
         let begun = Instant::now();
         let (app, folder) = (&self.app, container.folder.clone());
         container.begin_network(plan.network);
-        let with = With {
-            trees: &self.trees,
-            caches: &self.caches,
-            inputs,
-            outside: &self.outside,
-            step,
-            folder: &folder,
-        };
+        let with =
+            With { trees: &self.trees, caches: &self.caches, inputs, outside: &self.outside, step, folder: &folder };
         // Clients and other builds may keep us waiting here.
         let prepared = async {
-            let (root, secrets, ()) = tokio::try_join!(
-                self.root(plan, inputs),
-                secret_env(plan, &with),
-                sources.open(plan, &with)
-            )?;
+            let (root, secrets, ()) =
+                tokio::try_join!(self.root(plan, inputs), secret_env(plan, &with), sources.open(plan, &with))?;
             Ok::<_, StepError>((root, secrets))
         };
         let (mut root, secret_env) = tokio::select! {
@@ -232,7 +224,8 @@ impl<O: Outside> Runner<O> {
         let copy = plan.clone();
         // Nobody has it open when the container mounts it.
         let look = tokio::task::spawn_blocking(move || rootfs::prepare(&fd, &copy, &points)).await;
-        let prepared = look.map_err(failed("prepare the root of a run"))?.map_err(failed("prepare the root of a run"))?;
+        let prepared =
+            look.map_err(failed("prepare the root of a run"))?.map_err(failed("prepare the root of a run"))?;
         Ok(Run { draft, user: prepared.user, stubs: prepared.stubs, begun: (0, 0) })
     }
 
@@ -304,7 +297,8 @@ async fn secret_env<O: Outside>(plan: &Plan, with: &With<'_, O>) -> Result<Vec<S
         let Some(data) = sources::find_secret(&secret.id, secret.optional, with).await? else { continue };
         let value = String::from_utf8(data).ok().filter(|value| !value.contains('\0'));
         // The value is told nobody.
-        let value = value.ok_or_else(|| StepError::Invalid(format!("secret {}: not a text that can be a variable", secret.id)))?;
+        let value = value
+            .ok_or_else(|| StepError::Invalid(format!("secret {}: not a text that can be a variable", secret.id)))?;
         env.push(format!("{}={value}", secret.name));
     }
     Ok(env)

@@ -109,7 +109,8 @@ fn invalid(text: impl Into<String>) -> StepError {
 
 fn allowed(entitlements: &[String], wanted: &str) -> Result<(), StepError> {
     // `device` alone allows every device.
-    let fits = |has: &String| has == wanted || wanted.strip_prefix(has.as_str()).is_some_and(|rest| rest.starts_with('='));
+    let fits =
+        |has: &String| has == wanted || wanted.strip_prefix(has.as_str()).is_some_and(|rest| rest.starts_with('='));
     if entitlements.iter().any(fits) { Ok(()) } else { Err(StepError::Denied(format!("{wanted} is not allowed"))) }
 }
 
@@ -145,7 +146,10 @@ impl Plan {
             allowed(entitlements, &format!("device={}", device.name))?;
         }
         if op.mounts.len() > MOST_MOUNTS {
-            return Err(invalid(format!("exec op with {} mounts: at most {MOST_MOUNTS} are possible", op.mounts.len())));
+            return Err(invalid(format!(
+                "exec op with {} mounts: at most {MOST_MOUNTS} are possible",
+                op.mounts.len()
+            )));
         }
         let mut root = None;
         let mut mounts = Vec::with_capacity(op.mounts.len());
@@ -234,7 +238,10 @@ fn read_mount(mount: &pb::Mount, cwd: &str, inputs: usize) -> Result<Mount, Step
         Ok(pb::MountType::Bind) => Kind::Bind,
         Ok(pb::MountType::Tmpfs) => Kind::Tmpfs { size: mount.tmpfs_opt.map_or(0, |opt| opt.size.max(0)) },
         Ok(pb::MountType::Cache) => {
-            let opt = mount.cache_opt.clone().ok_or_else(|| invalid(format!("mount {}: cache without options", mount.dest)))?;
+            let opt = mount
+                .cache_opt
+                .clone()
+                .ok_or_else(|| invalid(format!("mount {}: cache without options", mount.dest)))?;
             let sharing = pb::CacheSharingOpt::try_from(opt.sharing)
                 .map_err(|_| bad("unknown sharing of a cache", i64::from(opt.sharing)))?;
             Kind::Cache { id: opt.id, sharing }
@@ -333,7 +340,8 @@ mod tests {
 
     #[test]
     fn what_nobody_knows_is_refused() {
-        let refused: [(&str, Box<dyn Fn(&mut pb::ExecOp)>); 15] = [
+        type Change = Box<dyn Fn(&mut pb::ExecOp)>;
+        let refused: [(&str, Change); 15] = [
             ("security mode 99", Box::new(|op| op.security = 99)),
             ("network mode 99", Box::new(|op| op.network = 99)),
             ("mount type 99", Box::new(|op| op.mounts[0].mount_type = 99)),
@@ -409,7 +417,8 @@ mod tests {
 
     #[test]
     fn commands_are_quoted() {
-        let plan = with(|op| op.meta.as_mut().unwrap().args = vec!["/bin/sh".into(), "-c".into(), "echo \"a\\b\"\n".into()]);
+        let plan =
+            with(|op| op.meta.as_mut().unwrap().args = vec!["/bin/sh".into(), "-c".into(), "echo \"a\\b\"\n".into()]);
         assert_eq!(plan.unwrap().command(), r#"/bin/sh -c echo \"a\\b\"\n"#);
     }
 }

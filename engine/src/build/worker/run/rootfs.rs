@@ -226,7 +226,7 @@ mod tests {
         fs::create_dir_all(root.path().join("etc")).unwrap();
         fs::write(root.path().join("etc/hosts"), "mine").unwrap();
         let fd = open(root.path());
-        futimens(&folder(fd.as_fd(), "etc").unwrap(), &TimeSpec::new(5, 6), &TimeSpec::new(7, 8)).unwrap();
+        futimens(folder(fd.as_fd(), "etc").unwrap(), &TimeSpec::new(5, 6), &TimeSpec::new(7, 8)).unwrap();
         let wanted = points(&["/etc/hosts", "/etc/resolv.conf", "/a/b/c", "/run/x"]);
         let stubs = missing(fd.as_fd(), &wanted, true).unwrap();
         assert_eq!(stubs.len(), 3, "{stubs:?}");

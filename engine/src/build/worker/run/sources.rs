@@ -33,7 +33,7 @@ use std::{
     sync::Arc,
 };
 use sys::{
-    mount::{Filesystem, Reach, attr, attach, set_attributes},
+    mount::{Filesystem, Reach, attach, attr, set_attributes},
     path::{Within, open_within},
 };
 use tokio::{net::UnixListener, task::JoinSet};

@@ -114,7 +114,12 @@ pub fn build(app: &App, plan: &Plan, record: &Record, around: &Around<'_>) -> Ap
 
 fn spec_env_of_devices(written: &[Value], devices: &Edits) -> Vec<String> {
     let wanted = devices.env();
-    written.iter().filter_map(Value::as_str).filter(|word| wanted.iter().any(|w| w == word)).map(str::to_owned).collect()
+    written
+        .iter()
+        .filter_map(Value::as_str)
+        .filter(|word| wanted.iter().any(|w| w == word))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// The kernel's file systems first, then the files, then what the build mounts, which replaces what is at its place.

@@ -104,9 +104,9 @@ fn busybox() -> Option<PathBuf> {
     ["/bin/busybox", "/usr/bin/busybox"].map(PathBuf::from).into_iter().find(|path| path.exists())
 }
 
-const APPLETS: [&str; 28] = [
+const APPLETS: [&str; 30] = [
     "sh", "cat", "echo", "sleep", "id", "true", "false", "ls", "mv", "rm", "ln", "mkdir", "ip", "stat", "touch", "env",
-    "pwd", "grep", "test", "chmod", "nc", "kill", "hostname", "mount", "find", "seq", "ps", "mknod",
+    "pwd", "grep", "test", "chmod", "nc", "kill", "hostname", "mount", "find", "seq", "ps", "mknod", "head", "tail",
 ];
 
 impl Bench {
@@ -303,7 +303,8 @@ fn cache(id: &str, dest: &str, selector: &str) -> pb::Mount {
 
 async fn read(tree: &Tree, path: &str) -> Option<String> {
     let root = tree.open().await.unwrap();
-    let file = sys::path::open_within(&root, path, OFlag::O_RDONLY, Mode::empty().bits(), sys::path::Within::Root).ok()?;
+    let file =
+        sys::path::open_within(&root, path, OFlag::O_RDONLY, Mode::empty().bits(), sys::path::Within::Root).ok()?;
     let mut text = String::new();
     fs::File::from(file).read_to_string(&mut text).ok()?;
     Some(text)
@@ -514,7 +515,10 @@ async fn confined_as_containers_unless_allowed() {
     let Some(bench) = Bench::new().await else { return };
     let script = "grep -E '^(CapEff|Seccomp|NoNewPrivs):' /proc/self/status; ls /sys/class/net; hostname; cat /etc/hosts; \
         test -w /proc/sys/kernel/hostname && echo writable; true";
-    bench.sh(script, |op| meta(op).extra_hosts = vec![pb::HostIp { host: "db".into(), ip: "10.9.8.7".into() }]).await.unwrap();
+    bench
+        .sh(script, |op| meta(op).extra_hosts = vec![pb::HostIp { host: "db".into(), ip: "10.9.8.7".into() }])
+        .await
+        .unwrap();
     let said = bench.said(1);
     assert!(said.contains("CapEff:\t00000000a80425fb") && said.contains("Seccomp:\t2"), "{said}");
     assert!(said.contains("eth0") && said.contains("buildkitsandbox") && said.contains("10.9.8.7\tdb"), "{said}");
@@ -590,5 +594,63 @@ async fn many_at_once_and_one_after_the_other() {
     }
     bench.sh("ls /c", |op| op.mounts.push(cache("shared", "/c", ""))).await.unwrap();
     assert_eq!(bench.said(1).lines().count(), 8);
+    bench.nothing_is_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sources_become_filesystems() {
+    use crate::build::worker::sources::{
+        git::{Git, tests::Served},
+        http::Http,
+        testing::{Clients, step},
+    };
+    let Some(bench) = Bench::new().await else { return };
+    let clients = Arc::new(Clients::default());
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/name.txt", server.local_addr().unwrap());
+    let serving = std::thread::spawn(move || {
+        let mut stream = server.accept().unwrap().0;
+        let mut head = [0; 4096];
+        let _ = stream.read(&mut head).unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello").unwrap();
+    });
+    let http = Http::open(&bench.app).unwrap();
+    let source = pb::SourceOp { identifier: url, ..pb::SourceOp::default() };
+    let pinned = http.pin(&source, clients.as_ref(), &step()).await.unwrap();
+    let tree = http.fetch(&pinned.source, &bench.trees, clients.as_ref(), &step()).await.unwrap();
+    assert_eq!(read(&tree, "name.txt").await.as_deref(), Some("hello"));
+    serving.join().unwrap();
+    let Some(served) = Served::new() else { return };
+    let main = served.main();
+    fs::create_dir_all(main.join("sub/folder")).unwrap();
+    fs::write(main.join("sub/folder/file"), "x").unwrap();
+    symlink("sub", main.join("link")).unwrap();
+    served.commit("main");
+    let git = Git::open(&bench.app).unwrap();
+    for (fragment, path) in [("main", "sub/folder/file"), ("main:sub", "folder/file"), (":sub/folder", "file")] {
+        let pinned = git.pin(&served.source(fragment, &[]), &clients, &step()).await.unwrap();
+        let tree = git.fetch(&pinned.source, &bench.trees, &clients, &step()).await.unwrap();
+        assert_eq!(read(&tree, path).await.as_deref(), Some("x"), "{fragment}");
+        assert!(read(&tree, ".git/HEAD").await.is_none());
+    }
+    for fragment in ["main:link/folder", "main:nowhere"] {
+        let pinned = git.pin(&served.source(fragment, &[]), &clients, &step()).await.unwrap();
+        assert!(git.fetch(&pinned.source, &bench.trees, &clients, &step()).await.is_err(), "{fragment}");
+    }
+    let left = fs::read_dir(bench.app.config.engine_data().join("builds/git")).unwrap().flatten();
+    assert_eq!(left.filter(|entry| entry.file_name().to_string_lossy().starts_with('.')).count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_runs_out_of_memory_says_so() {
+    let Some(bench) = Bench::new().await else { return };
+    let script = "set -e; for f in /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max; do
+        if test -e $f; then echo 16777216 > $f; fi; done
+        head -c 200000000 /dev/zero | tail -n 1";
+    let insecure = |op: &mut pb::ExecOp| op.security = pb::SecurityMode::Insecure as i32;
+    let inputs = vec![Some(bench.root.clone())];
+    let error = bench.on(inputs, script, insecure, &["security.insecure"]).await.err().unwrap();
+    let text = proto::kind::chain(&error);
+    assert!(text.ends_with("did not complete successfully: cannot allocate memory"), "{text}\n{}", bench.said(2));
     bench.nothing_is_left().await;
 }

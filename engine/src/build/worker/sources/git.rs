@@ -201,11 +201,7 @@ impl Git {
     /// Keeps repositories in the data root of builds. Blocks.
     pub fn open(app: &App) -> io::Result<Self> {
         let set = &app.config.proxies;
-        let proxies = [
-            ("HTTP_PROXY", &set.http_proxy),
-            ("HTTPS_PROXY", &set.https_proxy),
-            ("NO_PROXY", &set.no_proxy),
-        ];
+        let proxies = [("HTTP_PROXY", &set.http_proxy), ("HTTPS_PROXY", &set.https_proxy), ("NO_PROXY", &set.no_proxy)];
         let proxies = proxies.into_iter().map(|(name, configured)| {
             let lower = name.to_ascii_lowercase();
             let value = Some(configured.clone()).filter(|value| !value.is_empty());
@@ -225,7 +221,12 @@ impl Git {
     }
 
     /// The commit that a reference stands for now.
-    pub async fn pin<O: Outside>(&self, source: &pb::SourceOp, outside: &Arc<O>, step: &Step) -> Result<Pin, StepError> {
+    pub async fn pin<O: Outside>(
+        &self,
+        source: &pb::SourceOp,
+        outside: &Arc<O>,
+        step: &Step,
+    ) -> Result<Pin, StepError> {
         let wish = Wish::read(source)?;
         let commit = if is_commit(&wish.reference) {
             wish.reference.clone()
@@ -303,7 +304,10 @@ impl Git {
         // By the environment: arguments can be read by everybody on this machine, files outlive those who die.
         if let Some(header) = self.authorization(wish, outside, step).await? {
             let origin = wish.url.split_once("://").map(|(scheme, rest)| {
-                format!("{scheme}://{}/", rest.split('/').next().unwrap_or_default().rsplit('@').next().unwrap_or_default())
+                format!(
+                    "{scheme}://{}/",
+                    rest.split('/').next().unwrap_or_default().rsplit('@').next().unwrap_or_default()
+                )
             });
             set("GIT_CONFIG_COUNT", "1".into());
             set("GIT_CONFIG_KEY_0", format!("http.{}.extraHeader", origin.unwrap_or_default()));
@@ -320,7 +324,8 @@ impl Git {
         if let Some(id) = &wish.ssh
             && outside.has_agent(id, step).await?
         {
-            let socket = serve_agent(&mut leave, id, outside, step).map_err(failed(wish.what("forward an agent to")))?;
+            let socket =
+                serve_agent(&mut leave, id, outside, step).map_err(failed(wish.what("forward an agent to")))?;
             leave.env.push(("SSH_AUTH_SOCK".into(), socket));
         }
         Ok(leave)
@@ -362,14 +367,20 @@ impl Git {
             wanted.extend([wish.reference.clone(), format!("{}^{{}}", wish.reference)]);
         }
         let answer = self.git(wish, &self.0.folder, &wanted, leave).await?;
-        let refs: HashMap<&str, &str> = answer.lines().filter_map(|line| line.split_once('\t')).map(|(c, r)| (r, c)).collect();
+        let refs: HashMap<&str, &str> =
+            answer.lines().filter_map(|line| line.split_once('\t')).map(|(c, r)| (r, c)).collect();
         let reference = if wish.reference.is_empty() { "HEAD" } else { &wish.reference };
         let places = ["", "refs/tags/", "refs/heads/", "refs/"].map(|place| format!("{place}{reference}"));
         // The commit rather than the tag that has its own text.
-        let found = places.iter().find_map(|name| refs.get(format!("{name}^{{}}").as_str()).or_else(|| refs.get(name.as_str())));
+        let found = places
+            .iter()
+            .find_map(|name| refs.get(format!("{name}^{{}}").as_str()).or_else(|| refs.get(name.as_str())));
         match found {
             Some(commit) if is_commit(commit) => Ok((*commit).to_owned()),
-            _ => Err(StepError::NotFound(format!("{}: repository does not contain ref {reference}", wish.what("look up")))),
+            _ => Err(StepError::NotFound(format!(
+                "{}: repository does not contain ref {reference}",
+                wish.what("look up")
+            ))),
         }
     }
 
@@ -381,7 +392,14 @@ impl Git {
             let _ = fs::remove_dir_all(&fresh);
             let template = "--template=".to_owned();
             let format = if commit.len() == 64 { "--object-format=sha256" } else { "--object-format=sha1" };
-            let words = ["init".to_owned(), "--quiet".into(), "--bare".into(), template, format.into(), fresh.display().to_string()];
+            let words = [
+                "init".to_owned(),
+                "--quiet".into(),
+                "--bare".into(),
+                template,
+                format.into(),
+                fresh.display().to_string(),
+            ];
             self.git(wish, &self.0.folder, &words, leave).await?;
             fs::rename(&fresh, &folder).map_err(failed(wish.what("make")))?;
         }
@@ -408,7 +426,8 @@ impl Git {
         if let Err(error) = by_commit {
             // Servers may refuse to give what no name leads to: then by name, and with all that is below.
             let all = if is_commit(&wish.reference) { "+refs/*:refs/fetched/*" } else { &wish.reference };
-            let by_name = self.git(wish, &folder, &fetch(if all.is_empty() { "HEAD" } else { all }, false), leave).await;
+            let by_name =
+                self.git(wish, &folder, &fetch(if all.is_empty() { "HEAD" } else { all }, false), leave).await;
             if by_name.is_err() || self.git(wish, &folder, &has, leave).await.is_err() {
                 return Err(error);
             }
@@ -421,21 +440,45 @@ impl Git {
         Ok(folder)
     }
 
-    async fn check_out(&self, wish: &Wish, repository: &Path, commit: &str, to: &Path, leave: &Leave) -> Result<(), StepError> {
+    async fn check_out(
+        &self,
+        wish: &Wish,
+        repository: &Path,
+        commit: &str,
+        to: &Path,
+        leave: &Leave,
+    ) -> Result<(), StepError> {
         let text = |word: &str| word.to_owned();
         // A repository of its own beside the files: submodules and `.git` need one, and nothing of it refers to ours.
         let own = to.join(".git");
         let format = if commit.len() == 64 { "--object-format=sha256" } else { "--object-format=sha1" };
-        self.git(wish, to, &[text("init"), text("--quiet"), text("--template="), text(format), text(".")], leave).await?;
+        self.git(wish, to, &[text("init"), text("--quiet"), text("--template="), text(format), text(".")], leave)
+            .await?;
         let from = format!("file://{}", repository.display());
         let fetch = ["fetch", "--quiet", "--no-tags", "--depth=1", "--no-recurse-submodules", "--"].map(text);
         let words: Vec<String> = fetch.into_iter().chain([from, format!("refs/berth/{commit}")]).collect();
         self.git_locally(wish, to, &words, leave).await?;
-        self.git(wish, to, &[text("-c"), text("advice.detachedHead=false"), text("checkout"), text("--quiet"), text("--force"), text("--detach"), text(commit)], leave).await?;
+        self.git(
+            wish,
+            to,
+            &[
+                text("-c"),
+                text("advice.detachedHead=false"),
+                text("checkout"),
+                text("--quiet"),
+                text("--force"),
+                text("--detach"),
+                text(commit),
+            ],
+            leave,
+        )
+        .await?;
         let modules = fs::symlink_metadata(to.join(".gitmodules")).is_ok_and(|meta| meta.is_file());
         if modules && !wish.skip_submodules {
-            self.git(wish, to, &[text("remote"), text("add"), text("origin"), text("--"), wish.url.clone()], leave).await?;
-            let update = ["submodule", "update", "--quiet", "--init", "--recursive", "--depth=1", "--checkout"].map(text);
+            self.git(wish, to, &[text("remote"), text("add"), text("origin"), text("--"), wish.url.clone()], leave)
+                .await?;
+            let update =
+                ["submodule", "update", "--quiet", "--init", "--recursive", "--depth=1", "--checkout"].map(text);
             self.git(wish, to, &update, leave).await?;
         }
         if !wish.keep_dir {
@@ -443,11 +486,17 @@ impl Git {
         } else {
             let _ = fs::remove_file(own.join("FETCH_HEAD"));
             if !modules || wish.skip_submodules {
-                self.git(wish, to, &[text("remote"), text("add"), text("origin"), text("--"), wish.url.clone()], leave).await?;
+                self.git(wish, to, &[text("remote"), text("add"), text("origin"), text("--"), wish.url.clone()], leave)
+                    .await?;
             }
         }
         let open = fs::Permissions::from_mode(0o755);
         fs::set_permissions(to, open).map_err(failed(wish.what("check out")))
+    }
+
+    fn is_repository(&self, at: &Path) -> bool {
+        let name = at.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        at.parent() == Some(self.0.folder.as_path()) && !name.starts_with('.')
     }
 
     async fn git(&self, wish: &Wish, at: &Path, words: &[String], leave: &Leave) -> Result<String, StepError> {
@@ -459,8 +508,16 @@ impl Git {
         self.call(wish, at, words, leave, true).await
     }
 
-    async fn call(&self, wish: &Wish, at: &Path, words: &[String], leave: &Leave, local: bool) -> Result<String, StepError> {
-        let verb = words.iter().find(|word| !word.starts_with('-') && !word.contains('=')).map_or("git", String::as_str);
+    async fn call(
+        &self,
+        wish: &Wish,
+        at: &Path,
+        words: &[String],
+        leave: &Leave,
+        local: bool,
+    ) -> Result<String, StepError> {
+        let verb =
+            words.iter().find(|word| !word.starts_with('-') && !word.contains('=')).map_or("git", String::as_str);
         let what = format!("git {verb}: {}", shown(&wish.url));
         let mut command = Command::new("git");
         command.current_dir(at).env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -472,7 +529,13 @@ impl Git {
         }
         command.envs(self.0.proxies.iter().filter(|(_, value)| !value.is_empty()).map(|(name, value)| (*name, value)));
         // curl reads this one in lower case only.
-        command.envs(self.0.proxies.iter().filter(|(name, value)| *name == "HTTP_PROXY" && !value.is_empty()).map(|(_, v)| ("http_proxy", v)));
+        command.envs(
+            self.0
+                .proxies
+                .iter()
+                .filter(|(name, value)| *name == "HTTP_PROXY" && !value.is_empty())
+                .map(|(_, v)| ("http_proxy", v)),
+        );
         command
             .env("GIT_CONFIG_NOSYSTEM", "1")
             .env("GIT_CONFIG_GLOBAL", "/dev/null")
@@ -484,7 +547,10 @@ impl Git {
             .env("GIT_ALLOW_PROTOCOL", if local { "file" } else { "https:http:ssh:git" })
             .env("HOME", &leave.folder)
             .env("LC_ALL", "C");
-        if at.join("HEAD").exists() {
+        // Only what we have made is a repository, never what a checkout makes look like one.
+        let above = at.parent().unwrap_or(at).display().to_string();
+        command.env("GIT_CEILING_DIRECTORIES", format!("{}:{above}", self.0.folder.display()));
+        if self.is_repository(at) {
             command.env("GIT_DIR", at);
         }
         command.envs(leave.env.iter().map(|(key, value)| (key, value)));
@@ -498,6 +564,7 @@ impl Git {
             "gc.auto=0",
             "maintenance.auto=false",
             "safe.directory=*",
+            "safe.bareRepository=explicit",
             "submodule.fetchJobs=1",
             "fetch.fsckObjects=false",
             "transfer.advertiseSID=false",
@@ -507,14 +574,18 @@ impl Git {
         }
         command.args(words);
         let mut child = command.spawn().map_err(|cause| match cause.kind() {
-            io::ErrorKind::NotFound => StepError::Unsupported(format!("{what}: git is not installed on this machine (package git)")),
+            io::ErrorKind::NotFound => {
+                StepError::Unsupported(format!("{what}: git is not installed on this machine (package git)"))
+            }
             _ => failed(what.clone())(cause),
         })?;
         let group = Group(child.id());
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let work = async {
-            let read = async |stream: Option<&mut (dyn tokio::io::AsyncRead + Send + Unpin)>, to: &mut Vec<u8>| -> io::Result<()> {
+            let read = async |stream: Option<&mut (dyn tokio::io::AsyncRead + Send + Unpin)>,
+                              to: &mut Vec<u8>|
+                   -> io::Result<()> {
                 if let Some(stream) = stream {
                     stream.take(WORDS).read_to_end(to).await?;
                 }
@@ -533,7 +604,7 @@ impl Git {
             Ok(status) => status.map_err(failed(what.clone()))?,
             Err(_) => return Err(failed(what)(format!("not done within {} s", PATIENCE.as_secs()))),
         };
-        group.is_done();
+        group.ended();
         if status.success() {
             return Ok(String::from_utf8_lossy(&out).into_owned());
         }
@@ -551,7 +622,7 @@ const COMMIT: &str = "git.commit";
 struct Group(Option<u32>);
 
 impl Group {
-    fn is_done(mut self) {
+    fn ended(mut self) {
         self.0 = None;
     }
 }
@@ -622,4 +693,4 @@ fn serve_agent<O: Outside>(leave: &mut Leave, id: &str, outside: &Arc<O>, step: 
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -3,4 +3,4 @@
 pub mod git;
 pub mod http;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;

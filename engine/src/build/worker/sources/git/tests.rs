@@ -3,14 +3,14 @@ use crate::build::worker::sources::testing::{Clients, step};
 use std::{os::unix::fs::symlink, process::Child, process::Command as Sync};
 
 /// A repository, and a daemon that serves it on loopback.
-struct Served {
-    folder: tempfile::TempDir,
+pub(crate) struct Served {
+    pub(crate) folder: tempfile::TempDir,
     daemon: Child,
     port: u16,
 }
 
 impl Served {
-    fn new() -> Option<Self> {
+    pub(crate) fn new() -> Option<Self> {
         if Sync::new("git").arg("daemon").arg("-h").output().is_err() {
             eprintln!("skipped: git is not installed");
             return None;
@@ -44,7 +44,7 @@ impl Served {
         Some(served)
     }
 
-    fn main(&self) -> PathBuf {
+    pub(crate) fn main(&self) -> PathBuf {
         self.folder.path().join("main")
     }
 
@@ -52,14 +52,14 @@ impl Served {
         format!("git://127.0.0.1:{}/{name}", self.port)
     }
 
-    fn commit(&self, name: &str) -> String {
+    pub(crate) fn commit(&self, name: &str) -> String {
         let at = self.folder.path().join(name);
         git(&at, &["add", "-A"]);
         git(&at, &["commit", "-q", "--allow-empty", "-m", "words"]);
         git(&at, &["rev-parse", "HEAD"]).trim().to_owned()
     }
 
-    fn source(&self, fragment: &str, attrs: &[(&str, &str)]) -> pb::SourceOp {
+    pub(crate) fn source(&self, fragment: &str, attrs: &[(&str, &str)]) -> pb::SourceOp {
         let mut all: std::collections::BTreeMap<String, String> =
             attrs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         all.insert(FULL_URL.into(), self.url("main"));
@@ -133,7 +133,9 @@ async fn branches_tags_and_commits() {
     git(&served.main(), &["tag", "-a", "v1", "-m", "words"]);
     fs::write(served.main().join("file"), "2").unwrap();
     let second = served.commit("main");
-    for (reference, commit, text) in [("", &second, "2"), ("main", &second, "2"), ("v1", &first, "1"), (first.as_str(), &first, "1")] {
+    for (reference, commit, text) in
+        [("", &second, "2"), ("main", &second, "2"), ("v1", &first, "1"), (first.as_str(), &first, "1")]
+    {
         assert_eq!(&place.check_out(&served.source(reference, &[])).await.unwrap(), commit, "{reference}");
         assert_eq!(fs::read_to_string(place.out.join("file")).unwrap(), text);
         assert!(!place.has(".git"));
@@ -188,11 +190,24 @@ async fn hooks_filters_and_links_of_a_repository_do_nothing() {
     fs::write(main.join("real/deep/file"), "x").unwrap();
     symlink("/etc", main.join("abs")).unwrap();
     symlink("real", main.join("link")).unwrap();
-    fs::write(main.join(".gitattributes"), "* filter=lfs\n").unwrap();
+    fs::write(main.join(".gitattributes"), "* filter=evil\n").unwrap();
+    // Looks like a repository itself, with programs to be run.
+    let canary = served.folder.path().join("canary");
+    let touch = format!("touch {}", canary.display());
+    fs::write(main.join("HEAD"), "ref: refs/heads/main\n").unwrap();
+    let config = format!(
+        "[core]\n\tbare = true\n\tfsmonitor = {touch}\n\tsshCommand = {touch}\n[filter \"evil\"]\n\tsmudge = {touch}\n"
+    );
+    fs::write(main.join("config"), config).unwrap();
+    for folder in ["refs/heads", "objects/info"] {
+        fs::create_dir_all(main.join(folder)).unwrap();
+        fs::write(main.join(folder).join("x"), "x").unwrap();
+    }
     served.commit("main");
     place.check_out(&served.source("", &[])).await.unwrap();
+    assert!(place.has("objects/info/x") && place.has("config") && !canary.exists());
     assert!(subfolder(&place.out, "real/deep").is_ok());
-    for path in ["abs", "link", "link/deep", "real/../real", "nowhere"] {
+    for path in ["abs", "link", "link/deep", "nowhere"] {
         assert!(subfolder(&place.out, path).is_err(), "{path}");
     }
 }
@@ -221,7 +236,10 @@ fn addresses_and_references_that_are_something_else() {
         assert!(matches!(read("git://h/x", url), Err(StepError::Invalid(_))), "{url}");
     }
     for fragment in ["--x", "a..b", "a b", "main:../x", "main:a/../../b", "main:.git", "a~1", "a^{}", "refs/*"] {
-        assert!(matches!(read(&format!("git://h/x#{fragment}"), "https://h/x"), Err(StepError::Invalid(_))), "{fragment}");
+        assert!(
+            matches!(read(&format!("git://h/x#{fragment}"), "https://h/x"), Err(StepError::Invalid(_))),
+            "{fragment}"
+        );
     }
     let wish = read("git://h/x#main:/a/b/", "https://user:pass@h/x").unwrap();
     assert_eq!((wish.reference.as_str(), wish.subdir.as_str()), ("main", "a/b"));

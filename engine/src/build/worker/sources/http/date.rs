@@ -9,7 +9,9 @@ pub fn parse(text: &str) -> Option<i64> {
     let [day, month, year, clock, "GMT"] = words[..] else { return None };
     let month = MONTHS.iter().position(|name| *name == month)?;
     let number = |text: &str, least: i64, most: i64| {
-        text.parse::<i64>().ok().filter(|number| (least..=most).contains(number) && text.bytes().all(|b| b.is_ascii_digit()))
+        text.parse::<i64>()
+            .ok()
+            .filter(|number| (least..=most).contains(number) && text.bytes().all(|b| b.is_ascii_digit()))
     };
     let (day, year) = (number(day, 1, 31)?, number(year, 1970, 9999)?);
     let clock: Vec<&str> = clock.split(':').collect();

@@ -145,7 +145,9 @@ impl Wish {
         };
         let checksum = match attr(CHECKSUM) {
             None => None,
-            Some(text) => Some(text.parse::<Digest>().map_err(|_| invalid(format!("{shown}: invalid checksum {text:?}")))?),
+            Some(text) => {
+                Some(text.parse::<Digest>().map_err(|_| invalid(format!("{shown}: invalid checksum {text:?}")))?)
+            }
         };
         let mut headers = HeaderMap::new();
         for (key, value) in source.attrs.iter().filter_map(|(key, value)| Some((key.strip_prefix(HEADERS)?, value))) {
@@ -156,7 +158,8 @@ impl Wish {
             let name = HeaderName::from_bytes(key.as_bytes()).map_err(|_| bad())?;
             headers.insert(name, HeaderValue::from_str(value).map_err(|_| bad())?);
         }
-        let filename = attr(FILENAME).map(|name| plain_name(name).ok_or_else(|| invalid(format!("{shown}: invalid name {name:?}"))));
+        let filename = attr(FILENAME)
+            .map(|name| plain_name(name).ok_or_else(|| invalid(format!("{shown}: invalid name {name:?}"))));
         Ok(Self {
             filename: filename.transpose()?,
             uid: number(UID)?,
@@ -272,7 +275,7 @@ impl Http {
         step: &Step,
     ) -> Result<Tree, StepError> {
         let wish = Wish::read(pinned)?;
-        let Some(digest) = wish.checksum.clone() else { return Err(invalid(format!("{}: not pinned", wish.shown))) };
+        let Some(digest) = wish.checksum else { return Err(invalid(format!("{}: not pinned", wish.shown))) };
         let what = format!("fetch {}", wish.shown);
         let _turn = self.turn(&wish).await;
         let kept = (self.memory(&wish), self.body(&wish));
@@ -341,7 +344,9 @@ impl Http {
         let host = wish.url.host().unwrap_or_default();
         let named = wish.secret.clone();
         let secret = match &named {
-            Some(id) => outside.secret(id, step).await?.ok_or_else(|| StepError::NotFound(format!("secret {id}: not found")))?,
+            Some(id) => {
+                outside.secret(id, step).await?.ok_or_else(|| StepError::NotFound(format!("secret {id}: not found")))?
+            }
             None => outside.secret(&format!("{AUTH_OF_HOST}{host}"), step).await.ok().flatten().unwrap_or_default(),
         };
         let mut authorization = None;
@@ -350,7 +355,9 @@ impl Http {
             authorization = Some(value.map_err(|_| invalid("the secret with the authorization is no header"))?);
         }
         if let Some(known) = &known {
-            for (name, value) in [(header::IF_NONE_MATCH, &known.etag), (header::IF_MODIFIED_SINCE, &known.last_modified)] {
+            for (name, value) in
+                [(header::IF_NONE_MATCH, &known.etag), (header::IF_MODIFIED_SINCE, &known.last_modified)]
+            {
                 if let Ok(value) = HeaderValue::from_str(value).map(Some).map(|v| v.filter(|v| !v.is_empty())) {
                     value.map(|value| headers.insert(name, value));
                 }
@@ -412,7 +419,12 @@ impl Http {
         Err(io::Error::other(format!("stopped after {REDIRECTS} redirects")))
     }
 
-    async fn ask(&self, url: &Uri, headers: &HeaderMap, authorization: Option<HeaderValue>) -> io::Result<Response<Incoming>> {
+    async fn ask(
+        &self,
+        url: &Uri,
+        headers: &HeaderMap,
+        authorization: Option<HeaderValue>,
+    ) -> io::Result<Response<Incoming>> {
         let connection = self.0.network.open(url).await?;
         let (mut sender, connected) = http1::handshake(TokioIo::new(connection.io)).await.map_err(io::Error::other)?;
         // Ends with the answer.
