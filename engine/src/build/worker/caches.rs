@@ -19,6 +19,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
+use sys::path::{Within, open_within};
 use tokio::sync::Notify;
 use tracing::warn;
 
@@ -204,7 +205,10 @@ impl Caches {
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
             let to =
                 nix::fcntl::open(&data, flags, Mode::empty()).map_err(|e| failed("open folder", &data)(e.into()))?;
-            copy_tree(&base.root, &to).map_err(failed("fill folder", &data))?;
+            // What it was opened by may be a name and no more.
+            let from = open_within(&base.root, ".", flags, 0, Within::Root);
+            let from = from.map_err(|e| failed("open the base of", &data)(e.into()))?;
+            copy_tree(&from, &to).map_err(failed("fill folder", &data))?;
         }
         write(folder, facts)
     }

@@ -368,7 +368,7 @@ async fn everything_that_can_be_mounted() {
         echo changed > /rw/dir/file; echo kept > /out/new; echo gone > /t/x
         cat /c/old 2>/dev/null || true; echo warm > /c/old
         cat /secrets/token; stat -c ' %a %u %g' /secrets/token; echo $TOKEN
-        test ! -e /optional; mount | grep -c ' /t ' ; cat /viaLink/file";
+        test ! -e /optional; mount | grep -c ' /t ' ; cat /viaLink/file; cat /based/file";
     let op = |op: &mut pb::ExecOp| {
         let bind = |dest: &str, input| pb::Mount { input, ..mount(pb::MountType::Bind, dest) };
         op.mounts.extend([
@@ -379,6 +379,7 @@ async fn everything_that_can_be_mounted() {
             pb::Mount { output: 1, ..bind("/out", 1) },
             pb::Mount { tmpfs_opt: Some(pb::TmpfsOpt { size: 1 << 20 }), ..mount(pb::MountType::Tmpfs, "/t") },
             cache("warm", "/c", ""),
+            pb::Mount { input: 1, ..cache("based", "/based", "dir") },
         ]);
         let secret = |id: &str, dest: &str, optional| {
             let opt = pb::SecretOpt { id: id.into(), uid: 5, gid: 6, mode: 0o440, optional };
@@ -392,7 +393,7 @@ async fn everything_that_can_be_mounted() {
         let results = bench.on(inputs(), script, op, &[]).await;
         let refused = results.as_ref().err().map(|error| proto::kind::chain(error));
         assert!(refused.is_none(), "{refused:?}\n{}{}", bench.said(1), bench.said(2));
-        assert_eq!(bench.said(1), format!("helloran\n{told}s3cret 440 5 6\nknown\n1\nhello"), "{}", bench.said(2));
+        assert_eq!(bench.said(1), format!("helloran\n{told}s3cret 440 5 6\nknown\n1\nhellohello"), "{}", bench.said(2));
         let results = results.unwrap();
         let (root, out) = (results[0].clone().unwrap(), results[1].clone().unwrap());
         assert_eq!(read(&out, "new").await.as_deref(), Some("kept\n"));

@@ -274,6 +274,8 @@ impl Git {
                 Errno::ENOENT => StepError::NotFound(format!("{text}: folder {:?}: not found", wish.subdir)),
                 cause => StepError::Failed { what: format!("{text}: folder {:?}", wish.subdir), cause: cause.into() },
             })?;
+            let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+            let root = open_within(&root, ".", flags, 0, Within::Root).map_err(failed(text.clone()))?;
             crate::volumes::copy::copy_tree(&folder, &root).map_err(failed(text))
         });
         moved.await.map_err(failed(what.clone()))??;
