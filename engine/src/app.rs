@@ -317,7 +317,7 @@ pub fn bridge_config(config: &Config, identity: &Identity) -> BridgeConfig {
 }
 
 /// Reads what is kept, takes up the networks of containers that may live.
-fn open(config: Config, supervisor: Client) -> Result<Arc<App>, AppError> {
+pub fn open(config: Config, supervisor: Client) -> Result<Arc<App>, AppError> {
     let (data, run) = (config.engine_data(), config.engine_run());
     let (containers, streams) = (data.join("containers"), run.join("streams"));
     make_folder(&containers, 0o711)?;

@@ -14,9 +14,9 @@ mod history;
 mod progress;
 mod running;
 pub mod session;
-mod tree;
+pub mod tree;
 mod work;
-mod worker;
+pub mod worker;
 
 pub use backend::{Absent, Backend};
 pub use error::BuildError;
