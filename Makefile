@@ -14,7 +14,7 @@ export BERTH_COMMIT := $(shell git log -1 --format=%h -- runtime Cargo.toml Carg
 # The runtime suite runs on another runtime with RUNTIME=runc, or the path of one.
 RUNTIME ?=
 
-.PHONY: help deps deps-test deps-vm build install run stop test unit integration test-cri test-runtime soak-stack soak-engine soak-cri soak-runtime soak-supervisor fuzz-runtime fuzz-engine fuzz-supervisor test-vm vm-shell lint fmt doc bench bench-runtime bench-density bench-images bench-network bench-cri bench-build clean
+.PHONY: help deps deps-test deps-vm build install run stop test unit integration test-cri test-runtime soak-stack soak-engine soak-cri soak-runtime soak-supervisor fuzz-runtime fuzz-engine fuzz-supervisor fuzz-build test-vm vm-shell lint fmt doc bench bench-runtime bench-density bench-images bench-network bench-cri bench-build clean
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -111,6 +111,9 @@ fuzz-engine: deps-test build ## bent requests and thousands of clients that misb
 
 fuzz-supervisor: deps ## every request of CRI bent, and anything that clients of its streams might send, for BERTH_FUZZ_SECONDS each; BERTH_FUZZ_SEED tries one again
 	BERTH_FUZZ_SECONDS=$(BERTH_FUZZ_SECONDS) $(CARGO) test -p supervisor --bin berth-supervisor -- --nocapture cri::fuzz::fuzz cri::streaming::tests::hostile::fuzz
+
+fuzz-build: deps ## Dockerfiles that nobody would write, for BERTH_FUZZ_SECONDS; BERTH_FUZZ_SEED tries one again
+	BERTH_FUZZ_SECONDS=$(BERTH_FUZZ_SECONDS) $(CARGO) test -p dockerfile --lib -- --nocapture parse::fuzz
 
 lint: deps ## rustfmt, clippy, rustdoc: no warning allowed
 	$(CARGO) fmt --all --check

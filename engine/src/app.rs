@@ -2,6 +2,7 @@
 
 use crate::{
     access::{AccessError, Gate},
+    build::{Absent, Builder, api::workers, session::Sessions},
     config::{Config, Live},
     containers::{
         Containers, exits, networking,
@@ -61,6 +62,10 @@ pub struct App {
     pub volumes: Arc<Volumes>,
     /// Containers.
     pub containers: Containers,
+    /// Clients of builds.
+    pub sessions: Sessions,
+    /// Builds.
+    pub builder: Arc<Builder>,
     /// What this machine has of AppArmor.
     pub apparmor: AppArmor,
     /// Who this engine is.
@@ -312,7 +317,7 @@ pub fn bridge_config(config: &Config, identity: &Identity) -> BridgeConfig {
 }
 
 /// Reads what is kept, takes up the networks of containers that may live.
-fn open(config: Config, supervisor: Client) -> Result<Arc<App>, AppError> {
+pub fn open(config: Config, supervisor: Client) -> Result<Arc<App>, AppError> {
     let (data, run) = (config.engine_data(), config.engine_run());
     let (containers, streams) = (data.join("containers"), run.join("streams"));
     make_folder(&containers, 0o711)?;
@@ -341,6 +346,13 @@ fn open(config: Config, supervisor: Client) -> Result<Arc<App>, AppError> {
             }
         }
     }
+    let sessions = Sessions::new();
+    let contexts = data.join("build/contexts");
+    // Of builds that an engine before us didn't finish.
+    let _ = std::fs::remove_dir_all(&contexts);
+    let gateway = networks.gateway();
+    let worker = workers::describe(&identity.id, supervisor.snapshotter(), &http::system::host_name(), gateway);
+    let builder = Builder::new(Arc::new(Absent), sessions.clone(), config.builder.clone(), worker, contexts);
     let known: std::collections::HashSet<&str> = records.iter().map(|record| record.id.as_str()).collect();
     volumes.resume(|maker| known.contains(maker));
     Ok(Arc::new(App {
@@ -356,6 +368,8 @@ fn open(config: Config, supervisor: Client) -> Result<Arc<App>, AppError> {
         config,
         supervisor,
         networks,
+        sessions,
+        builder: Arc::new(builder),
         volumes: Arc::new(volumes),
         identity,
     }))

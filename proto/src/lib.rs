@@ -8,6 +8,8 @@ pub mod image_ref;
 pub mod journal;
 pub mod kind;
 pub mod oom;
+#[cfg(feature = "tls")]
+pub mod proxy;
 pub mod stdio;
 #[cfg(feature = "tls")]
 pub mod tls;

@@ -1,6 +1,6 @@
 //! A client for registries (OCI distribution-spec 1.1, docker registry API v2): what pulls, pushes and questions ask for.
 //!
-//! `hosts` says which hosts are asked, `connect`, `tls` and `proxy` reach them, `http` sends requests, `auth` logs in and
+//! `hosts` says which hosts are asked, `connect` and `tls` reach them, through proxies (`proto::proxy`), `http` sends requests, `auth` logs in and
 //! follows redirects, `retry` tries again; `fetch`, `resolve`, `upload`,
 //! `tags`, `search` and `login` are what is asked. Credentials go
 //! to the registry's own host and to the token service it names, and to nobody else (CVE-2020-15157).
@@ -14,7 +14,6 @@ mod fetch;
 mod hosts;
 mod http;
 mod login;
-mod proxy;
 mod resolve;
 mod retry;
 mod search;
@@ -46,10 +45,10 @@ pub(crate) use self::{
     error::RegistryError,
     hosts::own_authority,
     login::log_in,
-    proxy::Proxies,
     search::{Wish, search},
     upload::Outcome,
 };
+pub(crate) use proto::proxy::Proxies;
 
 /// How the network is reached, for all transfers.
 #[derive(Debug)]

@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+/// How many lines of an instruction are shown; here-documents can be long.
+const LINES: usize = 40;
+
 /// Lines of the source, from 1, both included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Span {
@@ -18,7 +21,7 @@ pub struct Error {
     pub message: String,
     /// Where; nothing for the file as a whole.
     pub span: Option<Span>,
-    /// Column of `span.first` that the caret points at, in characters from 0.
+    /// Where the caret points: characters from the start of the first line of `span`, each line end counted as one.
     pub column: Option<usize>,
 }
 
@@ -36,15 +39,24 @@ impl Error {
     /// File, line, the lines themselves with their numbers, a caret, and what is wrong.
     pub fn show(&self, name: &str, source: &str) -> String {
         let Some(span) = self.span else { return format!("{name}: {}", self.message) };
+        let lines = source.strip_prefix('\u{feff}').unwrap_or(source).lines();
+        let shown = lines.enumerate().map(|(at, line)| (at + 1, line)).skip(span.first.saturating_sub(1));
         let mut text = format!("{name}:{}: {}\n", span.first, self.message);
-        for number in span.first..=span.last {
-            let line = source.lines().nth(number.saturating_sub(1)).unwrap_or_default();
-            text += &format!("{number:4} | {line}\n");
-            if number == span.first
-                && let Some(column) = self.column
-            {
-                text += &format!("     | {}^\n", " ".repeat(column));
+        // A tab is one place wide here, so that the caret stands below what it points at.
+        let mut left = self.column;
+        for (number, line) in shown.take(span.last.saturating_sub(span.first).saturating_add(1).min(LINES)) {
+            text += &format!("{number:4} | {}\n", line.replace('\t', " "));
+            let length = line.chars().count();
+            match left {
+                Some(column) if column <= length => {
+                    text += &format!("     | {}^\n", " ".repeat(column));
+                    left = None;
+                }
+                _ => left = left.map(|column| column - length - 1),
             }
+        }
+        if span.last.saturating_sub(span.first) >= LINES {
+            text += "     | …\n";
         }
         text
     }

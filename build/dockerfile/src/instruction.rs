@@ -12,6 +12,8 @@ pub struct Dockerfile {
     pub globals: Vec<Instruction>,
     /// One per FROM.
     pub stages: Vec<Stage>,
+    /// Last lines of instructions that an empty line goes through.
+    pub empty_continuations: Vec<Span>,
 }
 
 /// `# directive=value`
@@ -51,6 +53,10 @@ pub struct Stage {
     pub name: Option<String>,
     /// AS, as written.
     pub written_name: Option<String>,
+    /// The word `AS` itself, as written.
+    pub written_as: Option<String>,
+    /// The word `FROM` itself, as written.
+    pub keyword: String,
     /// Image or stage.
     pub base: String,
     /// --platform
@@ -122,7 +128,7 @@ pub struct Arg {
     pub name: String,
     /// What it is if the client says nothing.
     pub default: Option<String>,
-    /// The comment right above it.
+    /// What the comment right above it says of it: `# name what it is for`.
     pub comment: Vec<String>,
 }
 
@@ -176,7 +182,8 @@ pub struct Device {
     pub required: bool,
 }
 
-/// --mount of RUN. Values are as written: variables may be in `from`, `source`, `target` and `id`.
+/// --mount of RUN. Values are as written; those that need variables to be filled in first are missing. [`Mount::expand`] gives
+/// the whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
     /// bind if not said.
@@ -205,6 +212,8 @@ pub struct Mount {
     pub gid: Option<u32>,
     /// env, of a secret: the variable; empty for the one named like the secret.
     pub env: Option<String>,
+    /// All of it, as written.
+    pub written: String,
 }
 
 /// type of a --mount

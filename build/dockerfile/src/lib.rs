@@ -8,6 +8,7 @@ pub mod expand;
 pub mod instruction;
 pub mod lint;
 pub mod parse;
+mod suggest;
 
 pub use error::Error;
 pub use instruction::Dockerfile;

@@ -5,7 +5,7 @@ use proto::{
     moby::buildkit::v1::{VertexLog, VertexStatus, VertexWarning},
     pb,
 };
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 use tokio::sync::watch;
 
 /// Does operations. A result is a filesystem; what it is, only the worker knows.
@@ -43,8 +43,38 @@ pub trait Worker: Send + Sync + 'static {
     /// What was kept; nothing if it is no longer there or not whole.
     fn find(&self, name: &str) -> impl Future<Output = Result<Option<Self::Ref>, StepError>> + Send;
 
-    /// Lets go of what was kept. What others use, an image or a running build, stays with them.
+    /// Lets go of what was kept, or of a mount. What others use, an image or a running build, stays with them.
     fn remove(&self, name: &str) -> impl Future<Output = Result<(), StepError>> + Send;
+
+    /// Filesystems that commands write to, which stay from one build to the next: `RUN --mount=type=cache`.
+    fn mounts(&self) -> impl Future<Output = Result<Vec<CacheMount>, StepError>> + Send {
+        async { Ok(Vec::new()) }
+    }
+
+    /// Which of what was kept is in use by others too, by an image: removing it would free nothing.
+    fn shared(&self, names: &[String]) -> impl Future<Output = Result<HashSet<String>, StepError>> + Send {
+        let _ = names;
+        async { Ok(HashSet::new()) }
+    }
+}
+
+/// A filesystem that commands write to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheMount {
+    /// For [`Worker::remove`].
+    pub name: String,
+    /// Bytes that it takes.
+    pub size: u64,
+    /// For users.
+    pub description: String,
+    /// Milliseconds since 1970.
+    pub created: u64,
+    /// Milliseconds since 1970.
+    pub last_used: u64,
+    /// How often it was used.
+    pub uses: u64,
+    /// Whether a command has it now.
+    pub in_use: bool,
 }
 
 /// What a source stands for.
@@ -70,7 +100,7 @@ pub struct Work<R> {
 /// Which part of an input an operation reads.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Selection {
-    /// Paths or patterns; none: everything.
+    /// Paths or patterns, all read alike; none: everything. Their names are part of the digest where there is more than one.
     pub paths: Vec<String>,
     /// Whether these have `*`, `?` and `[]`.
     pub wildcard: bool,
@@ -83,7 +113,7 @@ pub struct Selection {
 }
 
 /// What was kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Kept {
     /// To find it by.
     pub name: String,

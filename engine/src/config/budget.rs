@@ -3,7 +3,7 @@
 //! Images: when they take more than the budget, those without a name and without a container go, oldest first, until it is
 //! kept; images with a name only if `image-budget-named` says so. Logs: each container's are rotated within its own limits
 //! (docker's `max-size` and `max-file`, which have defaults here); beyond the budget for all of them together the oldest rotated
-//! files go. There is no build cache yet, so it keeps within any budget.
+//! files go. Build cache has its own limits, docker's (key `builder`).
 
 use std::path::Path;
 
@@ -26,18 +26,13 @@ impl Budget {
     /// From the configuration; without it a tenth of the disk below `root` for images (10 GiB at least) and a fiftieth for logs
     /// (1 GiB at least).
     pub fn read(images: Option<&str>, named: bool, logs: Option<&str>, root: &Path) -> Result<Self, String> {
-        let disk = || {
-            let there = root.ancestors().find(|path| path.exists())?;
-            let stat = nix::sys::statvfs::statvfs(there).ok()?;
-            Some(stat.blocks() * stat.fragment_size())
-        };
         let limit = |key: &str, text: Option<&str>, part: u64, least: u64| match text {
             Some("off") => Ok(None),
             Some(text) => match parse_size(text).filter(|size| *size > 0) {
                 Some(size) => Ok(Some(size)),
                 None => Err(format!("{key}: {text:?} is neither a size nor \"off\"")),
             },
-            None => Ok(disk().map(|size| (size / part).max(least))),
+            None => Ok(disk(root).map(|size| (size / part).max(least))),
         };
         Ok(Self {
             images: limit("image-budget", images, 10, LEAST_IMAGES)?,
@@ -45,6 +40,13 @@ impl Budget {
             logs: limit("log-budget", logs, 50, LEAST_LOGS)?,
         })
     }
+}
+
+/// Size of the disk that `root` is on, or will be.
+pub fn disk(root: &Path) -> Option<u64> {
+    let there = root.ancestors().find(|path| path.exists())?;
+    let stat = nix::sys::statvfs::statvfs(there).ok()?;
+    Some(stat.blocks() * stat.fragment_size())
 }
 
 /// Docker's sizes: `64M`, `1.5g`, `100KB`, `10GiB`, plain bytes; units are powers of 1024.

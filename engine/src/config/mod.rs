@@ -5,6 +5,7 @@
 mod address;
 mod args;
 mod budget;
+mod builder;
 mod container;
 mod keys;
 mod live;
@@ -14,6 +15,7 @@ mod settings;
 pub use address::Address;
 pub use args::Args;
 pub use budget::{Budget, parse_size};
+pub use builder::{BuilderConfig, duration};
 pub use container::ContainerDefaults;
 pub use live::Live;
 pub use network::DefaultBridge;
@@ -87,6 +89,8 @@ pub struct Config {
     pub containers: ContainerDefaults,
     /// How much disk images and logs may take.
     pub budget: Budget,
+    /// What builds may do and keep.
+    pub builder: BuilderConfig,
     /// Who may do what, and whether it is noted.
     pub access: AccessConfig,
     /// What all answers are like.
@@ -246,6 +250,7 @@ impl Config {
             settings.log_budget.as_deref(),
             &data_root,
         )?;
+        let builder = settings.builder.read(budget::disk(&data_root))?;
         if let Some(mtu) = settings.mtu.filter(|mtu| *mtu != 0 && !(68..=65_535).contains(mtu)) {
             return Err(Wrong::Text(format!("mtu: {mtu} is not from 68 to 65535")));
         }
@@ -272,6 +277,7 @@ impl Config {
             plugin_dirs: settings.plugin_dirs,
             containers: settings.containers,
             budget,
+            builder,
             manner: Manner { minimum, experimental: settings.experimental, cors },
             json_log: settings.log_format.as_deref() == Some("json"),
             metrics,

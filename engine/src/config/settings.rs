@@ -1,6 +1,6 @@
 //! The configuration with types: each key is read by itself, so that a value of the wrong kind is named by its key.
 
-use super::{budget::parse_size, container::ContainerDefaults};
+use super::container::ContainerDefaults;
 use crate::access::{Audit, Rule};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
@@ -42,30 +42,6 @@ pub struct AddressPool {
     pub size: u8,
 }
 
-/// `builder.gc`; there is no cache yet, so that keeping it small is easy.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(default)]
-struct Builder {
-    gc: BuilderGc,
-    entitlements: Map<String, Value>,
-    history: Map<String, Value>,
-    #[serde(flatten)]
-    other: Map<String, Value>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct BuilderGc {
-    enabled: Option<bool>,
-    default_keep_storage: String,
-    default_reserved_space: String,
-    default_max_used_space: String,
-    default_min_free_space: String,
-    policy: Vec<Value>,
-    #[serde(flatten)]
-    other: Map<String, Value>,
-}
-
 /// What the file and the flags say together.
 #[derive(Debug, Default)]
 #[allow(missing_docs, reason = "the names are those of the keys")]
@@ -76,6 +52,7 @@ pub struct Settings {
     pub bip: Option<String>,
     pub bip6: Option<String>,
     pub bridge: Option<String>,
+    pub builder: super::builder::Builder,
     pub cdi_spec_dirs: Vec<String>,
     pub containers: ContainerDefaults,
     pub data_root: Option<PathBuf>,
@@ -150,7 +127,7 @@ impl Settings {
             "audit" => into!(audit),
             "bip" => into!(bip),
             "bridge" => into!(bridge),
-            "builder" => check_builder(read(key, value)?)?,
+            "builder" => into!(builder),
             "cdi-spec-dirs" => into!(cdi_spec_dirs),
             "data-root" => into!(data_root),
             "debug" => into!(debug),
@@ -270,21 +247,4 @@ fn check_exec_opts(options: Vec<String>) -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-fn check_builder(builder: Builder) -> Result<(), String> {
-    let other = builder.other.keys().chain(builder.gc.other.keys()).next();
-    if let Some(key) = other {
-        return Err(format!("builder: nobody knows {key}"));
-    }
-    if !builder.entitlements.is_empty() || !builder.history.is_empty() {
-        return Err("builder: only gc can be set".into());
-    }
-    let gc = &builder.gc;
-    let sizes =
-        [&gc.default_keep_storage, &gc.default_reserved_space, &gc.default_max_used_space, &gc.default_min_free_space];
-    match sizes.into_iter().find(|size| !size.is_empty() && parse_size(size).is_none()) {
-        Some(size) => Err(format!("builder: gc: {size:?} is no size")),
-        None => Ok(()),
-    }
 }

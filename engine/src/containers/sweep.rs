@@ -25,6 +25,8 @@ use tracing::{info, warn};
 pub async fn sweep(app: &Arc<App>) {
     let ours = format!("labels.\"{LABEL}\"");
     sweep_containers(app, &ours).await;
+    // Before the leases: what their containers have mounted goes with those.
+    crate::build::worker::run::sweep(app).await;
     if let Err(error) = Lease::sweep(&app.supervisor).await {
         warn!(error = %chain(&error), "leases of interrupted operations left to their expiry");
     }

@@ -1,7 +1,7 @@
 //! `GET /system/df`: what takes how much on disk.
 
 use super::{ApiError, ApiResult, ApiVersion, Query, json, volumes};
-use crate::{app::App, containers::list, http::Filters, images::list::ListOptions};
+use crate::{app::App, build::api::http as build, containers::list, http::Filters, images::list::ListOptions};
 use axum::{
     extract::{Extension, RawQuery, State},
     http::StatusCode,
@@ -10,16 +10,6 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 
 const KINDS: [&str; 4] = ["container", "image", "volume", "build-cache"];
-
-/// `POST /build/prune`: there is no build cache yet, so that nothing is left of it; `docker system prune` asks.
-pub async fn prune_builds(RawQuery(query): RawQuery) -> ApiResult {
-    let query = Query::parse(query.as_deref());
-    query.filters(&["description", "id", "inuse", "parent", "private", "shared", "type", "until"])?;
-    for key in ["keep-storage", "reserved-space", "max-used-space", "min-free-space"] {
-        query.number::<i64>(key)?;
-    }
-    Ok(json(StatusCode::OK, &json!({"CachesDeleted": null, "SpaceReclaimed": 0})))
-}
 
 /// `GET /system/df`
 pub async fn df(
@@ -56,11 +46,15 @@ pub async fn df(
         let rows = tokio::task::spawn_blocking(move || volumes::with_usage(&owner)).await;
         body["Volumes"] = Value::Array(rows.map_err(|e| ApiError::unexpected(&e))?);
     }
+    let (rows, size) = match wants("build-cache") {
+        true => build::usage(&app, version).await?,
+        false => (Vec::new(), 0),
+    };
     if wants("build-cache") {
-        body["BuildCache"] = json!([]);
+        body["BuildCache"] = Value::Array(rows);
     }
     if !version.at_least(42) {
-        body["BuilderSize"] = json!(0);
+        body["BuilderSize"] = json!(size);
     }
     Ok(json(StatusCode::OK, &body))
 }

@@ -7,7 +7,7 @@ use super::{
     version::{ApiVersion, Manner, negotiate, stamp},
     volumes,
 };
-use crate::{access::Passage, app::App};
+use crate::{access::Passage, app::App, build::api::http as build};
 use axum::{
     Router,
     body::Body,
@@ -44,7 +44,11 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/info", get(system::info))
         .route("/system/df", get(df::df))
         .route("/system/check", get(system::check))
-        .route("/build/prune", post(df::prune_builds))
+        .route("/build", post(build::build))
+        .route("/build/cancel", post(build::cancel))
+        .route("/build/prune", post(build::prune))
+        .route("/session", post(build::session))
+        .route("/grpc", post(crate::build::api::grpc::take_over))
         .route("/debug/vars", get(system::variables))
         .route("/events", get(events::events))
         .route("/containers/json", get(containers::list))
@@ -212,13 +216,7 @@ pub(super) fn matches(pattern: &str, path: &str) -> bool {
 }
 
 /// Endpoints of Docker's API 1.51 that are routed nowhere above reach the fallback, and are known by this table.
-const UNBUILT: &[(&str, &str)] = &[
-    ("GET", "/images/{name...}/attestations"),
-    ("POST", "/build"),
-    ("POST", "/build/cancel"),
-    ("POST", "/session"),
-    ("POST", "/grpc"),
-];
+const UNBUILT: &[(&str, &str)] = &[("GET", "/images/{name...}/attestations")];
 
 #[cfg(test)]
 mod tests {

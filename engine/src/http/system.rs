@@ -20,7 +20,7 @@ use std::{path::Path, sync::Arc};
 pub async fn ping() -> Response {
     let mut response = "OK".into_response();
     let headers = response.headers_mut();
-    headers.insert("Builder-Version", HeaderValue::from_static("1"));
+    headers.insert("Builder-Version", HeaderValue::from_static("2"));
     headers.insert("Swarm", HeaderValue::from_static("inactive"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-store, must-revalidate"));
     headers.insert(header::PRAGMA, HeaderValue::from_static("no-cache"));

@@ -9,6 +9,7 @@ pub mod changes;
 pub mod commit;
 pub mod config;
 pub mod content;
+pub mod fetch;
 pub mod history;
 pub mod import;
 pub mod inspect;

@@ -18,7 +18,7 @@ use proto::{
     typeurl,
 };
 use serde::Deserialize;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 /// What is to be pulled.
 #[derive(Debug, Clone, PartialEq)]
@@ -64,17 +64,26 @@ impl PullRequest {
 /// The header that carries credentials: JSON in base64, in either alphabet, padded or not. What can't be read counts as
 /// none, as docker has it.
 pub fn decode_auth(header: &str) -> Option<Credentials> {
-    #[derive(Default, Deserialize)]
-    #[serde(default)]
-    struct Auth {
-        username: Option<String>,
-        password: Option<String>,
-        auth: Option<String>,
-        identitytoken: Option<String>,
-        registrytoken: Option<String>,
-    }
-    let json = decode_base64(header)?;
-    let auth: Auth = serde_json::from_slice(&json).ok()?;
+    serde_json::from_slice::<Auth>(&decode_base64(header)?).ok().and_then(credentials)
+}
+
+/// `X-Registry-Config`: credentials by registry, in the same form.
+pub fn decode_registry_config(header: &str) -> Option<BTreeMap<String, Credentials>> {
+    let all: BTreeMap<String, Auth> = serde_json::from_slice(&decode_base64(header)?).ok()?;
+    Some(all.into_iter().filter_map(|(registry, auth)| Some((registry, credentials(auth)?))).collect())
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Auth {
+    username: Option<String>,
+    password: Option<String>,
+    auth: Option<String>,
+    identitytoken: Option<String>,
+    registrytoken: Option<String>,
+}
+
+fn credentials(auth: Auth) -> Option<Credentials> {
     let given = |text: Option<String>| text.filter(|text| !text.is_empty());
     let username = given(auth.username);
     if let Some(secret) = given(auth.registrytoken) {

@@ -38,7 +38,7 @@ pub struct Lookup {
 }
 
 /// Credentials in the form that the service takes.
-fn auth(credentials: Option<Credentials>) -> Option<Auth> {
+pub(super) fn auth(credentials: Option<Credentials>) -> Option<Auth> {
     let Credentials { username, secret, form } = credentials?;
     Some(match form {
         Form::Password => Auth { username, password: secret, ..Auth::default() },

@@ -1,7 +1,7 @@
 //! Volumes: folders that outlive containers. A named one is made when it is first used; an anonymous one goes with its
 //! container.
 
-mod copy;
+pub mod copy;
 mod driven;
 mod error;
 pub mod local;

@@ -16,6 +16,7 @@ use hyper_util::{
     client::legacy::connect::{Connected, Connection as Described, HttpConnector},
     rt::TokioIo,
 };
+use proto::proxy::Proxy;
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::TlsConnector;
@@ -23,7 +24,6 @@ use tower::Service;
 
 use super::{
     Network,
-    proxy::Proxy,
     tls::{self, Trust},
 };
 

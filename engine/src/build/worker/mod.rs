@@ -1,3 +1,8 @@
 //! Does what builds consist of.
 
-mod sources;
+pub mod caches;
+pub mod content;
+pub mod files;
+pub mod layered;
+pub mod run;
+pub mod sources;

@@ -2,12 +2,15 @@
 //! that run and on those that don't, and sees their volumes and bind mounts.
 
 mod extract;
+mod folder;
 mod place;
 mod view;
 mod volume;
 
-pub use extract::{ExtractError, Options};
+pub use extract::{ExtractError, Options, extract};
+pub use folder::unpack_below;
 pub use place::{PathStat, Place};
+pub use view::View;
 pub use volume::{export_volume, import_volume};
 
 use super::{
@@ -39,7 +42,7 @@ use std::{
     time::Duration,
 };
 use tokio::sync::mpsc;
-use view::{Plan, View, ViewError};
+use view::{Plan, ViewError};
 
 /// How an answer is packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,7 +1,24 @@
-//! Makes LLB of a Dockerfile.
+//! Makes LLB of a Dockerfile, as BuildKit's frontend does: [`Converter`] finds out which stages the target needs, asks for the
+//! images that these begin with (and for what their ONBUILD triggers need in turn), then goes through their instructions.
 
-use crate::{Error, instruction::Dockerfile, lint::Warning};
+mod copy;
+pub mod git;
+mod image;
+pub mod llb;
+mod meta;
+mod path;
+pub mod platform;
+mod run;
+mod stages;
+mod text;
+mod vars;
+
+pub use git::GitRef;
+
+use crate::{Error, error::Span, instruction::Dockerfile, lint::Warning};
+use futures_util::future::try_join_all;
 use proto::pb;
+use stages::Converter;
 use std::collections::BTreeMap;
 
 /// What the world says of an image.
@@ -25,6 +42,12 @@ pub trait Resolver {
         reference: &str,
         platform: &pb::Platform,
     ) -> impl Future<Output = Result<ImageConfig, Self::Error>> + Send;
+
+    /// Whether the client leaves `path` out of its main context (`.dockerignore`), for the check CopyIgnoredFile.
+    fn is_ignored(&self, path: &str) -> bool {
+        let _ = path;
+        false
+    }
 }
 
 /// A context of the client's besides the main one: `--build-context name=…`.
@@ -50,12 +73,16 @@ pub enum NamedContext {
 pub struct Options {
     /// target
     pub target: Option<String>,
+    /// Whether all stages are gone through, needed or not, as a linter wants it.
+    pub all_stages: bool,
     /// build-arg:
     pub build_args: BTreeMap<String, String>,
     /// label:
     pub labels: BTreeMap<String, String>,
     /// platform: what the image is for.
     pub platform: pb::Platform,
+    /// Whether nobody asked for `platform`: then the image says what its base says.
+    pub implicit_platform: bool,
     /// Where the build runs.
     pub build_platform: pb::Platform,
     /// Whether several platforms are built, and names of steps say which.
@@ -82,7 +109,7 @@ pub struct Options {
     pub source: (String, Vec<u8>),
     /// Names of the session for caches of the same client: `build-arg:BUILDKIT_CACHE_MOUNT_NS`.
     pub cache_namespace: String,
-    /// SOURCE_DATE_EPOCH, seconds since 1970.
+    /// SOURCE_DATE_EPOCH, seconds since 1970; if the client says nothing, a global ARG of the Dockerfile may.
     pub epoch: Option<i64>,
     /// Name of the client's session, which local sources are pinned to.
     pub session: String,
@@ -100,8 +127,12 @@ pub struct Converted {
     pub config: Vec<u8>,
     /// Configuration of the image that the stage is built on, for the exporter and for named contexts.
     pub base_config: Option<Vec<u8>>,
+    /// SOURCE_DATE_EPOCH: the client's, or the default of a global ARG.
+    pub epoch: Option<i64>,
     /// What was noticed.
     pub warnings: Vec<Warning>,
+    /// That the Dockerfile, or the client, doesn't want to be built with such warnings.
+    pub violation: Option<Error>,
 }
 
 /// What goes wrong.
@@ -115,6 +146,8 @@ pub enum ConvertError<E: std::error::Error + 'static> {
     Image {
         /// Its name.
         reference: String,
+        /// Where it is asked for.
+        span: Option<Span>,
         /// Why.
         #[source]
         cause: E,
@@ -122,11 +155,30 @@ pub enum ConvertError<E: std::error::Error + 'static> {
 }
 
 /// Makes LLB of `file` for one platform.
-pub async fn convert<R: Resolver>(
+pub async fn convert<R: Resolver + Sync>(
     file: &Dockerfile,
     options: &Options,
     resolver: &R,
 ) -> Result<Converted, ConvertError<R::Error>> {
-    let _ = (file, options, resolver);
-    Err(Error { message: "not written yet".into(), span: None, column: None }.into())
+    let ignored = |path: &str| resolver.is_ignored(path);
+    let mut converter = Converter::new(file, options, &ignored)?;
+    loop {
+        let questions = converter.questions()?;
+        let answers = try_join_all(questions.into_iter().map(|question| async move {
+            match resolver.image(&question.reference, &question.platform).await {
+                Ok(answer) => Ok((question, answer)),
+                Err(cause) => Err(ConvertError::Image { reference: question.shown, span: Some(question.span), cause }),
+            }
+        }));
+        for (question, answer) in answers.await? {
+            converter.answer(question, answer)?;
+        }
+        if !converter.add_triggers()? {
+            break;
+        }
+    }
+    Ok(converter.finish()?)
 }
+
+#[cfg(test)]
+mod tests;

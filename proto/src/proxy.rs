@@ -7,7 +7,7 @@ use base64::Engine;
 
 /// Which proxy is asked for which host.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub(crate) struct Proxies {
+pub struct Proxies {
     http: Option<String>,
     https: Option<String>,
     direct: Vec<Direct>,
@@ -23,15 +23,15 @@ impl std::fmt::Debug for Proxies {
 
 /// One proxy.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) struct Proxy {
+pub struct Proxy {
     /// Whether it is spoken to through TLS.
-    pub(super) tls: bool,
+    pub tls: bool,
     /// Its host, without brackets.
-    pub(super) host: String,
+    pub host: String,
     /// Its port.
-    pub(super) port: u16,
+    pub port: u16,
     /// The `Proxy-Authorization` header it gets.
-    pub(super) authorization: Option<String>,
+    pub authorization: Option<String>,
 }
 
 // The password must not get into a log.
@@ -51,7 +51,7 @@ enum Direct {
 
 impl Proxies {
     /// What the variables say, which `variable` looks up.
-    pub(crate) fn read(variable: impl Fn(&str) -> Option<String>) -> Self {
+    pub fn read(variable: impl Fn(&str) -> Option<String>) -> Self {
         let either = |name: &str| {
             let lower = name.to_lowercase();
             [name, &lower].into_iter().find_map(|name| variable(name).filter(|value| !value.trim().is_empty()))
@@ -65,7 +65,7 @@ impl Proxies {
     }
 
     /// The proxy for a host (without brackets) and port; the error says what is wrong with its address.
-    pub(super) fn of(&self, tls: bool, host: &str, port: u16) -> Result<Option<Proxy>, String> {
+    pub fn of(&self, tls: bool, host: &str, port: u16) -> Result<Option<Proxy>, String> {
         let Some(address) = (if tls { &self.https } else { &self.http }) else { return Ok(None) };
         let (name, host) = (if tls { "HTTPS_PROXY" } else { "HTTP_PROXY" }, host.trim_end_matches('.').to_lowercase());
         let ip = host.parse::<IpAddr>().ok();
@@ -147,7 +147,7 @@ impl Proxy {
             None => (None, authority),
         };
         let wrong = || format!("{:?} is not the address of a proxy", format!("{scheme}://{host}"));
-        let parsed: hyper::http::uri::Authority = host.parse().map_err(|_| wrong())?;
+        let parsed: tonic::codegen::http::uri::Authority = host.parse().map_err(|_| wrong())?;
         let port = parsed.port_u16().unwrap_or(if tls { 443 } else { 80 });
         let host = parsed.host().trim_start_matches('[').trim_end_matches(']').to_owned();
         if host.is_empty() {
@@ -162,8 +162,8 @@ impl Proxy {
     }
 }
 
-// Percent-decodes; what isn't well encoded stays as it is.
-fn decode(text: &str) -> Vec<u8> {
+/// Percent-decodes; what isn't well encoded stays as it is.
+pub fn decode(text: &str) -> Vec<u8> {
     let (bytes, mut decoded, mut at) = (text.as_bytes(), Vec::new(), 0);
     while at < bytes.len() {
         let hex = bytes.get(at + 1..at + 3).and_then(|hex| std::str::from_utf8(hex).ok());

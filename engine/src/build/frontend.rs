@@ -1,1 +1,0 @@
-//! The frontend `dockerfile.v0`.

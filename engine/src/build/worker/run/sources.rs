@@ -1,0 +1,331 @@
+//! Where mounts of a command come from: filesystems of the build, caches, secrets, sockets of agents.
+//!
+//! What isn't a folder of this machine yet is mounted below the folder of the run until the runtime has taken it, and the runtime
+//! is told `/proc/PID/fd/N` of what was opened there: no link leads anywhere else meanwhile (CVE-2024-23651). Secrets are only
+//! ever in memory.
+
+use super::{
+    Outside,
+    plan::{Kind, Mount, Plan},
+};
+use crate::build::{
+    tree::{Draft, Tree, Trees},
+    worker::caches::{Base, Caches, Taken},
+};
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, openat},
+    mount::{MntFlags, umount2},
+    sys::stat::{FchmodatFlags, Mode, fchmod, fchmodat},
+    unistd::{Gid, Uid, fchown, fchownat},
+};
+use proto::pb;
+use serde_json::{Value, json};
+use solver::{Step, StepError};
+use std::{
+    fs::{DirBuilder, File},
+    io::Write as _,
+    os::{
+        fd::{AsFd as _, AsRawFd as _, OwnedFd},
+        unix::fs::DirBuilderExt as _,
+    },
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use sys::{
+    mount::{Filesystem, Reach, attach, attr, set_attributes},
+    path::{Within, open_within},
+};
+use tokio::{net::UnixListener, task::JoinSet};
+use tracing::{debug, warn};
+
+/// Agents' sockets that are served at once, per mount.
+const CONNECTIONS: usize = 64;
+
+/// What a command has mounted, and who has to have it back.
+#[derive(Default)]
+pub struct Sources {
+    /// What the specification says.
+    pub mounts: Vec<Value>,
+    /// Filesystems that are written, and which result each becomes.
+    pub drafts: Vec<(Option<usize>, Draft)>,
+    /// Inputs that are results as they are.
+    pub kept: Vec<(usize, Tree)>,
+    held: Vec<OwnedFd>,
+    mounted: Vec<PathBuf>,
+    trees: Vec<Tree>,
+    caches: Vec<Taken>,
+    agents: JoinSet<()>,
+}
+
+/// A failure, in the words of the one who sees it happen.
+fn failed<E>(what: impl Into<String>) -> impl FnOnce(E) -> StepError
+where
+    E: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let what = what.into();
+    move |cause| StepError::Failed { what, cause: cause.into() }
+}
+
+impl Sources {
+    /// Opens all that is mounted besides the root.
+    pub async fn open<O: Outside>(&mut self, plan: &Plan, with: &With<'_, O>) -> Result<(), StepError> {
+        for mount in &plan.mounts {
+            let opened = match &mount.kind {
+                Kind::Bind => self.bind(mount, with).await?,
+                Kind::Tmpfs { size } => Some(tmpfs(mount, *size)),
+                Kind::Cache { id, sharing } => self.cache(mount, id, *sharing, with).await?,
+                Kind::Secret(secret) => self.secret(mount, secret, with).await?,
+                Kind::Ssh(agent) => self.agent(mount, agent, with).await?,
+            };
+            self.mounts.extend(opened);
+        }
+        Ok(())
+    }
+
+    async fn bind<O: Outside>(&mut self, mount: &Mount, with: &With<'_, O>) -> Result<Option<Value>, StepError> {
+        let what = format!("mount {}", mount.dest);
+        let input = mount.slot.input.and_then(|at| with.inputs.get(at).cloned().flatten());
+        let input = input.unwrap_or_else(|| with.trees.scratch());
+        let root = if mount.readonly {
+            if let Some(output) = mount.slot.output {
+                self.kept.push((output, input.clone()));
+            }
+            let root = input.open().await.map_err(failed(what.clone()))?;
+            self.trees.push(input);
+            root
+        } else {
+            // What is written and wanted by nobody goes with the draft.
+            let draft = with.trees.draft(&input).await.map_err(failed(what.clone()))?;
+            let root = draft.open().await.map_err(failed(what.clone()))?;
+            self.drafts.push((mount.slot.output, draft));
+            root
+        };
+        let source = self.show(root, &mount.selector, with.folder).map_err(missing(mount))?;
+        Ok(Some(bound(mount, &source)))
+    }
+
+    async fn cache<O: Outside>(
+        &mut self,
+        mount: &Mount,
+        id: &str,
+        sharing: pb::CacheSharingOpt,
+        with: &With<'_, O>,
+    ) -> Result<Option<Value>, StepError> {
+        let what = || format!("cache mount {}", mount.dest);
+        let base = match mount.slot.input.and_then(|at| with.inputs.get(at).cloned().flatten()) {
+            Some(input) if !input.is_scratch() => {
+                let key = with.outside.content(&input, with.step).await?.to_string();
+                let root = input.open().await.map_err(failed(what()))?;
+                Some(Base { key, root })
+            }
+            _ => None,
+        };
+        let taken = with.caches.take(id, base, sharing).await.map_err(failed(what()))?;
+        let folder = taken.folder();
+        self.caches.push(taken);
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let root = nix::fcntl::open(&folder, flags, Mode::empty()).map_err(failed(what()))?;
+        let opened = open_within(&root, relative(&mount.selector), OFlag::O_PATH, 0, Within::Root);
+        let source = self.hold(opened.map_err(missing(mount))?);
+        Ok(Some(bound(mount, &source)))
+    }
+
+    async fn secret<O: Outside>(
+        &mut self,
+        mount: &Mount,
+        secret: &pb::SecretOpt,
+        with: &With<'_, O>,
+    ) -> Result<Option<Value>, StepError> {
+        let Some(data) = find_secret(&secret.id, secret.optional, with).await? else { return Ok(None) };
+        let what = format!("secret mount {}", mount.dest);
+        let root = hidden_file(&data, secret).map_err(failed(what.clone()))?;
+        let source = self.show(root, SECRET, with.folder).map_err(failed(what))?;
+        let options = ["bind", "rprivate", "ro", "nosuid", "nodev", "noexec"];
+        Ok(Some(json!({"type": "bind", "destination": mount.dest, "source": source, "options": options})))
+    }
+
+    async fn agent<O: Outside>(
+        &mut self,
+        mount: &Mount,
+        agent: &pb::SshOpt,
+        with: &With<'_, O>,
+    ) -> Result<Option<Value>, StepError> {
+        if !with.outside.has_agent(&agent.id, with.step).await? {
+            let text = format!("ssh mount {}: no SSH key {:?} forwarded from the client", mount.dest, agent.id);
+            return if agent.optional { Ok(None) } else { Err(StepError::NotFound(text)) };
+        }
+        let what = format!("ssh mount {}", mount.dest);
+        let folder = with.folder.join(format!("agent-{}", self.agents.len()));
+        let (listener, folder) = listen(&folder, agent).map_err(failed(what.clone()))?;
+        let (outside, id, step) = (with.outside.clone(), agent.id.clone(), with.step.clone());
+        self.agents.spawn(async move {
+            let mut served = JoinSet::new();
+            loop {
+                let stream = match listener.accept().await {
+                    Ok((stream, _)) => stream,
+                    Err(error) => {
+                        debug!(%error, "socket of an agent");
+                        return;
+                    }
+                };
+                while served.len() >= CONNECTIONS && served.join_next().await.is_some() {}
+                let (outside, id, step) = (outside.clone(), id.clone(), step.clone());
+                served.spawn(async move { outside.forward(&id, stream, &step).await });
+            }
+        });
+        let opened = open_within(&folder, SOCKET, OFlag::O_PATH, 0, Within::Plain).map_err(failed(what))?;
+        let source = self.hold(opened);
+        let options = ["bind", "rprivate", "rw", "nosuid", "nodev", "noexec"];
+        Ok(Some(json!({"type": "bind", "destination": mount.dest, "source": source, "options": options})))
+    }
+
+    /// Mounts a root below the folder of the run, and opens a path in it.
+    fn show(&mut self, root: OwnedFd, path: &str, folder: &Path) -> Result<String, Errno> {
+        let at = folder.join(format!("m{}", self.mounted.len()));
+        DirBuilder::new().mode(0o700).create(&at).map_err(errno)?;
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let place = nix::fcntl::open(&at, flags, Mode::empty())?;
+        // Programs are run from what is mounted, as from the root.
+        set_attributes(&root, Reach::One, 0, attr::NOEXEC | attr::NOSUID, None)?;
+        self.mounted.push(at);
+        attach(&root, &place)?;
+        let opened = open_within(&root, relative(path), OFlag::O_PATH, 0, Within::Root)?;
+        Ok(self.hold(opened))
+    }
+
+    fn hold(&mut self, opened: OwnedFd) -> String {
+        let path = format!("/proc/{}/fd/{}", std::process::id(), opened.as_raw_fd());
+        self.held.push(opened);
+        path
+    }
+
+    /// The runtime has taken what it needs: nothing is mounted on the host any more.
+    pub fn settle(&mut self) {
+        self.held.clear();
+        for at in self.mounted.drain(..) {
+            unmount(&at);
+        }
+    }
+
+    /// Nobody runs any more: caches are free, agents are not to be reached.
+    pub async fn give_back(&mut self) {
+        self.settle();
+        self.agents.shutdown().await;
+        self.caches.clear();
+        self.trees.clear();
+    }
+}
+
+/// Takes away a mount of a run and its folder; nothing there is fine.
+pub fn unmount(at: &Path) {
+    match umount2(at, MntFlags::MNT_DETACH) {
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+        Err(error) => warn!(at = %at.display(), %error, "mount of a build stays"),
+    }
+    // Only an empty folder goes: never what is mounted.
+    let _ = std::fs::remove_dir(at);
+}
+
+/// What sources are made with.
+pub struct With<'a, O> {
+    /// Makes filesystems.
+    pub trees: &'a Trees,
+    /// The caches.
+    pub caches: &'a Caches,
+    /// Inputs of the operation.
+    pub inputs: &'a [Option<Tree>],
+    /// Who is asked for secrets and agents.
+    pub outside: &'a Arc<O>,
+    /// For whom.
+    pub step: &'a Step,
+    /// The folder of the run.
+    pub folder: &'a Path,
+}
+
+/// A secret; none if it may be missing and is.
+pub async fn find_secret<O: Outside>(
+    id: &str,
+    optional: bool,
+    with: &With<'_, O>,
+) -> Result<Option<Vec<u8>>, StepError> {
+    match with.outside.secret(id, with.step).await? {
+        None if !optional => Err(StepError::NotFound(format!("secret {id}: not found"))),
+        found => Ok(found),
+    }
+}
+
+const SECRET: &str = "secret";
+const SOCKET: &str = "agent.sock";
+
+fn errno(error: std::io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(nix::libc::EIO))
+}
+
+fn relative(path: &str) -> &str {
+    match path.trim_start_matches('/') {
+        "" => ".",
+        path => path,
+    }
+}
+
+fn missing(mount: &Mount) -> impl FnOnce(Errno) -> StepError {
+    let (dest, selector) = (mount.dest.clone(), mount.selector.clone());
+    move |cause| match cause {
+        Errno::ENOENT | Errno::ENOTDIR => StepError::NotFound(format!("mount {dest}: {selector:?}: not found")),
+        cause => StepError::Failed { what: format!("mount {dest}: open {selector:?}"), cause: cause.into() },
+    }
+}
+
+fn bound(mount: &Mount, source: &str) -> Value {
+    let access = if mount.readonly { "ro" } else { "rw" };
+    json!({"type": "bind", "destination": mount.dest, "source": source, "options": ["bind", "rprivate", access]})
+}
+
+fn tmpfs(mount: &Mount, size: i64) -> Value {
+    let mut options = vec!["nosuid".to_owned()];
+    if mount.readonly {
+        options.push("ro".to_owned());
+    }
+    if size > 0 {
+        options.push(format!("size={size}"));
+    }
+    json!({"type": "tmpfs", "destination": mount.dest, "source": "tmpfs", "options": options})
+}
+
+/// A filesystem in memory with the secret as its only file.
+fn hidden_file(data: &[u8], secret: &pb::SecretOpt) -> Result<OwnedFd, Errno> {
+    // Not even in swap, where the kernel can promise that (6.4).
+    let make = |noswap: bool| {
+        let filesystem = Filesystem::open("tmpfs")?;
+        filesystem.string("mode", "0700")?;
+        filesystem.string("nr_inodes", "4")?;
+        if noswap {
+            filesystem.flag("noswap")?;
+        }
+        filesystem.mount(attr::NOSUID | attr::NODEV | attr::NOEXEC)
+    };
+    let root = make(true).or_else(|_| make(false))?;
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+    let file = openat(&root, SECRET, flags, Mode::S_IRUSR)?;
+    let mut file = File::from(file);
+    file.write_all(data).map_err(errno)?;
+    fchown(file.as_fd(), Some(Uid::from_raw(secret.uid)), Some(Gid::from_raw(secret.gid)))?;
+    fchmod(file.as_fd(), Mode::from_bits_truncate(secret.mode & 0o777))?;
+    drop(file);
+    set_attributes(&root, Reach::One, attr::RDONLY, 0, None)?;
+    Ok(root)
+}
+
+fn listen(folder: &Path, agent: &pb::SshOpt) -> std::io::Result<(UnixListener, OwnedFd)> {
+    DirBuilder::new().mode(0o700).create(folder)?;
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let opened = nix::fcntl::open(folder, flags, Mode::empty())?;
+    // Addresses of sockets are short, data roots need not be.
+    let listener = UnixListener::bind(format!("/proc/self/fd/{}/{SOCKET}", opened.as_raw_fd()))?;
+    let (uid, gid) = (Uid::from_raw(agent.uid), Gid::from_raw(agent.gid));
+    fchownat(&opened, SOCKET, Some(uid), Some(gid), nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    let mode = Mode::from_bits_truncate(if agent.mode == 0 { 0o600 } else { agent.mode & 0o777 });
+    fchmodat(&opened, SOCKET, mode, FchmodatFlags::FollowSymlink)?;
+    Ok((listener, opened))
+}
