@@ -21,6 +21,8 @@ pub fn words(status: &Status) -> String {
 /// Excerpts of the files that an error is about.
 pub fn excerpts(status: &Status) -> String {
     let Ok(decoded) = proto::google::rpc::Status::decode(status.details()) else { return String::new() };
+    let urls = || decoded.details.iter().map(|detail| detail.type_url.as_str()).collect::<Vec<_>>().join(", ");
+    crate::output::log::debug(|| format!("details of the error: {}", urls()));
     let is_source = |url: &str| url.rsplit('/').next().is_some_and(|name| name.trim_end_matches("+json") == SOURCE);
     let sources = decoded.details.iter().filter(|detail| is_source(&detail.type_url));
     // The innermost is the last one, and is shown first.
@@ -49,7 +51,8 @@ struct SourceMessage {
 fn source(value: &[u8]) -> Option<Source> {
     if let Ok(json) = serde_json::from_slice::<Value>(value) {
         let data = STANDARD.decode(json["info"]["data"].as_str()?).ok()?;
-        let line = |position: &Value| position["line"].as_u64().and_then(|line| usize::try_from(line).ok()).unwrap_or(0);
+        let line =
+            |position: &Value| position["line"].as_u64().and_then(|line| usize::try_from(line).ok()).unwrap_or(0);
         let ranges = json["ranges"].as_array().cloned().unwrap_or_default();
         return Some(Source {
             filename: json["info"]["filename"].as_str().unwrap_or_default().to_owned(),
@@ -137,7 +140,11 @@ mod tests {
         assert_eq!(words(&status), "process \"false\" did not complete");
         let position = |line| Some(pb::Position { line, character: 0 });
         let message = SourceMessage {
-            info: Some(pb::SourceInfo { filename: "Dockerfile".into(), data: text.into(), ..pb::SourceInfo::default() }),
+            info: Some(pb::SourceInfo {
+                filename: "Dockerfile".into(),
+                data: text.into(),
+                ..pb::SourceInfo::default()
+            }),
             ranges: vec![pb::Range { start: position(3), end: position(3) }],
         };
         assert_eq!(excerpts(&failed("errdefs.Source", message.encode_to_vec())), WANT);
@@ -153,6 +160,9 @@ mod tests {
         };
         assert_eq!((of(&[]), of(&[(0, 0)]), of(&[(9, 9)])), (String::new(), String::new(), String::new()));
         assert_eq!(of(&[(2, 9)]).matches(">>>").count(), 2);
-        assert_eq!(of(&[(1, 0)]), "D:1\n--------------------\n   1 | >>> a\n   2 |     b\n   3 |     c\n--------------------\n");
+        assert_eq!(
+            of(&[(1, 0)]),
+            "D:1\n--------------------\n   1 | >>> a\n   2 |     b\n   3 |     c\n--------------------\n"
+        );
     }
 }

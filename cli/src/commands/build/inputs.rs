@@ -60,7 +60,9 @@ impl Inputs {
         let mut inputs = Self::default();
         let file = args.file.as_deref().filter(|file| !file.is_empty());
         if let Some(address) = file.filter(|file| file.starts_with("http://") || file.starts_with("https://")) {
-            return Err(refused(format!("the Dockerfile {address} is an address: give it as the context, or fetch it first")));
+            return Err(refused(format!(
+                "the Dockerfile {address} is an address: give it as the context, or fetch it first"
+            )));
         }
         match Source::of(&args.context) {
             Source::Stdin if file == Some("-") => {
@@ -172,7 +174,9 @@ impl Inputs {
             return Ok(());
         }
         if value.starts_with("oci-layout://") {
-            return Err(refused(format!("context {name}: oci-layout is not supported: load the layout, or push it, and use docker-image://")));
+            return Err(refused(format!(
+                "context {name}: oci-layout is not supported: load the layout, or push it, and use docker-image://"
+            )));
         }
         let path = Path::new(value);
         if !path.is_dir() {
@@ -219,16 +223,23 @@ mod tests {
         fs::write(dir.path().join("sub/D"), "FROM scratch").unwrap();
         let inputs = read(root, None, b"", &[]).unwrap();
         assert_eq!(inputs.folders["context"], dir.path());
-        assert_eq!((inputs.folders["dockerfile"].as_path(), inputs.attrs["filename"].as_str()), (dir.path(), "dockerfile"));
+        assert_eq!(
+            (inputs.folders["dockerfile"].as_path(), inputs.attrs["filename"].as_str()),
+            (dir.path(), "dockerfile")
+        );
         fs::write(dir.path().join("Dockerfile"), "FROM scratch").unwrap();
         assert_eq!(read(root, None, b"", &[]).unwrap().attrs["filename"], "Dockerfile");
         let inputs = read(root, Some(&format!("{root}/sub/D")), b"", &[]).unwrap();
         assert_eq!(inputs.folders["dockerfile"], dir.path().join("sub"));
         assert_eq!(inputs.attrs["filename"], "D");
-        let inputs = read(root, None, b"", &[&format!("more={root}/sub"), &format!("context={root}"), "i=docker-image://x"]);
+        let inputs =
+            read(root, None, b"", &[&format!("more={root}/sub"), &format!("context={root}"), "i=docker-image://x"]);
         let inputs = inputs.unwrap();
         assert_eq!(inputs.attrs["context:more"], "local:more");
-        assert_eq!((inputs.attrs["context:context"].as_str(), inputs.attrs["context:i"].as_str()), ("local:_context", "docker-image://x"));
+        assert_eq!(
+            (inputs.attrs["context:context"].as_str(), inputs.attrs["context:i"].as_str()),
+            ("local:_context", "docker-image://x")
+        );
         for (context, named, want) in [
             ("/nonexistent", "", "path \"/nonexistent\" not found"),
             ("/dev/null", "", "context must be a directory"),

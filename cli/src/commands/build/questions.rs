@@ -35,12 +35,8 @@ pub async fn ask(grpc: &Grpc, question: &Question, asked: Asked) -> Result<HashM
     let caps = opt.entry(CAPS.to_owned()).or_default();
     let more = "moby.buildkit.frontend.subrequests+forward";
     *caps = if caps.is_empty() { more.to_owned() } else { format!("{caps},{more}") };
-    let empty = SolveRequest {
-        r#ref: asked.build.clone(),
-        session: asked.session,
-        internal: true,
-        ..SolveRequest::default()
-    };
+    let empty =
+        SolveRequest { r#ref: asked.build.clone(), session: asked.session, internal: true, ..SolveRequest::default() };
     let mut control = grpc.control();
     let build: JoinHandle<Result<SolveResponse, Status>> =
         tokio::spawn(async move { control.solve(empty).await.map(tonic::Response::into_inner) });
@@ -143,7 +139,10 @@ mod tests {
 
     #[test]
     fn answers() {
-        assert_eq!(said("lint", false, &[("result.json", r#"{"warnings":[]}"#)]), ("Check complete, no warnings found.\n".into(), 0));
+        assert_eq!(
+            said("lint", false, &[("result.json", r#"{"warnings":[]}"#)]),
+            ("Check complete, no warnings found.\n".into(), 0)
+        );
         let one = [("result.json", r#"{"warnings":[{"ruleName":"X"}]}"#), ("result.txt", "\nWARNING: X")];
         assert_eq!(said("lint", false, &one), ("Check complete, 1 warning has been found!\n\nWARNING: X\n".into(), 1));
         let broken = [("result.json", r#"{"buildError":{}}"#), ("result.txt", "Dockerfile:1\n")];

@@ -305,7 +305,10 @@ async fn next(stream: &mut Option<Streaming<StatusResponse>>) -> Option<StatusRe
 /// The builder takes the end of the call for the wish that it is.
 fn canceled(progress: &mut Progress) -> Outcome<SolveResponse> {
     progress.finish(now())?;
-    Err(Failure::Said { text: "ERROR: failed to build: failed to solve: Canceled: context canceled".to_owned(), code: 130 })
+    Err(Failure::Said {
+        text: "ERROR: failed to build: failed to solve: Canceled: context canceled".to_owned(),
+        code: 130,
+    })
 }
 
 fn eprint(text: &str) {
@@ -440,15 +443,13 @@ mod tests {
 
     #[test]
     fn warnings_of_a_dockerfile() {
-        let warning = VertexWarning { short: b"Rule: text (line 1)".to_vec(), url: "u".into(), ..VertexWarning::default() };
+        let warning =
+            VertexWarning { short: b"Rule: text (line 1)".to_vec(), url: "u".into(), ..VertexWarning::default() };
         assert_eq!(warnings(&[], false), "");
         assert_eq!(
             warnings(std::slice::from_ref(&warning), false),
             "\n 1 warning found (use --debug to expand):\n - Rule: text (line 1)\n"
         );
-        assert_eq!(
-            warnings(&[warning.clone(), warning], true).lines().nth(3),
-            Some("More info: u")
-        );
+        assert_eq!(warnings(&[warning.clone(), warning], true).lines().nth(3), Some("More info: u"));
     }
 }

@@ -191,7 +191,9 @@ impl Output {
 pub fn outputs(texts: &[String], push: bool, load: bool, terminal: bool) -> Result<Vec<Output>, SpecError> {
     let mut all = texts.iter().map(|text| Output::parse(text, terminal)).collect::<Result<Vec<_>, _>>()?;
     if push {
-        let conflict = |output: &&Output| output.kind != "image" && output.kind != "docker" || output.destination != Destination::Engine;
+        let conflict = |output: &&Output| {
+            output.kind != "image" && output.kind != "docker" || output.destination != Destination::Engine
+        };
         if let ([single], Some(other)) = (all.as_slice(), all.iter().find(conflict))
             && single == other
         {
@@ -442,16 +444,18 @@ mod tests {
     fn push_and_load() {
         let of = |texts: &[&str], push, load| {
             let texts: Vec<String> = texts.iter().map(|t| (*t).to_owned()).collect();
-            outputs(&texts, push, load, false).map(|all| {
-                all.iter().map(|o| format!("{} {}", o.kind, o.pushes())).collect::<Vec<_>>().join(";")
-            })
+            outputs(&texts, push, load, false)
+                .map(|all| all.iter().map(|o| format!("{} {}", o.kind, o.pushes())).collect::<Vec<_>>().join(";"))
         };
         assert_eq!(of(&[], false, false).as_deref(), Ok(""));
         assert_eq!(of(&[], true, false).as_deref(), Ok("image true"));
         assert_eq!(of(&[], true, true).as_deref(), Ok("image true;docker false"));
         assert_eq!(of(&["type=image"], true, false).as_deref(), Ok("image true"));
         assert_eq!(of(&["type=docker"], false, true).as_deref(), Ok("docker false"));
-        assert_eq!(of(&["out"], true, false).unwrap_err().to_string(), "push and \"local\" output can't be used together");
+        assert_eq!(
+            of(&["out"], true, false).unwrap_err().to_string(),
+            "push and \"local\" output can't be used together"
+        );
     }
 
     #[test]
@@ -487,9 +491,7 @@ mod tests {
 
     #[test]
     fn attestations_and_annotations() {
-        let of = |texts: &[&str], p, s| {
-            attestations(&texts.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>(), p, s)
-        };
+        let of = |texts: &[&str], p, s| attestations(&texts.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>(), p, s);
         let one = |kind: &str, value: &str| BTreeMap::from([(kind.to_owned(), value.to_owned())]);
         assert_eq!(of(&["type=provenance,mode=max"], None, None), Ok(one("provenance", "mode=max")));
         assert_eq!(of(&[], Some("mode=max,version=v1"), None), Ok(one("provenance", "mode=max,version=v1")));

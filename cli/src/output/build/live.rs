@@ -274,7 +274,7 @@ mod tests {
         let now = Duration::from_secs(1);
         build.update(&started("a", "A", 1.0), now);
         let first = screen.draw(&build, now);
-        assert_eq!(first, "[+] Building 0.0s (0/1)\x1b[K\n => A                               0.0s\x1b[K\n");
+        assert_eq!(first, "[+] Building 0.0s (0/1)\x1b[K\n => A                              0.0s\x1b[K\n");
         assert_eq!(screen.draw(&build, now), "", "the same again is not written");
         build.update(&ended("a", "A", 1.0, 1.0, false, ""), now);
         let text = screen.finish(&build, now);
@@ -287,12 +287,9 @@ mod tests {
 
     #[test]
     fn the_terminal_is_not_steered() {
-        for (text, want) in [
-            ("a\x1b[2Jb\u{9b}", "ab"),
-            ("\x1b]0;title\x07x", "x"),
-            ("10%\r20%\r", "20%"),
-            ("a\tb\x1b", "a b"),
-        ] {
+        for (text, want) in
+            [("a\x1b[2Jb\u{9b}", "ab"), ("\x1b]0;title\x07x", "x"), ("10%\r20%\r", "20%"), ("a\tb\x1b", "a b")]
+        {
             assert_eq!(clean(text), want, "{text:?}");
         }
     }

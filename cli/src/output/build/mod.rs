@@ -36,7 +36,9 @@ impl Mode {
             "tty" => Err(Failure::Refused("ERROR: failed to get console: standard error is not a terminal".to_owned())),
             "rawjson" => Ok(Self::RawJson),
             "quiet" | "none" => Ok(Self::Quiet),
-            _ => Err(Failure::Refused(format!("ERROR: invalid progress mode {name}: auto, plain, tty, rawjson or quiet"))),
+            _ => Err(Failure::Refused(format!(
+                "ERROR: invalid progress mode {name}: auto, plain, tty, rawjson or quiet"
+            ))),
         }
     }
 }
@@ -71,11 +73,6 @@ impl Progress {
     /// What is known.
     pub fn build(&self) -> &Build {
         &self.build
-    }
-
-    /// Whether it is to be drawn from time to time.
-    pub fn is_live(&self) -> bool {
-        matches!(self.view, View::Live(_))
     }
 
     /// Takes what the builder says; `now` is time since the epoch.
@@ -125,7 +122,8 @@ fn write(text: &str) -> Outcome {
 }
 
 fn size() -> live::Size {
-    let (columns, rows) = sys::pty::size(io::stderr().as_fd()).map(|size| (size.columns, size.rows)).unwrap_or_default();
+    let (columns, rows) =
+        sys::pty::size(io::stderr().as_fd()).map(|size| (size.columns, size.rows)).unwrap_or_default();
     let or = |n: u16, default| if n == 0 { default } else { usize::from(n) };
     live::Size { columns: or(columns, 80), rows: or(rows, 24) }
 }

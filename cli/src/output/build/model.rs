@@ -148,7 +148,8 @@ impl Step {
         let ends: Option<Vec<_>> =
             members.clone().filter(|m| m.started.is_some()).map(|member| member.completed.as_ref()).collect();
         self.cached = members.clone().all(|member| member.cached);
-        self.error = members.clone().map(|member| member.error.clone()).find(|error| !error.is_empty()).unwrap_or_default();
+        self.error =
+            members.clone().map(|member| member.error.clone()).find(|error| !error.is_empty()).unwrap_or_default();
         if ends.is_none() {
             self.completed = None;
         }

@@ -44,7 +44,9 @@ impl Plain {
             self.say(build, at, now, &mut text);
         }
         let spoke_long = now.saturating_sub(self.since) >= TURN;
-        if (self.current.is_none() || spoke_long) && let Some(next) = self.waiting.first().copied() {
+        if (self.current.is_none() || spoke_long)
+            && let Some(next) = self.waiting.first().copied()
+        {
             self.say(build, next, now, &mut text);
         }
         text
@@ -210,7 +212,10 @@ mod tests {
         }
         build.update(&ended("a", "RUN x", 1.0, 2.0, false, "no"), Duration::from_secs(2));
         let text = build.failures();
-        assert!(text.starts_with("------\n > RUN x:\n0.500 line 10\n") && text.ends_with("line 19\n------\n"), "{text}");
+        assert!(
+            text.starts_with("------\n > RUN x:\n0.500 line 10\n") && text.ends_with("line 19\n------\n"),
+            "{text}"
+        );
         assert_eq!(said(&build), 20);
     }
 }

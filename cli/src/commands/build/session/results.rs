@@ -261,9 +261,14 @@ mod tests {
         for path in ["from/a/b", "from/new", "from/was-file", "to/a", "to/was-folder/x"] {
             fs::create_dir_all(dir.path().join(path)).unwrap();
         }
-        for (path, text) in
-            [("from/a/f", "new"), ("from/was-folder", "file"), ("from/new/n", "n"), ("to/a/f", "old"), ("to/a/kept", "k"), ("to/was-file", "x")]
-        {
+        for (path, text) in [
+            ("from/a/f", "new"),
+            ("from/was-folder", "file"),
+            ("from/new/n", "n"),
+            ("to/a/f", "old"),
+            ("to/a/kept", "k"),
+            ("to/was-file", "x"),
+        ] {
             fs::write(dir.path().join(path), text).unwrap();
         }
         let outside = dir.path().join("outside");

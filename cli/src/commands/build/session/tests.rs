@@ -139,9 +139,8 @@ async fn an_agent_signs_and_nothing_else() {
     let mut client = SshClient::new(channel);
     client.check_agent(ssh::CheckAgentRequest { id: "a".into() }).await.unwrap();
     // REQUEST_IDENTITIES in two pieces, then REMOVE_ALL_IDENTITIES.
-    let pieces: Vec<_> = [&[0u8, 0, 0][..], &[1, 11, 0, 0, 0, 1], &[19]]
-        .map(|data| ssh::BytesMessage { data: data.to_vec() })
-        .into();
+    let pieces: Vec<_> =
+        [&[0u8, 0, 0][..], &[1, 11, 0, 0, 0, 1], &[19]].map(|data| ssh::BytesMessage { data: data.to_vec() }).into();
     let request = with_header(tokio_stream::iter(pieces), "buildkit.ssh.id", "a");
     let mut answers = client.forward_agent(request).await.unwrap().into_inner();
     assert_eq!(answers.next().await.unwrap().unwrap().data, [0, 0, 0, 2, 12, 7]);
