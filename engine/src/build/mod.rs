@@ -7,6 +7,6 @@
 mod api;
 mod export;
 mod frontend;
-mod session;
+pub mod session;
 mod tree;
 mod worker;

@@ -278,7 +278,7 @@ fn open(folder: impl std::os::fd::AsFd, name: &CString) -> Result<OwnedFd, Errno
 }
 
 /// Names in a folder, sorted.
-pub(super) fn names(folder: &OwnedFd) -> Result<BTreeSet<CString>, Errno> {
+pub fn names(folder: &OwnedFd) -> Result<BTreeSet<CString>, Errno> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let mut listing = Dir::openat(folder, ".", flags, Mode::empty())?;
     let mut names = BTreeSet::new();

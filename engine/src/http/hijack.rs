@@ -59,6 +59,19 @@ impl Takeover {
         }
     }
 
+    /// Has `take` called with the connection; the answer, a 101, is the caller's.
+    pub fn hand_over(self, take: impl FnOnce(ClientStream) + Send + 'static) -> Result<(), ApiError> {
+        let Some(upgrade) = self.upgrade.filter(|_| self.wanted) else {
+            return Err(ApiError::invalid("this connection can't be taken over"));
+        };
+        tokio::spawn(async move {
+            if let Some(client) = taken_over(upgrade).await {
+                take(client);
+            }
+        });
+        Ok(())
+    }
+
     /// The same over a websocket (RFC 6455, section 4.2).
     pub fn answer_websocket(self, headers: &HeaderMap, serve: Serve) -> ApiResult {
         let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("");

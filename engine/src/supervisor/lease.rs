@@ -6,6 +6,7 @@ use proto::{
     containerd::services::{leases::v1 as leases, snapshots::v1::RemoveSnapshotRequest},
     kind::chain,
 };
+use std::collections::HashMap;
 use tracing::warn;
 
 /// Label of the engine's leases.
@@ -23,11 +24,17 @@ impl Lease {
     pub async fn take(client: &Client, id: &str) -> Result<Self, SupervisorError> {
         // Given back when done; the expiry is for an engine that dies meanwhile.
         let expiry = Timestamp::from_parts(Timestamp::now().seconds() + 6 * 3600, 0).to_string();
-        let request = leases::CreateRequest {
-            id: id.to_owned(),
-            labels: [("containerd.io/gc.expire".to_owned(), expiry), (LABEL.to_owned(), "true".to_owned())].into(),
-        };
-        client.leases().create(request).await?;
+        Self::create(client, id, [("containerd.io/gc.expire".to_owned(), expiry)].into()).await
+    }
+
+    /// The same without an end: for what lasts as long as this engine. The next one gives it back.
+    pub async fn take_for_good(client: &Client, id: &str) -> Result<Self, SupervisorError> {
+        Self::create(client, id, HashMap::new()).await
+    }
+
+    async fn create(client: &Client, id: &str, mut labels: HashMap<String, String>) -> Result<Self, SupervisorError> {
+        labels.insert(LABEL.to_owned(), "true".to_owned());
+        client.leases().create(leases::CreateRequest { id: id.to_owned(), labels }).await?;
         Ok(Self { client: client.with_lease(id)?, id: id.to_owned() })
     }
 
@@ -74,7 +81,16 @@ impl Lease {
     /// Gives it back: what nothing else refers to by now is collected before this returns.
     pub async fn give_back(self) {
         // Synchronous: after a failure nothing is left when the user reads why.
-        let request = leases::DeleteRequest { id: self.id, sync: true };
+        self.end(true).await;
+    }
+
+    /// Gives it back; the collector comes when it comes.
+    pub async fn give_back_later(self) {
+        self.end(false).await;
+    }
+
+    async fn end(self, sync: bool) {
+        let request = leases::DeleteRequest { id: self.id, sync };
         if let Err(error) =
             self.client.retry(request, |client, request| async move { client.leases().delete(request).await }).await
         {

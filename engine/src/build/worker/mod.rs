@@ -1,3 +1,4 @@
 //! Does what builds consist of.
 
+pub mod files;
 mod sources;

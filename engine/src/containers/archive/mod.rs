@@ -6,8 +6,9 @@ mod place;
 mod view;
 mod volume;
 
-pub use extract::{ExtractError, Options};
+pub use extract::{ExtractError, Options, extract};
 pub use place::{PathStat, Place};
+pub use view::View;
 pub use volume::{export_volume, import_volume};
 
 use super::{
@@ -39,7 +40,7 @@ use std::{
     time::Duration,
 };
 use tokio::sync::mpsc;
-use view::{Plan, View, ViewError};
+use view::{Plan, ViewError};
 
 /// How an answer is packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
