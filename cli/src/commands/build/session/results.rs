@@ -7,7 +7,7 @@ use super::LARGEST;
 use super::files::chain;
 use crate::commands::build::specs::Destination;
 use bytes::{Buf, BufMut, Bytes};
-use filesync::receive::receive;
+use filesync::receive::{Options, receive};
 use prost::Message;
 use proto::fsutil::types::Packet;
 use proto::moby::filesync::v1::BytesMessage;
@@ -16,7 +16,8 @@ use std::convert::Infallible;
 use std::fs;
 use std::future::Future;
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -182,8 +183,7 @@ async fn copy(mut incoming: Streaming<Bytes>, mut to: impl Write) -> Result<(), 
     to.flush().map_err(|cause| format!("write the result: {cause}"))
 }
 
-/// A tree of files goes into a new folder inside of the one that was named, and from there to its place: what is there already and
-/// has no part in the result stays as it is.
+/// A tree of files: what is there already and has no part in the result stays as it is, and all of it belongs to who asked for it.
 async fn folder(
     path: &Path,
     mut incoming: Streaming<Bytes>,
@@ -191,8 +191,7 @@ async fn folder(
 ) -> Result<(), String> {
     let failed = |cause: io::Error| format!("write into {}: {cause}", path.display());
     fs::create_dir_all(path).map_err(failed)?;
-    let part = beside(&path.join("result"))?;
-    fs::DirBuilder::new().mode(0o700).create(&part).map_err(failed)?;
+    let root = fs::File::open(path).map_err(failed)?;
     let (sender, packets) = mpsc::channel(64);
     tokio::spawn(async move {
         while let Some(Ok(message)) = incoming.next().await {
@@ -210,77 +209,8 @@ async fn folder(
             }
         }
     };
-    let taken = match fs::File::open(&part) {
-        Ok(root) => {
-            let (received, ()) = tokio::join!(receive(root.into(), packets, outgoing), pass);
-            received.map_err(|error| chain(&error)).and_then(|_| merge(&part, path).map_err(failed))
-        }
-        Err(cause) => Err(failed(cause)),
-    };
-    if let Err(error) = fs::remove_dir_all(&part) {
-        crate::output::log::debug(|| format!("{} stays: {error}", part.display()));
-    }
-    taken
-}
-
-/// Moves everything in `from` into `to`: folders into folders, anything else in the place of what has its name.
-fn merge(from: &Path, to: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let (source, target) = (entry.path(), to.join(entry.file_name()));
-        let there = match fs::symlink_metadata(&target) {
-            Ok(there) => Some(there.file_type()),
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => None,
-            Err(cause) => return Err(cause),
-        };
-        match (entry.file_type()?.is_dir(), there) {
-            (true, Some(kind)) if kind.is_dir() => {
-                // Its own mode may forbid what is to be done inside of it.
-                let mode = fs::metadata(&source)?.permissions();
-                merge(&source, &target)?;
-                fs::set_permissions(&target, mode)?;
-                continue;
-            }
-            (false, Some(kind)) if kind.is_dir() => fs::remove_dir_all(&target)?,
-            (true, Some(_)) => fs::remove_file(&target)?,
-            _ => {}
-        }
-        fs::rename(&source, &target)?;
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_result_joins_what_is_there() {
-        let dir = tempfile::tempdir().unwrap();
-        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
-        for path in ["from/a/b", "from/new", "from/was-file", "to/a", "to/was-folder/x"] {
-            fs::create_dir_all(dir.path().join(path)).unwrap();
-        }
-        for (path, text) in [
-            ("from/a/f", "new"),
-            ("from/was-folder", "file"),
-            ("from/new/n", "n"),
-            ("to/a/f", "old"),
-            ("to/a/kept", "k"),
-            ("to/was-file", "x"),
-        ] {
-            fs::write(dir.path().join(path), text).unwrap();
-        }
-        let outside = dir.path().join("outside");
-        fs::create_dir(&outside).unwrap();
-        fs::create_dir(from.join("link")).unwrap();
-        fs::write(from.join("link/f"), "f").unwrap();
-        std::os::unix::fs::symlink(&outside, to.join("link")).unwrap();
-        merge(&from, &to).unwrap();
-        let text = |path: &str| fs::read_to_string(to.join(path)).unwrap();
-        assert_eq!((text("a/f").as_str(), text("a/kept").as_str(), text("was-folder").as_str()), ("new", "k", "file"));
-        assert_eq!((text("new/n").as_str(), text("link/f").as_str()), ("n", "f"));
-        assert!(to.join("was-file").is_dir() && to.join("a/b").is_dir());
-        assert_eq!(fs::read_dir(outside).unwrap().count(), 0, "a link is replaced, not followed");
-    }
+    let owner = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    let options = Options { owner: Some(owner), ..Options::default() };
+    let (received, ()) = tokio::join!(receive(OwnedFd::from(root), packets, outgoing, options), pass);
+    received.map(|_| ()).map_err(|error| chain(&error))
 }

@@ -149,3 +149,94 @@ async fn an_agent_signs_and_nothing_else() {
     let (question, rest) = agent.await.unwrap();
     assert_eq!((question, rest), ([0, 0, 0, 1, 11], vec![]), "the agent has not heard of it");
 }
+
+#[tokio::test]
+async fn folders_go_to_the_builder_and_come_back() {
+    use filesync::receive::{Options, receive};
+    use filesync::send::{Filter, send};
+    use tokio::sync::mpsc;
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    for name in ["context/sub", "builder", "out/kept"] {
+        std::fs::create_dir_all(at(name)).unwrap();
+    }
+    for (name, text) in
+        [("context/a", "A"), ("context/sub/b", "B"), ("context/no", "N"), ("out/a", "old"), ("out/x", "X")]
+    {
+        std::fs::write(at(name), text).unwrap();
+    }
+    let offer = Offer {
+        folders: [("context".to_owned(), at("context"))].into(),
+        results: [(0, Destination::Folder(at("out")))].into(),
+        ..Offer::default()
+    };
+    let channel = builder(offer).await;
+    // The builder has what it asks for.
+    let (to, requests) = mpsc::channel(16);
+    let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
+    let mut request = with_header(requests, "dir-name", "context");
+    request.metadata_mut().insert("exclude-patterns", "no".parse().unwrap());
+    let mut packets = FileSyncClient::new(channel.clone()).diff_copy(request).await.unwrap().into_inner();
+    let (sender, incoming) = mpsc::channel(16);
+    tokio::spawn(async move {
+        while let Some(Ok(packet)) = packets.next().await {
+            sender.send(packet).await.ok();
+        }
+    });
+    let root = std::fs::File::open(at("builder")).unwrap();
+    receive(std::os::fd::OwnedFd::from(root), incoming, to, Options::default()).await.unwrap();
+    let text = |name: &str| std::fs::read_to_string(at(name)).unwrap_or_default();
+    assert_eq!((text("builder/a"), text("builder/sub/b"), text("builder/no")), ("A".into(), "B".into(), String::new()));
+    // And sends its result, by the other call: packets in the place of bytes.
+    let (to, requests) = mpsc::channel::<proto::fsutil::types::Packet>(16);
+    let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
+    let mut grpc = tonic::client::Grpc::new(channel);
+    grpc.ready().await.unwrap();
+    let path = "/moby.filesync.v1.FileSend/DiffCopy".parse().unwrap();
+    let mut packets = grpc.streaming(Request::new(requests), path, Packets).await.unwrap().into_inner();
+    let (sender, incoming) = mpsc::channel(16);
+    tokio::spawn(async move {
+        while let Some(Ok(packet)) = packets.next().await {
+            sender.send(packet).await.ok();
+        }
+    });
+    send(&at("builder"), &Filter::default(), incoming, to).await.unwrap();
+    assert_eq!((text("out/a"), text("out/sub/b"), text("out/x")), ("A".into(), "B".into(), "X".into()));
+    assert!(at("out/kept").is_dir());
+}
+
+/// Packets, for a call that is declared with other messages.
+struct Packets;
+
+impl tonic::codec::Codec for Packets {
+    type Encode = proto::fsutil::types::Packet;
+    type Decode = proto::fsutil::types::Packet;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl tonic::codec::Encoder for Packets {
+    type Item = proto::fsutil::types::Packet;
+    type Error = Status;
+
+    fn encode(&mut self, item: Self::Item, to: &mut tonic::codec::EncodeBuf<'_>) -> Result<(), Status> {
+        prost::Message::encode(&item, to).map_err(|error| Status::internal(error.to_string()))
+    }
+}
+
+impl tonic::codec::Decoder for Packets {
+    type Item = proto::fsutil::types::Packet;
+    type Error = Status;
+
+    fn decode(&mut self, from: &mut tonic::codec::DecodeBuf<'_>) -> Result<Option<Self::Item>, Status> {
+        prost::Message::decode(from).map(Some).map_err(|error| Status::internal(error.to_string()))
+    }
+}

@@ -104,9 +104,7 @@ pub fn copy(
         false => opened,
     };
     let (source_above, source_name) = match followed.split() {
-        Some((above, name)) => {
-            (paths::folder(source, &above).map_err(|e| FileError::at(from, "open", e))?, name)
-        }
+        Some((above, name)) => (paths::folder(source, &above).map_err(|e| FileError::at(from, "open", e))?, name),
         None => (source.try_clone().map_err(|e| FileError::io(from, "open", e))?, c".".to_owned()),
     };
     copier.top(&source_above, &source_name, &stat, &above, name)
@@ -283,7 +281,12 @@ impl Copier<'_> {
                 let first = pending.is_empty();
                 // The folder that is there, at the beginning of those that aren't.
                 if let (true, Some(base)) = (first, base) {
-                    pending.push(Pending { source: kept.try_clone().map_err(failed)?, stat, name: c".".to_owned(), made: Some(base) });
+                    pending.push(Pending {
+                        source: kept.try_clone().map_err(failed)?,
+                        stat,
+                        name: c".".to_owned(),
+                        made: Some(base),
+                    });
                 }
                 pending.push(Pending { source: kept, stat, name: name.clone(), made: None });
                 self.children(&below, None, &verdict, &child, depth + 1, pending)?;
@@ -316,7 +319,9 @@ impl Copier<'_> {
         for at in 1..pending.len() {
             let shown = path[..begin + at].to_vec();
             let (above, here) = pending.split_at_mut(at);
-            let (Some(Pending { made: Some(above), .. }), Some(here)) = (above.last(), here.first_mut()) else { continue };
+            let (Some(Pending { made: Some(above), .. }), Some(here)) = (above.last(), here.first_mut()) else {
+                continue;
+            };
             if here.made.is_some() {
                 continue;
             }
@@ -417,14 +422,7 @@ impl Copier<'_> {
     }
 
     /// Owner, mode, attributes and times.
-    fn facts(
-        &self,
-        source: &OwnedFd,
-        name: &CStr,
-        stat: &FileStat,
-        target: &OwnedFd,
-        to: &CStr,
-    ) -> Result<(), Errno> {
+    fn facts(&self, source: &OwnedFd, name: &CStr, stat: &FileStat, target: &OwnedFd, to: &CStr) -> Result<(), Errno> {
         let (uid, gid) = self.options.owner.unwrap_or((stat.st_uid, stat.st_gid));
         fchownat(target, to, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::AT_SYMLINK_NOFOLLOW)?;
         if kind(stat) != SFlag::S_IFLNK {

@@ -155,7 +155,8 @@ pub async fn perform(trees: &Trees, op: &pb::FileOp, inputs: &[Option<Tree>]) ->
     // How often the result of an action is asked for.
     let mut uses = vec![0_usize; op.actions.len()];
     for action in &op.actions {
-        for at in [Some(action.input), Some(action.secondary_input)].into_iter().chain(owner::inputs(action)).flatten() {
+        for at in [Some(action.input), Some(action.secondary_input)].into_iter().chain(owner::inputs(action)).flatten()
+        {
             if let Some(count) = action_of(at).and_then(|at| uses.get_mut(at)) {
                 *count += 1;
             }

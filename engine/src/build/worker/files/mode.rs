@@ -32,7 +32,12 @@ impl Modes {
         let bad = || FileError::Invalid(format!("invalid mode {text:?}"));
         if text.bytes().next().is_some_and(|byte| byte.is_ascii_digit()) {
             let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o7777).ok_or_else(bad)?;
-            return Ok(Self(vec![Change { who: 0o7777, masked: false, operation: '=', bits: Bits::Some(mode, false) }]));
+            return Ok(Self(vec![Change {
+                who: 0o7777,
+                masked: false,
+                operation: '=',
+                bits: Bits::Some(mode, false),
+            }]));
         }
         let mut changes = Vec::new();
         for clause in text.split(',') {

@@ -73,7 +73,8 @@ impl Clean {
 /// Follows all links; what isn't there is taken as it is written. With `last` false the end of the path isn't followed.
 pub fn resolve(root: impl AsFd, path: impl AsRef<OsStr>, last: bool) -> Result<Clean, FileError> {
     let root = root.as_fd();
-    let mut rest: Vec<Vec<u8>> = path.as_ref().as_bytes().split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec).collect();
+    let mut rest: Vec<Vec<u8>> =
+        path.as_ref().as_bytes().split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec).collect();
     let (mut at, mut links) = (Clean::default(), 0);
     while let Some(part) = rest.pop() {
         match part.as_slice() {
@@ -375,9 +376,8 @@ mod tests {
         symlink("/b", base.join("a3")).unwrap();
         symlink("a1", base.join("link")).unwrap();
         let root = root(base);
-        let shown = |path: &str| -> Vec<String> {
-            wildcards(&root, path, true).unwrap().iter().map(Clean::shown).collect()
-        };
+        let shown =
+            |path: &str| -> Vec<String> { wildcards(&root, path, true).unwrap().iter().map(Clean::shown).collect() };
         assert_eq!(shown("a*/x*"), ["/a1/x.txt", "/a2/x.txt"]);
         assert_eq!(shown("/a*"), ["/a1", "/a2", "/a3"]);
         assert_eq!(shown("link/*.txt"), ["/a1/x.txt"]);

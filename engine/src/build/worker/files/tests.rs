@@ -184,14 +184,11 @@ fn what_is_there_is_replaced_by_its_kind() {
     // The path that was asked for is followed, inside.
     roots.perform(copy("/file", "/link")).unwrap();
     assert_eq!(fs::read_to_string(roots.target("other")).unwrap(), "new");
-    let replacing = |from: &str, to: &str| pb::FileActionCopy {
-        always_replace_existing_dest_paths: true,
-        ..copy(from, to)
-    };
+    let replacing =
+        |from: &str, to: &str| pb::FileActionCopy { always_replace_existing_dest_paths: true, ..copy(from, to) };
     roots.perform(replacing("/tree", "/folder")).unwrap();
     roots.perform(replacing("/tree", "/plain")).unwrap();
-    let expected =
-        ["folder/", "folder/file = new", "link -> other", "other = new", "plain/", "plain/file = new"];
+    let expected = ["folder/", "folder/file = new", "link -> other", "other = new", "plain/", "plain/file = new"];
     assert_eq!(roots.shown(), expected);
 }
 
@@ -376,10 +373,17 @@ fn links_never_lead_out() {
     assert_eq!(fs::read_to_string(roots.target("canary")).unwrap(), "x");
     roots.perform(copy("/f", "/up")).unwrap();
     roots.perform(copy("/f", "/abs")).unwrap();
-    roots.perform(pb::FileActionMkDir { path: "/folder/../../made".into(), mode: 0o755, timestamp: -1, ..Default::default() })
+    roots
+        .perform(pb::FileActionMkDir {
+            path: "/folder/../../made".into(),
+            mode: 0o755,
+            timestamp: -1,
+            ..Default::default()
+        })
         .unwrap();
     assert!(roots.target("made").is_dir());
-    let file = pb::FileActionMkFile { path: "/up".into(), mode: 0o644, data: b"y".to_vec(), timestamp: -1, owner: None };
+    let file =
+        pb::FileActionMkFile { path: "/up".into(), mode: 0o644, data: b"y".to_vec(), timestamp: -1, owner: None };
     roots.perform(file).unwrap();
     for path in ["../canary", "/../../canary", "/folder/../canary", "/*/canary", "/folder", "/up", "/abs"] {
         let _ = roots.perform(pb::FileActionRm { path: path.into(), allow_not_found: true, allow_wildcard: true });
