@@ -170,6 +170,17 @@ pub struct BuilderPruneArgs {
     pub keep_storage: Option<ByteSize>,
 }
 
+/// `builder du`
+#[derive(Debug, Args)]
+pub struct BuilderDuArgs {
+    /// Only what matches: id=ID, type=TYPE, inuse=true and others
+    #[arg(long, value_name = "filter", value_parser = values::filter)]
+    pub filter: Vec<(String, String)>,
+    /// Everything that is known of each
+    #[arg(long)]
+    pub verbose: bool,
+}
+
 /// `container prune`, `network prune`
 #[derive(Debug, Args)]
 pub struct PruneArgs {

@@ -47,7 +47,7 @@ impl Drop for Made {
 }
 
 fn refused(text: impl Into<String>) -> Failure {
-    Failure::Refused(text.into())
+    Failure::Refused(format!("ERROR: failed to build: {}", text.into()))
 }
 
 impl Inputs {
@@ -98,7 +98,7 @@ impl Inputs {
                     Some(file) => {
                         if !Path::new(file).exists() {
                             let text = format!("failed to read dockerfile: open {file}: no such file or directory");
-                            return Err(refused(format!("ERROR: failed to build: {text}")));
+                            return Err(refused(text));
                         }
                         inputs.dockerfile_at(Path::new(file));
                     }
@@ -266,7 +266,7 @@ mod tests {
         let (id, head) = inputs.upload.unwrap();
         assert_eq!(inputs.attrs["context"], format!("http://buildkit-session/{id}"));
         assert_eq!((head.as_slice(), inputs.attrs["filename"].as_str()), (&b"\x1f\x8b\x08rest"[..], "D"));
-        assert!(read("-", Some("D"), b"FROM scratch", &[]).unwrap_err().starts_with("ambiguous"));
+        assert!(read("-", Some("D"), b"FROM scratch", &[]).unwrap_err().contains("build: ambiguous"));
         assert!(read("-", Some("-"), b"", &[]).is_err());
         let inputs = read("https://x/y.git#main", Some("-"), b"FROM a", &[]).unwrap();
         assert_eq!(inputs.attrs["context"], "https://x/y.git#main");

@@ -1,6 +1,7 @@
 //! `build`: by BuildKit's protocol, or with DOCKER_BUILDKIT=0 by the engine's classic builder.
 
 mod classic;
+pub mod du;
 mod failure;
 mod inputs;
 mod questions;

@@ -4,7 +4,10 @@ use super::failure::{Source, excerpts, words};
 use super::inputs::Inputs;
 use super::questions::{self, Asked};
 use super::request::{self, Request, Surroundings};
-use super::session::{self, Offer, agents::Agents};
+use super::session::{
+    self, Offer,
+    agents::{Agents, Own},
+};
 use super::specs::{self, Cache, Destination, Output};
 use crate::args::build::BuildArgs;
 use crate::client::{Call, Client, ClientError, call::escape};
@@ -81,8 +84,21 @@ fn refused(text: impl std::fmt::Display) -> Failure {
     Failure::Refused(format!("ERROR: {text}"))
 }
 
-/// Runs `build`.
+/// Runs `build`; who is interrupted leaves nothing behind.
 pub async fn run(app: &App, args: &BuildArgs) -> Outcome {
+    let failed = |cause| Failure::io("watch for signals", cause);
+    let mut interrupts = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut terminates = signal(SignalKind::terminate()).map_err(failed)?;
+    tokio::select! {
+        // While it builds, this watches for the same signals, and has more to say.
+        biased;
+        outcome = build(app, args) => outcome,
+        _ = interrupts.recv() => Err(canceled()),
+        _ = terminates.recv() => Err(canceled()),
+    }
+}
+
+async fn build(app: &App, args: &BuildArgs) -> Outcome {
     let proxies = app.config.proxy_variables();
     let around = Surroundings {
         own: &own_variable,
@@ -101,7 +117,8 @@ pub async fn run(app: &App, args: &BuildArgs) -> Outcome {
     };
     let mut inputs = Inputs::of(args)?;
     request.attrs.append(&mut inputs.attrs);
-    let offer = offer(app, args, &mut inputs, &request)?;
+    // Agents that were started end when this function does.
+    let (offer, _agents) = offer(app, args, &mut inputs, &request)?;
     let client = app.client().await?;
     let grpc = Grpc::open(&client).await?;
     let failed = |cause| Failure::io("name the build", cause);
@@ -136,7 +153,7 @@ pub async fn run(app: &App, args: &BuildArgs) -> Outcome {
 }
 
 /// What the builder may ask for.
-fn offer(app: &App, args: &BuildArgs, inputs: &mut Inputs, request: &Request) -> Outcome<Offer> {
+fn offer(app: &App, args: &BuildArgs, inputs: &mut Inputs, request: &Request) -> Outcome<(Offer, Vec<Own>)> {
     let has_variable = |name: &str| own_variable(name).is_some();
     let mut secrets = BTreeMap::new();
     for text in &args.secret {
@@ -150,15 +167,17 @@ fn offer(app: &App, args: &BuildArgs, inputs: &mut Inputs, request: &Request) ->
         secrets.insert(id, source);
     }
     let agents: Vec<_> = args.ssh.iter().map(|text| specs::ssh(text)).collect();
+    let (agents, started) = Agents::of(&agents, &own_variable).map_err(refused)?;
     let outputs = request.outputs.iter().map(|output| output.destination.clone()).enumerate();
-    Ok(Offer {
+    let offer = Offer {
         folders: std::mem::take(&mut inputs.folders),
         results: outputs.filter(|(_, destination)| *destination != Destination::Engine).collect(),
         credentials: app.config.credentials.clone(),
         secrets,
-        agents: Agents::of(&agents, &own_variable).map_err(refused)?,
+        agents,
         upload: inputs.upload.take(),
-    })
+    };
+    Ok((offer, started))
 }
 
 /// Builders from before 0.13 know one output, and would leave the others out.
@@ -257,8 +276,8 @@ async fn watched(grpc: &Grpc, request: SolveRequest, mode: Mode, debug: bool) ->
         tokio::select! {
             // What is said of the build comes before its end.
             biased;
-            _ = interrupts.recv() => return canceled(&mut progress),
-            _ = terminates.recv() => return canceled(&mut progress),
+            _ = interrupts.recv() => break,
+            _ = terminates.recv() => break,
             begun = &mut status, if !asked => {
                 asked = true;
                 watching = begun.is_ok();
@@ -290,7 +309,7 @@ async fn watched(grpc: &Grpc, request: SolveRequest, mode: Mode, debug: bool) ->
             eprint(&excerpts(&status));
             Err(refused(format!("failed to build: failed to solve: {}", words(&status))))
         }
-        None => Err(refused("failed to build: the builder has gone")),
+        None => Err(canceled()),
     }
 }
 
@@ -303,12 +322,8 @@ async fn next(stream: &mut Option<Streaming<StatusResponse>>) -> Option<StatusRe
 }
 
 /// The builder takes the end of the call for the wish that it is.
-fn canceled(progress: &mut Progress) -> Outcome<SolveResponse> {
-    progress.finish(now())?;
-    Err(Failure::Said {
-        text: "ERROR: failed to build: failed to solve: Canceled: context canceled".to_owned(),
-        code: 130,
-    })
+fn canceled() -> Failure {
+    Failure::Said { text: "ERROR: failed to build: failed to solve: Canceled: context canceled".to_owned(), code: 130 }
 }
 
 fn eprint(text: &str) {

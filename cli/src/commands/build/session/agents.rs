@@ -59,21 +59,24 @@ pub enum AgentError {
 #[derive(Debug, Default)]
 pub struct Agents {
     sockets: BTreeMap<String, PathBuf>,
-    /// Agents of ours, killed at the end.
-    own: Vec<Own>,
 }
 
 impl Agents {
-    /// Those of the flags; `own` reads a variable.
-    pub fn of(specs: &[(String, Vec<PathBuf>)], own: &dyn Fn(&str) -> Option<String>) -> Result<Self, AgentError> {
-        let mut agents = Self::default();
+    /// Those of the flags, and those that were started for it; `variable` reads one of the environment.
+    pub fn of(
+        specs: &[(String, Vec<PathBuf>)],
+        variable: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<(Self, Vec<Own>), AgentError> {
+        let (mut agents, mut started) = (Self::default(), Vec::new());
         for (id, paths) in specs {
             let id = if id.is_empty() { "default".to_owned() } else { id.clone() };
             if agents.sockets.contains_key(&id) {
                 return Err(AgentError::Twice(id));
             }
             let paths = match paths.as_slice() {
-                [] => vec![own("SSH_AUTH_SOCK").filter(|path| !path.is_empty()).ok_or(AgentError::NoAgent)?.into()],
+                [] => {
+                    vec![variable("SSH_AUTH_SOCK").filter(|path| !path.is_empty()).ok_or(AgentError::NoAgent)?.into()]
+                }
                 paths => paths.to_vec(),
             };
             let mut sockets = 0;
@@ -90,14 +93,14 @@ impl Agents {
                 (keys, 0) => {
                     let agent = Own::start(&id, keys)?;
                     let socket = agent.socket();
-                    agents.own.push(agent);
+                    started.push(agent);
                     socket
                 }
                 _ => return Err(AgentError::Mixed(id)),
             };
             agents.sockets.insert(id, socket);
         }
-        Ok(agents)
+        Ok((agents, started))
     }
 
     fn socket(&self, id: &str) -> Result<&Path, Status> {
@@ -107,9 +110,9 @@ impl Agents {
     }
 }
 
-/// An agent with nothing but the named keys.
+/// An agent with nothing but the named keys; it ends when this is dropped.
 #[derive(Debug)]
-struct Own {
+pub struct Own {
     child: Child,
     folder: PathBuf,
 }

@@ -134,7 +134,8 @@ async fn an_agent_signs_and_nothing_else() {
         stream.read_to_end(&mut rest).await.unwrap();
         (question, rest)
     });
-    let agents = Agents::of(&[("a".to_owned(), vec![path])], &|_| None).unwrap();
+    let (agents, started) = Agents::of(&[("a".to_owned(), vec![path])], &|_| None).unwrap();
+    assert!(started.is_empty());
     let channel = builder(Offer { agents, ..Offer::default() }).await;
     let mut client = SshClient::new(channel);
     client.check_agent(ssh::CheckAgentRequest { id: "a".into() }).await.unwrap();
