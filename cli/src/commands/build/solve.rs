@@ -20,7 +20,8 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use proto::moby::buildkit::v1::control_client::ControlClient;
 use proto::moby::buildkit::v1::frontend::llb_bridge_client::LlbBridgeClient;
 use proto::moby::buildkit::v1::{
-    CacheOptions, CacheOptionsEntry, Exporter, InfoRequest, SolveRequest, SolveResponse, StatusRequest, StatusResponse,
+    CacheOptions, CacheOptionsEntry, Exporter, InfoRequest, ListWorkersRequest, SolveRequest, SolveResponse,
+    StatusRequest, StatusResponse,
 };
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, HashMap};
@@ -34,6 +35,8 @@ use tonic::{Code, Status, Streaming};
 
 /// What a frontend is expected to know.
 pub const CAPS: &str = "frontend.caps";
+/// The address of this machine for containers, among a worker's labels.
+const GATEWAY: &str = "org.mobyproject.buildkit.worker.moby.host-gateway-ip";
 /// The most that a builder says at once.
 const LARGEST: usize = 32 << 20;
 /// From one frame to the next.
@@ -121,6 +124,7 @@ async fn build(app: &App, args: &BuildArgs) -> Outcome {
     let (offer, _agents) = offer(app, args, &mut inputs, &request)?;
     let client = app.client().await?;
     let grpc = Grpc::open(&client).await?;
+    resolve_gateway(&grpc, &mut request).await?;
     let failed = |cause| Failure::io("name the build", cause);
     let session_id = super::random_id().map_err(failed)?;
     let session = session::open(&client, session_id, &inputs.shared_key, offer).await?;
@@ -178,6 +182,23 @@ fn offer(app: &App, args: &BuildArgs, inputs: &mut Inputs, request: &Request) ->
         upload: inputs.upload.take(),
     };
     Ok((offer, started))
+}
+
+/// `--add-host NAME:host-gateway`: what that is, the builder's worker knows.
+async fn resolve_gateway(grpc: &Grpc, request: &mut Request) -> Outcome {
+    let Some(hosts) = request.attrs.get_mut("add-hosts").filter(|hosts| hosts.contains("=host-gateway")) else {
+        return Ok(());
+    };
+    let workers = grpc.control().list_workers(ListWorkersRequest::default()).await;
+    let workers = workers.map_err(|status| refused(words(&status)))?.into_inner().record;
+    let gateway = workers.iter().find_map(|worker| worker.labels.get(GATEWAY)).filter(|text| !text.is_empty());
+    let gateway = gateway.ok_or_else(|| refused("unable to derive the IP value for host-gateway"))?;
+    let resolved = hosts.split(',').map(|host| match host.strip_suffix("=host-gateway") {
+        Some(name) => format!("{name}={gateway}"),
+        None => host.to_owned(),
+    });
+    *hosts = resolved.collect::<Vec<_>>().join(",");
+    Ok(())
 }
 
 /// Builders from before 0.13 know one output, and would leave the others out.
