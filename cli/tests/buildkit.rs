@@ -117,7 +117,7 @@ impl Control for Builder {
         if request.frontend.is_empty() {
             // The client is the frontend: until it returns.
             self.0.returned.subscribe().wait_for(|count| *count > 0).await.unwrap();
-            return Ok(Response::default());
+            return Ok(Response::new(Default::default()));
         }
         let (progress, receiver) = mpsc::channel(64);
         self.0.progress.lock().unwrap().insert(request.r#ref.clone(), receiver);
@@ -207,7 +207,7 @@ impl Control for Builder {
     }
 
     async fn info(&self, _: Request<bk::InfoRequest>) -> Result<Response<bk::InfoResponse>, Status> {
-        Ok(Response::default())
+        Ok(Response::new(Default::default()))
     }
 
     type PruneStream = Boxed<bk::UsageRecord>;
@@ -259,7 +259,7 @@ macro_rules! unasked {
 impl LlbBridge for Builder {
     async fn ping(&self, request: Request<fe::PingRequest>) -> Result<Response<fe::PongResponse>, Status> {
         assert!(request.metadata().contains_key("buildkit-controlapi-buildid"));
-        Ok(Response::default())
+        Ok(Response::new(Default::default()))
     }
 
     async fn solve(&self, request: Request<fe::SolveRequest>) -> Result<Response<fe::SolveResponse>, Status> {
@@ -278,7 +278,7 @@ impl LlbBridge for Builder {
 
     async fn r#return(&self, _: Request<fe::ReturnRequest>) -> Result<Response<fe::ReturnResponse>, Status> {
         self.0.returned.send_modify(|count| *count += 1);
-        Ok(Response::default())
+        Ok(Response::new(Default::default()))
     }
 
     type ExecProcessStream = Boxed<fe::ExecMessage>;
@@ -427,7 +427,7 @@ async fn a_build_and_what_is_said_of_it() {
     assert_eq!((run.code, run.stdout.as_str()), (Some(0), ""), "{run:?}");
     assert_eq!(
         run.stderr,
-        "#1 one\n#1 0.500 working\n#1 DONE 1.0s\n\n#2 secret\n#2 0.500 47 bytes\n#2 DONE 1.0s\n\n#3 lint\n#3 DONE 1.0s\n\n \
+        "#1 one\n#1 0.500 working\n#1 DONE 1.0s\n\n#2 secret\n#2 0.500 45 bytes\n#2 DONE 1.0s\n\n#3 lint\n#3 DONE 1.0s\n\n \
          1 warning found (use --debug to expand):\n - Rule: careful (line 3)\n"
     );
     assert_eq!(std::fs::read_to_string(iid).unwrap(), "sha256:config");

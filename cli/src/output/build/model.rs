@@ -175,9 +175,9 @@ impl Build {
             touched.extend(self.log(log));
         }
         for warning in &response.warnings {
+            // No news of the step itself: lines have them at the end.
             if let Some(step) = self.index.get(&warning.vertex) {
                 self.steps[*step].warnings.push(String::from_utf8_lossy(&warning.short).into_owned());
-                touched.push(*step);
             }
             self.warnings.push(warning.clone());
         }
