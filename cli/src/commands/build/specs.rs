@@ -44,14 +44,6 @@ pub enum SpecError {
     /// A terminal instead of a file.
     #[error("dest file is required for {0} exporter. refusing to write to console")]
     Console(String),
-    /// Two outputs that mean the same file.
-    #[error("{flag} and {kind:?} output can't be used together")]
-    Conflict {
-        /// --push or --load
-        flag: &'static str,
-        /// The output's type.
-        kind: String,
-    },
     /// Another annotation than there are.
     #[error("invalid annotation {0:?}, expected [type:]key=value")]
     Annotation(String),
@@ -191,14 +183,6 @@ impl Output {
 pub fn outputs(texts: &[String], push: bool, load: bool, terminal: bool) -> Result<Vec<Output>, SpecError> {
     let mut all = texts.iter().map(|text| Output::parse(text, terminal)).collect::<Result<Vec<_>, _>>()?;
     if push {
-        let conflict = |output: &&Output| {
-            output.kind != "image" && output.kind != "docker" || output.destination != Destination::Engine
-        };
-        if let ([single], Some(other)) = (all.as_slice(), all.iter().find(conflict))
-            && single == other
-        {
-            return Err(SpecError::Conflict { flag: "push", kind: other.kind.clone() });
-        }
         match all.iter_mut().find(|output| output.kind == "image") {
             Some(output) => _ = output.attrs.insert("push".to_owned(), "true".to_owned()),
             None => all.push(Output::new("image", &[("push", "true")])),
@@ -452,10 +436,7 @@ mod tests {
         assert_eq!(of(&[], true, true).as_deref(), Ok("image true;docker false"));
         assert_eq!(of(&["type=image"], true, false).as_deref(), Ok("image true"));
         assert_eq!(of(&["type=docker"], false, true).as_deref(), Ok("docker false"));
-        assert_eq!(
-            of(&["out"], true, false).unwrap_err().to_string(),
-            "push and \"local\" output can't be used together"
-        );
+        assert_eq!(of(&["out"], true, false).as_deref(), Ok("local false;image true"));
     }
 
     #[test]
