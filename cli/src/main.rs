@@ -44,13 +44,13 @@ fn main() {
     std::process::exit(i32::from(code));
 }
 
-/// Builds are buildx's, where it is installed.
+/// Commands that only buildx has are buildx's, where it is installed.
 fn built_by_plugin(words: &[OsString]) -> Option<u8> {
     // Looked at first: most commands are none, and are not to wait for a search for plugins.
-    if !words.iter().any(|word| word == "build" || word == "builder" || word == "bake") {
+    if !words.iter().any(|word| word == "builder" || word == "bake") {
         return None;
     }
-    let words = plugins::build::route(words, config::variable("DOCKER_BUILDKIT").as_deref())?;
+    let words = plugins::build::route(words)?;
     let config = Config::load(&grammar::globals(&words).ok()?).ok()?;
     let plugin = plugins::Plugins::find(&config).get("buildx").filter(|plugin| plugin.metadata.is_ok())?;
     Some(run(commands::run_plugin(&config, &plugin, &words)))

@@ -49,7 +49,15 @@ fn engine() -> (Engine, Requests) {
 fn asked(line: &str) -> Vec<(String, Value)> {
     let (engine, seen) = engine();
     let words: Vec<String> = line.split(' ').map(|word| word.replace('+', " ")).collect();
-    let run = engine.run(&words.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut command = engine.command(&words.iter().map(String::as_str).collect::<Vec<_>>());
+    // By BuildKit, a build is no request that could be looked at.
+    let run = fake::finish(
+        {
+            command.env("DOCKER_BUILDKIT", "0");
+            command
+        },
+        b"",
+    );
     assert_eq!(run.code, Some(0), "{line}: {run:?}");
     let seen = seen.lock().unwrap();
     seen.clone()
@@ -261,6 +269,37 @@ fn flags_of_build_reach_the_engine() {
         "ulimits=%5B%7B%22Hard%22:2%2C%22Name%22:%22nofile%22%2C%22Soft%22:1%7D%5D",
     ] {
         assert!(request.contains(part), "{part}\n{request}");
+    }
+}
+
+#[test]
+fn flags_of_the_other_builder_are_refused() {
+    let engine = Engine::new(|request| match request.line.contains("/grpc") {
+        true => Answer::Json(404, r#"{"message":"page not found"}"#),
+        false => Answer::Json(200, "{}"),
+    });
+    for (buildkit, flags, text) in [
+        ("1", "--memory 1g", "ERROR: --memory is only known to the classic builder"),
+        ("1", "--squash", "ERROR: --squash is only known to the classic builder"),
+        ("1", "--output type=oci", "ERROR: this engine has no BuildKit: Error response from daemon: page not found"),
+        ("1", "--output dest=x", "ERROR: type is required for output"),
+        ("1", "--progress fast", "ERROR: invalid progress mode fast"),
+        ("1", "--progress tty", "ERROR: failed to get console"),
+        ("1", "--secret src=x", "ERROR: secret missing ID"),
+        ("1", "--secret id=x,src=/nonexistent", "ERROR: failed to stat /nonexistent: no such file or directory"),
+        ("1", "--ssh default", "ERROR: invalid empty ssh agent socket"),
+        ("1", "-f /nonexistent", "ERROR: failed to build: failed to read dockerfile: open /nonexistent"),
+        ("", "", "ERROR: this engine has no BuildKit"),
+        ("0", "--secret id=x", "--secret needs BuildKit, which DOCKER_BUILDKIT=0 turns off"),
+        ("0", "--check", "--check needs BuildKit"),
+        ("maybe", "", "DOCKER_BUILDKIT environment variable expects boolean value"),
+    ] {
+        let line = format!("build {flags} /tmp").replace("  ", " ");
+        let mut command = engine.command(&line.split(' ').collect::<Vec<_>>());
+        command.env("DOCKER_BUILDKIT", buildkit).env_remove("SSH_AUTH_SOCK").env_remove("BUILDKIT_PROGRESS");
+        let run = fake::finish(command, b"");
+        assert_eq!(run.code, Some(1), "{line}: {run:?}");
+        assert!(run.stderr.starts_with(text), "{line}: {run:?}");
     }
 }
 

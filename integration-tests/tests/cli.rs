@@ -395,3 +395,88 @@ fn dockerds_classic_builder_builds() {
     build(&["nowhere"], b"").expect_code(1).expect_error("unable to prepare context: path \"nowhere\" not found");
     build(&["-t", "UP", &context], b"").expect_code(125).expect_error("invalid argument \"UP\" for \"-t, --tag\" flag");
 }
+
+/// The same client, by BuildKit's own protocol, with a BuildKit that isn't ours.
+#[test]
+fn dockerds_buildkit_builds() {
+    let Some(dockerd) = Dockerd::with_busybox() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    fs::create_dir_all(at("c/drop")).unwrap();
+    fs::create_dir_all(at("out")).unwrap();
+    for (name, text) in [
+        ("c/kept", "1"),
+        ("c/drop/gone", "3"),
+        ("c/.dockerignore", "drop\n"),
+        ("secret", "s3cret"),
+        ("out/old", "old"),
+        (
+            "c/Dockerfile",
+            "FROM busybox AS all\nARG V=0\nCOPY . /ctx\nRUN --mount=type=secret,id=s cd /ctx && find . | sort && echo v=$V && wc -c < /run/secrets/s > /n\n\
+             FROM scratch\nCOPY --from=all /n /ctx/kept /\n",
+        ),
+        ("Outside", "FROM busybox\nRUN echo before; exit 7\n"),
+    ] {
+        fs::write(at(name), text).unwrap();
+    }
+    let build = |args: &[&str], input: &[u8]| {
+        let mut command = dockerd.command(&program("berth"));
+        command.env("DOCKER_BUILDKIT", "1").env_remove("BUILDKIT_PROGRESS");
+        run_with(command.args(["build", "--network", "none"]).args(args), input, LIMIT)
+    };
+    let (context, iid, facts) = (at("c"), at("iid"), at("facts"));
+    let secret = format!("id=s,src={}", at("secret"));
+    let flags = ["--secret", &secret, "--build-arg", "V=7", "--target", "all", "--label", "a=b", &context];
+    let image = ["-t", "built:1", "--iidfile", &iid, "--metadata-file", &facts];
+    let built = build(&[&image[..], &flags[..]].concat(), b"").success();
+    let said = built.stderr();
+    for part in [
+        "#1 [internal] load build definition from Dockerfile\n",
+        " ./kept\n",
+        " v=7\n",
+        " naming to docker.io/library/built:1",
+    ] {
+        assert!(said.contains(part), "{part}: {built}");
+    }
+    assert!(!said.contains("gone") && built.stdout().is_empty(), "{built}");
+    let id = berth(&dockerd, &["inspect", "-f", "{{.Id}} {{.Config.Labels.a}}", "built:1"]).success().stdout();
+    assert_eq!(id, format!("{} b", fs::read_to_string(&iid).unwrap()));
+    assert!(fs::read_to_string(&facts).unwrap().contains("\"buildx.build.ref\": "));
+    // Once more: everything is known, and the id is all that is said.
+    let again = build(&[&["-q"][..], &flags[..]].concat(), b"").success();
+    assert_eq!((again.stdout(), again.stderr()), (fs::read_to_string(&iid).unwrap(), String::new()));
+    let cached = build(&flags, b"").success();
+    assert!(cached.stderr().matches(" CACHED\n").count() >= 2, "{cached}");
+    // Results that come here: a folder, which keeps what it has, and an archive.
+    let out = at("out");
+    build(&["--secret", &secret, "-o", &out, &context], b"").success();
+    let text = |name: &str| fs::read_to_string(dir.path().join("out").join(name)).unwrap();
+    assert_eq!((text("n").trim(), text("kept").as_str(), text("old").as_str()), ("6", "1", "old"));
+    let archive = build(&["--secret", &secret, "-o", "-", &context], b"").success();
+    assert!(archive.stdout().contains("kept"), "{archive}");
+    // From standard input: a Dockerfile without a context, and an archive.
+    build(&["-q", "-"], b"FROM busybox\nENV a=b\n").success();
+    let mut tar = tar::Builder::new(Vec::new());
+    tar.append_dir_all(".", &context).unwrap();
+    build(&["--secret", &secret, "-"], &tar.into_inner().unwrap()).success();
+    // What fails says which step, what it said, and why.
+    let failed = build(&["--progress", "plain", "-f", &at("Outside"), &context], b"").expect_code(1);
+    let said = failed.stderr();
+    assert!(
+        said.contains("------\n > [2/2] RUN echo before; exit 7:\n") && said.contains(" before\n------\n"),
+        "{failed}"
+    );
+    assert!(
+        said.trim_end().ends_with("exit code: 7") && said.contains("\nERROR: failed to build: failed to solve: "),
+        "{failed}"
+    );
+    let raw = build(&["--progress", "rawjson", "-f", &at("Outside"), &context], b"").expect_code(1);
+    let first = raw.stderr().lines().next().unwrap_or_default().to_owned();
+    let first: serde_json::Value = serde_json::from_str(&first).unwrap();
+    assert!(first["vertexes"][0]["digest"].as_str().is_some_and(|digest| digest.starts_with("sha256:")), "{first}");
+    build(&["nowhere"], b"").expect_code(1).expect_error("unable to prepare context: path \"nowhere\" not found");
+    build(&["--check", &context], b"").expect_code(1).expect_error("the builder doesn't answer frontend.lint");
+    let used = berth(&dockerd, &["builder", "du"]).success().stdout();
+    assert!(used.starts_with("ID") && used.contains("\nTotal:\t\t"), "{used}");
+    berth(&dockerd, &["builder", "prune", "-af"]).success();
+}

@@ -9,7 +9,7 @@ use std::path::Path;
 const TABLE: &str = include_str!("../../tests/commands.tsv");
 
 /// Commands that only berth has, and those that docker has without a page of its own.
-const OURS: &[&str] = &["demo", "demo-guest", "completion", "man", "image verify"];
+const OURS: &[&str] = &["demo", "demo-guest", "completion", "man", "image verify", "builder du"];
 
 struct Row {
     command: &'static str,

@@ -282,6 +282,8 @@ pub enum ContainerCommand {
 pub enum BuilderCommand {
     /// Build an image from a Dockerfile
     Build(Box<build::BuildArgs>),
+    /// Print what earlier builds have left for later ones
+    Du(build::BuilderDuArgs),
     /// Remove what earlier builds have left for later ones
     Prune(build::BuilderPruneArgs),
 }

@@ -119,9 +119,9 @@ impl Call {
         &self.path
     }
 
-    pub(super) fn upgrading(&mut self) -> &mut Self {
+    pub(super) fn upgrading(&mut self, protocol: &str) -> &mut Self {
         self.headers.push(("connection", "Upgrade".to_owned()));
-        self.headers.push(("upgrade", "tcp".to_owned()));
+        self.headers.push(("upgrade", protocol.to_owned()));
         self
     }
 

@@ -13,7 +13,7 @@ pub use error::ClientError;
 pub use host::Host;
 
 use crate::output;
-use hyper::{Response, body::Incoming, client::conn::http1};
+use hyper::{Response, body::Incoming, client::conn::http1, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
 use std::{fmt, io, str::FromStr, sync::Arc, time::Instant};
 use tokio::net::{TcpStream, UnixStream};
@@ -120,8 +120,13 @@ impl Client {
     }
 
     /// Sends a request whose connection becomes a stream in both directions.
-    pub async fn hijack(&self, mut call: Call) -> Result<hijack::Hijacked, ClientError> {
-        let request = call.upgrading().take_request(&self.endpoint, self.version)?;
+    pub async fn hijack(&self, call: Call) -> Result<hijack::Hijacked, ClientError> {
+        Ok(hijack::Hijacked::new(self.upgrade(call, "tcp").await?))
+    }
+
+    /// Sends a request whose connection goes on in another protocol ("h2c").
+    pub async fn upgrade(&self, mut call: Call, protocol: &str) -> Result<Upgraded, ClientError> {
+        let request = call.upgrading(protocol).take_request(&self.endpoint, self.version)?;
         let response = self.exchange(&call, request).await?;
         let status = response.status().as_u16();
         if status >= 400 {
@@ -133,8 +138,7 @@ impl Client {
         if status != 101 {
             return Err(ClientError::NotUpgraded { path: call.path().to_owned(), status });
         }
-        let upgraded = hyper::upgrade::on(response).await.map_err(|cause| call.broken(cause))?;
-        Ok(hijack::Hijacked::new(upgraded))
+        hyper::upgrade::on(response).await.map_err(|cause| call.broken(cause))
     }
 
     async fn exchange(

@@ -175,6 +175,7 @@ async fn dispatch(cli: Cli, line: Line) -> Outcome {
             build::run(app, &args).await
         }
         C::Bake(_) => Err(build::no_bake()),
+        C::Builder(BuilderCommand::Du(args)) => build::du::run(app, &args).await,
         C::Builder(BuilderCommand::Prune(args)) => prune::builder(app, &args).await,
         C::Cp(args) | C::Container(CC::Cp(args)) => cp::run(app, &args).await,
         C::Top(args) | C::Container(CC::Top(args)) => top::run(app, &args).await,

@@ -14,6 +14,7 @@ use headers::HeadersError;
 use std::{
     env,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 /// What berth is told from outside the command.
@@ -24,7 +25,7 @@ pub struct Config {
     /// Platform for images, by DOCKER_DEFAULT_PLATFORM.
     pub default_platform: Option<String>,
     /// Credentials for registries.
-    pub credentials: Credentials,
+    pub credentials: Arc<Credentials>,
     /// config.json
     pub file: ConfigFile,
     /// The folder of config.json, contexts and plugins.
@@ -76,7 +77,7 @@ impl Config {
         let dir = config_dir(globals);
         let path = dir.as_ref().map(|dir| dir.join("config.json"));
         let file = path.as_deref().map(ConfigFile::read).unwrap_or_default();
-        let credentials = Credentials::load(path, file.value());
+        let credentials = Arc::new(Credentials::load(path, file.value()));
         let default_platform = variable("DOCKER_DEFAULT_PLATFORM");
         Ok(Self { api_version, default_platform, credentials, file, dir, globals: globals.clone() })
     }
@@ -90,7 +91,7 @@ impl Config {
         Some(Self {
             api_version: None,
             default_platform: None,
-            credentials: Credentials::default(),
+            credentials: Arc::default(),
             file,
             dir,
             globals: globals.clone(),

@@ -1,5 +1,6 @@
 //! What is printed: tables, templates, JSON, progress, sizes and times.
 
+pub mod build;
 pub mod json;
 pub mod listing;
 pub mod log;

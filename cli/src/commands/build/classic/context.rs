@@ -14,18 +14,22 @@ use tokio::io::AsyncReadExt;
 use tokio::task::JoinHandle;
 
 /// Longest Dockerfile that is read from standard input.
-const LONGEST: u64 = 16 << 20;
+pub const LONGEST: u64 = 16 << 20;
 
 /// Where the files come from.
 #[derive(Debug, PartialEq, Eq)]
-enum Source<'a> {
+pub enum Source<'a> {
+    /// The engine fetches them.
     Remote(&'a str),
+    /// Standard input.
     Stdin,
+    /// A folder of this machine.
     Folder(&'a str),
 }
 
 impl<'a> Source<'a> {
-    fn of(text: &'a str) -> Self {
+    /// By docker's rules.
+    pub fn of(text: &'a str) -> Self {
         let remote = ["http://", "https://", "git://", "git@", "github.com/", "ssh://"];
         match text {
             "-" => Self::Stdin,
@@ -109,7 +113,7 @@ async fn stdin(named: Option<String>, sent: Arc<AtomicU64>) -> Outcome<Context> 
 }
 
 /// gzip, bzip2, xz, zstd, or a tar header.
-fn is_archive(head: &[u8]) -> bool {
+pub fn is_archive(head: &[u8]) -> bool {
     let magic: [&[u8]; 4] = [b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"];
     if magic.iter().any(|magic| head.starts_with(magic)) {
         return true;
