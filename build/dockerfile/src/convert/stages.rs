@@ -25,9 +25,15 @@ use proto::{
 use std::{
     borrow::Cow,
     collections::{BTreeSet, HashMap},
+    sync::Arc,
 };
 
 const SCRATCH: &str = "scratch";
+/// Bytes that variables, commands and what stages hand down may come to, all in all: 2 MB of Dockerfile can say so that a
+/// thousand stages have ten thousand variables each.
+const LARGEST: usize = if cfg!(test) { 24 << 20 } else { 256 << 20 };
+/// Of these, what is looked through for hints.
+const HINTS: usize = 64 << 20;
 /// The arguments that say how a stage is to be scanned; no variables of commands.
 const NO_VARIABLES: [&str; 2] = ["BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"];
 
@@ -84,7 +90,9 @@ pub(super) struct Stage<'a> {
     pub(super) dir: String,
     pub(super) user: String,
     pub(super) image: Image,
-    base_config: Option<Vec<u8>>,
+    base_config: Option<Arc<Vec<u8>>>,
+    /// Stages that are built on it and not gone through yet.
+    heirs: usize,
     /// ARG, in their order.
     pub(super) args: Vec<(String, Option<String>)>,
     pub(super) cmd_set: bool,
@@ -130,6 +138,9 @@ pub(super) struct Converter<'a> {
     pub(super) linter: Linter,
     ignored: &'a (dyn Fn(&str) -> bool + Sync),
     epoch: Option<i64>,
+    /// How many bytes it came to so far, and how many of them for hints.
+    size: usize,
+    hints: usize,
 }
 
 impl<'a> Converter<'a> {
@@ -165,6 +176,8 @@ impl<'a> Converter<'a> {
             linter: Linter::new(&check),
             ignored,
             epoch: options.epoch,
+            size: 0,
+            hints: 0,
         };
         let predefined = converter.globals.map();
         converter.read_globals(&file.globals)?;
@@ -196,7 +209,12 @@ impl<'a> Converter<'a> {
             for arg in args {
                 let value = match (self.options.build_args.get(&arg.name), &arg.default) {
                     (Some(given), _) => given.clone(),
-                    (None, Some(default)) => expand(&self.lexer, default, &self.globals, instruction.span)?,
+                    (None, Some(default)) => {
+                        let globals = std::mem::take(&mut self.globals);
+                        let value = self.expand(default, &globals, instruction.span);
+                        self.globals = globals;
+                        value?
+                    }
                     (None, None) => continue,
                 };
                 self.globals.set(&arg.name, &value);
@@ -207,14 +225,16 @@ impl<'a> Converter<'a> {
 
     fn add_stage(&mut self, written: &'a instruction::Stage) -> Result<(), Error> {
         let error = |message: String| Error::new(message, written.span);
-        let base_name = expand(&self.lexer, &written.base, &self.globals, written.span)?;
+        let globals = self.globals.clone();
+        self.count(globals.size(), written.span)?;
+        let base_name = self.expand(&written.base, &globals, written.span)?;
         if base_name.is_empty() {
             return Err(error(format!("base name ({}) should not be blank", written.base)));
         }
         let platform = match &written.platform {
             None => None,
             Some(text) => {
-                let expanded = expand(&self.lexer, text, &self.globals, written.span)?;
+                let expanded = self.expand(text, &globals, written.span)?;
                 if expanded.is_empty() {
                     let message = format!("empty platform value from expression {text}");
                     let name = text.trim_matches(['$', '{', '}']);
@@ -333,15 +353,14 @@ impl<'a> Converter<'a> {
 
     /// COPY --from
     fn copy_source(&mut self, from: &str, span: Span) -> Result<usize, Error> {
-        if expand(&self.lexer, from, &(), span)? != from {
+        if self.expand(from, &(), span)? != from {
             let message = "variable expansion is not supported for --from, define a new stage with FROM using ARG from \
                            global scope as a workaround";
             return Err(Error::new(message, span));
         }
         if let Ok(number) = from.parse::<i64>() {
-            let count = self.stages.iter().filter(|stage| stage.written.is_some()).count();
             return match usize::try_from(number) {
-                Ok(number) if number < count => Ok(number),
+                Ok(number) if self.stages.get(number).is_some_and(|stage| stage.written.is_some()) => Ok(number),
                 _ => Err(Error::new(format!("invalid stage index {number}"), span)),
             };
         }
@@ -366,18 +385,24 @@ impl<'a> Converter<'a> {
             let mut trail = vec![(start, 0)];
             while let Some((at, next)) = trail.pop() {
                 let stage = &self.stages[at];
-                let needs = stage.base.iter().map(|base| (*base, stage.span)).chain(stage.needs.iter().copied());
                 colours[at] = 1;
-                let Some((need, span)) = needs.skip(next).find(|(need, _)| colours[*need] != 2) else {
-                    colours[at] = 2;
-                    continue;
+                let need = match next {
+                    0 => stage.base.map(|base| (base, stage.span)),
+                    next => stage.needs.get(next - 1).copied(),
                 };
-                if colours[need] == 1 {
-                    let name = &self.stages[need].label;
-                    return Err(Error::new(format!("circular dependency detected on stage: {name}"), span));
+                if next <= stage.needs.len() {
+                    trail.push((at, next + 1));
+                } else {
+                    colours[at] = 2;
                 }
-                trail.push((at, 0));
-                trail.push((need, 0));
+                match need {
+                    Some((need, span)) if colours[need] == 1 => {
+                        let name = &self.stages[need].label;
+                        return Err(Error::new(format!("circular dependency detected on stage: {name}"), span));
+                    }
+                    Some((need, _)) if colours[need] == 0 => trail.push((need, 0)),
+                    _ => (),
+                }
             }
         }
         Ok(())
@@ -399,15 +424,24 @@ impl<'a> Converter<'a> {
         found
     }
 
-    /// Begins the stages that can be begun, and says which images are needed for others.
-    pub(super) fn questions(&mut self) -> Result<Vec<Question>, Error> {
-        let mut questions = Vec::new();
+    /// Begins the stages that can be begun, and says which images are needed for others; those that ask the same together.
+    pub(super) fn questions(&mut self) -> Result<Vec<Vec<Question>>, Error> {
+        let mut questions: Vec<Vec<Question>> = Vec::new();
+        let mut known: HashMap<_, usize> = HashMap::new();
         for at in self.reachable() {
             if self.stages[at].resolved || self.stages[at].base.is_some() {
                 continue;
             }
             self.stages[at].resolved = true;
-            questions.extend(self.begin(at)?);
+            let Some(question) = self.begin(at)? else { continue };
+            let key = (question.reference.clone(), question.platform.clone());
+            match known.get(&key) {
+                Some(number) => questions[*number].push(question),
+                None => {
+                    known.insert(key, questions.len());
+                    questions.push(vec![question]);
+                }
+            }
         }
         Ok(questions)
     }
@@ -488,14 +522,15 @@ impl<'a> Converter<'a> {
         let stage = &mut self.stages[at];
         stage.tree = tree;
         stage.image = image;
-        stage.base_config = config;
+        stage.base_config = config.map(Arc::new);
         stage.platform = Some(platform);
     }
 
     /// Begins a stage with an image.
-    pub(super) fn answer(&mut self, question: Question, answer: ImageConfig) -> Result<(), Error> {
+    pub(super) fn answer(&mut self, question: Question, answer: &ImageConfig) -> Result<(), Error> {
         let Question { stage: at, ref context, ref reference, ref platform, span, .. } = question;
         let error = |message: String| Error::new(message, span);
+        self.count(answer.config.len(), span)?;
         let image = Image::read(&answer.config)
             .map_err(|cause| error(format!("failed to parse image config of {reference}: {cause}")))?;
         if let (Some(written), Some(actual), None) = (self.stages[at].written, image.platform(), context) {
@@ -528,7 +563,7 @@ impl<'a> Converter<'a> {
             }
             Some(output)
         };
-        self.root(at, tree, image, Some(answer.config), platform.clone());
+        self.root(at, tree, image, Some(answer.config.clone()), platform.clone());
         Ok(())
     }
 
@@ -563,7 +598,13 @@ impl<'a> Converter<'a> {
 
     /// Goes through all stages that are needed.
     pub(super) fn finish(mut self) -> Result<Converted, Error> {
-        for at in self.reachable() {
+        let reachable = self.reachable();
+        for at in &reachable {
+            if let Some(base) = self.stages[*at].base {
+                self.stages[base].heirs += 1;
+            }
+        }
+        for at in reachable {
             if let Some((output, text)) = self.stages[at].from.take() {
                 // What is only copied from has no steps that could be counted.
                 let name = if self.stages[at].written.is_some() {
@@ -577,7 +618,11 @@ impl<'a> Converter<'a> {
             if self.stages[at].written.is_some() {
                 self.go_through(at)?;
             }
-            self.stages[at].dispatched = true;
+            let stage = &mut self.stages[at];
+            stage.dispatched = true;
+            if stage.heirs == 0 && at != self.target {
+                (stage.image, stage.env) = (Image::default(), Vars::default());
+            }
         }
         self.use_path(self.target, "/");
         self.describe_folders();
@@ -611,31 +656,60 @@ impl<'a> Converter<'a> {
         Ok(Converted {
             definition: target.tree.map(|tree| self.graph.definition(tree, &options.source)),
             config,
-            base_config: target.base_config.take(),
+            base_config: target.base_config.take().map(Arc::unwrap_or_clone),
             epoch: self.epoch,
             warnings: self.linter.warnings().to_vec(),
             violation: self.linter.finish().err(),
         })
     }
 
+    /// Notes that something of this size was made.
+    pub(super) fn count(&mut self, size: usize, span: Span) -> Result<(), Error> {
+        self.size = self.size.saturating_add(size);
+        match self.size > LARGEST {
+            true => {
+                Err(Error::new("the Dockerfile comes to too much: variables, commands and stages, all in all", span))
+            }
+            false => Ok(()),
+        }
+    }
+
+    /// Fills in the variables of a word.
+    pub(super) fn expand(&mut self, word: &str, env: &impl Env, span: Span) -> Result<String, Error> {
+        let expanded = self.lexer.word(word, env).map_err(|error| Error::new(error.to_string(), span))?;
+        self.count(expanded.text.len(), span)?;
+        Ok(expanded.text)
+    }
+
     /// What the steps have in common with those of the stage below, or with the image's configuration.
-    fn inherit(&mut self, at: usize) {
-        let Some(base) = self.stages[at].base else { return };
-        let below = &self.stages[base];
-        let mut image = below.image.clone();
+    fn inherit(&mut self, at: usize) -> Result<(), Error> {
+        let Some(base) = self.stages[at].base else { return Ok(()) };
+        let below = &mut self.stages[base];
+        below.heirs -= 1;
+        // The last one may have what nobody else needs.
+        let (mut image, env, args) = if below.heirs == 0 && base != self.target {
+            (std::mem::take(&mut below.image), std::mem::take(&mut below.env), std::mem::take(&mut below.args))
+        } else {
+            let copies = (below.image.clone(), below.env.clone(), below.args.clone());
+            let args: usize = copies.2.iter().map(|(name, _)| name.len() + 100).sum();
+            self.count(copies.0.size() + args, self.stages[at].span)?;
+            copies
+        };
+        self.count(env.size(), self.stages[at].span)?;
         image.config.on_build.clear();
-        let (tree, env, platform) = (below.tree, below.env.clone(), below.platform.clone());
-        let (dir, user, args) = (below.dir.clone(), below.user.clone(), below.args.clone());
-        let (base_config, inherited) = (below.base_config.clone(), below.inherited);
+        let below = &self.stages[base];
+        let (tree, platform, inherited) = (below.tree, below.platform.clone(), below.inherited);
+        let (dir, user, base_config) = (below.dir.clone(), below.user.clone(), below.base_config.clone());
         let stage = &mut self.stages[at];
         *stage = Stage { image, tree, env, platform, dir, user, args, base_config, inherited, ..std::mem::take(stage) };
+        Ok(())
     }
 
     fn go_through(&mut self, at: usize) -> Result<(), Error> {
-        self.inherit(at);
+        self.inherit(at)?;
         let stage = &mut self.stages[at];
         if !stage.image.config.env.iter().any(|line| image::split(line).0 == "PATH") {
-            stage.image.config.env.push(format!("PATH={}", image::PATH));
+            stage.image.set_env("PATH", image::PATH);
         }
         for line in &stage.image.config.env {
             let (name, value) = image::split(line);
@@ -701,6 +775,7 @@ impl<'a> Converter<'a> {
     pub(super) fn word(&mut self, at: usize, word: &str, step: &Step) -> Result<String, Error> {
         let expanded = self.lexer.word(word, &self.stages[at].env);
         let expanded = expanded.map_err(|error| step.error(error.to_string()))?;
+        self.count(expanded.text.len(), step.span())?;
         self.undefined(at, step, &expanded.unmatched);
         Ok(expanded.text)
     }
@@ -711,8 +786,12 @@ impl<'a> Converter<'a> {
             return;
         }
         let stage = &self.stages[at];
+        self.hints = self.hints.saturating_add(stage.env.size() + 60 * stage.args.len());
+        if self.hints > HINTS {
+            return;
+        }
         let declared = stage.args.iter().map(|(name, _)| name.clone()).collect();
-        let known: Vec<&str> = stage.env.names().collect();
+        let known = stage.env.names();
         self.linter.undefined_vars(&step.instruction, unmatched, &declared, known);
     }
 
@@ -745,12 +824,13 @@ impl<'a> Converter<'a> {
     }
 
     /// An instruction as its step is called: keyword in capitals, variables filled in as far as `lexer` does.
-    pub(super) fn shown(&self, text: &str, lexer: &Lexer, env: &impl Env) -> String {
+    pub(super) fn shown(&mut self, text: &str, lexer: &Lexer, env: &impl Env, span: Span) -> Result<String, Error> {
         let text = lexer.word(text, env).map_or_else(|_| text.to_owned(), |expanded| expanded.text);
-        match text.split_once(' ') {
+        self.count(2 * text.len(), span)?;
+        Ok(match text.split_once(' ') {
             Some((keyword, rest)) => format!("{} {rest}", keyword.to_uppercase()),
             None => text.to_uppercase(),
-        }
+        })
     }
 
     /// `[build 2/5] RUN make`, counting it.
@@ -907,11 +987,6 @@ fn proxy(options: &Options) -> Option<pb::ProxyEnv> {
         found = true;
     }
     found.then_some(proxy)
-}
-
-/// Fills in the variables of a word.
-pub(super) fn expand(lexer: &Lexer, word: &str, env: &impl Env, span: Span) -> Result<String, Error> {
-    lexer.word(word, env).map(|expanded| expanded.text).map_err(|error| Error::new(error.to_string(), span))
 }
 
 /// Whether an ADD fetches `text` instead of looking for it in the context.
