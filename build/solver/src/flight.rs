@@ -9,6 +9,7 @@
 use crate::{
     index::{Index, Record},
     progress::{Fan, StepBoard},
+    remote::Layer,
     worker::{Kept, Step, StepError, Work, Worker},
 };
 use proto::digest::Digest;
@@ -58,11 +59,18 @@ pub(crate) struct Seat<R> {
 
 /// What has to be told to the one who does it.
 pub(crate) struct Orders<R> {
-    pub work: Work<R>,
+    pub job: Job<R>,
     pub step: Step,
     pub outputs: usize,
     /// Nothing: the result is for this build alone.
     pub record: Option<Record>,
+}
+
+/// What is to be done.
+pub(crate) enum Job<R> {
+    Perform(Work<R>),
+    /// From another cache; per output, its layers.
+    Fetch(Vec<Vec<Layer>>),
 }
 
 /// Who does it.
@@ -123,14 +131,19 @@ impl<R: Clone + Send + Sync + 'static> Flights<R> {
         let flight = Flight { id, seats: 1, owner: build, owner_left, cancel, outcome, fan: fan.clone() };
         table.flights.insert(key, flight);
         drop(table);
-        let (crew, flights, orders) = (crew.clone(), self.clone(), orders(fan.clone(), cancelled.clone()));
+        let (crew, flights, orders): (_, _, Orders<R>) =
+            (crew.clone(), self.clone(), orders(fan.clone(), cancelled.clone()));
+        let is_fetch = matches!(orders.job, Job::Fetch(_));
         tokio::spawn(async move {
             // Gone from the table also if the worker panics: the next one starts anew.
             let _gone = OnDrop(|| drop(flights.remove(&key, id)));
             let outcome = crew.fly(key, orders, &fan, cancelled).await.map(Arc::new).map_err(Arc::new);
             drop(crew); // whoever waits for this may want to close the index next
             drop(flights.remove(&key, id));
-            fan.completed(outcome.as_ref().err().map(AsRef::as_ref));
+            match &outcome {
+                Err(error) if matches!(**error, StepError::Cancelled) && is_fetch => {}
+                outcome => fan.completed(outcome.as_ref().err().map(AsRef::as_ref)),
+            }
             landed.send_replace(Some(outcome));
         });
         Ok((taken, true))
@@ -201,14 +214,19 @@ impl<W: Worker> Crew<W> {
         fan: &Fan,
         mut cancelled: watch::Receiver<bool>,
     ) -> Result<Vec<Option<W::Ref>>, StepError> {
-        let Orders { work, step, outputs, record } = orders;
+        let Orders { job, step, outputs, record } = orders;
         let perform = async {
             let _permit = match &self.permits {
                 Some(permits) => permits.acquire().await.ok(),
                 None => None,
             };
-            fan.begin();
-            self.worker.perform(work, &step).await
+            match job {
+                Job::Perform(work) => {
+                    fan.begin();
+                    self.worker.perform(work, &step).await
+                }
+                Job::Fetch(chains) => self.fetch(&chains, &step).await,
+            }
         };
         let results = tokio::select! {
             biased;
@@ -221,6 +239,22 @@ impl<W: Worker> Crew<W> {
         }
         if let Some(record) = record {
             self.keep(key, &results, record).await?;
+        }
+        Ok(results)
+    }
+
+    /// All of it or nothing: without, the work is done, and that isn't known to fail.
+    async fn fetch(&self, chains: &[Vec<Layer>], step: &Step) -> Result<Vec<Option<W::Ref>>, StepError> {
+        let mut results = Vec::with_capacity(chains.len());
+        for layers in chains {
+            match self.worker.fetch(layers, step).await {
+                Ok(Some(result)) => results.push(Some(result)),
+                Ok(None) => return Err(StepError::Cancelled),
+                Err(error) => {
+                    warn!(step = step.name, error = crate::progress::words(&error), "imported cache can't be used");
+                    return Err(StepError::Cancelled);
+                }
+            }
         }
         Ok(results)
     }

@@ -107,6 +107,11 @@ pub fn again(definition: &Digest) -> Digest {
     hash("again", [definition.to_string().as_bytes(), once.as_bytes()])
 }
 
+/// The name of one result of a record, where results are named one by one.
+pub fn of_result(key: &Digest, output: usize) -> Digest {
+    if output == 0 { *key } else { hash("result", [key.to_string().as_bytes(), output.to_string().as_bytes()]) }
+}
+
 /// One digest for what several selections gave.
 pub fn contents(digests: &[Digest]) -> Digest {
     let texts: Vec<_> = digests.iter().map(Digest::to_string).collect();

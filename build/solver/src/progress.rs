@@ -388,7 +388,10 @@ impl Fan {
 
     pub(crate) fn completed(&self, error: Option<&StepError>) {
         let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        state.boards.iter().for_each(|board| board.completed(error));
+        // What never began was known elsewhere, and is shown so already; but for a failure.
+        if state.begun || error.is_some() {
+            state.boards.iter().for_each(|board| board.completed(error));
+        }
     }
 
     fn say(&self, said: Said) {

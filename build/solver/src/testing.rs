@@ -1,6 +1,6 @@
 //! A worker whose filesystems are maps, and definitions in a few words.
 
-use crate::{CacheMount, Index, Kept, Options, Pin, Selection, Solver, Step, StepError, Work, Worker};
+use crate::{CacheMount, Index, Kept, Layer, Options, Pin, Selection, Solver, Step, StepError, Work, Worker};
 use prost::Message as _;
 use proto::{
     digest::Digest,
@@ -44,6 +44,8 @@ pub(crate) struct Fake {
     pub(crate) sessions: Mutex<Vec<Vec<String>>>,
     pub(crate) mounts: Mutex<Vec<CacheMount>>,
     pub(crate) shared: Mutex<HashSet<String>>,
+    /// Layers that can be had.
+    pub(crate) layers: Mutex<BTreeMap<Digest, Arc<Tree>>>,
 }
 
 struct UnderWay(Arc<AtomicUsize>);
@@ -70,6 +72,7 @@ impl Fake {
             sessions: Mutex::default(),
             mounts: Mutex::default(),
             shared: Mutex::default(),
+            layers: Mutex::default(),
         })
     }
 
@@ -116,7 +119,7 @@ impl Fake {
         let mut saw = command.clone();
         for mount in exec.mounts.iter().filter(|mount| mount.mount_type == pb::MountType::Bind as i32) {
             if let Some(Some(tree)) = usize::try_from(mount.input).ok().map(|input| work.inputs[input].clone()) {
-                saw.push_str(&format!("{:?}", select(&tree, &[mount.selector.clone()])));
+                saw.push_str(&format!("{:?}", select(&tree, std::slice::from_ref(&mount.selector))));
             }
         }
         if args[0] == "random" {
@@ -226,6 +229,11 @@ impl Worker for Fake {
 
     async fn mounts(&self) -> Result<Vec<CacheMount>, StepError> {
         Ok(self.mounts.lock().unwrap().clone())
+    }
+
+    async fn fetch(&self, layers: &[Layer], _: &Step) -> Result<Option<Arc<Tree>>, StepError> {
+        let there = self.layers.lock().unwrap();
+        Ok(layers.last().and_then(|layer| there.get(&layer.digest)).cloned())
     }
 
     async fn shared(&self, names: &[String]) -> Result<HashSet<String>, StepError> {

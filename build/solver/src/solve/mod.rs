@@ -8,6 +8,7 @@ use crate::{
     graph::{Graph, GraphError},
     index::{Index, IndexError, Record},
     progress::{Board, StepBoard, words},
+    remote::Imported,
     worker::{Pin, Step, StepError, Worker},
 };
 use proto::{digest::Digest, pb};
@@ -43,6 +44,8 @@ pub struct BuildOptions {
     pub sessions: Vec<String>,
     /// What is allowed: `network.host`, `security.insecure`, `device`.
     pub entitlements: Vec<String>,
+    /// What was known elsewhere, asked in this order after our own.
+    pub imports: Vec<Arc<Imported>>,
 }
 
 pub(crate) struct Inner<W: Worker> {
@@ -93,6 +96,8 @@ pub struct Solved<R> {
     pub graph: Arc<Graph>,
     /// The canonical key of each of its vertices.
     pub keys: Vec<Digest>,
+    /// Their keys by definition, where these are others.
+    pub aliases: Vec<Option<Digest>>,
 }
 
 /// Why a definition has no result.
