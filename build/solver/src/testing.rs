@@ -23,7 +23,7 @@ pub(crate) type Tree = BTreeMap<String, String>;
 #[derive(Default)]
 pub(crate) struct Disk {
     pub(crate) kept: Mutex<BTreeMap<String, Arc<Tree>>>,
-    next: AtomicU64,
+    pub(crate) next: AtomicU64,
 }
 
 pub(crate) struct Fake {

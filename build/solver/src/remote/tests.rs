@@ -54,6 +54,8 @@ async fn another_builder_needs_only_the_end() {
     let first = build(&bench, Vec::new()).solve(&definition).await.unwrap().result.unwrap();
     let other = Bench::new();
     prepare(&other);
+    // Its folder is pinned to something else.
+    other.worker.disk.next.store(1000, std::sync::atomic::Ordering::SeqCst);
     other.worker.layers.lock().unwrap().insert(layer("test 0").digest, first.clone());
     let imported = Arc::new(Imported::parse(&json, "here").unwrap());
     assert_eq!(imported.len(), 3);
