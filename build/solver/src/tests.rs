@@ -210,8 +210,12 @@ async fn failed_step_is_named_and_ends_the_others() {
     assert!(matches!(&error, SolveError::Step { cause, .. } if matches!(**cause, StepError::Exit { code: 3, .. })));
     until("nothing runs", || bench.worker.under_way.load(SeqCst) == 0).await;
     let vertices = build.board().everything().vertexes;
-    let failed: Vec<_> = vertices.iter().filter(|vertex| !vertex.error.is_empty()).map(|v| v.name.as_str()).collect();
-    assert_eq!(failed, ["fail hard"]);
+    let error = |name: &str| vertices.iter().find(|vertex| vertex.name == name).unwrap().error.clone();
+    assert!(error("fail hard").ends_with("exit code: 3"));
+    // As BuildKit's clients know it; empty if the failure was quicker than its beginning.
+    assert!(["", "context canceled"].contains(&error("wait").as_str()), "{}", error("wait"));
+    assert_eq!(build.board().summary().failed, 1);
+    assert!(vertices.iter().all(|vertex| vertex.started.is_some() == vertex.completed.is_some()));
     assert_eq!(bench.solver.names().unwrap(), bench.worker.kept());
 }
 

@@ -10,7 +10,7 @@ use crate::{
     counts::Counts,
     flight::{Job, Orders, Outcome},
     graph::{Edge, Graph, Vertex},
-    index::{IndexError, Record, millis},
+    index::{IndexError, Record, View, millis},
     keys::{self, Input, Own},
     progress::StepBoard,
     remote::Layer,
@@ -30,7 +30,8 @@ use std::{
 };
 
 pub(super) async fn drive<W: Worker>(build: &Build<W>, graph: Arc<Graph>) -> Result<Solved<W::Ref>, SolveError> {
-    let mut drive = Drive::new(build.clone(), graph);
+    let _ending = Ending { build, graph: &graph };
+    let mut drive = Drive::new(build.clone(), graph.clone());
     let outcome = drive.run().await;
     let hits = drive.nodes.iter().filter(|node| node.hit).filter_map(|node| node.key).collect();
     build.0.solver.crew.index.touch(hits);
@@ -41,11 +42,25 @@ pub(super) async fn drive<W: Worker>(build: &Build<W>, graph: Arc<Graph>) -> Res
     Ok(Solved { result, graph: drive.graph, keys, aliases })
 }
 
+/// Whichever way it ends: steps that are still shown as running aren't, as far as this build goes.
+struct Ending<'a, W: Worker> {
+    build: &'a Build<W>,
+    graph: &'a Graph,
+}
+
+impl<W: Worker> Drop for Ending<'_, W> {
+    fn drop(&mut self) {
+        self.build.0.board.abandon(self.graph);
+    }
+}
+
 struct Drive<W: Worker> {
     build: Build<W>,
     graph: Arc<Graph>,
     nodes: Vec<Node<W::Ref>>,
     todo: VecDeque<usize>,
+    /// What is known, as long as nothing is waited for.
+    view: Option<Arc<View>>,
     running: FuturesUnordered<BoxFuture<'static, (usize, Event<W::Ref>)>>,
 }
 
@@ -107,7 +122,7 @@ impl<W: Worker> Drive<W> {
             }
         }
         let todo = (0..nodes.len()).collect();
-        Self { build, graph, nodes, todo, running: FuturesUnordered::new() }
+        Self { build, graph, nodes, todo, view: None, running: FuturesUnordered::new() }
     }
 
     async fn run(&mut self) -> Result<Option<W::Ref>, SolveError> {
@@ -120,6 +135,7 @@ impl<W: Worker> Drive<W> {
             if let Some(result) = &self.nodes[root.vertex].have[root.output] {
                 return Ok(result.clone());
             }
+            self.view = None;
             match self.running.next().await {
                 Some((at, event)) => self.heard(at, event)?,
                 None => return Err(SolveError::Stuck { name: self.graph.vertices[root.vertex].name.clone() }),
@@ -176,9 +192,18 @@ impl<W: Worker> Drive<W> {
         Ok(Some((canonical, record)))
     }
 
+    fn view(&mut self) -> Result<Arc<View>, IndexError> {
+        if let Some(view) = &self.view {
+            return Ok(view.clone());
+        }
+        let view = Arc::new(self.build.0.solver.crew.index.view()?);
+        Ok(self.view.insert(view).clone())
+    }
+
     /// What is known by a key: here, or elsewhere.
     fn lookup(&mut self, at: usize, key: &Digest) -> Result<Option<(Digest, Option<Record>)>, IndexError> {
-        if let Some((canonical, record)) = self.build.lookup(key)? {
+        let view = self.view()?;
+        if let Some((canonical, record)) = self.build.lookup(&view, key)? {
             return Ok(Some((canonical, Some(record))));
         }
         let build = self.build.clone();
@@ -186,7 +211,7 @@ impl<W: Worker> Drive<W> {
         let outputs = self.graph.vertices[at].outputs;
         if let Some((canonical, layers)) = imports.iter().find_map(|import| import.lookup(key, outputs)) {
             // By its other name it may be here.
-            let record = self.build.lookup(&canonical)?.map(|(_, record)| record);
+            let record = self.build.lookup(&view, &canonical)?.map(|(_, record)| record);
             self.nodes[at].remote = record.is_none().then_some(layers);
             return Ok(Some((canonical, record)));
         }
@@ -214,7 +239,7 @@ impl<W: Worker> Drive<W> {
             };
             if self.nodes[at].contents[place] == Content::Unknown && self.nodes[vertex.inputs[place].vertex].hit {
                 let selection = keys::selection(&selections);
-                if let Some(told) = self.build.0.solver.crew.index.content(key, *output, &selection)? {
+                if let Some(told) = self.view()?.content(key, *output, &selection)? {
                     self.nodes[at].contents[place] = Content::Told(told);
                 }
             }

@@ -6,7 +6,7 @@ use crate::{
     counts::{Counts, Figures},
     flight::{Crew, Flights},
     graph::{Graph, GraphError},
-    index::{Index, IndexError, Record},
+    index::{Index, IndexError, Record, View},
     progress::{Board, StepBoard, words},
     remote::Imported,
     worker::{Pin, Step, StepError, Worker},
@@ -261,8 +261,8 @@ impl<W: Worker> Build<W> {
     }
 
     /// The record that a key leads to.
-    fn lookup(&self, key: &Digest) -> Result<Option<(Digest, Record)>, IndexError> {
-        let found = self.0.solver.crew.index.lookup(key)?;
+    fn lookup(&self, view: &View, key: &Digest) -> Result<Option<(Digest, Record)>, IndexError> {
+        let found = view.lookup(key)?;
         Ok(found.filter(|(canonical, _)| self.claim(*canonical, true)))
     }
 }
