@@ -9,7 +9,7 @@ use proto::{
 };
 use std::{
     collections::{BTreeMap, HashSet},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
@@ -24,6 +24,26 @@ pub(crate) type Tree = BTreeMap<String, String>;
 pub(crate) struct Disk {
     pub(crate) kept: Mutex<BTreeMap<String, Arc<Tree>>>,
     pub(crate) next: AtomicU64,
+    /// Of a worker that may be killed: what is kept is in files.
+    folder: Option<PathBuf>,
+}
+
+impl Disk {
+    /// With what an earlier process left there.
+    pub(crate) fn in_folder(folder: &Path) -> Arc<Self> {
+        std::fs::create_dir_all(folder).unwrap();
+        let mut kept = BTreeMap::new();
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let entry = entry.unwrap();
+            let name = entry.file_name().into_string().unwrap();
+            if name.starts_with("kept") {
+                let tree: Tree = serde_json::from_slice(&std::fs::read(entry.path()).unwrap()).unwrap();
+                kept.insert(name, Arc::new(tree));
+            }
+        }
+        let next = AtomicU64::new(u64::from(std::process::id()) * 1_000_000);
+        Arc::new(Self { kept: Mutex::new(kept), next, folder: Some(folder.to_owned()) })
+    }
 }
 
 pub(crate) struct Fake {
@@ -175,6 +195,9 @@ impl Worker for Fake {
     async fn perform(&self, work: Work<Arc<Tree>>, step: &Step) -> Result<Vec<Option<Arc<Tree>>>, StepError> {
         self.performed.lock().unwrap().push(step.name.clone());
         self.sessions.lock().unwrap().push(step.sessions.clone());
+        if self.disk.folder.is_some() {
+            println!("performs {}", step.name);
+        }
         let now = self.under_way.fetch_add(1, SeqCst) + 1;
         self.most.fetch_max(now, SeqCst);
         let _under_way = UnderWay(self.under_way.clone());
@@ -213,6 +236,10 @@ impl Worker for Fake {
             return Err(StepError::Failed { what: "keep".into(), cause: "no space left".into() });
         }
         let name = format!("kept-{}", self.disk.next.fetch_add(1, SeqCst));
+        if let Some(folder) = &self.disk.folder {
+            std::fs::write(folder.join("new"), serde_json::to_vec(&**result).unwrap()).unwrap();
+            std::fs::rename(folder.join("new"), folder.join(&name)).unwrap();
+        }
         self.disk.kept.lock().unwrap().insert(name.clone(), result.clone());
         Ok(Kept { name, size: 100 })
     }
@@ -223,6 +250,9 @@ impl Worker for Fake {
 
     async fn remove(&self, name: &str) -> Result<(), StepError> {
         self.mounts.lock().unwrap().retain(|mount| mount.name != name);
+        if let Some(folder) = &self.disk.folder {
+            let _ = std::fs::remove_file(folder.join(name));
+        }
         self.disk.kept.lock().unwrap().remove(name);
         Ok(())
     }
@@ -259,6 +289,13 @@ impl Bench {
         let (folder, disk) = (tempfile::tempdir().unwrap(), Arc::default());
         let (worker, solver) = begin(folder.path(), &disk, options);
         Self { folder, worker, solver, disk }
+    }
+
+    /// In a folder, with what an earlier process left there.
+    pub(crate) fn in_folder(path: &Path) -> Self {
+        let disk = Disk::in_folder(&path.join("kept"));
+        let (worker, solver) = begin(path, &disk, Options::default());
+        Self { folder: tempfile::tempdir().unwrap(), worker, solver, disk }
     }
 
     /// As after a restart.

@@ -392,6 +392,60 @@ async fn killed_at_any_step_the_next_build_goes_on_from_there() {
     }
 }
 
+/// What the process that is killed builds: a chain, and a folder that is copied by content.
+fn doomed(bench: &Bench) -> pb::Definition {
+    let (mut def, mut last) = base(bench);
+    bench.worker.set("docker-image://files", &[("a", "1")]);
+    let from = def.source("docker-image://files");
+    for at in 0..6 {
+        last = def.run(&last, &format!("step {at}"));
+        last = def.copy(&last, &from, "a", &format!("copy{at}"));
+    }
+    def.end(&last)
+}
+
+/// Not a test of its own: the process that [`killed_for_real`] kills.
+#[tokio::test]
+async fn child() {
+    let Some(folder) = std::env::var_os("BERTH_SOLVER_CHILD") else { return };
+    let bench = Bench::in_folder(folder.as_ref());
+    let definition = doomed(&bench);
+    files(&bench, &definition).await;
+}
+
+#[tokio::test]
+async fn killed_for_real() {
+    use std::io::BufRead as _;
+    let reference = Bench::new();
+    let whole = files(&reference, &doomed(&reference)).await;
+    for steps in 1..12 {
+        let folder = tempfile::tempdir().unwrap();
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "tests::child", "--nocapture"])
+            .env("BERTH_SOLVER_CHILD", folder.path())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut begun = 0;
+        while begun < steps {
+            let line = lines.next().unwrap().unwrap();
+            begun += usize::from(line.contains("performs step") || line.contains("performs copy"));
+        }
+        // At one moment or another of keeping and recording.
+        std::thread::sleep(std::time::Duration::from_micros(steps as u64 * 700));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let bench = Bench::in_folder(folder.path());
+        let definition = doomed(&bench);
+        assert!(bench.solver.names().unwrap().is_subset(&bench.worker.kept()), "recorded is kept");
+        assert_eq!(files(&bench, &definition).await, whole);
+        // A chain: when a step begins, the one before it is on record.
+        let again = bench.worker.took().len();
+        assert!(again <= 13 - steps, "{again} done again after {steps} had begun");
+    }
+}
+
 #[tokio::test]
 async fn needs_what_is_not_allowed() {
     let bench = Bench::new();
