@@ -73,6 +73,10 @@ pub fn own(op: &pb::Op) -> Own {
         Some(Op::Merge(_) | Op::Diff(_)) => inputs.iter_mut().for_each(|look| look.base = true),
         _ => {}
     }
+    // Files are the same on every platform; what depends on one runs, or is a source, whose key is its pin.
+    if !matches!(plain.op, Some(Op::Exec(_))) {
+        plain.platform = None;
+    }
     Own { digest: hash("op", [plain.encode_to_vec().as_slice()]), inputs }
 }
 

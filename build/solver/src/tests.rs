@@ -571,4 +571,36 @@ proptest! {
             assert!(kept.is_subset(&named), "what is kept is recorded");
         });
     }
+
+    #[test]
+    fn builds_cancelled_and_pruned_at_once_leave_nothing_half(
+        shapes in prop::collection::vec(shapes(), 3),
+        patience in prop::collection::vec(0u64..3000, 3),
+    ) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let bench = Bench::new();
+            let definitions: Vec<_> = shapes.iter().map(|shape| shaped(&bench, shape)).collect();
+            let builds = definitions.iter().zip(&patience).map(|(definition, patience)| {
+                let build = bench.solver.build(BuildOptions::default(), Board::new());
+                let (definition, patience) = (definition.clone(), std::time::Duration::from_micros(*patience));
+                tokio::spawn(async move {
+                    let _ = tokio::time::timeout(patience, build.solve(&definition)).await;
+                })
+            });
+            let builds: Vec<_> = builds.collect();
+            bench.solver.prune(&crate::PruneOptions::default()).await.unwrap();
+            for build in builds {
+                build.await.unwrap();
+            }
+            bench.solver.prune(&crate::PruneOptions::default()).await.unwrap();
+            for definition in &definitions {
+                let fresh = Bench::new();
+                shaped(&fresh, &shapes[0]);
+                assert_eq!(files(&bench, definition).await, files(&fresh, definition).await);
+            }
+            // What was being kept when its build left is recorded in its own time.
+            until("all that is kept is recorded", || bench.solver.names().unwrap() == bench.worker.kept()).await;
+        });
+    }
 }

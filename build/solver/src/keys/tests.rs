@@ -70,6 +70,17 @@ fn what_changes_it() {
 }
 
 #[test]
+fn platform_matters_to_what_runs() {
+    let on = |op: pb::Op, os: &str| {
+        let platform = Some(pb::Platform { os: os.into(), ..pb::Platform::default() });
+        own(&pb::Op { platform, ..op }).digest
+    };
+    assert_ne!(on(exec_op(|_| {}), "linux"), on(exec_op(|_| {}), "plan9"));
+    let file = || file_op(vec![copy("a", "b")]);
+    assert_eq!(on(file(), "linux"), on(file(), "plan9"));
+}
+
+#[test]
 fn which_mounts_count_by_content() {
     let by_content = |bend: fn(&mut pb::Mount)| {
         let own = own(&exec_op(mount(bend)));
