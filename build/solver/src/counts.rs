@@ -17,7 +17,7 @@ pub struct Counts {
     pub(crate) stale: AtomicU64,
 }
 
-/// [`Counts`] at a moment.
+/// What was done until a moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Figures {
     /// Operations in the graphs.

@@ -30,5 +30,5 @@ pub use index::{Index, IndexError};
 pub use progress::{Board, Listener};
 pub use prune::{PruneError, PruneOptions};
 pub use remote::{Exporter, Imported, Layer};
-pub use solve::{Build, BuildOptions, Options, SolveError, Solved, Solver};
+pub use solve::{Build, BuildOptions, KnownResult, Options, SolveError, Solved, Solver};
 pub use worker::{CacheMount, Kept, Pin, Selection, Step, StepError, Work, Worker};

@@ -4,7 +4,7 @@
 //! result; one whose only input has the selector [`ALIAS`] is another key of the record that it links to. Which results go along,
 //! and as which layers, is the caller's choice: `mode=min` or `max`.
 
-use crate::{graph::Vertex, keys, solve::Solved};
+use crate::{keys, solve::Solved};
 use proto::digest::Digest;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -157,8 +157,9 @@ impl Exporter {
         Self::default()
     }
 
-    /// Adds what was solved; `layers` tells a result's layers, lowest first, if it is to go along.
-    pub fn add<R>(&mut self, solved: &Solved<R>, mut layers: impl FnMut(&Vertex, usize) -> Option<Vec<Layer>>) {
+    /// Adds what was solved; `layers` tells a result's layers by canonical key and
+    /// output, lowest first, if it is to go along.
+    pub fn add<R>(&mut self, solved: &Solved<R>, layers: impl Fn(&Digest, usize) -> Option<Vec<Layer>>) {
         for (at, vertex) in solved.graph.vertices.iter().enumerate() {
             let (key, alias) = (solved.keys[at], solved.aliases[at]);
             for output in 0..vertex.outputs {
@@ -169,7 +170,7 @@ impl Exporter {
                 });
                 let links: Vec<_> = links.collect();
                 self.config.records[place as usize].inputs = links;
-                let chain = layers(vertex, output).unwrap_or_default();
+                let chain = layers(&key, output).unwrap_or_default();
                 let top = chain.iter().fold(-1, |below, layer| self.layer(layer, below));
                 if top >= 0 && self.config.records[place as usize].results.is_empty() {
                     self.config.records[place as usize].results.push(ConfigResult { layer: top });

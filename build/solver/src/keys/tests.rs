@@ -127,6 +127,21 @@ fn two_files_of_one_name_are_not_mixed_up() {
 }
 
 #[test]
+fn two_mounts_of_one_input_are_not_mixed_up() {
+    let pair = |first: &'static str, second: &'static str| {
+        own(&exec_op(|exec| {
+            mount(|mount| (mount.selector, mount.dest) = (first.into(), "/1".into()))(exec);
+            mount(|mount| (mount.selector, mount.dest) = (second.into(), "/2".into()))(exec);
+        }))
+    };
+    let (one, other) = (pair("x", "y"), pair("y", "x"));
+    assert_eq!(one.inputs[1].content, other.inputs[1].content);
+    assert_ne!(one.digest, other.digest);
+    let single = |selector: &'static str| own(&exec_op(mount(|mount| mount.selector = selector.into()))).digest;
+    assert_eq!(single("x"), single("y"));
+}
+
+#[test]
 fn what_of_an_input_is_read() {
     let mut one = copy("src/*.c", "d");
     if let Some(Action::Copy(copy)) = &mut one.action {

@@ -32,18 +32,23 @@ fn prepare(bench: &Bench) -> pb::Definition {
 }
 
 fn build(bench: &Bench, imports: Vec<Arc<Imported>>) -> Build<Fake> {
-    bench.solver.build(BuildOptions { imports, ..BuildOptions::default() }, Board::new())
+    let build = bench.solver.build(BuildOptions::default(), Board::new());
+    imports.into_iter().for_each(|imported| build.import(imported));
+    build
 }
 
 /// Everything that was solved, as one layer per result.
 async fn export(bench: &Bench, definition: &pb::Definition) -> Vec<u8> {
-    let solved = build(bench, Vec::new()).solve(definition).await.unwrap();
-    let mut exporter = Exporter::new();
-    exporter.add(&solved, |vertex, output| {
-        let is_source = matches!(vertex.op.op, Some(pb::op::Op::Source(_)));
-        (!is_source).then(|| vec![layer("base"), layer(&format!("{} {output}", vertex.name))])
+    let build = build(bench, Vec::new());
+    build.solve(definition).await.unwrap();
+    let results = build.results().await.unwrap();
+    assert_eq!(results.len(), 5);
+    let made = results.into_iter().filter(|known| !matches!(known.op.op, Some(pb::op::Op::Source(_))));
+    let layers = made.map(|known| {
+        let text = format!("{} {}", known.name, known.output);
+        ((known.key, known.output), vec![layer("base"), layer(&text)])
     });
-    exporter.finish()
+    build.export(&layers.collect())
 }
 
 #[tokio::test]

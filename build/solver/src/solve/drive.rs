@@ -26,7 +26,7 @@ use proto::{
 };
 use std::{
     collections::VecDeque,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{Arc, PoisonError, atomic::AtomicU64},
 };
 
 pub(super) async fn drive<W: Worker>(build: &Build<W>, graph: Arc<Graph>) -> Result<Solved<W::Ref>, SolveError> {
@@ -207,7 +207,7 @@ impl<W: Worker> Drive<W> {
             return Ok(Some((canonical, Some(record))));
         }
         let build = self.build.clone();
-        let imports = &build.0.options.imports;
+        let imports = build.0.imports.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let outputs = self.graph.vertices[at].outputs;
         if let Some((canonical, layers)) = imports.iter().find_map(|import| import.lookup(key, outputs)) {
             // By its other name it may be here.

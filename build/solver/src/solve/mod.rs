@@ -8,7 +8,7 @@ use crate::{
     graph::{Graph, GraphError},
     index::{Index, IndexError, Record, View},
     progress::{Board, StepBoard, words},
-    remote::Imported,
+    remote::{Exporter, Imported, Layer},
     worker::{Pin, Step, StepError, Worker},
 };
 use proto::{digest::Digest, pb};
@@ -44,8 +44,6 @@ pub struct BuildOptions {
     pub sessions: Vec<String>,
     /// What is allowed: `network.host`, `security.insecure`, `device`.
     pub entitlements: Vec<String>,
-    /// What was known elsewhere, asked in this order after our own.
-    pub imports: Vec<Arc<Imported>>,
 }
 
 pub(crate) struct Inner<W: Worker> {
@@ -84,6 +82,8 @@ struct BuildInner<W: Worker> {
     counts: Counts,
     pins: Mutex<HashMap<Digest, Arc<OnceCell<Pin>>>>,
     claimed: Mutex<HashSet<Digest>>,
+    imports: Mutex<Vec<Arc<Imported>>>,
+    solved: Mutex<Vec<Solved<W::Ref>>>,
     gone: watch::Sender<bool>,
 }
 
@@ -98,6 +98,21 @@ pub struct Solved<R> {
     pub keys: Vec<Digest>,
     /// Their keys by definition, where these are others.
     pub aliases: Vec<Option<Digest>>,
+}
+
+/// A result that is known.
+#[derive(Debug, Clone)]
+pub struct KnownResult<R> {
+    /// The canonical key of what made it.
+    pub key: Digest,
+    /// Which of its results.
+    pub output: usize,
+    /// What made it.
+    pub op: Arc<pb::Op>,
+    /// What made it, for users.
+    pub name: String,
+    /// It.
+    pub result: R,
 }
 
 /// Why a definition has no result.
@@ -171,6 +186,8 @@ impl<W: Worker> Solver<W> {
             counts: Counts::default(),
             pins: Mutex::default(),
             claimed: Mutex::default(),
+            imports: Mutex::default(),
+            solved: Mutex::default(),
             gone: watch::Sender::new(false),
         }))
     }
@@ -210,7 +227,51 @@ impl<W: Worker> Build<W> {
         graph.allowed(&self.0.options.entitlements).map_err(|error| SolveError::Graph(Arc::new(error)))?;
         self.0.board.announce(&graph);
         self.0.count(|counts| &counts.steps, graph.vertices.len());
-        drive::drive(self, graph).await
+        let solved = drive::drive(self, graph).await?;
+        let noted = Solved { result: None, ..solved.clone() };
+        self.0.solved.lock().unwrap_or_else(PoisonError::into_inner).push(noted);
+        Ok(solved)
+    }
+
+    /// From here on, what isn't known here may be known there; those that came first are asked first.
+    pub fn import(&self, imported: Arc<Imported>) {
+        self.0.imports.lock().unwrap_or_else(PoisonError::into_inner).push(imported);
+    }
+
+    /// What is known of all that this build has solved, so that layers can be made of it for [`Build::export`].
+    pub async fn results(&self) -> Result<Vec<KnownResult<W::Ref>>, SolveError> {
+        let solved = self.0.solved.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut seen = HashSet::new();
+        let mut results = Vec::new();
+        for (graph, keys) in solved.iter().map(|solved| (&solved.graph, &solved.keys)) {
+            for (vertex, key) in graph.vertices.iter().zip(keys).filter(|(_, key)| seen.insert(**key)) {
+                let unread = |cause| SolveError::Index { name: vertex.name.clone(), cause: Arc::new(cause) };
+                let Some((_, record)) = self.0.solver.crew.index.lookup(key).map_err(unread)? else { continue };
+                for (output, kept) in record.outputs.iter().enumerate() {
+                    let Some(kept) = kept else { continue };
+                    let found = self.0.solver.crew.worker.find(&kept.name).await;
+                    let step = |cause| {
+                        let (digest, name) = (vertex.digest, vertex.name.clone());
+                        SolveError::Step { digest, name, cause: Arc::new(cause) }
+                    };
+                    if let Some(result) = found.map_err(step)? {
+                        let (op, name) = (vertex.op.clone(), vertex.name.clone());
+                        results.push(KnownResult { key: *key, output, op, name, result });
+                    }
+                }
+            }
+        }
+        Ok(results)
+    }
+
+    /// All that this build has solved as a cache config, for [`Imported::parse`] at another builder. `layers` are those of
+    /// [`Build::results`], lowest first, by key and output; what isn't among them doesn't go along (`mode=min`).
+    pub fn export(&self, layers: &HashMap<(Digest, usize), Vec<Layer>>) -> Vec<u8> {
+        let mut exporter = Exporter::new();
+        for solved in self.0.solved.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            exporter.add(solved, |key, output| layers.get(&(*key, output)).cloned());
+        }
+        exporter.finish()
     }
 
     /// What this build did.
