@@ -40,6 +40,8 @@ struct Flight<R> {
     /// Whose sessions are asked.
     owner: u64,
     owner_left: Arc<AtomicBool>,
+    /// Done, and being kept: that goes to its end, and who comes may wait for it.
+    keeping: Arc<AtomicBool>,
     cancel: watch::Sender<bool>,
     outcome: watch::Receiver<Option<Outcome<R>>>,
     fan: Arc<Fan>,
@@ -128,7 +130,17 @@ impl<R: Clone + Send + Sync + 'static> Flights<R> {
         let (landed, outcome) = watch::channel(None);
         let owner_left = Arc::new(AtomicBool::new(false));
         let taken = seat(id, &fan, &owner_left, &outcome);
-        let flight = Flight { id, seats: 1, owner: build, owner_left, cancel, outcome, fan: fan.clone() };
+        let keeping = Arc::new(AtomicBool::new(false));
+        let flight = Flight {
+            id,
+            seats: 1,
+            owner: build,
+            owner_left,
+            keeping: keeping.clone(),
+            cancel,
+            outcome,
+            fan: fan.clone(),
+        };
         table.flights.insert(key, flight);
         drop(table);
         let (crew, flights, orders): (_, _, Orders<R>) =
@@ -137,7 +149,7 @@ impl<R: Clone + Send + Sync + 'static> Flights<R> {
         tokio::spawn(async move {
             // Gone from the table also if the worker panics: the next one starts anew.
             let _gone = OnDrop(|| drop(flights.remove(&key, id)));
-            let outcome = crew.fly(key, orders, &fan, cancelled).await.map(Arc::new).map_err(Arc::new);
+            let outcome = crew.fly(key, orders, &fan, (&keeping, cancelled)).await.map(Arc::new).map_err(Arc::new);
             drop(crew); // whoever waits for this may want to close the index next
             drop(flights.remove(&key, id));
             match &outcome {
@@ -198,7 +210,7 @@ impl<R> Drop for Seat<R> {
         if flight.owner == self.build {
             flight.owner_left.store(true, Relaxed);
         }
-        if flight.seats == 0 {
+        if flight.seats == 0 && !flight.keeping.load(Relaxed) {
             flight.cancel.send_replace(true);
             // Nobody takes a seat in what is being given up.
             table.flights.remove(&self.key);
@@ -212,7 +224,7 @@ impl<W: Worker> Crew<W> {
         key: Digest,
         orders: Orders<W::Ref>,
         fan: &Fan,
-        mut cancelled: watch::Receiver<bool>,
+        (keeping, mut cancelled): (&AtomicBool, watch::Receiver<bool>),
     ) -> Result<Vec<Option<W::Ref>>, StepError> {
         let Orders { job, step, outputs, record } = orders;
         let perform = async {
@@ -238,6 +250,7 @@ impl<W: Worker> Crew<W> {
             return Err(StepError::Failed { what: "wrong count of results".into(), cause });
         }
         if let Some(record) = record {
+            keeping.store(true, Relaxed);
             self.keep(key, &results, record).await?;
         }
         Ok(results)

@@ -14,7 +14,7 @@ pub const MEDIA_TYPE: &str = "application/vnd.buildkit.cacheconfig.v0";
 /// Selector of a link that isn't an input, but another key.
 pub const ALIAS: &str = "berth.alias";
 /// Bytes, records, and layers of one result that are taken.
-const MAX_BYTES: usize = 64 << 20;
+const MAX_BYTES: usize = 8 << 20;
 const MAX_RECORDS: usize = 200_000;
 const MAX_CHAIN: usize = 1000;
 

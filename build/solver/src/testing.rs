@@ -53,6 +53,8 @@ pub(crate) struct Fake {
     pub(crate) performed: Mutex<Vec<String>>,
     pub(crate) pinned: AtomicUsize,
     pub(crate) fail_keep: AtomicBool,
+    /// Keeping waits as `wait` does.
+    pub(crate) hold_keep: AtomicBool,
     /// For `meet`: all of them at once, or nothing goes on.
     pub(crate) barrier: Mutex<Arc<Barrier>>,
     /// For `wait`: tells that it waits, and goes on when it may.
@@ -84,6 +86,7 @@ impl Fake {
             performed: Mutex::default(),
             pinned: AtomicUsize::new(0),
             fail_keep: AtomicBool::new(false),
+            hold_keep: AtomicBool::new(false),
             barrier: Mutex::new(Arc::new(Barrier::new(1))),
             waiting: Notify::new(),
             go: Arc::new(Semaphore::new(0)),
@@ -232,6 +235,10 @@ impl Worker for Fake {
     }
 
     async fn keep(&self, result: &Arc<Tree>, _: &str) -> Result<Kept, StepError> {
+        if self.hold_keep.load(SeqCst) {
+            self.waiting.notify_one();
+            self.go.acquire().await.unwrap().forget();
+        }
         if self.fail_keep.load(SeqCst) {
             return Err(StepError::Failed { what: "keep".into(), cause: "no space left".into() });
         }

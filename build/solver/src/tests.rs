@@ -304,6 +304,35 @@ async fn failure_with_a_session_that_left_is_tried_again() {
 }
 
 #[tokio::test]
+async fn what_is_being_kept_is_waited_for() {
+    let bench = Bench::new();
+    let (mut def, base) = base(&bench);
+    let run = def.run(&base, "run");
+    files(&bench, &def.end(&base)).await;
+    bench.worker.took();
+    let definition = def.end(&run);
+    let first = tokio::spawn({
+        let build = bench.solver.build(BuildOptions::default(), Board::new());
+        let definition = definition.clone();
+        async move { build.solve(&definition).await.map(|solved| solved.result) }
+    });
+    bench.worker.hold_keep.store(true, SeqCst);
+    bench.worker.waiting.notified().await;
+    first.abort();
+    let _ = first.await;
+    let second = bench.solver.build(BuildOptions::default(), Board::new());
+    let solving = second.solve(&definition);
+    tokio::pin!(solving);
+    tokio::select! {
+        _ = &mut solving => panic!("it waits"),
+        () = until("it has a seat", || second.counts().joined == 1) => {}
+    }
+    bench.worker.go.add_permits(1);
+    solving.await.unwrap();
+    assert_eq!(bench.worker.took(), ["run"]);
+}
+
+#[tokio::test]
 async fn panic_of_the_worker_is_an_error_of_the_step() {
     let bench = Bench::new();
     let (mut def, base) = base(&bench);

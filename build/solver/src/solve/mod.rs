@@ -21,6 +21,9 @@ use std::{
 };
 use tokio::sync::{OnceCell, Semaphore, watch};
 
+/// Definitions of one build that are remembered for [`Build::export`].
+const SOLVED_MAX: usize = 1000;
+
 /// Solves builds; clones share everything.
 pub struct Solver<W: Worker>(pub(crate) Arc<Inner<W>>);
 
@@ -229,7 +232,12 @@ impl<W: Worker> Build<W> {
         self.0.count(|counts| &counts.steps, graph.vertices.len());
         let solved = drive::drive(self, graph).await?;
         let noted = Solved { result: None, ..solved.clone() };
-        self.0.solved.lock().unwrap_or_else(PoisonError::into_inner).push(noted);
+        let mut all = self.0.solved.lock().unwrap_or_else(PoisonError::into_inner);
+        // A frontend of a client's choice may ask for ever.
+        if all.len() < SOLVED_MAX {
+            all.push(noted);
+        }
+        drop(all);
         Ok(solved)
     }
 
