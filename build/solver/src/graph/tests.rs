@@ -268,7 +268,7 @@ fn small_on_the_wire_large_in_memory() {
     let patterns = with(vec!["docker-image://a", "local://b"], Op::File(pb::FileOp { actions: vec![action] }));
     assert!(refused(&patterns).ends_with("words, at most 2000000 are taken"));
     // Text that looks like anything is just text.
-    let mkfile = pb::FileActionMkFile { path: "/x".into(), data: vec![0x12, 0].repeat(100_000), ..Default::default() };
+    let mkfile = pb::FileActionMkFile { path: "/x".into(), data: [0x12, 0].repeat(100_000), ..Default::default() };
     let action = pb::FileAction { input: 0, secondary_input: -1, output: 0, action: Some(Action::Mkfile(mkfile)) };
     Graph::decode(&one(Op::File(pb::FileOp { actions: vec![action] }))).unwrap();
 }
