@@ -8,5 +8,7 @@ mod api;
 mod export;
 mod frontend;
 pub mod session;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod worker;

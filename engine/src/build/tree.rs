@@ -18,6 +18,7 @@ use crate::{
     ids,
     images::ImageContent,
     supervisor::{Client, Lease, SupervisorError},
+    time::Timestamp,
 };
 use nix::errno::Errno;
 use proto::{
@@ -171,6 +172,8 @@ pub struct Layer {
     pub size: i64,
     /// Digest of the plain archive.
     pub diff_id: Digest,
+    /// When it was made.
+    pub created: Timestamp,
 }
 
 /// A filesystem that is being written. Dropped, nothing of it stays.
@@ -381,6 +384,15 @@ impl Trees {
         }))))
     }
 
+    /// All that was made to last: names with descriptions.
+    pub async fn lasting(&self) -> Result<Vec<(String, String)>, TreeError> {
+        let call = |client: Client, request| async move { client.leases().list(request).await };
+        let answer = self.0.client.retry(leases::ListRequest::default(), call).await;
+        let leases = answer.map_err(supervisor("list leases", "of builds"))?.leases;
+        let kept = leases.into_iter().filter(|lease| is_name(&lease.id));
+        Ok(kept.filter_map(|mut lease| Some((lease.id, lease.labels.remove(KEPT)?))).collect())
+    }
+
     /// Lets go of what was made to last. What others use stays with them; the rest goes at the next [`Trees::collect`].
     pub async fn remove(&self, name: &str) -> Result<(), TreeError> {
         if name == SCRATCH || !is_name(name) {
@@ -531,7 +543,14 @@ impl Tree {
         let made = async || {
             let layer = make().await?;
             if let Some(snapshot) = self.0.snapshot.as_ref().filter(|snapshot| snapshot.key.starts_with(PREFIX)) {
-                let text = serde_json::json!([layer.media_type, layer.digest, layer.size, layer.diff_id]).to_string();
+                let text = serde_json::json!([
+                    layer.media_type,
+                    layer.digest,
+                    layer.size,
+                    layer.diff_id,
+                    layer.created.to_string()
+                ]);
+                let text = text.to_string();
                 let labels = [(LAYER, text), (LAYER_BLOB, layer.digest.to_string())];
                 self.label(snapshot, labels.map(|(key, value)| (key.to_owned(), value)).into()).await?;
             }
@@ -713,6 +732,7 @@ fn base_from(text: &str) -> Option<Base> {
 }
 
 fn layer_of(labels: &HashMap<String, String>) -> Option<Layer> {
-    let (media_type, digest, size, diff_id) = serde_json::from_str(labels.get(LAYER)?).ok()?;
-    Some(Layer { media_type, digest, size, diff_id })
+    let text = labels.get(LAYER)?;
+    let (media_type, digest, size, diff_id, created) = serde_json::from_str::<(_, _, _, _, String)>(text).ok()?;
+    Some(Layer { media_type, digest, size, diff_id, created: created.parse().ok()? })
 }

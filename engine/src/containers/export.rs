@@ -97,13 +97,14 @@ pub async fn export(
 }
 
 /// Hands pieces to the answer; waits for a client that reads slowly.
-pub(super) struct Sink {
+pub struct Sink {
     sender: mpsc::Sender<io::Result<Bytes>>,
     buffer: BytesMut,
 }
 
 impl Sink {
-    pub(super) fn new(sender: mpsc::Sender<io::Result<Bytes>>) -> Self {
+    /// Into this channel.
+    pub fn new(sender: mpsc::Sender<io::Result<Bytes>>) -> Self {
         Self { sender, buffer: BytesMut::with_capacity(PIECE) }
     }
 }
@@ -126,6 +127,35 @@ impl Write for Sink {
         self.sender.blocking_send(Ok(piece)).map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }
+
+/// The archive of open roots, each below a folder of its name if it has one; written by a thread of its own as it is read.
+pub fn stream(roots: Vec<(Vec<u8>, OwnedFd)>) -> io::Result<ReceiverStream<io::Result<Bytes>>> {
+    let (sender, receiver) = mpsc::channel(AHEAD);
+    let write = move |sink: Sink| -> Result<(), ExportError> {
+        let mut walk = Walk::new(sink);
+        for (name, root) in roots {
+            match name.as_slice() {
+                b"" => walk.folder(&root, &[], 0)?,
+                name => {
+                    let path = String::from_utf8_lossy(name).into_owned();
+                    let stat = fstat(&root).map_err(|e| ExportError::Read { path, cause: e.into() })?;
+                    walk.root(&root, name, &stat)?;
+                }
+            }
+        }
+        walk.finish().and_then(|mut sink| sink.flush()).map_err(ExportError::Send)
+    };
+    let work = move || match write(Sink::new(sender.clone())) {
+        Ok(()) | Err(ExportError::Send(_)) => {}
+        // A cut archive must not look whole.
+        Err(error) => drop(sender.blocking_send(Err(io::Error::other(error)))),
+    };
+    std::thread::Builder::new().name("export".into()).stack_size(STACK).spawn(work)?;
+    Ok(ReceiverStream::new(receiver))
+}
+
+/// Room for the deepest tree.
+const STACK: usize = 16 << 20;
 
 fn write_tree(root: &OwnedFd, sink: Sink) -> Result<(), ExportError> {
     let mut walk = Walk::new(sink);

@@ -147,9 +147,10 @@ impl Images {
     }
 }
 
+/// Whether a label of a config says what dropped blobs of layers can be made from again.
 // `containerd.io/gc.ref.content.recipe.N`, and `containerd.io/gc.ref.snapshot.DRIVER/recipe.N` for the files it needs; N is the
 // number of a layer, which those of the parent keep.
-fn is_of_recipe(label: &str) -> bool {
+pub fn is_of_recipe(label: &str) -> bool {
     let reference = label.strip_prefix("containerd.io/gc.ref.").unwrap_or_default();
     reference.starts_with("content.recipe.") || (reference.starts_with("snapshot.") && reference.contains("/recipe."))
 }

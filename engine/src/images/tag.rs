@@ -21,7 +21,7 @@ pub fn new_name(repo: &str, tag: Option<&str>) -> Result<ImageRef, ImageError> {
 
 impl Images {
     /// Gives a new image its name, or the record that keeps it without one.
-    pub(super) async fn name_new(&self, name: Option<&ImageRef>, target: &Descriptor) -> Result<(), ImageError> {
+    pub async fn name_new(&self, name: Option<&ImageRef>, target: &Descriptor) -> Result<(), ImageError> {
         let _names = self.names.lock().await;
         let Some(name) = name else {
             return self.put_record(&super::names::dangling_name(&target.digest), target).await;

@@ -2,4 +2,5 @@
 
 pub mod content;
 pub mod files;
-mod sources;
+pub mod layered;
+pub mod sources;

@@ -174,6 +174,30 @@ pub fn remove(folder: &OwnedFd, name: &CStr, depth: usize) -> Result<(), Errno> 
     unlinkat(folder, name, UnlinkatFlags::RemoveDir)
 }
 
+/// One thing alone, of a folder without what is in it, with all its facts; `to` is the folder and the name, and the path for
+/// people. What is there makes place.
+pub fn single(
+    source: &OwnedFd,
+    name: &CStr,
+    stat: &FileStat,
+    (above, to, path): (&OwnedFd, &CStr, &Clean),
+    (target, links): (&OwnedFd, &mut HashMap<(u64, u64), Clean>),
+    options: &Options,
+    stop: &Stop,
+) -> Result<(), FileError> {
+    let links_before = std::mem::take(links);
+    let mut copier = Copier { source_root: path, target_root: path, target, options, stop, links: links_before };
+    let done = if is_folder(stat) {
+        copier.folder(stat, above, to, true, &[]).and_then(|_| {
+            copier.facts(source, name, stat, above, to).map_err(|error| FileError::at(path, "chmod", error))
+        })
+    } else {
+        copier.one(source, name, stat, above, to, &[])
+    };
+    *links = copier.links;
+    done
+}
+
 struct Copier<'a> {
     source_root: &'a Clean,
     target_root: &'a Clean,
