@@ -171,7 +171,9 @@ async fn trees_are_kept_as_long_as_somebody_has_them() {
     assert_eq!(before, mounts(), "nothing is in the mount table");
     // What isn't committed goes.
     let draft = trees.draft(&two).await.unwrap();
-    fs::write(format!("{}/c", at(&draft.open().await.unwrap())), "c").unwrap();
+    let root = draft.open().await.unwrap();
+    fs::write(format!("{}/c", at(&root)), "c").unwrap();
+    drop(root);
     drop(draft);
     let kept = trees.keep(&two, "second").await.unwrap();
     assert!(kept.size > 0 && kept.name.starts_with("berth-keeps-"), "{kept:?}");
