@@ -23,6 +23,7 @@ use proto::pb;
 use serde_json::{Value, json};
 use solver::{Step, StepError};
 use std::{
+    collections::HashMap,
     fs::{DirBuilder, File},
     io::Write as _,
     os::{
@@ -54,7 +55,10 @@ pub struct Sources {
     held: Vec<OwnedFd>,
     mounted: Vec<PathBuf>,
     trees: Vec<Tree>,
-    caches: Vec<Taken>,
+    /// By name and by what it began as.
+    caches: Vec<((String, String), Taken)>,
+    /// Which of them is where.
+    places: HashMap<String, usize>,
     agents: JoinSet<()>,
 }
 
@@ -70,11 +74,22 @@ where
 impl Sources {
     /// Opens all that is mounted besides the root.
     pub async fn open<O: Outside>(&mut self, plan: &Plan, with: &With<'_, O>) -> Result<(), StepError> {
+        // In the order of their names: of two commands that want the same two alone, one gets both.
+        let mut caches: Vec<(&String, &Mount, pb::CacheSharingOpt)> = Vec::new();
+        for mount in &plan.mounts {
+            if let Kind::Cache { id, sharing } = &mount.kind {
+                caches.push((id, mount, *sharing));
+            }
+        }
+        caches.sort_by_key(|(id, ..)| *id);
+        for (id, mount, sharing) in caches {
+            self.take_cache(mount, id, sharing, with).await?;
+        }
         for mount in &plan.mounts {
             let opened = match &mount.kind {
                 Kind::Bind => self.bind(mount, with).await?,
                 Kind::Tmpfs { size } => Some(tmpfs(mount, *size)),
-                Kind::Cache { id, sharing } => self.cache(mount, id, *sharing, with).await?,
+                Kind::Cache { .. } => self.cache(mount)?,
                 Kind::Secret(secret) => self.secret(mount, secret, with).await?,
                 Kind::Ssh(agent) => self.agent(mount, agent, with).await?,
             };
@@ -105,13 +120,14 @@ impl Sources {
         Ok(Some(bound(mount, &source)))
     }
 
-    async fn cache<O: Outside>(
+    /// Takes the cache of a mount, unless another mount of the command has it already.
+    async fn take_cache<O: Outside>(
         &mut self,
         mount: &Mount,
         id: &str,
         sharing: pb::CacheSharingOpt,
         with: &With<'_, O>,
-    ) -> Result<Option<Value>, StepError> {
+    ) -> Result<(), StepError> {
         let what = || format!("cache mount {}", mount.dest);
         let base = match mount.slot.input.and_then(|at| with.inputs.get(at).cloned().flatten()) {
             Some(input) if !input.is_scratch() => {
@@ -121,11 +137,26 @@ impl Sources {
             }
             _ => None,
         };
-        let taken = with.caches.take(id, base, sharing).await.map_err(failed(what()))?;
-        let folder = taken.folder();
-        self.caches.push(taken);
+        let key = (id.to_owned(), base.as_ref().map(|base| base.key.clone()).unwrap_or_default());
+        let at = match self.caches.iter().position(|(known, _)| *known == key) {
+            Some(at) => at,
+            None => {
+                let taken = with.caches.take(id, base, sharing).await.map_err(failed(what()))?;
+                self.caches.push((key, taken));
+                self.caches.len() - 1
+            }
+        };
+        self.places.insert(mount.dest.clone(), at);
+        Ok(())
+    }
+
+    fn cache(&mut self, mount: &Mount) -> Result<Option<Value>, StepError> {
+        let what = || format!("cache mount {}", mount.dest);
+        let Some((_, taken)) = self.places.get(&mount.dest).and_then(|at| self.caches.get(*at)) else {
+            return Err(StepError::Invalid(format!("{}: two of them at the same place", what())));
+        };
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let root = nix::fcntl::open(&folder, flags, Mode::empty()).map_err(failed(what()))?;
+        let root = nix::fcntl::open(&taken.folder(), flags, Mode::empty()).map_err(failed(what()))?;
         let opened = open_within(&root, relative(&mount.selector), OFlag::O_PATH, 0, Within::Root);
         let source = self.hold(opened.map_err(missing(mount))?);
         Ok(Some(bound(mount, &source)))
@@ -213,6 +244,7 @@ impl Sources {
         self.settle();
         self.agents.shutdown().await;
         self.caches.clear();
+        self.places.clear();
         self.trees.clear();
     }
 }

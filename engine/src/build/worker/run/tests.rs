@@ -595,6 +595,25 @@ async fn many_at_once_and_one_after_the_other() {
     }
     bench.sh("ls /c", |op| op.mounts.push(cache("shared", "/c", ""))).await.unwrap();
     assert_eq!(bench.said(1).lines().count(), 8);
+    // Alone, at two places of one command; and two that want the same ones, in different order.
+    let locked = |id: &str, dest: &str| {
+        let cache_opt = Some(pb::CacheOpt { id: id.into(), sharing: pb::CacheSharingOpt::Locked as i32 });
+        pb::Mount { cache_opt, ..cache(id, dest, "") }
+    };
+    let at_once = [["a", "b", "a"], ["b", "a", "b"], ["a", "b", "a"], ["b", "a", "b"]].map(|ids| {
+        let mut op = script_op("ls /1 /2 /3 > /dev/null");
+        op.mounts.extend(ids.iter().zip(["/1", "/2", "/3"]).map(|(id, dest)| locked(id, dest)));
+        let (runner, (sender, step), root) = (bench.runner.clone(), bench.step(&[]), bench.root.clone());
+        tokio::spawn(async move {
+            let _sender = sender;
+            runner.run(&op, vec![Some(root)], &step).await.unwrap();
+        })
+    });
+    for task in at_once {
+        tokio::time::timeout(Duration::from_secs(60), task).await.unwrap().unwrap();
+    }
+    bench.sh("ls /c", |op| op.mounts.push(cache("shared", "/c", ""))).await.unwrap();
+    assert_eq!(bench.said(1).lines().count(), 8);
     bench.nothing_is_left().await;
 }
 
