@@ -2,7 +2,7 @@
 
 use crate::{
     access::{AccessError, Gate},
-    build::{Absent, Builder, api::workers, session::Sessions},
+    build::{Builder, api::workers, session::Sessions, worker::whole},
     config::{Config, Live},
     containers::{
         Containers, exits, networking,
@@ -177,6 +177,11 @@ pub async fn run(config: Config, service: Service, set_filter: SetFilter) -> Res
     tokio::spawn(networking::follow_resolver(app.clone()));
     networking::follow_host(&app);
     exits::resume(&app).await;
+    // Containers don't depend on it: an engine that can't build is one all the same.
+    match whole::open(&app).await {
+        Ok(backend) => app.builder.give(Arc::new(backend)),
+        Err(error) => warn!(error = %proto::kind::chain(&error), "images can't be built"),
+    }
     // The service manager's sockets are not ours to remove.
     let Listeners { sockets, files, certificates } = Listeners::open(&app.config, service.sockets).await?;
     if let Some(address) = &app.config.metrics {
@@ -352,7 +357,7 @@ pub fn open(config: Config, supervisor: Client) -> Result<Arc<App>, AppError> {
     let _ = std::fs::remove_dir_all(&contexts);
     let gateway = networks.gateway();
     let worker = workers::describe(&identity.id, supervisor.snapshotter(), &http::system::host_name(), gateway);
-    let builder = Builder::new(Arc::new(Absent), sessions.clone(), config.builder.clone(), worker, contexts);
+    let builder = Builder::new(sessions.clone(), config.builder.clone(), worker, contexts);
     let known: std::collections::HashSet<&str> = records.iter().map(|record| record.id.as_str()).collect();
     volumes.resume(|maker| known.contains(maker));
     Ok(Arc::new(App {

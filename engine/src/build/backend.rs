@@ -40,9 +40,10 @@ pub trait Backend: Debug + Send + Sync + 'static {
         build: &'a Arc<Build>,
     ) -> Work<'a, solver::Pin>;
 
-    /// Puts a result somewhere; what is told of it: `containerimage.digest` and the like.
+    /// Puts a result somewhere, `index` its place among the outputs; what is told of it: `containerimage.digest` and the like.
     fn export<'a>(
         &'a self,
+        index: u32,
         exporter: &'a Exporter,
         result: &'a Finished,
         build: &'a Arc<Build>,
@@ -135,7 +136,13 @@ impl Backend for Absent {
         Self::say("resolving a source of a build")
     }
 
-    fn export<'a>(&'a self, _: &'a Exporter, _: &'a Finished, _: &'a Arc<Build>) -> Work<'a, BTreeMap<String, String>> {
+    fn export<'a>(
+        &'a self,
+        _: u32,
+        _: &'a Exporter,
+        _: &'a Finished,
+        _: &'a Arc<Build>,
+    ) -> Work<'a, BTreeMap<String, String>> {
         Self::say("exporting a build")
     }
 

@@ -18,7 +18,7 @@ pub mod tree;
 mod work;
 pub mod worker;
 
-pub use backend::{Absent, Backend};
+use backend::{Absent, Backend};
 pub use error::BuildError;
 pub use frontend::parse_bool as is_true;
 
@@ -38,7 +38,7 @@ use running::{Build, Outcome};
 use std::{
     collections::{BTreeMap, HashMap},
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 use tokio::sync::watch;
@@ -56,7 +56,8 @@ const BETWEEN_COLLECTIONS: Duration = Duration::from_secs(60);
 /// Builds, by whomever.
 #[derive(Debug)]
 pub struct Builder {
-    backend: Arc<dyn Backend>,
+    /// Who does the work, once there is somebody.
+    backend: OnceLock<Arc<dyn Backend>>,
     /// Clients that serve files, secrets and credentials.
     sessions: session::Sessions,
     config: BuilderConfig,
@@ -100,17 +101,11 @@ pub struct Wanted {
 pub type Response = BTreeMap<String, String>;
 
 impl Builder {
-    /// One that has `backend` do the work.
-    pub fn new(
-        backend: Arc<dyn Backend>,
-        sessions: session::Sessions,
-        config: BuilderConfig,
-        worker: WorkerRecord,
-        contexts: PathBuf,
-    ) -> Self {
+    /// One without anybody who does the work; see [`Self::give`].
+    pub fn new(sessions: session::Sessions, config: BuilderConfig, worker: WorkerRecord, contexts: PathBuf) -> Self {
         let history = History::new(config.history, config.history_age);
         Self {
-            backend,
+            backend: OnceLock::new(),
             sessions,
             worker: WorkerRecord { gc_policy: config.policies.clone(), ..worker },
             config,
@@ -120,6 +115,15 @@ impl Builder {
             collected: Mutex::default(),
             contexts,
         }
+    }
+
+    /// Has `backend` do the work from now on. The first one stays.
+    pub fn give(&self, backend: Arc<dyn Backend>) {
+        let _ = self.backend.set(backend);
+    }
+
+    fn backend(&self) -> &dyn Backend {
+        self.backend.get().map_or(&Absent, Arc::as_ref)
     }
 
     fn running(&self) -> MutexGuard<'_, HashMap<String, Arc<Build>>> {
@@ -211,7 +215,7 @@ impl Builder {
     }
 
     async fn work(self: &Arc<Self>, begun: &mut Begun) -> Result<Response, BuildError> {
-        let (build, backend) = (begun.build.clone(), self.backend.as_ref());
+        let (build, backend) = (begun.build.clone(), self.backend());
         let wanted = &begun.wanted;
         for import in &wanted.cache.imports {
             backend.import_cache(import, &build).await?;
@@ -244,11 +248,11 @@ impl Builder {
             .map(|(key, value)| (key.clone(), String::from_utf8_lossy(value).into_owned()))
             .collect();
         // One after the other: they would only wait for the same disk.
-        for exporter in &wanted.exporters {
-            response.extend(self.backend.export(exporter, &finished, build).await?);
+        for (index, exporter) in (0..).zip(&wanted.exporters) {
+            response.extend(self.backend().export(index, exporter, &finished, build).await?);
         }
         for cache in &wanted.cache.exports {
-            response.extend(self.backend.export_cache(cache, &finished, build).await?);
+            response.extend(self.backend().export_cache(cache, &finished, build).await?);
         }
         Ok(response)
     }
@@ -257,7 +261,7 @@ impl Builder {
     fn end(self: &Arc<Self>, build: &Arc<Build>, result: Result<Response, BuildError>) {
         self.running().remove(&build.id);
         self.changed.send_modify(|count| *count = count.wrapping_add(1));
-        self.backend.ended(build);
+        self.backend().ended(build);
         build.end(result.is_ok());
         build.progress.finish();
         let counts = build.progress.counts();
@@ -308,7 +312,7 @@ impl Builder {
                     max_used_space: policy.max_used_space,
                     min_free_space: policy.min_free_space,
                 };
-                match builder.backend.prune(&request).await {
+                match builder.backend().prune(&request).await {
                     Ok(removed) if removed.is_empty() => {}
                     Ok(removed) => {
                         let bytes: i64 = removed.iter().map(|record| record.size).sum();
@@ -322,12 +326,12 @@ impl Builder {
 
     /// What is cached.
     pub async fn usage(&self) -> Result<Vec<UsageRecord>, BuildError> {
-        self.backend.usage(&[]).await
+        self.backend().usage(&[]).await
     }
 
     /// Removes from the cache.
     pub async fn prune(&self, request: &PruneRequest) -> Result<Vec<UsageRecord>, BuildError> {
-        self.backend.prune(request).await
+        self.backend().prune(request).await
     }
 
     /// What this builder is like.

@@ -1,8 +1,8 @@
 //! A backend for tests: folders of clients are maps, everything else is an empty filesystem.
 
 use super::{
-    Backend, BuildError, Builder,
-    backend::{FILE_LIMIT, Filesystem, Finished, ImageWanted, Work},
+    BuildError, Builder,
+    backend::{Backend, FILE_LIMIT, Filesystem, Finished, ImageWanted, Work},
     running::Build,
     session::Sessions,
 };
@@ -127,6 +127,7 @@ impl Backend for Fake {
 
     fn export<'a>(
         &'a self,
+        _: u32,
         exporter: &'a Exporter,
         result: &'a Finished,
         _: &'a Arc<Build>,
@@ -173,7 +174,9 @@ pub fn builder(backend: Arc<Fake>) -> Arc<Builder> {
         history_age: Duration::from_secs(3600),
     };
     let worker = WorkerRecord { id: "w1".to_owned(), ..WorkerRecord::default() };
-    Arc::new(Builder::new(backend, Sessions::new(), config, worker, PathBuf::from("/nonexistent")))
+    let builder = Builder::new(Sessions::new(), config, worker, PathBuf::from("/nonexistent"));
+    builder.give(backend);
+    Arc::new(builder)
 }
 
 /// LLB that is one source.

@@ -42,9 +42,10 @@ pub trait Workshop: Worker<Ref = Tree> {
     /// An image's configuration.
     fn image(&self, wanted: &ImageWanted, step: &Step) -> impl Future<Output = Result<ImageConfig, BuildError>> + Send;
 
-    /// Puts a result somewhere.
+    /// Puts a result somewhere; `index` is its place among the outputs.
     fn export(
         &self,
+        index: u32,
         exporter: &Exporter,
         result: &Results,
         step: &Step,
@@ -153,6 +154,7 @@ impl<W: Workshop> Backend for Solving<W> {
 
     fn export<'a>(
         &'a self,
+        index: u32,
         exporter: &'a Exporter,
         result: &'a Finished,
         build: &'a Arc<Build>,
@@ -166,7 +168,7 @@ impl<W: Workshop> Backend for Solving<W> {
             let own = build.progress.step(&name);
             let step = self.step(&name, build);
             let exported = match Results::of(result) {
-                Ok(results) => self.solver.worker().export(exporter, &results, &step).await,
+                Ok(results) => self.solver.worker().export(index, exporter, &results, &step).await,
                 Err(error) => Err(error),
             };
             own.end(&exported);

@@ -26,7 +26,7 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 impl Control for ControlService {
     async fn disk_usage(&self, request: Request<DiskUsageRequest>) -> Result<Response<DiskUsageResponse>, Status> {
         let request = request.into_inner();
-        let mut record = self.0.backend.usage(&request.filter).await?;
+        let mut record = self.0.backend().usage(&request.filter).await?;
         if request.age_limit > 0 {
             let limit = std::time::Duration::from_nanos(request.age_limit.unsigned_abs());
             record.retain(|record| super::http::unused_for(record).is_some_and(|age| age >= limit));
@@ -37,7 +37,7 @@ impl Control for ControlService {
     type PruneStream = Answers<UsageRecord>;
 
     async fn prune(&self, request: Request<PruneRequest>) -> Result<Response<Self::PruneStream>, Status> {
-        let removed = self.0.backend.prune(request.get_ref()).await?;
+        let removed = self.0.backend().prune(request.get_ref()).await?;
         Ok(Response::new(Box::pin(stream::iter(removed.into_iter().map(Ok)))))
     }
 

@@ -58,11 +58,11 @@ impl GatewayService {
         build: &Arc<Build>,
         reference: &str,
     ) -> Result<Arc<dyn crate::build::backend::Filesystem>, Status> {
-        Ok(build.reference(reference)?.filesystem(build, self.0.backend.as_ref()).await?)
+        Ok(build.reference(reference)?.filesystem(build, self.0.backend()).await?)
     }
 
     async fn run(&self, request: &SolveRequest, build: &Arc<Build>) -> Result<Outcome, BuildError> {
-        let backend = self.0.backend.as_ref();
+        let backend = self.0.backend();
         if request.source_policies.iter().any(|policy| !policy.rules.is_empty()) {
             return Err(BuildError::unsupported("source policies are not implemented in berth yet"));
         }
@@ -104,7 +104,7 @@ impl LlbBridge for GatewayService {
         }
         let wanted = image(&request.r#ref, request.platform, &request.resolve_mode, &request.log_name);
         let step = build.progress.step(&wanted.step);
-        let config = self.0.backend.image(&wanted, &build).await;
+        let config = self.0.backend().image(&wanted, &build).await;
         step.end(&config);
         let config = config?;
         Ok(Response::new(ResolveImageConfigResponse {
@@ -134,7 +134,7 @@ impl LlbBridge for GatewayService {
                     return Err(Status::unimplemented("attestations of images are not resolved in berth yet"));
                 }
                 let step = build.progress.step(&wanted.step);
-                let config = self.0.backend.image(&wanted, &build).await;
+                let config = self.0.backend().image(&wanted, &build).await;
                 step.end(&config);
                 let config = config?;
                 let no_config = request.image.is_some_and(|image| image.no_config);
@@ -153,7 +153,7 @@ impl LlbBridge for GatewayService {
                         "objects and checksums of sources are not resolved in berth yet",
                     ));
                 }
-                let pin = self.0.backend.pin(&source, request.platform.as_ref(), &build).await?;
+                let pin = self.0.backend().pin(&source, request.platform.as_ref(), &build).await?;
                 if scheme == "git" {
                     let commit = pin.source.attrs.get("git.checksum").cloned().unwrap_or_default();
                     answer.git = Some(ResolveSourceGitResponse { checksum: commit, ..Default::default() });
@@ -177,7 +177,7 @@ impl LlbBridge for GatewayService {
         }
         let outcome = self.run(&request, &build).await?;
         if request.evaluate {
-            build.make_all(outcome.clone(), self.0.backend.as_ref()).await?;
+            build.make_all(outcome.clone(), self.0.backend()).await?;
         }
         let single = match &outcome.references {
             References::One(reference) => reference.as_ref().map(|r| r.id.clone()).unwrap_or_default(),
@@ -223,7 +223,7 @@ impl LlbBridge for GatewayService {
 
     async fn evaluate(&self, request: Request<EvaluateRequest>) -> Result<Response<EvaluateResponse>, Status> {
         let build = self.build(&request).await?;
-        build.reference(&request.into_inner().r#ref)?.make(&build, self.0.backend.as_ref()).await?;
+        build.reference(&request.into_inner().r#ref)?.make(&build, self.0.backend()).await?;
         Ok(Response::new(EvaluateResponse {}))
     }
 

@@ -2,6 +2,7 @@
 
 pub mod archive;
 pub mod image;
+pub mod order;
 
 use crate::{build::tree::Tree, containers::export};
 use bytes::Bytes;

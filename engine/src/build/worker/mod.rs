@@ -6,3 +6,4 @@ pub mod files;
 pub mod layered;
 pub mod run;
 pub mod sources;
+pub mod whole;
