@@ -1,4 +1,4 @@
-//! Makes LLB of a Dockerfile, as BuildKit's frontend does: [`Converter`] finds out which stages the target needs, asks for the
+//! Makes LLB of a Dockerfile, as BuildKit's frontend does: first it finds out which stages the target needs, asks for the
 //! images that these begin with (and for what their ONBUILD triggers need in turn), then goes through their instructions.
 
 mod copy;
