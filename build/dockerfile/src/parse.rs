@@ -11,6 +11,8 @@ mod words;
 #[cfg(test)]
 mod fuzz;
 #[cfg(test)]
+mod peer;
+#[cfg(test)]
 mod tests;
 
 pub use heredoc::heredoc;
