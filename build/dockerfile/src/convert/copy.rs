@@ -4,7 +4,7 @@ use super::{
     git::GitRef,
     llb::{self, About, Files, Tree},
     path,
-    stages::{Converter, Step, is_remote},
+    stages::{Converter, Step},
 };
 use crate::{
     Error,
@@ -288,6 +288,11 @@ fn local(plan: &Plan, source: &str, base: &pb::FileActionCopy) -> pb::FileAction
         copy.include_patterns = vec![pattern.trim_start_matches('/').to_owned()];
     }
     copy
+}
+
+/// Whether an ADD fetches `text` instead of looking for it in the context.
+fn is_remote(text: &str) -> bool {
+    text.starts_with("http://") || text.starts_with("https://") || GitRef::parse(text).is_some()
 }
 
 /// The last part of a URL's path.

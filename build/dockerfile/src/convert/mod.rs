@@ -1,6 +1,7 @@
-//! Makes LLB of a Dockerfile, as BuildKit's frontend does: [`Converter`] finds out which stages the target needs, asks for the
+//! Makes LLB of a Dockerfile, as BuildKit's frontend does: first it finds out which stages the target needs, asks for the
 //! images that these begin with (and for what their ONBUILD triggers need in turn), then goes through their instructions.
 
+mod begin;
 mod copy;
 pub mod git;
 mod image;
@@ -9,9 +10,12 @@ mod meta;
 mod path;
 pub mod platform;
 mod run;
+mod show;
 mod stages;
 mod text;
 mod vars;
+mod walk;
+mod words;
 
 pub use git::GitRef;
 
