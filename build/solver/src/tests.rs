@@ -468,6 +468,9 @@ async fn killed_for_real() {
         let bench = Bench::in_folder(folder.path());
         let definition = doomed(&bench);
         assert!(bench.solver.names().unwrap().is_subset(&bench.worker.kept()), "recorded is kept");
+        let stray = bench.solver.sweep(bench.worker.kept()).await.unwrap();
+        assert!(stray <= 1, "a chain: at most the one that was just being kept");
+        assert_eq!(bench.solver.names().unwrap(), bench.worker.kept());
         assert_eq!(files(&bench, &definition).await, whole);
         // A chain: when a step begins, the one before it is on record.
         let again = bench.worker.took().len();

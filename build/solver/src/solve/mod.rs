@@ -9,7 +9,7 @@ use crate::{
     index::{Index, IndexError, Record, View},
     progress::{Board, StepBoard, words},
     remote::{Exporter, Imported, Layer},
-    worker::{Pin, Step, StepError, Worker},
+    worker::{Kept, Pin, Step, StepError, Worker},
 };
 use proto::{digest::Digest, pb};
 use std::{
@@ -210,8 +210,17 @@ impl<W: Worker> Solver<W> {
         &self.0.crew.index
     }
 
-    /// Names of all results that records name: what else the worker keeps was left by a crash between keeping and recording.
-    /// To be asked before the first build.
+    /// Lets go of what was left by a crash between keeping and recording: what is among `kept`, the names of all that the worker
+    /// keeps, and in no record. To be called before the first build. Gives their count.
+    pub async fn sweep(&self, kept: impl IntoIterator<Item = String>) -> Result<usize, IndexError> {
+        let names = self.names()?;
+        let stray: Vec<_> = kept.into_iter().filter(|name| !names.contains(name)).collect();
+        let count = stray.len();
+        self.0.crew.remove(stray.into_iter().map(|name| Kept { name, size: 0 })).await;
+        Ok(count)
+    }
+
+    /// Names of all results that are on record.
     pub fn names(&self) -> Result<HashSet<String>, IndexError> {
         let records = self.0.crew.index.records()?;
         Ok(records.iter().flat_map(|(_, record)| record.names()).collect())
