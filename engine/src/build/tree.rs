@@ -724,7 +724,6 @@ impl Draft {
                     name: key.clone(),
                     key: self.key.clone(),
                     labels,
-                    ..CommitSnapshotRequest::default()
                 };
                 let committed = trees.client().snapshots().commit(request).await.map_err(SupervisorError::from);
                 committed.map_err(supervisor("commit snapshot", &self.key))?;
