@@ -195,7 +195,8 @@ impl Walk<'_> {
             let stat = fstatat(folder, name.as_c_str(), AtFlags::AT_SYMLINK_NOFOLLOW).map_err(failed)?;
             let verdict = self.filter.look(&child, verdict);
             let (wanted, is_folder) = (verdict.is_wanted(), is_folder(&stat));
-            if !wanted && !(is_folder && self.filter.may_have_more(&child, &verdict)) {
+            let leads_on = is_folder && self.filter.may_have_more(&child, &verdict);
+            if !(wanted || leads_on) {
                 continue;
             }
             let found = entry(folder, &name, &stat, here.clone(), &child.join(&b'/'))?;
@@ -367,7 +368,8 @@ mod tests {
         assert_eq!(of(one, &all), of(other, &all));
         File::open(other.join("a")).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
         assert_eq!(of(one, &all), of(other, &all), "times don't count");
-        let changes: [(&str, fn(&Path)); 9] = [
+        type Change = (&'static str, fn(&Path));
+        let changes: [Change; 9] = [
             ("content", |folder| fs::write(folder.join("d/b"), "5").unwrap()),
             ("mode", |folder| fs::set_permissions(folder.join("d/b"), Permissions::from_mode(0o600)).unwrap()),
             ("mode of a folder", |folder| {
