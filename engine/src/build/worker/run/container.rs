@@ -333,9 +333,7 @@ pub async fn sweep(app: &Arc<App>) {
     }
     for entry in std::fs::read_dir(folders(app)).into_iter().flatten().flatten() {
         for place in std::fs::read_dir(entry.path()).into_iter().flatten().flatten() {
-            if place.file_type().is_ok_and(|kind| kind.is_dir()) {
-                super::sources::unmount(&place.path());
-            }
+            super::sources::unmount(&place.path());
         }
         // What is still mounted, if anything is, holds its folder and loses no file.
         let _ = remove_plain(&entry.path());
@@ -347,7 +345,9 @@ fn remove_plain(folder: &Path) -> std::io::Result<()> {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            let _ = std::fs::remove_file(path.join("agent.sock"));
+            if entry.file_name().to_string_lossy().starts_with("agent-") {
+                let _ = std::fs::remove_file(path.join("agent.sock"));
+            }
             let _ = std::fs::remove_dir(&path);
         } else {
             let _ = std::fs::remove_file(&path);
