@@ -14,7 +14,7 @@ use proto::{
         runc::v1::Options,
         services::{
             containers::v1::{Container as Entry, CreateContainerRequest, DeleteContainerRequest, container::Runtime},
-            tasks::v1::{CreateTaskRequest, DeleteTaskRequest, StartRequest, WaitRequest},
+            tasks::v1::{CreateTaskRequest, DeleteTaskRequest, KillRequest, StartRequest, WaitRequest},
         },
         types::Mount,
     },
@@ -39,6 +39,8 @@ use tracing::{debug, warn};
 pub const LABEL: &str = "berth/engine.build";
 /// How long a supervisor that went away may take to come back to a command that runs.
 const ABSENCE: Duration = Duration::from_secs(30);
+/// How long a command that was killed may take to be gone.
+const FAREWELL: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(50);
 
 type Attached = Result<Endpoint, crate::networks::NetworkError>;
@@ -52,6 +54,8 @@ pub struct Container {
     pub folder: PathBuf,
     registered: bool,
     task: bool,
+    /// The command has.
+    ended: bool,
     attaching: Option<JoinHandle<Attached>>,
     pub(super) endpoint: Option<Endpoint>,
     detaching: Option<JoinHandle<()>>,
@@ -84,6 +88,7 @@ impl Container {
             folder,
             registered: false,
             task: false,
+            ended: false,
             attaching: None,
             endpoint: None,
             detaching: None,
@@ -199,13 +204,16 @@ impl Container {
     }
 
     /// Waits until the command has ended; also while the supervisor is away.
-    pub async fn wait(&self) -> Result<u32, StepError> {
+    pub async fn wait(&mut self) -> Result<u32, StepError> {
         let request = WaitRequest { container_id: self.id.clone(), exec_id: String::new() };
         let mut away: Option<Instant> = None;
         loop {
             let asked = Instant::now();
             match self.app.supervisor.tasks().wait(request.clone()).await.map_err(SupervisorError::from) {
-                Ok(answer) => return Ok(answer.into_inner().exit_status),
+                Ok(answer) => {
+                    self.ended = true;
+                    return Ok(answer.into_inner().exit_status);
+                }
                 Err(error) if error.is_disconnect() => {
                     // A wait that lasted was answered by somebody: his absence begins now.
                     let since = match away {
@@ -250,6 +258,9 @@ impl Container {
     pub async fn end_task(&mut self) -> Result<(), StepError> {
         let mut left = false;
         if self.task {
+            if !self.ended {
+                kill(&self.app, &self.id).await;
+            }
             let request = DeleteTaskRequest { container_id: self.id.clone() };
             let deleted = self.app.supervisor.tasks().delete(request).await.map_err(SupervisorError::from);
             left = match deleted {
@@ -299,6 +310,15 @@ impl Container {
     }
 }
 
+/// Ends whatever runs in a task; done already is fine. A containerd deletes none that runs, and doesn't say so in a way to go by.
+async fn kill(app: &App, id: &str) {
+    let request = KillRequest { container_id: id.to_owned(), exec_id: String::new(), signal: 9, all: true };
+    if app.supervisor.tasks().kill(request).await.is_ok() {
+        let request = WaitRequest { container_id: id.to_owned(), exec_id: String::new() };
+        let _ = tokio::time::timeout(FAREWELL, app.supervisor.tasks().wait(request)).await;
+    }
+}
+
 /// Removes the supervisor's record.
 pub async fn forget(app: &App, id: &str) {
     let request = DeleteContainerRequest { id: id.to_owned() };
@@ -325,6 +345,7 @@ pub async fn sweep(app: &Arc<App>) {
         Ok(answer) => {
             for found in answer.containers.iter().filter(|found| found.labels.contains_key(LABEL)) {
                 tracing::info!(id = ids::short(&found.id), "container of an interrupted build swept up");
+                kill(app, &found.id).await;
                 start::delete_task(app, &found.id).await;
                 forget(app, &found.id).await;
             }
@@ -333,9 +354,7 @@ pub async fn sweep(app: &Arc<App>) {
     }
     for entry in std::fs::read_dir(folders(app)).into_iter().flatten().flatten() {
         for place in std::fs::read_dir(entry.path()).into_iter().flatten().flatten() {
-            if place.file_type().is_ok_and(|kind| kind.is_dir()) {
-                super::sources::unmount(&place.path());
-            }
+            super::sources::unmount(&place.path());
         }
         // What is still mounted, if anything is, holds its folder and loses no file.
         let _ = remove_plain(&entry.path());
@@ -347,7 +366,9 @@ fn remove_plain(folder: &Path) -> std::io::Result<()> {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            let _ = std::fs::remove_file(path.join("agent.sock"));
+            if entry.file_name().to_string_lossy().starts_with("agent-") {
+                let _ = std::fs::remove_file(path.join("agent.sock"));
+            }
             let _ = std::fs::remove_dir(&path);
         } else {
             let _ = std::fs::remove_file(&path);

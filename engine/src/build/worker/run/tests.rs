@@ -1,5 +1,5 @@
 //! Commands in real containers: a supervisor of its own with the shim and the runtime, an engine without its sockets in this
-//! process, a root with busybox.
+//! process, a root with busybox. With `BERTH_RUN_ON_CONTAINERD` set, a containerd is in the supervisor's place.
 
 use super::*;
 use crate::{
@@ -123,7 +123,9 @@ impl Bench {
             eprintln!("skipped: containers need root");
             return None;
         }
-        let Some(program) = program("berth-supervisor") else {
+        let foreign = std::env::var_os("BERTH_RUN_ON_CONTAINERD").is_some();
+        let program = if foreign { Some("/usr/bin/containerd".into()) } else { program("berth-supervisor") };
+        let Some(program) = program else {
             eprintln!("skipped: berth-supervisor is not built");
             return None;
         };
@@ -132,13 +134,21 @@ impl Bench {
         let (data, run) = (folder.path().join("D"), folder.path().join("R"));
         let socket = run.join("supervisor.sock");
         let log = fs::File::create(folder.path().join("supervisor.log")).unwrap();
-        let supervisor = Command::new(program)
-            .args(["--data-root", data.to_str().unwrap(), "--run-root", run.to_str().unwrap()])
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+        let mut command = Command::new(program);
+        if foreign {
+            fs::create_dir_all(&run).unwrap();
+            let config = folder.path().join("containerd.toml");
+            let text = format!(
+                "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = {socket:?}\n",
+                folder.path().join("C"),
+                run.join("containerd"),
+            );
+            fs::write(&config, text).unwrap();
+            command.arg("--config").arg(config);
+        } else {
+            command.args(["--data-root", data.to_str().unwrap(), "--run-root", run.to_str().unwrap()]);
+        }
+        let supervisor = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let id = std::process::id();
         let config = folder.path().join("engine.toml");
