@@ -9,15 +9,12 @@ use proto::{
     kind::ErrorKind,
     moby::{
         buildkit::secrets::v1::{GetSecretRequest, secrets_client::SecretsClient},
-        filesync::v1::{
-            CredentialsRequest, FetchTokenRequest, GetTokenAuthorityRequest, VerifyTokenAuthorityRequest,
-            auth_client::AuthClient,
-        },
+        filesync::v1::{CredentialsRequest, auth_client::AuthClient},
         sshforward::v1::{BytesMessage as SshBytes, CheckAgentRequest, ssh_client::SshClient},
         upload::v1::upload_client::UploadClient,
     },
 };
-use std::{io, time::Duration};
+use std::time::Duration;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
@@ -32,37 +29,6 @@ const ANSWER: Duration = Duration::from_secs(60);
 const SECRET: usize = 500 << 10;
 /// The largest message.
 pub(super) const MESSAGE: usize = 16 << 20;
-
-/// What an access token is wanted for.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct TokenRequest {
-    /// Who asks.
-    pub client_id: String,
-    /// The registry.
-    pub host: String,
-    /// Where tokens are given out.
-    pub realm: String,
-    /// The registry as that place knows it.
-    pub service: String,
-    /// `repository:library/busybox:pull`
-    pub scopes: Vec<String>,
-}
-
-/// An access token.
-#[derive(Clone, PartialEq, Eq)]
-pub struct RegistryToken {
-    /// To be sent as `Authorization: Bearer`.
-    pub token: String,
-    /// How long it is good, from when it was issued.
-    pub good_for: Duration,
-}
-
-// A token must never get into a log by way of `{:?}`.
-impl std::fmt::Debug for RegistryToken {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RegistryToken").field("good_for", &self.good_for).finish_non_exhaustive()
-    }
-}
 
 impl Session {
     /// A secret. `NotFound` if the client hasn't it.
@@ -85,7 +51,8 @@ impl Session {
         }
     }
 
-    /// Name and password for a registry (`registry-1.docker.io`), if the client has any.
+    /// Name and password for a registry (`registry-1.docker.io`), if the client has any. It could get tokens for us instead
+    /// (FetchToken), but supervisors ask for credentials.
     pub async fn credentials(&self, host: &str) -> Result<Option<Credentials>, SessionError> {
         if !self.supports("/moby.filesync.v1.Auth/Credentials") {
             return Ok(None);
@@ -102,61 +69,6 @@ impl Session {
         }
         let form = if answer.username.is_empty() { Form::IdentityToken } else { Form::Password };
         Ok(Some(Credentials { username: answer.username, secret: answer.secret, form }))
-    }
-
-    /// An access token that the client gets for us, so that its password stays with it; nothing if it doesn't do that.
-    pub async fn fetch_token(&self, request: TokenRequest) -> Result<Option<RegistryToken>, SessionError> {
-        if !self.supports("/moby.filesync.v1.Auth/FetchToken") {
-            return Ok(None);
-        }
-        let what = format!("token for {}", request.host);
-        let mut client = AuthClient::new(self.channel.clone());
-        let request = FetchTokenRequest {
-            client_id: request.client_id,
-            host: request.host,
-            realm: request.realm,
-            service: request.service,
-            scopes: request.scopes,
-        };
-        match self.answer(&what, client.fetch_token(request)).await {
-            // The protocol's word: none given means a minute (distribution/spec, auth/token).
-            Ok(answer) => Ok(Some(RegistryToken {
-                token: answer.token,
-                good_for: Duration::from_secs(u64::try_from(answer.expires_in).ok().filter(|s| *s > 0).unwrap_or(60)),
-            })),
-            Err(error) if error.is_not_served() => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The key by which a client shows that it is the one whose tokens are kept, if it has one.
-    pub async fn token_authority(&self, host: &str, salt: &[u8]) -> Result<Option<Vec<u8>>, SessionError> {
-        if !self.supports("/moby.filesync.v1.Auth/GetTokenAuthority") {
-            return Ok(None);
-        }
-        let mut client = AuthClient::new(self.channel.clone());
-        let request = GetTokenAuthorityRequest { host: host.to_owned(), salt: salt.to_vec() };
-        match self.answer(&format!("token authority for {host}"), client.get_token_authority(request)).await {
-            Ok(answer) => Ok(Some(answer.public_key)),
-            Err(error) if error.is_not_served() => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// What the client's key makes of `payload`.
-    pub async fn verify_token_authority(
-        &self,
-        host: &str,
-        payload: &[u8],
-        salt: &[u8],
-    ) -> Result<Vec<u8>, SessionError> {
-        self.needs("/moby.filesync.v1.Auth/VerifyTokenAuthority")?;
-        let mut client = AuthClient::new(self.channel.clone());
-        let request =
-            VerifyTokenAuthorityRequest { host: host.to_owned(), payload: payload.to_vec(), salt: salt.to_vec() };
-        let answer =
-            self.answer(&format!("token authority for {host}"), client.verify_token_authority(request)).await?;
-        Ok(answer.signed)
     }
 
     /// Whether the client has an agent of this name (`default`).
@@ -247,30 +159,5 @@ impl Session {
             }
         })
         .await
-    }
-}
-
-/// Serves the agent of a client on a socket, for a RUN with `--mount=type=ssh`: each connection of the container is one of the
-/// client's. Ends when dropped.
-pub async fn serve_agent(session: Session, id: &str, listener: tokio::net::UnixListener) -> io::Result<()> {
-    let mut connections = tokio::task::JoinSet::new();
-    loop {
-        tokio::select! {
-            connection = listener.accept() => {
-                let (socket, _) = connection?;
-                // A container that opens them without end waits.
-                while connections.len() >= 64 {
-                    let _ = connections.join_next().await;
-                }
-                let (session, id) = (session.clone(), id.to_owned());
-                connections.spawn(async move {
-                    if let Err(error) = session.forward_agent(&id, socket).await {
-                        tracing::debug!(error = %proto::kind::chain(&error), "connection to a client's ssh agent");
-                    }
-                });
-            }
-            Some(_) = connections.join_next() => {}
-            () = session.ended() => return Err(io::Error::new(io::ErrorKind::NotConnected, "the client of the build has gone")),
-        }
     }
 }

@@ -15,7 +15,6 @@ mod metadata;
 #[cfg(test)]
 pub(in crate::build) mod tests;
 
-pub use calls::{RegistryToken, TokenRequest, serve_agent};
 pub use connection::stream_of_messages;
 pub use error::SessionError;
 pub use files::FilesRequest;
