@@ -21,7 +21,10 @@ use std::ffi::OsString;
 use std::io::Write;
 
 fn main() {
-    let words: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let mut words: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if let Some(own) = own_build(&words) {
+        words = own;
+    }
     if let Some(code) = built_by_plugin(&words) {
         std::process::exit(i32::from(code));
     }
@@ -42,6 +45,17 @@ fn main() {
     };
     // Not by returning: a thread may still be waiting for standard input.
     std::process::exit(i32::from(code));
+}
+
+/// `buildx build` is Berth's own, where there is no buildx.
+fn own_build(words: &[OsString]) -> Option<Vec<OsString>> {
+    // Looked at first: most commands are none, and are not to wait for a search for plugins.
+    if !words.iter().any(|word| word == "buildx") {
+        return None;
+    }
+    let own = plugins::build::own(words)?;
+    let config = Config::load(&grammar::globals(words).ok()?).ok()?;
+    plugins::Plugins::find(&config).get("buildx").is_none().then_some(own)
 }
 
 /// Commands that only buildx has are buildx's, where it is installed.

@@ -273,6 +273,21 @@ fn flags_of_build_reach_the_engine() {
 }
 
 #[test]
+fn builds_by_the_name_of_the_plugin() {
+    let (engine, _) = engine();
+    let mut command = engine.command(&["buildx", "build", "--secret", "src=x", "/tmp"]);
+    let run = fake::finish(
+        {
+            command.env("DOCKER_BUILDKIT", "1");
+            command
+        },
+        b"",
+    );
+    assert!(run.stderr.starts_with("ERROR: secret missing ID"), "{run:?}");
+    leads_to("buildx prune -f", "POST /build/prune", &Value::Null);
+}
+
+#[test]
 fn flags_of_the_other_builder_are_refused() {
     let engine = Engine::new(|request| match request.line.contains("/grpc") {
         true => Answer::Json(404, r#"{"message":"page not found"}"#),

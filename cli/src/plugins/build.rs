@@ -23,6 +23,23 @@ pub fn route(words: &[OsString]) -> Option<Vec<OsString>> {
     Some(routed)
 }
 
+/// The words of `buildx build` as Berth's own command has them, for where there is no plugin.
+pub fn own(words: &[OsString]) -> Option<Vec<OsString>> {
+    let at = grammar::command_at(words)?;
+    let (globals, rest) = words.split_at(at);
+    let word = |at: usize| rest.get(at).and_then(|word| word.to_str()).unwrap_or_default();
+    let command: &[&str] = match (word(0), word(1)) {
+        ("buildx", "build" | "b") => &["build"],
+        ("buildx", "prune") => &["builder", "prune"],
+        ("buildx", "du") => &["builder", "du"],
+        _ => return None,
+    };
+    let mut own = globals.to_vec();
+    own.extend(command.iter().map(OsString::from));
+    own.extend_from_slice(&rest[2..]);
+    Some(own)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -46,6 +63,22 @@ mod tests {
             let words: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
             let joined = route(&words).map(|words| words.join(std::ffi::OsStr::new(" ")));
             assert_eq!(joined.as_deref(), routed.map(std::ffi::OsStr::new), "{line}");
+        }
+    }
+
+    #[test]
+    fn without_the_plugin_builds_are_berths() {
+        for (line, own_line) in [
+            ("buildx build -t x .", Some("build -t x .")),
+            ("-H unix:///x buildx b .", Some("-H unix:///x build .")),
+            ("buildx prune -f", Some("builder prune -f")),
+            ("buildx du", Some("builder du")),
+            ("buildx ls", None),
+            ("build .", None),
+        ] {
+            let words: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
+            let joined = own(&words).map(|words| words.join(std::ffi::OsStr::new(" ")));
+            assert_eq!(joined.as_deref(), own_line.map(std::ffi::OsStr::new), "{line}");
         }
     }
 }

@@ -68,7 +68,7 @@ impl Inputs {
             Source::Stdin if file == Some("-") => {
                 return Err(refused("invalid argument: can't use stdin for both build context and dockerfile"));
             }
-            Source::Stdin => inputs.from_stdin(file, stdin)?,
+            Source::Stdin => inputs.take_stdin(file, stdin)?,
             Source::Remote(address) => {
                 inputs.set("context", address);
                 match file {
@@ -117,7 +117,7 @@ impl Inputs {
     }
 
     /// An archive is the context; anything else is a Dockerfile without one.
-    fn from_stdin(&mut self, file: Option<&str>, stdin: &mut dyn Read) -> Outcome {
+    fn take_stdin(&mut self, file: Option<&str>, stdin: &mut dyn Read) -> Outcome {
         let mut head = Vec::new();
         stdin.take(512).read_to_end(&mut head).map_err(|cause| Failure::io("read standard input", cause))?;
         if is_archive(&head) {

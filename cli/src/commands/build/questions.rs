@@ -41,12 +41,17 @@ pub async fn ask(grpc: &Grpc, question: &Question, asked: Asked) -> Result<HashM
     let build: JoinHandle<Result<SolveResponse, Status>> =
         tokio::spawn(async move { control.solve(empty).await.map(tonic::Response::into_inner) });
     let answer = answer(grpc, &asked.build, opt).await;
-    // The build is over as soon as its frontend has returned; what it says then is about that.
-    match (answer, build.await) {
-        (Err(status), _) => Err(status),
-        (Ok(metadata), Ok(Ok(_))) => Ok(metadata),
-        (Ok(_), Ok(Err(status))) => Err(status),
-        (Ok(_), Err(error)) => Err(Status::internal(error.to_string())),
+    let metadata = match answer {
+        Ok(metadata) => metadata,
+        Err(status) => {
+            // Nobody returns to a build whose frontend has failed: its end is not to be waited for.
+            build.abort();
+            return Err(status);
+        }
+    };
+    match build.await {
+        Ok(ended) => ended.map(|_| metadata),
+        Err(error) => Err(Status::internal(error.to_string())),
     }
 }
 
