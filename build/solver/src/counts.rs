@@ -10,13 +10,14 @@ pub struct Counts {
     pub(crate) performed: AtomicU64,
     pub(crate) joined: AtomicU64,
     pub(crate) failed: AtomicU64,
+    pub(crate) fetched: AtomicU64,
     pub(crate) pins: AtomicU64,
     pub(crate) contents: AtomicU64,
     pub(crate) found: AtomicU64,
     pub(crate) stale: AtomicU64,
 }
 
-/// [`Counts`] at a moment.
+/// What was done until a moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Figures {
     /// Operations in the graphs.
@@ -29,6 +30,8 @@ pub struct Figures {
     pub joined: u64,
     /// Those that failed.
     pub failed: u64,
+    /// Those whose result was brought from another cache.
+    pub fetched: u64,
     /// Sources that were asked for.
     pub pins: u64,
     /// Digests of contents that were made.
@@ -48,6 +51,7 @@ impl Counts {
             performed: self.performed.load(Relaxed),
             joined: self.joined.load(Relaxed),
             failed: self.failed.load(Relaxed),
+            fetched: self.fetched.load(Relaxed),
             pins: self.pins.load(Relaxed),
             contents: self.contents.load(Relaxed),
             found: self.found.load(Relaxed),

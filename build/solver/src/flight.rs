@@ -9,6 +9,7 @@
 use crate::{
     index::{Index, Record},
     progress::{Fan, StepBoard},
+    remote::Layer,
     worker::{Kept, Step, StepError, Work, Worker},
 };
 use proto::digest::Digest;
@@ -39,6 +40,8 @@ struct Flight<R> {
     /// Whose sessions are asked.
     owner: u64,
     owner_left: Arc<AtomicBool>,
+    /// Done, and being kept: that goes to its end, and who comes may wait for it.
+    keeping: Arc<AtomicBool>,
     cancel: watch::Sender<bool>,
     outcome: watch::Receiver<Option<Outcome<R>>>,
     fan: Arc<Fan>,
@@ -58,11 +61,18 @@ pub(crate) struct Seat<R> {
 
 /// What has to be told to the one who does it.
 pub(crate) struct Orders<R> {
-    pub work: Work<R>,
+    pub job: Job<R>,
     pub step: Step,
     pub outputs: usize,
     /// Nothing: the result is for this build alone.
     pub record: Option<Record>,
+}
+
+/// What is to be done.
+pub(crate) enum Job<R> {
+    Perform(Work<R>),
+    /// From another cache; per output, its layers.
+    Fetch(Vec<Vec<Layer>>),
 }
 
 /// Who does it.
@@ -120,17 +130,32 @@ impl<R: Clone + Send + Sync + 'static> Flights<R> {
         let (landed, outcome) = watch::channel(None);
         let owner_left = Arc::new(AtomicBool::new(false));
         let taken = seat(id, &fan, &owner_left, &outcome);
-        let flight = Flight { id, seats: 1, owner: build, owner_left, cancel, outcome, fan: fan.clone() };
+        let keeping = Arc::new(AtomicBool::new(false));
+        let flight = Flight {
+            id,
+            seats: 1,
+            owner: build,
+            owner_left,
+            keeping: keeping.clone(),
+            cancel,
+            outcome,
+            fan: fan.clone(),
+        };
         table.flights.insert(key, flight);
         drop(table);
-        let (crew, flights, orders) = (crew.clone(), self.clone(), orders(fan.clone(), cancelled.clone()));
+        let (crew, flights, orders): (_, _, Orders<R>) =
+            (crew.clone(), self.clone(), orders(fan.clone(), cancelled.clone()));
+        let is_fetch = matches!(orders.job, Job::Fetch(_));
         tokio::spawn(async move {
             // Gone from the table also if the worker panics: the next one starts anew.
             let _gone = OnDrop(|| drop(flights.remove(&key, id)));
-            let outcome = crew.fly(key, orders, &fan, cancelled).await.map(Arc::new).map_err(Arc::new);
+            let outcome = crew.fly(key, orders, &fan, (&keeping, cancelled)).await.map(Arc::new).map_err(Arc::new);
             drop(crew); // whoever waits for this may want to close the index next
             drop(flights.remove(&key, id));
-            fan.completed(outcome.as_ref().err().map(AsRef::as_ref));
+            match &outcome {
+                Err(error) if matches!(**error, StepError::Cancelled) && is_fetch => {}
+                outcome => fan.completed(outcome.as_ref().err().map(AsRef::as_ref)),
+            }
             landed.send_replace(Some(outcome));
         });
         Ok((taken, true))
@@ -185,7 +210,7 @@ impl<R> Drop for Seat<R> {
         if flight.owner == self.build {
             flight.owner_left.store(true, Relaxed);
         }
-        if flight.seats == 0 {
+        if flight.seats == 0 && !flight.keeping.load(Relaxed) {
             flight.cancel.send_replace(true);
             // Nobody takes a seat in what is being given up.
             table.flights.remove(&self.key);
@@ -199,16 +224,21 @@ impl<W: Worker> Crew<W> {
         key: Digest,
         orders: Orders<W::Ref>,
         fan: &Fan,
-        mut cancelled: watch::Receiver<bool>,
+        (keeping, mut cancelled): (&AtomicBool, watch::Receiver<bool>),
     ) -> Result<Vec<Option<W::Ref>>, StepError> {
-        let Orders { work, step, outputs, record } = orders;
+        let Orders { job, step, outputs, record } = orders;
         let perform = async {
             let _permit = match &self.permits {
                 Some(permits) => permits.acquire().await.ok(),
                 None => None,
             };
-            fan.begin();
-            self.worker.perform(work, &step).await
+            match job {
+                Job::Perform(work) => {
+                    fan.begin();
+                    self.worker.perform(work, &step).await
+                }
+                Job::Fetch(chains) => self.fetch(&chains, &step).await,
+            }
         };
         let results = tokio::select! {
             biased;
@@ -220,7 +250,24 @@ impl<W: Worker> Crew<W> {
             return Err(StepError::Failed { what: "wrong count of results".into(), cause });
         }
         if let Some(record) = record {
+            keeping.store(true, Relaxed);
             self.keep(key, &results, record).await?;
+        }
+        Ok(results)
+    }
+
+    /// All of it or nothing: without, the work is done, and that isn't known to fail.
+    async fn fetch(&self, chains: &[Vec<Layer>], step: &Step) -> Result<Vec<Option<W::Ref>>, StepError> {
+        let mut results = Vec::with_capacity(chains.len());
+        for layers in chains {
+            match self.worker.fetch(layers, step).await {
+                Ok(Some(result)) => results.push(Some(result)),
+                Ok(None) => return Err(StepError::Cancelled),
+                Err(error) => {
+                    warn!(step = step.name, error = crate::progress::words(&error), "imported cache can't be used");
+                    return Err(StepError::Cancelled);
+                }
+            }
         }
         Ok(results)
     }

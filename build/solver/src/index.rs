@@ -5,7 +5,7 @@
 
 use crate::worker::Kept;
 use proto::digest::Digest;
-use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 use std::{
     fmt,
@@ -44,6 +44,14 @@ struct File {
     database: RwLock<Option<Database>>,
     #[cfg(test)]
     fail: std::sync::atomic::AtomicBool,
+}
+
+/// What is known at a moment. Not to be kept: what was written since isn't in it.
+pub struct View {
+    path: PathBuf,
+    records: ReadOnlyTable<&'static str, &'static [u8]>,
+    aliases: ReadOnlyTable<&'static str, &'static str>,
+    contents: ReadOnlyTable<&'static str, &'static str>,
 }
 
 /// A result that is known.
@@ -183,25 +191,21 @@ impl Index {
         Ok(Self(Arc::new(Shared { file, writes: Some(writes), thread: Some(thread) })))
     }
 
-    /// The record that a key leads to, and its canonical key.
-    pub fn lookup(&self, key: &Digest) -> Result<Option<(Digest, Record)>, IndexError> {
+    /// A view of it as it is now, for many questions at once.
+    pub fn view(&self) -> Result<View, IndexError> {
         self.0.file.read(|tx| {
-            let aliases = tx.open_table(ALIASES)?;
-            let alias = aliases.get(key.hex().as_str())?.and_then(|found| found.value().parse().ok());
-            let canonical = alias.unwrap_or(*key);
-            let records = tx.open_table(RECORDS)?;
-            let found = records.get(canonical.hex().as_str())?;
-            Ok(found.and_then(|found| decode(&canonical.hex(), found.value())).map(|record| (canonical, record)))
+            Ok(View {
+                path: self.0.file.path.clone(),
+                records: tx.open_table(RECORDS)?,
+                aliases: tx.open_table(ALIASES)?,
+                contents: tx.open_table(CONTENTS)?,
+            })
         })
     }
 
-    /// The digest of what `selection` says of a result, if it was made before.
-    pub fn content(&self, canonical: &Digest, output: usize, selection: &Digest) -> Result<Option<Digest>, IndexError> {
-        self.0.file.read(|tx| {
-            let contents = tx.open_table(CONTENTS)?;
-            let found = contents.get(content_key(canonical, output, selection).as_str())?;
-            Ok(found.and_then(|found| found.value().parse().ok()))
-        })
+    /// The record that a key leads to, and its canonical key.
+    pub fn lookup(&self, key: &Digest) -> Result<Option<(Digest, Record)>, IndexError> {
+        self.view()?.lookup(key)
     }
 
     /// All records.
@@ -267,6 +271,31 @@ impl Index {
     #[cfg(test)]
     pub(crate) fn fail_writes(&self, fail: bool) {
         self.0.file.fail.store(fail, std::sync::atomic::Ordering::SeqCst);
+    }
+}
+
+impl View {
+    /// The record that a key leads to, and its canonical key.
+    pub fn lookup(&self, key: &Digest) -> Result<Option<(Digest, Record)>, IndexError> {
+        let find = || -> Result<_, redb::StorageError> {
+            let alias = self.aliases.get(key.hex().as_str())?.and_then(|found| found.value().parse().ok());
+            let canonical: Digest = alias.unwrap_or(*key);
+            let name = canonical.hex();
+            let found = self.records.get(name.as_str())?;
+            Ok(found.and_then(|found| decode(&name, found.value())).map(|record| (canonical, record)))
+        };
+        find().map_err(|cause| self.failed(cause))
+    }
+
+    /// The digest of what `selection` says of a result, if it was made before.
+    pub fn content(&self, canonical: &Digest, output: usize, selection: &Digest) -> Result<Option<Digest>, IndexError> {
+        let found = self.contents.get(content_key(canonical, output, selection).as_str());
+        let found = found.map_err(|cause| self.failed(cause))?;
+        Ok(found.and_then(|found| found.value().parse().ok()))
+    }
+
+    fn failed(&self, cause: redb::StorageError) -> IndexError {
+        IndexError::Read { path: self.path.clone(), cause: Box::new(cause.into()) }
     }
 }
 

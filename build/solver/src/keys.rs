@@ -63,8 +63,8 @@ pub fn own(op: &pb::Op) -> Own {
     let mut inputs = vec![Look::default(); op.inputs.len()];
     match &mut plain.op {
         Some(Op::Exec(exec)) => {
-            look_exec(&exec.mounts, &mut inputs);
-            plain_exec(exec);
+            let alone = look_exec(&exec.mounts, &mut inputs);
+            plain_exec(exec, &alone);
         }
         Some(Op::File(file)) => {
             let alone = look_file(file, &mut inputs);
@@ -72,6 +72,10 @@ pub fn own(op: &pb::Op) -> Own {
         }
         Some(Op::Merge(_) | Op::Diff(_)) => inputs.iter_mut().for_each(|look| look.base = true),
         _ => {}
+    }
+    // Files are the same on every platform; what depends on one runs, or is a source, whose key is its pin.
+    if !matches!(plain.op, Some(Op::Exec(_))) {
+        plain.platform = None;
     }
     Own { digest: hash("op", [plain.encode_to_vec().as_slice()]), inputs }
 }
@@ -105,6 +109,11 @@ pub fn again(definition: &Digest) -> Digest {
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let once = format!("{now} {} {count}", process::id());
     hash("again", [definition.to_string().as_bytes(), once.as_bytes()])
+}
+
+/// The name of one result of a record, where results are named one by one.
+pub fn of_result(key: &Digest, output: usize) -> Digest {
+    if output == 0 { *key } else { hash("result", [key.to_string().as_bytes(), output.to_string().as_bytes()]) }
 }
 
 /// One digest for what several selections gave.
@@ -160,7 +169,7 @@ fn hash<'a>(kind: &str, parts: impl IntoIterator<Item = &'a [u8]>) -> Digest {
     Digest::from_bytes(hash.finalize().into())
 }
 
-fn plain_exec(exec: &mut pb::ExecOp) {
+fn plain_exec(exec: &mut pb::ExecOp, alone: &[bool]) {
     if let Some(meta) = &mut exec.meta {
         meta.proxy_env = None;
         for host in &mut meta.extra_hosts {
@@ -168,7 +177,10 @@ fn plain_exec(exec: &mut pb::ExecOp) {
         }
     }
     for mount in &mut exec.mounts {
-        mount.selector.clear();
+        // The input's part of the key says where; but not which of two places is mounted where.
+        if input_of(mount, alone.len()).is_none_or(|input| alone[input]) {
+            mount.selector.clear();
+        }
         mount.result_id.clear();
         mount.cache_opt = None;
     }
@@ -200,7 +212,9 @@ fn only_read(mount: &pb::Mount) -> bool {
     mount.output == -1 || mount.readonly || mount.selector.is_empty()
 }
 
-fn look_exec(mounts: &[pb::Mount], inputs: &mut [Look]) {
+/// Fills in `inputs`, and tells of which only one place is mounted.
+fn look_exec(mounts: &[pb::Mount], inputs: &mut [Look]) -> Vec<bool> {
+    let mut alone = vec![false; inputs.len()];
     let mut places: BTreeMap<usize, Vec<String>> = BTreeMap::new();
     let mut grown = Vec::new();
     for mount in mounts {
@@ -219,10 +233,12 @@ fn look_exec(mounts: &[pb::Mount], inputs: &mut [Look]) {
         }
     }
     for (input, paths) in places {
+        alone[input] = paths.len() == 1;
         let selection = vec![Selection { paths: outermost(paths), follow_links: true, ..Selection::default() }];
         inputs[input].place = Some(self::selection(&selection));
         inputs[input].content = (!grown.contains(&input)).then_some(selection);
     }
+    alone
 }
 
 /// Fills in `inputs`, and tells of which only one place is read.

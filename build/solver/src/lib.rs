@@ -16,6 +16,7 @@ pub mod index;
 pub mod keys;
 pub mod progress;
 pub mod prune;
+pub mod remote;
 mod solve;
 #[cfg(test)]
 mod testing;
@@ -28,5 +29,6 @@ pub use graph::{Graph, GraphError};
 pub use index::{Index, IndexError};
 pub use progress::{Board, Listener};
 pub use prune::{PruneError, PruneOptions};
-pub use solve::{Build, BuildOptions, Options, SolveError, Solved, Solver};
+pub use remote::{Exporter, Imported, Layer};
+pub use solve::{Build, BuildOptions, KnownResult, Options, SolveError, Solved, Solver};
 pub use worker::{CacheMount, Kept, Pin, Selection, Step, StepError, Work, Worker};

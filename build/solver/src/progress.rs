@@ -27,6 +27,8 @@ pub const STEP_LOG_SPEED: usize = 200 << 10;
 const BUILD_LOG_MAX: usize = 32 << 20;
 /// Warnings and statuses that are kept of a build.
 const ITEMS_MAX: usize = 20_000;
+/// How a step ends that nobody wants any more; clients of BuildKit know it by these words.
+const CANCELED: &str = "context canceled";
 
 /// The notice board of a build.
 #[derive(Debug)]
@@ -122,6 +124,7 @@ impl Board {
             vertex.started.get_or_insert_with(now);
             vertex.completed = None;
             vertex.cached = false;
+            vertex.error.clear();
         });
     }
 
@@ -141,8 +144,27 @@ impl Board {
         self.update(digest, |vertex| {
             vertex.started.get_or_insert_with(now);
             vertex.completed = Some(now());
-            vertex.error = error.map(words).unwrap_or_default();
+            vertex.error = match error {
+                Some(StepError::Cancelled) => CANCELED.into(),
+                error => error.map(words).unwrap_or_default(),
+            };
         });
+    }
+
+    /// Steps of a graph that have begun won't end here.
+    pub(crate) fn abandon(&self, graph: &Graph) {
+        let mut state = self.lock();
+        let digests = graph.vertices.iter().map(|vertex| vertex.digest.to_string());
+        let begun = digests.filter_map(|digest| state.vertices.get(&digest)).map(|(_, vertex)| vertex);
+        let open: Vec<_> = begun.filter(|v| v.started.is_some() && v.completed.is_none()).cloned().collect();
+        if open.is_empty() {
+            return;
+        }
+        for vertex in open {
+            state.vertex(Vertex { completed: Some(now()), error: CANCELED.into(), ..vertex });
+        }
+        state.last += 1;
+        self.changed.send_replace(state.last);
     }
 
     /// The build has ended: listeners end once they have everything.
@@ -167,7 +189,7 @@ impl Board {
         for (_, vertex) in state.vertices.values() {
             summary.total += 1;
             summary.cached += usize::from(vertex.cached);
-            summary.failed += usize::from(!vertex.error.is_empty());
+            summary.failed += usize::from(!vertex.error.is_empty() && vertex.error != CANCELED);
             summary.completed += usize::from(vertex.completed.is_some() && vertex.error.is_empty());
         }
         summary
@@ -388,7 +410,10 @@ impl Fan {
 
     pub(crate) fn completed(&self, error: Option<&StepError>) {
         let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        state.boards.iter().for_each(|board| board.completed(error));
+        // What never began was known elsewhere, and is shown so already; but for a failure.
+        if state.begun || error.is_some() {
+            state.boards.iter().for_each(|board| board.completed(error));
+        }
     }
 
     fn say(&self, said: Said) {

@@ -1,6 +1,6 @@
 //! A worker whose filesystems are maps, and definitions in a few words.
 
-use crate::{CacheMount, Index, Kept, Options, Pin, Selection, Solver, Step, StepError, Work, Worker};
+use crate::{CacheMount, Index, Kept, Layer, Options, Pin, Selection, Solver, Step, StepError, Work, Worker};
 use prost::Message as _;
 use proto::{
     digest::Digest,
@@ -9,7 +9,7 @@ use proto::{
 };
 use std::{
     collections::{BTreeMap, HashSet},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
@@ -23,7 +23,27 @@ pub(crate) type Tree = BTreeMap<String, String>;
 #[derive(Default)]
 pub(crate) struct Disk {
     pub(crate) kept: Mutex<BTreeMap<String, Arc<Tree>>>,
-    next: AtomicU64,
+    pub(crate) next: AtomicU64,
+    /// Of a worker that may be killed: what is kept is in files.
+    folder: Option<PathBuf>,
+}
+
+impl Disk {
+    /// With what an earlier process left there.
+    pub(crate) fn in_folder(folder: &Path) -> Arc<Self> {
+        std::fs::create_dir_all(folder).unwrap();
+        let mut kept = BTreeMap::new();
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let entry = entry.unwrap();
+            let name = entry.file_name().into_string().unwrap();
+            if name.starts_with("kept") {
+                let tree: Tree = serde_json::from_slice(&std::fs::read(entry.path()).unwrap()).unwrap();
+                kept.insert(name, Arc::new(tree));
+            }
+        }
+        let next = AtomicU64::new(u64::from(std::process::id()) * 1_000_000);
+        Arc::new(Self { kept: Mutex::new(kept), next, folder: Some(folder.to_owned()) })
+    }
 }
 
 pub(crate) struct Fake {
@@ -33,6 +53,8 @@ pub(crate) struct Fake {
     pub(crate) performed: Mutex<Vec<String>>,
     pub(crate) pinned: AtomicUsize,
     pub(crate) fail_keep: AtomicBool,
+    /// Keeping waits as `wait` does.
+    pub(crate) hold_keep: AtomicBool,
     /// For `meet`: all of them at once, or nothing goes on.
     pub(crate) barrier: Mutex<Arc<Barrier>>,
     /// For `wait`: tells that it waits, and goes on when it may.
@@ -44,6 +66,8 @@ pub(crate) struct Fake {
     pub(crate) sessions: Mutex<Vec<Vec<String>>>,
     pub(crate) mounts: Mutex<Vec<CacheMount>>,
     pub(crate) shared: Mutex<HashSet<String>>,
+    /// Layers that can be had.
+    pub(crate) layers: Mutex<BTreeMap<Digest, Arc<Tree>>>,
 }
 
 struct UnderWay(Arc<AtomicUsize>);
@@ -62,6 +86,7 @@ impl Fake {
             performed: Mutex::default(),
             pinned: AtomicUsize::new(0),
             fail_keep: AtomicBool::new(false),
+            hold_keep: AtomicBool::new(false),
             barrier: Mutex::new(Arc::new(Barrier::new(1))),
             waiting: Notify::new(),
             go: Arc::new(Semaphore::new(0)),
@@ -70,6 +95,7 @@ impl Fake {
             sessions: Mutex::default(),
             mounts: Mutex::default(),
             shared: Mutex::default(),
+            layers: Mutex::default(),
         })
     }
 
@@ -116,7 +142,7 @@ impl Fake {
         let mut saw = command.clone();
         for mount in exec.mounts.iter().filter(|mount| mount.mount_type == pb::MountType::Bind as i32) {
             if let Some(Some(tree)) = usize::try_from(mount.input).ok().map(|input| work.inputs[input].clone()) {
-                saw.push_str(&format!("{:?}", select(&tree, &[mount.selector.clone()])));
+                saw.push_str(&format!("{:?}", select(&tree, std::slice::from_ref(&mount.selector))));
             }
         }
         if args[0] == "random" {
@@ -172,6 +198,9 @@ impl Worker for Fake {
     async fn perform(&self, work: Work<Arc<Tree>>, step: &Step) -> Result<Vec<Option<Arc<Tree>>>, StepError> {
         self.performed.lock().unwrap().push(step.name.clone());
         self.sessions.lock().unwrap().push(step.sessions.clone());
+        if self.disk.folder.is_some() {
+            println!("performs {}", step.name);
+        }
         let now = self.under_way.fetch_add(1, SeqCst) + 1;
         self.most.fetch_max(now, SeqCst);
         let _under_way = UnderWay(self.under_way.clone());
@@ -206,10 +235,18 @@ impl Worker for Fake {
     }
 
     async fn keep(&self, result: &Arc<Tree>, _: &str) -> Result<Kept, StepError> {
+        if self.hold_keep.load(SeqCst) {
+            self.waiting.notify_one();
+            self.go.acquire().await.unwrap().forget();
+        }
         if self.fail_keep.load(SeqCst) {
             return Err(StepError::Failed { what: "keep".into(), cause: "no space left".into() });
         }
         let name = format!("kept-{}", self.disk.next.fetch_add(1, SeqCst));
+        if let Some(folder) = &self.disk.folder {
+            std::fs::write(folder.join("new"), serde_json::to_vec(&**result).unwrap()).unwrap();
+            std::fs::rename(folder.join("new"), folder.join(&name)).unwrap();
+        }
         self.disk.kept.lock().unwrap().insert(name.clone(), result.clone());
         Ok(Kept { name, size: 100 })
     }
@@ -220,12 +257,20 @@ impl Worker for Fake {
 
     async fn remove(&self, name: &str) -> Result<(), StepError> {
         self.mounts.lock().unwrap().retain(|mount| mount.name != name);
+        if let Some(folder) = &self.disk.folder {
+            let _ = std::fs::remove_file(folder.join(name));
+        }
         self.disk.kept.lock().unwrap().remove(name);
         Ok(())
     }
 
     async fn mounts(&self) -> Result<Vec<CacheMount>, StepError> {
         Ok(self.mounts.lock().unwrap().clone())
+    }
+
+    async fn fetch(&self, layers: &[Layer], _: &Step) -> Result<Option<Arc<Tree>>, StepError> {
+        let there = self.layers.lock().unwrap();
+        Ok(layers.last().and_then(|layer| there.get(&layer.digest)).cloned())
     }
 
     async fn shared(&self, names: &[String]) -> Result<HashSet<String>, StepError> {
@@ -251,6 +296,13 @@ impl Bench {
         let (folder, disk) = (tempfile::tempdir().unwrap(), Arc::default());
         let (worker, solver) = begin(folder.path(), &disk, options);
         Self { folder, worker, solver, disk }
+    }
+
+    /// In a folder, with what an earlier process left there.
+    pub(crate) fn in_folder(path: &Path) -> Self {
+        let disk = Disk::in_folder(&path.join("kept"));
+        let (worker, solver) = begin(path, &disk, Options::default());
+        Self { folder: tempfile::tempdir().unwrap(), worker, solver, disk }
     }
 
     /// As after a restart.

@@ -210,8 +210,12 @@ async fn failed_step_is_named_and_ends_the_others() {
     assert!(matches!(&error, SolveError::Step { cause, .. } if matches!(**cause, StepError::Exit { code: 3, .. })));
     until("nothing runs", || bench.worker.under_way.load(SeqCst) == 0).await;
     let vertices = build.board().everything().vertexes;
-    let failed: Vec<_> = vertices.iter().filter(|vertex| !vertex.error.is_empty()).map(|v| v.name.as_str()).collect();
-    assert_eq!(failed, ["fail hard"]);
+    let error = |name: &str| vertices.iter().find(|vertex| vertex.name == name).unwrap().error.clone();
+    assert!(error("fail hard").ends_with("exit code: 3"));
+    // As BuildKit's clients know it; empty if the failure was quicker than its beginning.
+    assert!(["", "context canceled"].contains(&error("wait").as_str()), "{}", error("wait"));
+    assert_eq!(build.board().summary().failed, 1);
+    assert!(vertices.iter().all(|vertex| vertex.started.is_some() == vertex.completed.is_some()));
     assert_eq!(bench.solver.names().unwrap(), bench.worker.kept());
 }
 
@@ -300,6 +304,35 @@ async fn failure_with_a_session_that_left_is_tried_again() {
 }
 
 #[tokio::test]
+async fn what_is_being_kept_is_waited_for() {
+    let bench = Bench::new();
+    let (mut def, base) = base(&bench);
+    let run = def.run(&base, "run");
+    files(&bench, &def.end(&base)).await;
+    bench.worker.took();
+    let definition = def.end(&run);
+    let first = tokio::spawn({
+        let build = bench.solver.build(BuildOptions::default(), Board::new());
+        let definition = definition.clone();
+        async move { build.solve(&definition).await.map(|solved| solved.result) }
+    });
+    bench.worker.hold_keep.store(true, SeqCst);
+    bench.worker.waiting.notified().await;
+    first.abort();
+    let _ = first.await;
+    let second = bench.solver.build(BuildOptions::default(), Board::new());
+    let solving = second.solve(&definition);
+    tokio::pin!(solving);
+    tokio::select! {
+        _ = &mut solving => panic!("it waits"),
+        () = until("it has a seat", || second.counts().joined == 1) => {}
+    }
+    bench.worker.go.add_permits(1);
+    solving.await.unwrap();
+    assert_eq!(bench.worker.took(), ["run"]);
+}
+
+#[tokio::test]
 async fn panic_of_the_worker_is_an_error_of_the_step() {
     let bench = Bench::new();
     let (mut def, base) = base(&bench);
@@ -385,6 +418,63 @@ async fn killed_at_any_step_the_next_build_goes_on_from_there() {
         after.worker.go.add_permits(1);
         files(&after, &definition).await;
         assert_eq!(after.worker.took().len(), 4 - steps);
+    }
+}
+
+/// What the process that is killed builds: a chain, and a folder that is copied by content.
+fn doomed(bench: &Bench) -> pb::Definition {
+    let (mut def, mut last) = base(bench);
+    bench.worker.set("docker-image://files", &[("a", "1")]);
+    let from = def.source("docker-image://files");
+    for at in 0..6 {
+        last = def.run(&last, &format!("step {at}"));
+        last = def.copy(&last, &from, "a", &format!("copy{at}"));
+    }
+    def.end(&last)
+}
+
+/// Not a test of its own: the process that [`killed_for_real`] kills.
+#[tokio::test]
+async fn child() {
+    let Some(folder) = std::env::var_os("BERTH_SOLVER_CHILD") else { return };
+    let bench = Bench::in_folder(folder.as_ref());
+    let definition = doomed(&bench);
+    files(&bench, &definition).await;
+}
+
+#[tokio::test]
+async fn killed_for_real() {
+    use std::io::BufRead as _;
+    let reference = Bench::new();
+    let whole = files(&reference, &doomed(&reference)).await;
+    for steps in 1..12 {
+        let folder = tempfile::tempdir().unwrap();
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "tests::child", "--nocapture"])
+            .env("BERTH_SOLVER_CHILD", folder.path())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut begun = 0;
+        while begun < steps {
+            let line = lines.next().unwrap().unwrap();
+            begun += usize::from(line.contains("performs step") || line.contains("performs copy"));
+        }
+        // At one moment or another of keeping and recording.
+        std::thread::sleep(std::time::Duration::from_micros(steps as u64 * 700));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let bench = Bench::in_folder(folder.path());
+        let definition = doomed(&bench);
+        assert!(bench.solver.names().unwrap().is_subset(&bench.worker.kept()), "recorded is kept");
+        let stray = bench.solver.sweep(bench.worker.kept()).await.unwrap();
+        assert!(stray <= 1, "a chain: at most the one that was just being kept");
+        assert_eq!(bench.solver.names().unwrap(), bench.worker.kept());
+        assert_eq!(files(&bench, &definition).await, whole);
+        // A chain: when a step begins, the one before it is on record.
+        let again = bench.worker.took().len();
+        assert!(again <= 13 - steps, "{again} done again after {steps} had begun");
     }
 }
 
@@ -511,6 +601,38 @@ proptest! {
             assert_eq!(files(&bench, &definition).await, first);
             let (named, kept) = (bench.solver.names().unwrap(), bench.worker.kept());
             assert!(kept.is_subset(&named), "what is kept is recorded");
+        });
+    }
+
+    #[test]
+    fn builds_cancelled_and_pruned_at_once_leave_nothing_half(
+        shapes in prop::collection::vec(shapes(), 3),
+        patience in prop::collection::vec(0u64..3000, 3),
+    ) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let bench = Bench::new();
+            let definitions: Vec<_> = shapes.iter().map(|shape| shaped(&bench, shape)).collect();
+            let builds = definitions.iter().zip(&patience).map(|(definition, patience)| {
+                let build = bench.solver.build(BuildOptions::default(), Board::new());
+                let (definition, patience) = (definition.clone(), std::time::Duration::from_micros(*patience));
+                tokio::spawn(async move {
+                    let _ = tokio::time::timeout(patience, build.solve(&definition)).await;
+                })
+            });
+            let builds: Vec<_> = builds.collect();
+            bench.solver.prune(&crate::PruneOptions::default()).await.unwrap();
+            for build in builds {
+                build.await.unwrap();
+            }
+            bench.solver.prune(&crate::PruneOptions::default()).await.unwrap();
+            for definition in &definitions {
+                let fresh = Bench::new();
+                shaped(&fresh, &shapes[0]);
+                assert_eq!(files(&bench, definition).await, files(&fresh, definition).await);
+            }
+            // What was being kept when its build left is recorded in its own time.
+            until("all that is kept is recorded", || bench.solver.names().unwrap() == bench.worker.kept()).await;
         });
     }
 }

@@ -1,5 +1,6 @@
 //! What the solver asks of those who do the work.
 
+use crate::remote::Layer;
 use proto::{
     digest::Digest,
     moby::buildkit::v1::{VertexLog, VertexStatus, VertexWarning},
@@ -49,6 +50,16 @@ pub trait Worker: Send + Sync + 'static {
     /// Filesystems that commands write to, which stay from one build to the next: `RUN --mount=type=cache`.
     fn mounts(&self) -> impl Future<Output = Result<Vec<CacheMount>, StepError>> + Send {
         async { Ok(Vec::new()) }
+    }
+
+    /// A result of another cache, made of its layers, lowest first. Nothing: they can't be had, and the work is done instead.
+    fn fetch(
+        &self,
+        layers: &[Layer],
+        step: &Step,
+    ) -> impl Future<Output = Result<Option<Self::Ref>, StepError>> + Send {
+        let _ = (layers, step);
+        async { Ok(None) }
     }
 
     /// Which of what was kept is in use by others too, by an image: removing it would free nothing.

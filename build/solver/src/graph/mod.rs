@@ -7,6 +7,7 @@ mod check;
 mod name;
 #[cfg(test)]
 mod tests;
+mod weigh;
 
 use prost::Message;
 use proto::{digest::Digest, pb};
@@ -19,6 +20,10 @@ use std::{
 pub const MAX_OPS: usize = 20_000;
 /// Bytes of all operations; files of a Dockerfile's heredocs are in them.
 pub const MAX_BYTES: usize = 64 << 20;
+/// Mounts and file actions of all operations.
+pub const MAX_HEAVY: usize = 200_000;
+/// Words, variables, patterns and the like of all operations.
+pub const MAX_LIGHT: usize = 2_000_000;
 /// Inputs of all operations.
 pub const MAX_EDGES: usize = 200_000;
 
@@ -166,6 +171,12 @@ impl Graph {
     pub fn decode(definition: &pb::Definition) -> Result<Self, GraphError> {
         bounded("operations", definition.def.len(), MAX_OPS)?;
         bounded("bytes", definition.def.iter().map(Vec::len).sum(), MAX_BYTES)?;
+        let mut weight = weigh::Weight::default();
+        for op in &definition.def {
+            weight.add(op);
+            bounded("mounts and actions", weight.heavy, MAX_HEAVY)?;
+            bounded("words", weight.light, MAX_LIGHT)?;
+        }
         let Some((last, rest)) = definition.def.split_last() else { return Ok(Self::default()) };
         let mut ops = Vec::with_capacity(rest.len());
         let mut places = HashMap::with_capacity(rest.len());

@@ -245,6 +245,41 @@ fn too_much() {
 }
 
 #[test]
+fn small_on_the_wire_large_in_memory() {
+    // Two bytes each, and hundreds decoded.
+    for (field, list) in [(2u8, 2u8), (4, 2)] {
+        let parts = [list << 3 | 2, 0].repeat(MAX_HEAVY + 1);
+        let mut op = vec![field << 3 | 2];
+        prost::encoding::encode_varint(parts.len() as u64, &mut op);
+        op.extend(parts);
+        let bomb = pb::Definition { def: vec![op], ..pb::Definition::default() };
+        assert_eq!(refused(&bomb), "definition has 200001 mounts and actions, at most 200000 are taken");
+    }
+    // The same spread over operations, and as inputs, variables and patterns.
+    let env = exec_with(|meta| meta.env = vec![String::new(); MAX_LIGHT]);
+    assert!(refused(&env).ends_with("words, at most 2000000 are taken"));
+    let inputs = pb::Op { inputs: vec![pb::Input::default(); MAX_LIGHT + 1], ..pb::Op::default() };
+    let bomb = pb::Definition { def: vec![inputs.encode_to_vec()], ..pb::Definition::default() };
+    assert!(refused(&bomb).ends_with("words, at most 2000000 are taken"));
+    let mut action = copy();
+    if let Some(Action::Copy(copy)) = &mut action.action {
+        copy.include_patterns = vec![String::new(); MAX_LIGHT];
+    }
+    let patterns = with(vec!["docker-image://a", "local://b"], Op::File(pb::FileOp { actions: vec![action] }));
+    assert!(refused(&patterns).ends_with("words, at most 2000000 are taken"));
+    // Text that looks like anything is just text.
+    let mkfile = pb::FileActionMkFile { path: "/x".into(), data: [0x12, 0].repeat(100_000), ..Default::default() };
+    let action = pb::FileAction { input: 0, secondary_input: -1, output: 0, action: Some(Action::Mkfile(mkfile)) };
+    Graph::decode(&one(Op::File(pb::FileOp { actions: vec![action] }))).unwrap();
+}
+
+fn exec_with(bend: impl FnOnce(&mut pb::Meta)) -> pb::Definition {
+    let mut exec = exec("x");
+    bend(exec.meta.as_mut().unwrap());
+    one(Op::Exec(exec))
+}
+
+#[test]
 fn deep_and_wide_is_no_trouble() {
     let mut def = Def::default();
     let mut last = def.source("docker-image://a");

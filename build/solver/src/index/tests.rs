@@ -38,12 +38,12 @@ async fn records_survive_and_are_found_by_every_key() {
         assert_eq!((canonical, record.names(), record.size(), record.uses), (key("a"), vec!["one".into()], 7, 1));
         assert!(record.last_used > 1);
     }
-    assert_eq!(index.content(&key("a"), 0, &key("selection")).unwrap(), Some(key("content")));
-    assert_eq!(index.content(&key("a"), 1, &key("selection")).unwrap(), None);
+    assert_eq!(index.view().unwrap().content(&key("a"), 0, &key("selection")).unwrap(), Some(key("content")));
+    assert_eq!(index.view().unwrap().content(&key("a"), 1, &key("selection")).unwrap(), None);
     // With another result, nothing that was known of the old one holds.
     let before = index.put(key("a"), record("two", &[])).await.unwrap().unwrap();
     assert_eq!(before.names(), ["one"]);
-    assert_eq!(index.content(&key("a"), 0, &key("selection")).unwrap(), None);
+    assert_eq!(index.view().unwrap().content(&key("a"), 0, &key("selection")).unwrap(), None);
     assert!(index.lookup(&key("b")).unwrap().is_none());
 }
 

@@ -70,6 +70,17 @@ fn what_changes_it() {
 }
 
 #[test]
+fn platform_matters_to_what_runs() {
+    let on = |op: pb::Op, os: &str| {
+        let platform = Some(pb::Platform { os: os.into(), ..pb::Platform::default() });
+        own(&pb::Op { platform, ..op }).digest
+    };
+    assert_ne!(on(exec_op(|_| {}), "linux"), on(exec_op(|_| {}), "plan9"));
+    let file = || file_op(vec![copy("a", "b")]);
+    assert_eq!(on(file(), "linux"), on(file(), "plan9"));
+}
+
+#[test]
 fn which_mounts_count_by_content() {
     let by_content = |bend: fn(&mut pb::Mount)| {
         let own = own(&exec_op(mount(bend)));
@@ -113,6 +124,21 @@ fn two_files_of_one_name_are_not_mixed_up() {
         own(&file_op(actions)).digest
     };
     assert_ne!(pair("x/f", "y/f"), pair("y/f", "x/f"));
+}
+
+#[test]
+fn two_mounts_of_one_input_are_not_mixed_up() {
+    let pair = |first: &'static str, second: &'static str| {
+        own(&exec_op(|exec| {
+            mount(|mount| (mount.selector, mount.dest) = (first.into(), "/1".into()))(exec);
+            mount(|mount| (mount.selector, mount.dest) = (second.into(), "/2".into()))(exec);
+        }))
+    };
+    let (one, other) = (pair("x", "y"), pair("y", "x"));
+    assert_eq!(one.inputs[1].content, other.inputs[1].content);
+    assert_ne!(one.digest, other.digest);
+    let single = |selector: &'static str| own(&exec_op(mount(|mount| mount.selector = selector.into()))).digest;
+    assert_eq!(single("x"), single("y"));
 }
 
 #[test]

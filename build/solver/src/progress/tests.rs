@@ -112,6 +112,6 @@ fn who_joins_late_hears_what_was_said() {
         assert!(all.logs.iter().all(|log| log.vertex == Digest::of(name.as_bytes()).to_string()));
     }
     fan.leave(&other);
-    fan.completed(Some(&StepError::Cancelled));
+    fan.completed(Some(&StepError::Invalid("x".into())));
     assert_eq!((one.summary().failed, two.summary().failed), (1, 0));
 }

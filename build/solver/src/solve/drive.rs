@@ -7,11 +7,13 @@
 
 use super::{Build, SolveError, Solved, failed};
 use crate::{
-    flight::{Orders, Outcome},
+    counts::Counts,
+    flight::{Job, Orders, Outcome},
     graph::{Edge, Graph, Vertex},
-    index::{IndexError, Record, millis},
+    index::{IndexError, Record, View, millis},
     keys::{self, Input, Own},
     progress::StepBoard,
+    remote::Layer,
     worker::{Pin, Step, StepError, Work, Worker},
 };
 use futures_util::{
@@ -22,16 +24,34 @@ use proto::{
     digest::Digest,
     pb::{self, op::Op},
 };
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, PoisonError, atomic::AtomicU64},
+};
 
 pub(super) async fn drive<W: Worker>(build: &Build<W>, graph: Arc<Graph>) -> Result<Solved<W::Ref>, SolveError> {
-    let mut drive = Drive::new(build.clone(), graph);
+    let _ending = Ending { build, graph: &graph };
+    let mut drive = Drive::new(build.clone(), graph.clone());
     let outcome = drive.run().await;
     let hits = drive.nodes.iter().filter(|node| node.hit).filter_map(|node| node.key).collect();
     build.0.solver.crew.index.touch(hits);
     let result = outcome?;
     let keys = drive.nodes.iter().filter_map(|node| node.key).collect();
-    Ok(Solved { result, graph: drive.graph, keys })
+    let aliases = drive.nodes.iter().map(|node| node.definition.filter(|definition| node.key != Some(*definition)));
+    let aliases = aliases.collect();
+    Ok(Solved { result, graph: drive.graph, keys, aliases })
+}
+
+/// Whichever way it ends: steps that are still shown as running aren't, as far as this build goes.
+struct Ending<'a, W: Worker> {
+    build: &'a Build<W>,
+    graph: &'a Graph,
+}
+
+impl<W: Worker> Drop for Ending<'_, W> {
+    fn drop(&mut self) {
+        self.build.0.board.abandon(self.graph);
+    }
 }
 
 struct Drive<W: Worker> {
@@ -39,6 +59,8 @@ struct Drive<W: Worker> {
     graph: Arc<Graph>,
     nodes: Vec<Node<W::Ref>>,
     todo: VecDeque<usize>,
+    /// What is known, as long as nothing is waited for.
+    view: Option<Arc<View>>,
     running: FuturesUnordered<BoxFuture<'static, (usize, Event<W::Ref>)>>,
 }
 
@@ -54,6 +76,8 @@ struct Node<R> {
     key: Option<Digest>,
     record: Option<Record>,
     hit: bool,
+    /// Per output its layers in another cache.
+    remote: Option<Vec<Vec<Layer>>>,
     wanted: Vec<bool>,
     have: Vec<Option<Option<R>>>,
     finding: bool,
@@ -98,7 +122,7 @@ impl<W: Worker> Drive<W> {
             }
         }
         let todo = (0..nodes.len()).collect();
-        Self { build, graph, nodes, todo, running: FuturesUnordered::new() }
+        Self { build, graph, nodes, todo, view: None, running: FuturesUnordered::new() }
     }
 
     async fn run(&mut self) -> Result<Option<W::Ref>, SolveError> {
@@ -111,6 +135,7 @@ impl<W: Worker> Drive<W> {
             if let Some(result) = &self.nodes[root.vertex].have[root.output] {
                 return Ok(result.clone());
             }
+            self.view = None;
             match self.running.next().await {
                 Some((at, event)) => self.heard(at, event)?,
                 None => return Err(SolveError::Stuck { name: self.graph.vertices[root.vertex].name.clone() }),
@@ -139,8 +164,8 @@ impl<W: Worker> Drive<W> {
                 return Ok(None);
             };
             let key = keys::of_source(source, &pin.key);
-            let record = if vertex.ignore_cache { None } else { self.build.lookup(&key)? };
-            return Ok(Some((key, record.map(|(_, record)| record))));
+            let found = if vertex.ignore_cache { None } else { self.lookup(at, &key)? };
+            return Ok(Some((key, found.and_then(|(_, record)| record))));
         }
         let Some(inputs) = self.input_keys(vertex) else { return Ok(None) };
         let definition = match self.nodes[at].definition {
@@ -151,8 +176,8 @@ impl<W: Worker> Drive<W> {
                 if vertex.ignore_cache {
                     return Ok(Some((keys::again(&definition), None)));
                 }
-                if let Some((key, record)) = self.build.lookup(&definition)? {
-                    return Ok(Some((key, Some(record))));
+                if let Some(found) = self.lookup(at, &definition)? {
+                    return Ok(Some(found));
                 }
                 definition
             }
@@ -162,9 +187,35 @@ impl<W: Worker> Drive<W> {
         }
         let Some(inputs) = self.input_contents(at, vertex, &inputs)? else { return Ok(None) };
         let key = keys::by_content(&self.nodes[at].own, &inputs);
-        let Some((canonical, record)) = self.build.lookup(&key)? else { return Ok(Some((key, None))) };
+        let Some((canonical, record)) = self.lookup(at, &key)? else { return Ok(Some((key, None))) };
         self.build.0.solver.crew.index.alias(canonical, definition);
-        Ok(Some((canonical, Some(record))))
+        Ok(Some((canonical, record)))
+    }
+
+    fn view(&mut self) -> Result<Arc<View>, IndexError> {
+        if let Some(view) = &self.view {
+            return Ok(view.clone());
+        }
+        let view = Arc::new(self.build.0.solver.crew.index.view()?);
+        Ok(self.view.insert(view).clone())
+    }
+
+    /// What is known by a key: here, or elsewhere.
+    fn lookup(&mut self, at: usize, key: &Digest) -> Result<Option<(Digest, Option<Record>)>, IndexError> {
+        let view = self.view()?;
+        if let Some((canonical, record)) = self.build.lookup(&view, key)? {
+            return Ok(Some((canonical, Some(record))));
+        }
+        let build = self.build.clone();
+        let imports = build.0.imports.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let outputs = self.graph.vertices[at].outputs;
+        if let Some((canonical, layers)) = imports.iter().find_map(|import| import.lookup(key, outputs)) {
+            // By its other name it may be here.
+            let record = self.build.lookup(&view, &canonical)?.map(|(_, record)| record);
+            self.nodes[at].remote = record.is_none().then_some(layers);
+            return Ok(Some((canonical, record)));
+        }
+        Ok(imports.iter().find_map(|import| import.canonical(key)).map(|canonical| (canonical, None)))
     }
 
     fn input_keys(&self, vertex: &Vertex) -> Option<Vec<(Digest, usize)>> {
@@ -188,7 +239,7 @@ impl<W: Worker> Drive<W> {
             };
             if self.nodes[at].contents[place] == Content::Unknown && self.nodes[vertex.inputs[place].vertex].hit {
                 let selection = keys::selection(&selections);
-                if let Some(told) = self.build.0.solver.crew.index.content(key, *output, &selection)? {
+                if let Some(told) = self.view()?.content(key, *output, &selection)? {
                     self.nodes[at].contents[place] = Content::Told(told);
                 }
             }
@@ -220,7 +271,7 @@ impl<W: Worker> Drive<W> {
         node.hit = record.is_some();
         node.record = record;
         self.todo.extend(&node.users);
-        if node.hit {
+        if node.hit || node.remote.is_some() {
             self.build.0.count(|counts| &counts.hits, 1);
             board.cached();
         } else if is_source {
@@ -263,18 +314,23 @@ impl<W: Worker> Drive<W> {
     fn work(&mut self, at: usize) -> Result<(), SolveError> {
         let graph = self.graph.clone();
         let vertex = &graph.vertices[at];
+        let fetch = self.nodes[at].remote.take();
+        let is_fetch = fetch.is_some();
         let mut inputs = Vec::with_capacity(vertex.inputs.len());
-        for edge in &vertex.inputs {
+        for edge in vertex.inputs.iter().filter(|_| !is_fetch) {
             match &self.nodes[edge.vertex].have[edge.output] {
                 Some(result) => inputs.push(result.clone()),
                 None => self.want(*edge),
             }
         }
-        let Some(mut key) = self.nodes[at].key.filter(|_| inputs.len() == vertex.inputs.len()) else { return Ok(()) };
+        let Some(mut key) = self.nodes[at].key.filter(|_| is_fetch || inputs.len() == vertex.inputs.len()) else {
+            return Ok(());
+        };
         let is_tainted = vertex.inputs.iter().zip(&self.nodes[at].contents).any(|(input, content)| {
             let input = &self.nodes[input.vertex];
             input.tainted || (input.renewed && matches!(content, Content::Told(_)))
         });
+        let is_tainted = is_tainted && !is_fetch;
         if is_tainted {
             self.nodes[at].tainted = true;
             key = keys::again(&key);
@@ -296,7 +352,10 @@ impl<W: Worker> Drive<W> {
             }
         });
         self.build.claim(key, false);
-        let work = Work { op: vertex.op.clone(), pin: node.pin.clone(), inputs };
+        let job = match fetch {
+            Some(chains) => Job::Fetch(chains),
+            None => Job::Perform(Work { op: vertex.op.clone(), pin: node.pin.clone(), inputs }),
+        };
         let (step, outputs) = (self.build.step(&vertex.digest, &vertex.name), vertex.outputs);
         let solver = self.build.0.solver.clone();
         // With an error to tell, the one who does the work finds it too.
@@ -306,7 +365,7 @@ impl<W: Worker> Drive<W> {
         };
         let board = self.board(at);
         let seat = solver.flights.board((key, self.build.0.id), board, &solver.crew, known, |fan, cancelled| Orders {
-            work,
+            job,
             step: Step { progress: fan, cancelled, ..step },
             outputs,
             record,
@@ -317,11 +376,16 @@ impl<W: Worker> Drive<W> {
                 self.todo.push_back(at);
             }
             Ok((mut seat, new)) => {
-                self.build.0.count(|counts| if new { &counts.performed } else { &counts.joined }, 1);
+                let which: fn(&Counts) -> &AtomicU64 = match (new, is_fetch) {
+                    (true, true) => |counts| &counts.fetched,
+                    (true, false) => |counts| &counts.performed,
+                    (false, _) => |counts| &counts.joined,
+                };
+                self.build.0.count(which, 1);
                 self.nodes[at].busy = true;
                 self.run_future(at, async move {
                     let (outcome, again) = seat.landed().await;
-                    Event::Landed(outcome, again && !new)
+                    Event::Landed(outcome, again && (is_fetch || !new))
                 });
             }
         }
@@ -375,10 +439,9 @@ impl<W: Worker> Drive<W> {
                             }
                         }
                         // Another build may have come another way.
-                        if let (Some(key), Some(definition)) = (self.nodes[at].key, self.nodes[at].definition) {
-                            if !self.nodes[at].tainted && key != definition {
-                                self.build.0.solver.crew.index.alias(key, definition);
-                            }
+                        let node = &self.nodes[at];
+                        if let (Some(key), Some(definition), false) = (node.key, node.definition, node.tainted) {
+                            self.build.0.solver.crew.index.alias(key, definition);
                         }
                     }
                     Err(_) if again => {} // looked at again, it is done anew
@@ -493,6 +556,7 @@ impl<R> Node<R> {
             key: None,
             record: None,
             hit: false,
+            remote: None,
             wanted: vec![false; vertex.outputs],
             have: std::iter::repeat_with(|| None).take(vertex.outputs).collect(),
             finding: false,

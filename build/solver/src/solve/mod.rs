@@ -6,9 +6,10 @@ use crate::{
     counts::{Counts, Figures},
     flight::{Crew, Flights},
     graph::{Graph, GraphError},
-    index::{Index, IndexError, Record},
+    index::{Index, IndexError, Record, View},
     progress::{Board, StepBoard, words},
-    worker::{Pin, Step, StepError, Worker},
+    remote::{Exporter, Imported, Layer},
+    worker::{Kept, Pin, Step, StepError, Worker},
 };
 use proto::{digest::Digest, pb};
 use std::{
@@ -19,6 +20,9 @@ use std::{
     },
 };
 use tokio::sync::{OnceCell, Semaphore, watch};
+
+/// Definitions of one build that are remembered for [`Build::export`].
+const SOLVED_MAX: usize = 1000;
 
 /// Solves builds; clones share everything.
 pub struct Solver<W: Worker>(pub(crate) Arc<Inner<W>>);
@@ -81,6 +85,8 @@ struct BuildInner<W: Worker> {
     counts: Counts,
     pins: Mutex<HashMap<Digest, Arc<OnceCell<Pin>>>>,
     claimed: Mutex<HashSet<Digest>>,
+    imports: Mutex<Vec<Arc<Imported>>>,
+    solved: Mutex<Vec<Solved<W::Ref>>>,
     gone: watch::Sender<bool>,
 }
 
@@ -93,6 +99,23 @@ pub struct Solved<R> {
     pub graph: Arc<Graph>,
     /// The canonical key of each of its vertices.
     pub keys: Vec<Digest>,
+    /// Their keys by definition, where these are others.
+    pub aliases: Vec<Option<Digest>>,
+}
+
+/// A result that is known.
+#[derive(Debug, Clone)]
+pub struct KnownResult<R> {
+    /// The canonical key of what made it.
+    pub key: Digest,
+    /// Which of its results.
+    pub output: usize,
+    /// What made it.
+    pub op: Arc<pb::Op>,
+    /// What made it, for users.
+    pub name: String,
+    /// It.
+    pub result: R,
 }
 
 /// Why a definition has no result.
@@ -166,6 +189,8 @@ impl<W: Worker> Solver<W> {
             counts: Counts::default(),
             pins: Mutex::default(),
             claimed: Mutex::default(),
+            imports: Mutex::default(),
+            solved: Mutex::default(),
             gone: watch::Sender::new(false),
         }))
     }
@@ -185,8 +210,17 @@ impl<W: Worker> Solver<W> {
         &self.0.crew.index
     }
 
-    /// Names of all results that records name: what else the worker keeps was left by a crash between keeping and recording.
-    /// To be asked before the first build.
+    /// Lets go of what was left by a crash between keeping and recording: what is among `kept`, the names of all that the worker
+    /// keeps, and in no record. To be called before the first build. Gives their count.
+    pub async fn sweep(&self, kept: impl IntoIterator<Item = String>) -> Result<usize, IndexError> {
+        let names = self.names()?;
+        let stray: Vec<_> = kept.into_iter().filter(|name| !names.contains(name)).collect();
+        let count = stray.len();
+        self.0.crew.remove(stray.into_iter().map(|name| Kept { name, size: 0 })).await;
+        Ok(count)
+    }
+
+    /// Names of all results that are on record.
     pub fn names(&self) -> Result<HashSet<String>, IndexError> {
         let records = self.0.crew.index.records()?;
         Ok(records.iter().flat_map(|(_, record)| record.names()).collect())
@@ -205,7 +239,56 @@ impl<W: Worker> Build<W> {
         graph.allowed(&self.0.options.entitlements).map_err(|error| SolveError::Graph(Arc::new(error)))?;
         self.0.board.announce(&graph);
         self.0.count(|counts| &counts.steps, graph.vertices.len());
-        drive::drive(self, graph).await
+        let solved = drive::drive(self, graph).await?;
+        let noted = Solved { result: None, ..solved.clone() };
+        let mut all = self.0.solved.lock().unwrap_or_else(PoisonError::into_inner);
+        // A frontend of a client's choice may ask for ever.
+        if all.len() < SOLVED_MAX {
+            all.push(noted);
+        }
+        drop(all);
+        Ok(solved)
+    }
+
+    /// From here on, what isn't known here may be known there; those that came first are asked first.
+    pub fn import(&self, imported: Arc<Imported>) {
+        self.0.imports.lock().unwrap_or_else(PoisonError::into_inner).push(imported);
+    }
+
+    /// What is known of all that this build has solved, so that layers can be made of it for [`Build::export`].
+    pub async fn results(&self) -> Result<Vec<KnownResult<W::Ref>>, SolveError> {
+        let solved = self.0.solved.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut seen = HashSet::new();
+        let mut results = Vec::new();
+        for (graph, keys) in solved.iter().map(|solved| (&solved.graph, &solved.keys)) {
+            for (vertex, key) in graph.vertices.iter().zip(keys).filter(|(_, key)| seen.insert(**key)) {
+                let unread = |cause| SolveError::Index { name: vertex.name.clone(), cause: Arc::new(cause) };
+                let Some((_, record)) = self.0.solver.crew.index.lookup(key).map_err(unread)? else { continue };
+                for (output, kept) in record.outputs.iter().enumerate() {
+                    let Some(kept) = kept else { continue };
+                    let found = self.0.solver.crew.worker.find(&kept.name).await;
+                    let step = |cause| {
+                        let (digest, name) = (vertex.digest, vertex.name.clone());
+                        SolveError::Step { digest, name, cause: Arc::new(cause) }
+                    };
+                    if let Some(result) = found.map_err(step)? {
+                        let (op, name) = (vertex.op.clone(), vertex.name.clone());
+                        results.push(KnownResult { key: *key, output, op, name, result });
+                    }
+                }
+            }
+        }
+        Ok(results)
+    }
+
+    /// All that this build has solved as a cache config, for [`Imported::parse`] at another builder. `layers` are those of
+    /// [`Build::results`], lowest first, by key and output; what isn't among them doesn't go along (`mode=min`).
+    pub fn export(&self, layers: &HashMap<(Digest, usize), Vec<Layer>>) -> Vec<u8> {
+        let mut exporter = Exporter::new();
+        for solved in self.0.solved.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            exporter.add(solved, |key, output| layers.get(&(*key, output)).cloned());
+        }
+        exporter.finish()
     }
 
     /// What this build did.
@@ -256,8 +339,8 @@ impl<W: Worker> Build<W> {
     }
 
     /// The record that a key leads to.
-    fn lookup(&self, key: &Digest) -> Result<Option<(Digest, Record)>, IndexError> {
-        let found = self.0.solver.crew.index.lookup(key)?;
+    fn lookup(&self, view: &View, key: &Digest) -> Result<Option<(Digest, Record)>, IndexError> {
+        let found = view.lookup(key)?;
         Ok(found.filter(|(canonical, _)| self.claim(*canonical, true)))
     }
 }
