@@ -11,6 +11,8 @@ mod words;
 #[cfg(test)]
 mod fuzz;
 #[cfg(test)]
+mod peer;
+#[cfg(test)]
 mod tests;
 
 pub use heredoc::heredoc;
@@ -62,6 +64,10 @@ impl Fault {
 
 /// Reads `source`. Fails with the first thing that is wrong.
 pub fn parse(source: &[u8]) -> Result<Dockerfile, Error> {
+    let whole = |message: &str| Error { message: message.into(), span: None, column: None };
+    if source.is_empty() {
+        return Err(whole("the Dockerfile cannot be empty"));
+    }
     let source = String::from_utf8_lossy(source);
     let mut file = Dockerfile::default();
     file.directives = each(&source, |said, gap| {
@@ -80,8 +86,7 @@ pub fn parse(source: &[u8]) -> Result<Dockerfile, Error> {
     })?;
     if file.stages.is_empty() {
         let empty = file.globals.is_empty();
-        let message = if empty { "file with no instructions" } else { "dockerfile contains no stages to build" };
-        return Err(Error { message: message.into(), span: None, column: None });
+        return Err(whole(if empty { "file with no instructions" } else { "dockerfile contains no stages to build" }));
     }
     Ok(file)
 }

@@ -4,7 +4,7 @@ use super::{
     git::GitRef,
     llb::{self, About, Files, Tree},
     path,
-    stages::{Converter, Step, is_remote},
+    stages::{Converter, Step},
 };
 use crate::{
     Error,
@@ -116,7 +116,9 @@ impl Converter<'_> {
     fn put(&mut self, at: usize, step: &Step, plan: Plan, sources: &Sources) -> Result<(), Error> {
         let stage = &self.stages[at];
         let (dir, env, below) = (stage.dir.clone(), stage.env.clone(), stage.tree);
-        let shown = self.shown(&step.instruction.text, &self.lexer, &env);
+        self.count(env.size(), step.span())?;
+        let lexer = self.lexer;
+        let shown = self.shown(&step.instruction.text, &lexer, &env, step.span())?;
         let name = self.next_name(at, &shown, &env, step.trigger);
         // Names of users are looked up below, so that a step that is linked and has names is not independent of it; BuildKit
         // resolves them in nothing then, which fails for all but numbers.
@@ -170,6 +172,7 @@ impl Converter<'_> {
             if heredoc.expand {
                 let expanded = Lexer::heredoc().word(&content, &env);
                 let expanded = expanded.map_err(|error| step.error(error.to_string()))?;
+                self.count(expanded.text.len(), step.span())?;
                 self.undefined(at, step, &expanded.unmatched);
                 content = expanded.text;
             }
@@ -285,6 +288,11 @@ fn local(plan: &Plan, source: &str, base: &pb::FileActionCopy) -> pb::FileAction
         copy.include_patterns = vec![pattern.trim_start_matches('/').to_owned()];
     }
     copy
+}
+
+/// Whether an ADD fetches `text` instead of looking for it in the context.
+fn is_remote(text: &str) -> bool {
+    text.starts_with("http://") || text.starts_with("https://") || GitRef::parse(text).is_some()
 }
 
 /// The last part of a URL's path.

@@ -113,8 +113,14 @@ impl GitRef {
         if self.reference.is_empty() {
             self.reference.clone_from(&self.checksum);
         }
-        // It is a name for git's command line.
-        if self.reference.starts_with('-') {
+        // These are words for git's and ssh's command lines, where an option begins like that (CVE-2017-1000117).
+        let user = self.remote.split_once('@').map_or("", |(user, _)| user);
+        let user = user.rsplit_once('/').map_or(user, |(_, user)| user);
+        if self.id.starts_with('-') || user.starts_with('-') || self.remote.contains(char::is_control) {
+            return Err(format!("invalid git remote {:?}", self.remote));
+        }
+        if [&self.reference, &self.checksum].iter().any(|name| name.starts_with('-') || name.contains(char::is_control))
+        {
             return Err(format!("invalid git reference {:?}", self.reference));
         }
         self.folder = path::clean(&self.folder).trim_start_matches('/').into();
@@ -222,6 +228,11 @@ mod tests {
             "https://h/b.git?ref=a&ref=a",
             "https://h/b.git#--upload-pack=x",
             "https://h/b.git?submodules=maybe",
+            "https://h/b.git?checksum=-x",
+            "https://h/b.git?ref=a%0ab",
+            "ssh://-oProxyCommand=x/b",
+            "ssh://-oProxyCommand=x@h/b",
+            "-oProxyCommand@h:b",
         ] {
             assert!(GitRef::parse(text).unwrap().is_err(), "{text}");
         }

@@ -3,7 +3,7 @@
 use super::text;
 use proto::pb::Platform;
 use serde::{Deserialize, Deserializer, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// What steps of BuildKit's frontend are signed with.
 const COMMENT: &str = "buildkit.dockerfile.v0";
@@ -34,6 +34,9 @@ pub(super) struct Image {
     pub(super) history: Vec<History>,
     #[serde(deserialize_with = "nullable")]
     pub(super) config: Config,
+    /// Where variables stand in `config.env`, once one was set.
+    #[serde(skip)]
+    places: HashMap<String, usize>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -158,6 +161,15 @@ impl Image {
         self.rootfs.diff_ids.is_empty() && self.history.iter().all(|entry| entry.empty_layer)
     }
 
+    /// How much memory it takes, about.
+    pub(super) fn size(&self) -> usize {
+        let history: usize = self.history.iter().map(|entry| entry.created_by.len() + 150).sum();
+        let env: usize = self.config.env.iter().map(|line| line.len() + 100).sum();
+        let labels: usize = self.config.labels.iter().map(|(name, value)| name.len() + value.len() + 80).sum();
+        let names = self.config.exposed_ports.keys().chain(self.config.volumes.keys());
+        history + env + labels + names.map(|name| name.len() + 60).sum::<usize>()
+    }
+
     /// What it is for, as far as it says.
     pub(super) fn platform(&self) -> Option<Platform> {
         if self.os.is_empty() || self.architecture.is_empty() {
@@ -174,10 +186,19 @@ impl Image {
 
     /// Sets a variable where it stands, or behind the others.
     pub(super) fn set_env(&mut self, name: &str, value: &str) {
+        let env = &mut self.config.env;
+        if self.places.is_empty() {
+            // The first one counts, if there are several of a name.
+            let places = env.iter().enumerate().rev().map(|(place, line)| (split(line).0.to_owned(), place));
+            self.places = places.collect();
+        }
         let line = format!("{name}={value}");
-        match self.config.env.iter_mut().find(|line| split(line).0 == name) {
-            Some(known) => *known = line,
-            None => self.config.env.push(line),
+        match self.places.get(name) {
+            Some(place) => env[*place] = line,
+            None => {
+                self.places.insert(name.into(), env.len());
+                env.push(line);
+            }
         }
     }
 

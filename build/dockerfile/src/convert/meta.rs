@@ -147,7 +147,9 @@ impl Converter<'_> {
                 if text.contains('$') {
                     self.linter.port(&word, &step.instruction);
                 }
-                ports.extend(read_ports(&word).map_err(|problem| step.error(problem))?);
+                let read = read_ports(&word).map_err(|problem| step.error(problem))?;
+                self.count(100 * read.len(), step.span())?;
+                ports.extend(read);
             }
         }
         self.record(at, format!("EXPOSE {}", text::list(&ports)), false);
@@ -174,7 +176,9 @@ impl Converter<'_> {
                 owner,
                 timestamp,
             }));
-            let shown = self.shown(&step.instruction.text, &self.lexer, &env);
+            let lexer = self.lexer;
+            self.count(env.size(), step.span())?;
+            let shown = self.shown(&step.instruction.text, &lexer, &env, step.span())?;
             let name = self.next_name(at, &shown, &env, step.trigger);
             let (op, inputs) = files.finish();
             let about = About { span: Some(step.span()), ..About::named(name) };

@@ -1,6 +1,7 @@
-//! Makes LLB of a Dockerfile, as BuildKit's frontend does: [`Converter`] finds out which stages the target needs, asks for the
+//! Makes LLB of a Dockerfile, as BuildKit's frontend does: first it finds out which stages the target needs, asks for the
 //! images that these begin with (and for what their ONBUILD triggers need in turn), then goes through their instructions.
 
+mod begin;
 mod copy;
 pub mod git;
 mod image;
@@ -9,9 +10,12 @@ mod meta;
 mod path;
 pub mod platform;
 mod run;
+mod show;
 mod stages;
 mod text;
 mod vars;
+mod walk;
+mod words;
 
 pub use git::GitRef;
 
@@ -164,14 +168,20 @@ pub async fn convert<R: Resolver + Sync>(
     let mut converter = Converter::new(file, options, &ignored)?;
     loop {
         let questions = converter.questions()?;
-        let answers = try_join_all(questions.into_iter().map(|question| async move {
+        let answers = try_join_all(questions.into_iter().map(|same| async move {
+            let question = &same[0];
             match resolver.image(&question.reference, &question.platform).await {
-                Ok(answer) => Ok((question, answer)),
-                Err(cause) => Err(ConvertError::Image { reference: question.shown, span: Some(question.span), cause }),
+                Ok(answer) => Ok((same, answer)),
+                Err(cause) => {
+                    let span = Some(question.span);
+                    Err(ConvertError::Image { reference: question.shown.clone(), span, cause })
+                }
             }
         }));
-        for (question, answer) in answers.await? {
-            converter.answer(question, answer)?;
+        for (same, answer) in answers.await? {
+            for question in same {
+                converter.answer(question, &answer)?;
+            }
         }
         if !converter.add_triggers()? {
             break;

@@ -77,6 +77,9 @@ impl Converter<'_> {
 
         let stage = &self.stages[at];
         let mut env = stage.env.clone();
+        let args: usize = stage.args.iter().map(|(name, _)| name.len() + 100).sum();
+        self.count(2 * env.size() + args, step.span())?;
+        let stage = &self.stages[at];
         if let Some(socket) = mounts.others.iter().find(|mount| mount.ssh_opt.is_some())
             && env.get("SSH_AUTH_SOCK").is_none()
         {
@@ -133,7 +136,8 @@ impl Converter<'_> {
         };
         let vars = self.stages[at].env.clone();
         let secret = exec.secretenv.iter().map(|secret| secret.name.as_str()).collect();
-        let shown = self.shown(&name, &Lexer::display(self.lexer.escape), &Masked { vars: &vars, secret });
+        let lexer = Lexer::display(self.lexer.escape);
+        let shown = self.shown(&name, &lexer, &Masked { vars: &vars, secret }, step.span())?;
         let about = About {
             name: self.next_name(at, &shown, &vars, step.trigger),
             command: Some(step.instruction.text.clone()),
@@ -145,6 +149,7 @@ impl Converter<'_> {
         let tree = self.graph.add(op::Op::Exec(exec), inputs, Some(&platform), about);
         self.stages[at].tree = Some(tree);
         let history = self.told(at, &command);
+        self.count(history.len(), step.span())?;
         self.record(at, format!("RUN {history} # buildkit"), true);
         Ok(())
     }

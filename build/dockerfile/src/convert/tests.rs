@@ -417,6 +417,49 @@ fn long_chains_and_many_stages_are_no_trouble() {
 }
 
 #[test]
+fn small_files_do_not_fill_the_machine() {
+    let many = |count: usize, line: &dyn Fn(usize) -> String| (0..count).map(line).collect::<String>();
+    let vars = many(4_000, &|number| format!("ENV A{number}=1\n"));
+    let large = format!("ENV C={}\nENV A=$C$C$C$C$C$C$C$C\n", "x".repeat(60_000));
+    for text in [
+        // Stages that have the same stage below them.
+        format!(
+            "FROM base AS s\n{vars}{}FROM base\n{}",
+            many(150, &|number| format!("FROM s AS a{number}\nFROM a{number} AS b{number}\n")),
+            many(150, &|number| format!("COPY --from=b{number} x y\n"))
+        ),
+        // Stages one on the other.
+        format!("FROM base AS s\n{vars}{}", many(150, &|_| "FROM s AS s\n".into())),
+        // Steps with all variables.
+        format!("FROM base\n{vars}{}", many(100, &|_| "RUN x\n".into())),
+        // Values that become many.
+        format!("FROM base\n{large}{}", many(60, &|number| format!("ENV B{number}=$A\n"))),
+        format!("FROM base\n{large}{}", many(60, &|_| "COPY $A x\n".into())),
+        format!("FROM base\n{}", many(6, &|_| "EXPOSE 1-65000\n".into())),
+    ] {
+        let file = crate::parse::parse(text.as_bytes()).unwrap();
+        let error = run(&file, &options(&[])).map(drop).unwrap_err().to_string();
+        assert!(error.contains("comes to too much"), "{error}");
+    }
+}
+
+#[test]
+fn many_copies_are_no_trouble() {
+    let mut text = String::new();
+    for number in 0..4_000 {
+        let _ = writeln!(text, "FROM base AS s{number}\nRUN {number}");
+    }
+    text += "FROM scratch\n";
+    for number in 0..4_000 {
+        let _ = writeln!(text, "COPY --from={number} x y\nCOPY --from=s{number} x y");
+    }
+    let file = crate::parse::parse(text.as_bytes()).unwrap();
+    let made = run(&file, &options(&[])).unwrap();
+    // One image, which is many steps only for those who count them.
+    assert_eq!(made.definition.unwrap().def.len(), 1 + 4_000 + 8_000 + 1);
+}
+
+#[test]
 fn what_is_imported_must_be_whole() {
     for (definition, problem) in [
         (pb::Definition { def: vec![vec![0xff]], ..pb::Definition::default() }, "operation 0"),
@@ -440,7 +483,7 @@ fn what_is_imported_must_be_whole() {
 }
 
 #[test]
-fn images_are_asked_for_at_once() {
+fn images_are_asked_for_at_once_and_each_of_them_once() {
     use std::sync::atomic::{AtomicUsize, Ordering};
     struct Waiting(AtomicUsize, tokio::sync::Notify);
     impl Resolver for Waiting {
@@ -455,7 +498,7 @@ fn images_are_asked_for_at_once() {
             Images.image(reference, platform).await
         }
     }
-    let text = b"FROM base AS a\nFROM full:1 AS b\nFROM base\nCOPY --from=a x y\nCOPY --from=b x y\nFROM unused";
+    let text = b"FROM base AS a\nFROM full:1 AS b\nFROM base\nCOPY --from=a x y\nCOPY --from=b x y\nCOPY --from=arm x y\nFROM unused";
     let file = crate::parse::parse(text).unwrap();
     let options = Options { target: Some("2".into()), ..options(&[]) };
     let waiting = Waiting(AtomicUsize::new(0), tokio::sync::Notify::new());

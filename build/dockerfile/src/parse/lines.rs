@@ -54,6 +54,9 @@ impl<'a> Reader<'a> {
         for (at, line) in self.lines.iter().enumerate().skip(program) {
             let Some((name, value)) = directive(end(line).trim_start()) else { break };
             let span = Span { first: at + 1, last: at + 1 };
+            if seen.contains(&name) && program > 0 {
+                break;
+            }
             if seen.contains(&name) {
                 return Err(Error::new(format!("only one {name} parser directive can be used"), span).at(0));
             }
@@ -66,7 +69,7 @@ impl<'a> Reader<'a> {
                         Error::new(format!("failed to parse check options: {why}"), span).at(column(line, word))
                     })?;
                 }
-                _ if program > 0 => break,
+                _ if program > 0 => {}
                 _ => {
                     self.directives.escape = match value {
                         "\\" => '\\',

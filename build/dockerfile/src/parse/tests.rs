@@ -514,7 +514,7 @@ fn refusals() {
 #[test]
 fn whole_files() {
     for (text, expected, lines) in [
-        ("", "file with no instructions", None),
+        ("", "the Dockerfile cannot be empty", None),
         ("\n\n# only\n", "file with no instructions", None),
         ("ARG a=b\n", "dockerfile contains no stages to build", None),
         ("RUN x\nFROM y", "no build stage in current context", Some((1, 1))),
@@ -560,7 +560,7 @@ fn directives() {
         ("# unknown=1\n# escape=`\nFROM x", None, '\\'),
         ("FROM x\n# escape=`", None, '\\'),
         ("#!/usr/bin/env build\n# syntax=a\nFROM x", Some("a"), '\\'),
-        ("#!/usr/bin/env build\n# escape=`\nFROM x", None, '\\'),
+        ("#!/usr/bin/env build\n# escape=`\n# syntax=a\n# syntax=b\nFROM x", Some("a"), '\\'),
         ("\u{feff}# escape=`\nFROM x", None, '`'),
     ] {
         let file = parse(text.as_bytes()).unwrap();
@@ -640,7 +640,7 @@ fn shown_errors() {
             "\u{feff}# escape=!\n",
             "Dockerfile:1: invalid escape token '!' does not match ` or \\\n   1 | # escape=!\n     |          ^\n",
         ),
-        ("", "Dockerfile: file with no instructions"),
+        ("\n# x", "Dockerfile: file with no instructions"),
     ] {
         assert_eq!(parse(text.as_bytes()).unwrap_err().show("Dockerfile", text), expected, "{text}");
     }
