@@ -171,7 +171,9 @@ async fn trees_are_kept_as_long_as_somebody_has_them() {
     assert_eq!(before, mounts(), "nothing is in the mount table");
     // What isn't committed goes.
     let draft = trees.draft(&two).await.unwrap();
-    fs::write(format!("{}/c", at(&draft.open().await.unwrap())), "c").unwrap();
+    let root = draft.open().await.unwrap();
+    fs::write(format!("{}/c", at(&root)), "c").unwrap();
+    drop(root);
     drop(draft);
     let kept = trees.keep(&two, "second").await.unwrap();
     assert!(kept.size > 0 && kept.name.starts_with("berth-keeps-"), "{kept:?}");
@@ -205,8 +207,13 @@ async fn trees_are_kept_as_long_as_somebody_has_them() {
     assert_eq!(text(&found, "a").await.as_deref(), Some("changed"), "who has it keeps it");
     drop((found, below));
     let started = Instant::now();
-    while !snapshots(&client).await.is_empty() {
-        assert!(started.elapsed() < Duration::from_secs(10));
+    loop {
+        let left = snapshots(&client).await;
+        if left.is_empty() {
+            break;
+        }
+        let leases = client.leases().list(ListRequest::default()).await.unwrap().into_inner().leases;
+        assert!(started.elapsed() < Duration::from_secs(10), "{left:?} {leases:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
         trees.collect().await.unwrap();
     }
@@ -383,4 +390,66 @@ async fn merges_differences_and_digests() {
     let same = make(&trees, None, vec![file("/b", "2"), file("/a", "1")]).await;
     assert_eq!(of(&base, "/").await, of(&same, "/").await, "made another way, at another time");
     assert_eq!(of(&trees.scratch(), "/").await, of(&trees.scratch(), "/").await);
+}
+
+/// What a step costs besides its work; run it by hand.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures"]
+async fn cost_of_steps() {
+    let Some(supervisor) = Supervisor::start() else { return };
+    let client = supervisor.client().await;
+    let trees = Trees::open(&client).await.unwrap();
+    let mut tree = trees.scratch();
+    let started = Instant::now();
+    for number in 0..50 {
+        tree = make(&trees, Some(&tree), vec![file(&format!("/{number}"), "x")]).await;
+        trees.keep(&tree, "step").await.unwrap();
+    }
+    println!("a step: {:?}", started.elapsed() / 50);
+    let started = Instant::now();
+    let draft = trees.draft(&tree).await.unwrap();
+    println!("draft: {:?}", started.elapsed());
+    let started = Instant::now();
+    let root = draft.open().await.unwrap();
+    println!("open: {:?}", started.elapsed());
+    drop(root);
+    let started = Instant::now();
+    let tree = draft.commit().await.unwrap();
+    println!("commit: {:?}", started.elapsed());
+    let started = Instant::now();
+    let kept = trees.keep(&tree, "x").await.unwrap();
+    println!("keep: {:?}", started.elapsed());
+    let started = Instant::now();
+    trees.find(&kept.name).await.unwrap().unwrap();
+    println!("find: {:?}", started.elapsed());
+    let source = tempfile::tempdir_in(supervisor.folder.path()).unwrap();
+    let mut big = fs::File::create(source.path().join("big")).unwrap();
+    for _ in 0..512 {
+        std::io::Write::write_all(&mut big, &vec![7; 1 << 20]).unwrap();
+    }
+    big.sync_all().unwrap();
+    let action = pb::FileActionCopy {
+        src: "/big".into(),
+        dest: "/".into(),
+        mode: -1,
+        timestamp: -1,
+        create_dest_path: true,
+        ..Default::default()
+    };
+    let draft = trees.draft(&tree).await.unwrap();
+    let (root, from) = (draft.open().await.unwrap(), OwnedFd::from(fs::File::open(source.path()).unwrap()));
+    let started = Instant::now();
+    files::copied(&action, &from, &root).unwrap();
+    println!("512 MiB copied: {:?}", started.elapsed());
+    drop(root);
+    let started = Instant::now();
+    let tree = draft.commit().await.unwrap();
+    println!("committed: {:?}", started.elapsed());
+    let started = Instant::now();
+    let layers = export::image::layers(&client, &tree, false, None).await.unwrap();
+    println!("{} layers: {:?}", layers.len(), started.elapsed());
+    let contents = Contents::default();
+    let started = Instant::now();
+    contents.digest(&tree, &Selection { paths: vec!["/".into()], ..Selection::default() }).await.unwrap();
+    println!("digest: {:?}", started.elapsed());
 }

@@ -4,8 +4,8 @@
 //! Trees::scratch, ::image ──▶ Tree ──Trees::draft──▶ Draft ──commit──▶ Tree ──keep──▶ a name that Trees::find knows
 //! ```
 //!
-//! A [`Tree`] is a committed snapshot, kept from the collector by a lease while anything here refers to it: the lease of this
-//! engine for what it made, one of its own for what was found. [`Trees::keep`] makes it last by one more lease, whose name is the
+//! A [`Tree`] is a committed snapshot, kept from the collector while anything here refers to it: by the lease of this engine's builds
+//! for what it made, by one of its own for an image, by the one that makes it last for what was found by a name. [`Trees::keep`] makes it last by one more lease, whose name is the
 //! name to find it by; what several keep goes with the last of these. Leases of engines that ended otherwise are given back at the
 //! next start ([`Lease::sweep`]), with everything half-made.
 //!
@@ -40,7 +40,7 @@ use std::{
     collections::HashMap,
     os::fd::OwnedFd,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
@@ -112,9 +112,20 @@ pub struct Trees(Arc<Workshop>);
 struct Workshop {
     /// Makes its calls under the lease of this engine's builds.
     client: Client,
+    /// Under none: a supervisor of Berth's has a lease keep what is looked up under it, too.
+    plain: Client,
+    /// What was found by its name and is in use.
+    used: Mutex<HashMap<String, Used>>,
     lease: String,
     count: AtomicU64,
     runtime: Handle,
+}
+
+#[derive(Default)]
+struct Used {
+    count: usize,
+    /// To go as soon as nobody uses it.
+    doomed: bool,
 }
 
 /// A filesystem that nobody changes any more.
@@ -144,7 +155,52 @@ enum Hold {
     /// The lease of the workshop; nobody else knows its name.
     Made,
     /// A lease of its own.
-    Found(Option<Lease>),
+    Lease(Lease),
+    /// The lease that makes it last, which isn't given back before this is.
+    Lasting(Use),
+    /// What stands on it.
+    Above(Tree),
+}
+
+/// What was made to last is in use.
+struct Use {
+    trees: Trees,
+    name: String,
+}
+
+impl Use {
+    /// Nothing if it is about to go.
+    fn begin(trees: &Trees, name: &str) -> Option<Self> {
+        let mut used = trees.used();
+        let entry = used.entry(name.to_owned()).or_default();
+        if entry.doomed {
+            return None;
+        }
+        entry.count += 1;
+        Some(Self { trees: trees.clone(), name: name.to_owned() })
+    }
+}
+
+impl Drop for Use {
+    fn drop(&mut self) {
+        let doomed = {
+            let mut used = self.trees.used();
+            let Some(entry) = used.get_mut(&self.name) else { return };
+            entry.count -= 1;
+            if entry.count > 0 {
+                return;
+            }
+            used.remove(&self.name).is_some_and(|entry| entry.doomed)
+        };
+        if doomed {
+            let (trees, name) = (self.trees.clone(), std::mem::take(&mut self.name));
+            self.trees.later(async move {
+                if let Err(error) = trees.let_go(&name).await {
+                    warn!(error = %chain(&error), "result of a build stays");
+                }
+            });
+        }
+    }
 }
 
 struct View {
@@ -204,13 +260,24 @@ impl Trees {
         let id = format!("berth-builds-{}", random()?);
         // While this engine is there: without an end of its own.
         let lease = Lease::take_for_good(client, &id).await.map_err(supervisor("take lease", &id))?;
-        let client = lease.client;
-        Ok(Self(Arc::new(Workshop { client, lease: id, count: AtomicU64::new(0), runtime: Handle::current() })))
+        let workshop = Workshop {
+            client: lease.client,
+            plain: client.clone(),
+            used: Mutex::default(),
+            lease: id,
+            count: AtomicU64::new(0),
+            runtime: Handle::current(),
+        };
+        Ok(Self(Arc::new(workshop)))
     }
 
     /// Makes calls under the lease of builds.
     pub fn client(&self) -> &Client {
         &self.0.client
+    }
+
+    fn used(&self) -> MutexGuard<'_, HashMap<String, Used>> {
+        self.0.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// An empty filesystem.
@@ -251,9 +318,7 @@ impl Trees {
                 Err(error) => Err(error),
             };
             match held {
-                Ok(()) => {
-                    Ok(Snapshot { snapshotter, key, hold: Hold::Found(Some(lease)), lasts: AtomicBool::new(true) })
-                }
+                Ok(()) => Ok(Snapshot { snapshotter, key, hold: Hold::Lease(lease), lasts: AtomicBool::new(true) }),
                 Err(error) => {
                     lease.give_back_later().await;
                     Err(error)
@@ -266,7 +331,7 @@ impl Trees {
     async fn stat(&self, snapshotter: &str, key: &str) -> Result<Info, TreeError> {
         let request = StatSnapshotRequest { snapshotter: snapshotter.to_owned(), key: key.to_owned() };
         let call = |client: Client, request| async move { client.snapshots().stat(request).await };
-        let answer = self.0.client.retry(request, call).await.map_err(supervisor("look up snapshot", key))?;
+        let answer = self.0.plain.retry(request, call).await.map_err(supervisor("look up snapshot", key))?;
         Ok(answer.info.unwrap_or_default())
     }
 
@@ -315,17 +380,23 @@ impl Trees {
             resources.reverse();
             add(&client, &keyed, resources).await
         });
-        made.await?.map_err(supervisor("keep snapshot", &snapshot.key))?;
+        let measured = async {
+            match snapshot.key.starts_with(PREFIX) {
+                true => self.usage(&snapshotter, &snapshot.key).await,
+                false => Ok(0),
+            }
+        };
+        let (made, size) = tokio::join!(made, measured);
+        made?.map_err(supervisor("keep snapshot", &snapshot.key))?;
         snapshot.lasts.store(true, Ordering::Relaxed);
-        let is_ours = snapshot.key.starts_with(PREFIX);
-        let size = if is_ours { self.usage(&snapshotter, &snapshot.key).await? } else { 0 };
+        let size = size?;
         Ok(Lasting { name, size })
     }
 
     async fn usage(&self, snapshotter: &str, key: &str) -> Result<u64, TreeError> {
         let request = UsageRequest { snapshotter: snapshotter.to_owned(), key: key.to_owned() };
         let call = |client: Client, request| async move { client.snapshots().usage(request).await };
-        let usage = self.0.client.retry(request, call).await.map_err(supervisor("measure snapshot", key))?;
+        let usage = self.0.plain.retry(request, call).await.map_err(supervisor("measure snapshot", key))?;
         Ok(u64::try_from(usage.size).unwrap_or_default())
     }
 
@@ -334,12 +405,10 @@ impl Trees {
         if name == SCRATCH {
             return Ok(Some(self.scratch()));
         }
-        if !is_name(name) {
-            return Ok(None);
-        }
+        let Some(user) = Use::begin(self, name).filter(|_| is_name(name)) else { return Ok(None) };
         let request = leases::ListResourcesRequest { id: name.to_owned() };
         let call = |client: Client, request| async move { client.leases().list_resources(request).await };
-        let resources = match self.0.client.retry(request, call).await {
+        let resources = match self.0.plain.retry(request, call).await {
             Ok(answer) => answer.resources,
             Err(error) if error.is_not_found() => return Ok(None),
             Err(error) => return Err(supervisor("look up lease", name)(error)),
@@ -351,17 +420,17 @@ impl Trees {
             Some((snapshotter.to_owned(), resource.id.clone()))
         });
         let Some((snapshotter, key)) = found else { return Ok(None) };
-        let gone = |error: &TreeError| error.kind() == ErrorKind::NotFound;
         // Of another storage driver than what is made now: no use to anybody.
         if snapshotter != self.0.client.snapshotter() {
             return Ok(None);
         }
-        let snapshot = match self.hold(&snapshotter, &key, None).await {
-            Ok(snapshot) => snapshot,
-            Err(error) if gone(&error) => return Ok(None),
+        let info = match self.stat(&snapshotter, &key).await {
+            Ok(info) => info,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let info = self.stat(&snapshotter, &key).await?;
+        let hold = Hold::Lasting(user);
+        let snapshot = Snapshot { snapshotter, key: key.clone(), hold, lasts: AtomicBool::new(true) };
         if info.kind() != Kind::Committed {
             return Ok(None);
         }
@@ -389,6 +458,14 @@ impl Trees {
         if name == SCRATCH || !is_name(name) {
             return Ok(());
         }
+        match self.used().get_mut(name) {
+            Some(used) if used.count > 0 => used.doomed = true,
+            _ => {}
+        }
+        if self.used().contains_key(name) { Ok(()) } else { self.let_go(name).await }
+    }
+
+    async fn let_go(&self, name: &str) -> Result<(), TreeError> {
         let request = leases::DeleteRequest { id: name.to_owned(), sync: false };
         let call = |client: Client, request| async move { client.leases().delete(request).await };
         match self.0.client.retry(request, call).await {
@@ -520,8 +597,11 @@ impl Tree {
             return Ok(Some(trees.scratch()));
         }
         let layer = layer_of(&trees.stat(&snapshot.snapshotter, &parent).await?.labels);
+        // Nothing that something stands on is collected.
+        let (hold, lasts) = (Hold::Above(self.clone()), AtomicBool::new(true));
         let (base, view, layer) = (self.0.base.clone(), OnceCell::new(), OnceCell::new_with(layer));
-        let snapshot = Some(trees.hold(&snapshot.snapshotter, &parent, None).await?);
+        let snapshotter = snapshot.snapshotter.clone();
+        let snapshot = Some(Snapshot { snapshotter, key: parent, hold, lasts });
         Ok(Some(Tree(Arc::new(Kept { trees: trees.clone(), snapshot, _below: None, base, view, layer }))))
     }
 
@@ -589,8 +669,9 @@ impl Drop for Kept {
                     }
                 }
                 Hold::Made => Trees::discard(client, snapshot.snapshotter.clone(), snapshot.key.clone()).await,
-                Hold::Found(Some(lease)) => lease.give_back_later().await,
-                Hold::Found(None) => {}
+                Hold::Lease(lease) => lease.give_back_later().await,
+                Hold::Lasting(user) => drop(user),
+                Hold::Above(above) => drop(above),
             }
             drop(below);
         };

@@ -9,6 +9,7 @@ use crate::{
     supervisor::{Client, Lease, SupervisorError, content},
     time::Timestamp,
 };
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use proto::{
     containerd::{
         services::{
@@ -321,18 +322,28 @@ pub async fn layers(client: &Client, tree: &Tree, docker: bool, epoch: Option<i6
             chain.push((tree, next.clone()));
         }
     }
-    let mut layers = Vec::with_capacity(chain.len());
-    for (tree, below) in chain.into_iter().rev() {
-        let make = async || {
-            let left = match &below {
-                Some(below) => below.mounts().await?,
-                None => Vec::new(),
-            };
-            diff(client, left, tree.mounts().await?, docker, epoch).await
+    let made = chain.into_iter().rev().map(|(tree, below)| layer(client, tree, below, docker, epoch));
+    stream::iter(made).buffered(AT_ONCE).try_collect().await
+}
+
+/// Layers that are made at the same time.
+const AT_ONCE: usize = 4;
+
+async fn layer(
+    client: &Client,
+    tree: Tree,
+    below: Option<Tree>,
+    docker: bool,
+    epoch: Option<i64>,
+) -> Result<Layer, ExportError> {
+    let make = async || {
+        let left = match &below {
+            Some(below) => below.mounts().await?,
+            None => Vec::new(),
         };
-        layers.push(if epoch.is_some() { make().await? } else { tree.layer(make).await? });
-    }
-    Ok(layers)
+        diff(client, left, tree.mounts().await?, docker, epoch).await
+    };
+    if epoch.is_some() { make().await } else { tree.layer(make).await }
 }
 
 async fn diff(

@@ -169,13 +169,30 @@ impl Work<'_> {
         }
     }
 
+    /// Removes what is no folder on the way to one.
+    fn clear(&self, path: &Clean) -> Result<(), FileError> {
+        let mut at = Clean::default();
+        for part in path.parts() {
+            at = at.join(part);
+            match paths::stat(self.target, &at)? {
+                Some(stat) if is_folder(&stat) => {}
+                Some(_) => return self.remove(&at),
+                None => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
     /// One thing without what is below it; folders on the way to it come from the tree that it is in.
     fn copy(&mut self, new: &OwnedFd, name: &CStr, stat: &FileStat, at: &Clean) -> Result<(), FileError> {
         let Some((above, to)) = at.split() else { return Ok(()) };
         let above = match paths::folder(self.target, &above) {
             Ok(above) => above,
-            // Only what is in it has changed.
-            Err(Errno::ENOENT) => copy::folders(self.target, &above, 0o755, &copy::Made::default())?,
+            // Only what is in it has changed; here something else may have its name.
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => {
+                self.clear(&above)?;
+                copy::folders(self.target, &above, 0o755, &copy::Made::default())?
+            }
             Err(error) => return Err(FileError::at(&above, "open", error)),
         };
         copy::single(new, name, stat, (&above, &to, at), (self.target, &mut self.links), &self.options, self.stop)

@@ -212,6 +212,13 @@ pub async fn perform(trees: &Trees, op: &pb::FileOp, inputs: &[Option<Tree>]) ->
     Ok(results)
 }
 
+/// A copy between open roots, for measurements.
+#[cfg(test)]
+pub fn copied(action: &pb::FileActionCopy, source: &OwnedFd, target: &OwnedFd) -> Result<(), FileError> {
+    let action = pb::file_action::Action::Copy(action.clone());
+    actions::perform(Some(&action), target, Some(source), owner::Databases::default(), &Stop::default())
+}
+
 async fn begin(trees: &Trees, below: &Tree) -> Result<(Draft, Arc<OwnedFd>), StepError> {
     let draft = trees.draft(below).await?;
     let root = draft.open().await?;
