@@ -77,6 +77,7 @@ pub fn run(arguments: impl Iterator<Item = std::ffi::OsString>) -> Result<(), Cl
     }
     let mut removed = Networks::remove_all(&config.bridge.name, &config.run_root, &config.bus)?;
     removed.extend(unmount_below(&config.engine_data().join("volumes"))?);
+    removed.extend(unmount_below(&config.engine_run().join("builds"))?);
     removed.iter().for_each(|what| println!("removed {what}"));
     Ok(())
 }

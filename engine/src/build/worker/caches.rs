@@ -127,12 +127,12 @@ impl Caches {
 
     /// Finds the cache of that name, or makes it. Waits for one that somebody else has alone.
     pub async fn take(&self, id: &str, base: Option<Base>, sharing: CacheSharingOpt) -> Result<Taken, CacheError> {
-        let mut base = base;
+        let base = base.map(Arc::new);
         loop {
             // Before looking: what is given back meanwhile is heard.
             let mut given_back = std::pin::pin!(self.0.given_back.notified());
             given_back.as_mut().enable();
-            match self.look(id, base.as_ref().map_or("", |base| &base.key), sharing) {
+            match self.look(id, base.as_ref().map_or("", |base| base.key.as_str()), sharing) {
                 Look::Found(taken) => {
                     taken.note_use().await;
                     return Ok(taken);
@@ -140,12 +140,13 @@ impl Caches {
                 Look::Busy => given_back.await,
                 Look::Missing => {
                     let (caches, id) = (self.clone(), id.to_owned());
-                    let base = base.take();
-                    let made = tokio::task::spawn_blocking(move || caches.make(id, base, sharing));
-                    return match made.await {
-                        Ok(made) => made,
-                        Err(error) => Err(failed("fill folder", &self.0.folder)(io::Error::other(error))),
-                    };
+                    let base = base.clone();
+                    let made = tokio::task::spawn_blocking(move || caches.make(id, base.as_deref(), sharing)).await;
+                    let made =
+                        made.map_err(|error| failed("fill folder", &self.0.folder)(io::Error::other(error)))??;
+                    if let Some(taken) = made {
+                        return Ok(taken);
+                    }
                 }
             }
         }
@@ -168,35 +169,31 @@ impl Caches {
         Look::Found(Taken { caches: self.clone(), name: name.clone() })
     }
 
-    fn make(&self, id: String, base: Option<Base>, sharing: CacheSharingOpt) -> Result<Taken, CacheError> {
+    /// Nothing if somebody else was quicker.
+    fn make(&self, id: String, base: Option<&Base>, sharing: CacheSharingOpt) -> Result<Option<Taken>, CacheError> {
         let now = Timestamp::now();
-        let key = base.as_ref().map(|base| base.key.clone()).unwrap_or_default();
+        let key = base.map(|base| base.key.clone()).unwrap_or_default();
         let facts = Facts { id: id.clone(), base: key.clone(), created: now, used: now, count: 1 };
         let random = ids::random_bytes::<12>().map_err(failed("make a name in", &self.0.folder))?;
         let name = proto::digest::hex(&random);
         let unfinished = self.0.folder.join(format!(".new-{name}"));
         let filled = self.fill(&unfinished, &facts, base);
-        // Another build may have made it meanwhile: then that one is the cache.
         let mut known = self.known();
         let twin = |cache: &Cache| cache.facts.id == id && cache.facts.base == key;
-        let private = sharing == CacheSharingOpt::Private;
-        if filled.is_err() || (!private && known.values().any(twin)) {
+        let late = sharing != CacheSharingOpt::Private && known.values().any(twin);
+        if filled.is_err() || late {
             drop(known);
             let _ = fs::remove_dir_all(&unfinished);
-            filled?;
-            return match self.look(&id, &key, sharing) {
-                Look::Found(taken) => Ok(taken),
-                _ => Err(CacheError::InUse(id)),
-            };
+            return filled.map(|()| None);
         }
         let folder = self.0.folder.join(&name);
         fs::rename(&unfinished, &folder).map_err(failed("finish folder", &folder))?;
         let alone = sharing != CacheSharingOpt::Shared;
         known.insert(name.clone(), Cache { facts, users: 1, alone });
-        Ok(Taken { caches: self.clone(), name })
+        Ok(Some(Taken { caches: self.clone(), name }))
     }
 
-    fn fill(&self, folder: &Path, facts: &Facts, base: Option<Base>) -> Result<(), CacheError> {
+    fn fill(&self, folder: &Path, facts: &Facts, base: Option<&Base>) -> Result<(), CacheError> {
         let data = folder.join(DATA);
         DirBuilder::new().mode(0o700).create(folder).map_err(failed("make folder", folder))?;
         fs::create_dir(&data).map_err(failed("make folder", &data))?;
@@ -354,6 +351,19 @@ mod tests {
         // Who wants it alone waits for those who share it.
         let alone = caches.take("go", None, Locked);
         assert!(tokio::time::timeout(Duration::from_millis(20), alone).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn those_who_come_first_together_wait_for_one_another() {
+        let (_folder, caches) = caches();
+        let all = (0..8).map(|_| {
+            let caches = caches.clone();
+            tokio::spawn(async move { drop(caches.take("new", None, Locked).await.unwrap()) })
+        });
+        for one in all.collect::<Vec<_>>() {
+            tokio::time::timeout(Duration::from_secs(10), one).await.unwrap().unwrap();
+        }
+        assert_eq!(caches.list().len(), 1);
     }
 
     #[tokio::test]

@@ -292,7 +292,8 @@ impl Container {
             }
         };
         tokio::join!(detach, forget);
-        if let Err(error) = std::fs::remove_dir_all(&self.folder) {
+        // Not with all that is below: should something still be mounted there, it isn't ours to empty.
+        if let Err(error) = remove_plain(&self.folder) {
             warn!(folder = %self.folder.display(), %error, "folder of a run left behind");
         }
     }
@@ -332,27 +333,27 @@ pub async fn sweep(app: &Arc<App>) {
     }
     for entry in std::fs::read_dir(folders(app)).into_iter().flatten().flatten() {
         for place in std::fs::read_dir(entry.path()).into_iter().flatten().flatten() {
-            if place.file_type().is_ok_and(|kind| kind.is_dir()) {
-                super::sources::unmount(&place.path());
-            }
+            super::sources::unmount(&place.path());
         }
         // What is still mounted, if anything is, holds its folder and loses no file.
-        remove_plain(&entry.path());
+        let _ = remove_plain(&entry.path());
     }
 }
 
 /// Removes a folder of plain files, sockets and folders of these; stops at what is mounted.
-fn remove_plain(folder: &Path) {
+fn remove_plain(folder: &Path) -> std::io::Result<()> {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            let _ = std::fs::remove_file(path.join("agent.sock"));
+            if entry.file_name().to_string_lossy().starts_with("agent-") {
+                let _ = std::fs::remove_file(path.join("agent.sock"));
+            }
             let _ = std::fs::remove_dir(&path);
         } else {
             let _ = std::fs::remove_file(&path);
         }
     }
-    let _ = std::fs::remove_dir(folder);
+    std::fs::remove_dir(folder)
 }
 
 /// Where its network namespace is found.

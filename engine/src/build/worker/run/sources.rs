@@ -1,8 +1,8 @@
 //! Where mounts of a command come from: filesystems of the build, caches, secrets, sockets of agents.
 //!
-//! What isn't a folder of this machine yet is mounted below the folder of the run until the runtime has taken it, and the runtime
-//! is told `/proc/PID/fd/N` of what was opened there: no link leads anywhere else meanwhile (CVE-2024-23651). Secrets are only
-//! ever in memory.
+//! What isn't a folder of this machine yet is mounted below the folder of the run until the runtime has taken it. A path within is
+//! opened there by descriptor, and what was opened is mounted beside it: the runtime is told a path that only we can change, and no
+//! link leads anywhere else meanwhile (CVE-2024-23651). Secrets are only ever in memory.
 
 use super::{
     Outside,
@@ -16,13 +16,14 @@ use nix::{
     errno::Errno,
     fcntl::{OFlag, openat},
     mount::{MntFlags, umount2},
-    sys::stat::{FchmodatFlags, Mode, fchmod, fchmodat},
+    sys::stat::{FchmodatFlags, Mode, SFlag, fchmod, fchmodat, fstat},
     unistd::{Gid, Uid, fchown, fchownat},
 };
 use proto::pb;
 use serde_json::{Value, json};
 use solver::{Step, StepError};
 use std::{
+    collections::HashMap,
     fs::{DirBuilder, File},
     io::Write as _,
     os::{
@@ -33,7 +34,7 @@ use std::{
     sync::Arc,
 };
 use sys::{
-    mount::{Filesystem, Reach, attach, attr, set_attributes},
+    mount::{Filesystem, Reach, attach, attr, clone_tree, set_attributes},
     path::{Within, open_within},
 };
 use tokio::{net::UnixListener, task::JoinSet};
@@ -51,10 +52,12 @@ pub struct Sources {
     pub drafts: Vec<(Option<usize>, Draft)>,
     /// Inputs that are results as they are.
     pub kept: Vec<(usize, Tree)>,
-    held: Vec<OwnedFd>,
     mounted: Vec<PathBuf>,
     trees: Vec<Tree>,
-    caches: Vec<Taken>,
+    /// By name and by what it began as.
+    caches: Vec<((String, String), Taken)>,
+    /// Which of them is where.
+    places: HashMap<String, usize>,
     agents: JoinSet<()>,
 }
 
@@ -70,11 +73,22 @@ where
 impl Sources {
     /// Opens all that is mounted besides the root.
     pub async fn open<O: Outside>(&mut self, plan: &Plan, with: &With<'_, O>) -> Result<(), StepError> {
+        // In the order of their names: of two commands that want the same two alone, one gets both.
+        let mut caches: Vec<(&String, &Mount, pb::CacheSharingOpt)> = Vec::new();
+        for mount in &plan.mounts {
+            if let Kind::Cache { id, sharing } = &mount.kind {
+                caches.push((id, mount, *sharing));
+            }
+        }
+        caches.sort_by_key(|(id, ..)| *id);
+        for (id, mount, sharing) in caches {
+            self.take_cache(mount, id, sharing, with).await?;
+        }
         for mount in &plan.mounts {
             let opened = match &mount.kind {
                 Kind::Bind => self.bind(mount, with).await?,
                 Kind::Tmpfs { size } => Some(tmpfs(mount, *size)),
-                Kind::Cache { id, sharing } => self.cache(mount, id, *sharing, with).await?,
+                Kind::Cache { .. } => self.cache(mount, with.folder)?,
                 Kind::Secret(secret) => self.secret(mount, secret, with).await?,
                 Kind::Ssh(agent) => self.agent(mount, agent, with).await?,
             };
@@ -101,17 +115,18 @@ impl Sources {
             self.drafts.push((mount.slot.output, draft));
             root
         };
-        let source = self.show(root, &mount.selector, with.folder).map_err(missing(mount))?;
+        let source = self.show(&root, &mount.selector, with.folder).map_err(missing(mount))?;
         Ok(Some(bound(mount, &source)))
     }
 
-    async fn cache<O: Outside>(
+    /// Takes the cache of a mount, unless another mount of the command has it already.
+    async fn take_cache<O: Outside>(
         &mut self,
         mount: &Mount,
         id: &str,
         sharing: pb::CacheSharingOpt,
         with: &With<'_, O>,
-    ) -> Result<Option<Value>, StepError> {
+    ) -> Result<(), StepError> {
         let what = || format!("cache mount {}", mount.dest);
         let base = match mount.slot.input.and_then(|at| with.inputs.get(at).cloned().flatten()) {
             Some(input) if !input.is_scratch() => {
@@ -121,13 +136,33 @@ impl Sources {
             }
             _ => None,
         };
-        let taken = with.caches.take(id, base, sharing).await.map_err(failed(what()))?;
-        let folder = taken.folder();
-        self.caches.push(taken);
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let root = nix::fcntl::open(&folder, flags, Mode::empty()).map_err(failed(what()))?;
-        let opened = open_within(&root, relative(&mount.selector), OFlag::O_PATH, 0, Within::Root);
-        let source = self.hold(opened.map_err(missing(mount))?);
+        let key = (id.to_owned(), base.as_ref().map(|base| base.key.clone()).unwrap_or_default());
+        let at = match self.caches.iter().position(|(known, _)| *known == key) {
+            Some(at) => at,
+            None => {
+                let taken = with.caches.take(id, base, sharing).await.map_err(failed(what()))?;
+                self.caches.push((key, taken));
+                self.caches.len() - 1
+            }
+        };
+        self.places.insert(mount.dest.clone(), at);
+        Ok(())
+    }
+
+    fn cache(&mut self, mount: &Mount, folder: &Path) -> Result<Option<Value>, StepError> {
+        let what = || format!("cache mount {}", mount.dest);
+        let Some((_, taken)) = self.places.get(&mount.dest).and_then(|at| self.caches.get(*at)) else {
+            return Err(StepError::Invalid(format!("{}: two of them at the same place", what())));
+        };
+        let data = taken.folder();
+        let source = match relative(&mount.selector) {
+            "." => data.display().to_string(),
+            path => {
+                let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+                let root = nix::fcntl::open(&data, flags, Mode::empty()).map_err(failed(what()))?;
+                self.below(&root, path, folder).map_err(missing(mount))?
+            }
+        };
         Ok(Some(bound(mount, &source)))
     }
 
@@ -140,7 +175,7 @@ impl Sources {
         let Some(data) = find_secret(&secret.id, secret.optional, with).await? else { return Ok(None) };
         let what = format!("secret mount {}", mount.dest);
         let root = hidden_file(&data, secret).map_err(failed(what.clone()))?;
-        let source = self.show(root, SECRET, with.folder).map_err(failed(what))?;
+        let source = format!("{}/{SECRET}", self.show(&root, "", with.folder).map_err(failed(what))?);
         let options = ["bind", "rprivate", "ro", "nosuid", "nodev", "noexec"];
         Ok(Some(json!({"type": "bind", "destination": mount.dest, "source": source, "options": options})))
     }
@@ -157,7 +192,7 @@ impl Sources {
         }
         let what = format!("ssh mount {}", mount.dest);
         let folder = with.folder.join(format!("agent-{}", self.agents.len()));
-        let (listener, folder) = listen(&folder, agent).map_err(failed(what.clone()))?;
+        let listener = listen(&folder, agent).map_err(failed(what))?;
         let (outside, id, step) = (with.outside.clone(), agent.id.clone(), with.step.clone());
         self.agents.spawn(async move {
             let mut served = JoinSet::new();
@@ -174,36 +209,47 @@ impl Sources {
                 served.spawn(async move { outside.forward(&id, stream, &step).await });
             }
         });
-        let opened = open_within(&folder, SOCKET, OFlag::O_PATH, 0, Within::Plain).map_err(failed(what))?;
-        let source = self.hold(opened);
+        let source = folder.join(SOCKET);
         let options = ["bind", "rprivate", "rw", "nosuid", "nodev", "noexec"];
         Ok(Some(json!({"type": "bind", "destination": mount.dest, "source": source, "options": options})))
     }
 
-    /// Mounts a root below the folder of the run, and opens a path in it.
-    fn show(&mut self, root: OwnedFd, path: &str, folder: &Path) -> Result<String, Errno> {
+    /// Mounts a root below the folder of the run; a path in it as what the runtime is to mount.
+    fn show(&mut self, root: &OwnedFd, path: &str, folder: &Path) -> Result<String, Errno> {
         let at = folder.join(format!("m{}", self.mounted.len()));
         DirBuilder::new().mode(0o700).create(&at).map_err(errno)?;
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let place = nix::fcntl::open(&at, flags, Mode::empty())?;
         // Programs are run from what is mounted, as from the root.
-        set_attributes(&root, Reach::One, 0, attr::NOEXEC | attr::NOSUID, None)?;
-        self.mounted.push(at);
-        attach(&root, &place)?;
-        let opened = open_within(&root, relative(path), OFlag::O_PATH, 0, Within::Root)?;
-        Ok(self.hold(opened))
+        set_attributes(root, Reach::One, 0, attr::NOEXEC | attr::NOSUID, None)?;
+        self.put(root, &at)?;
+        match relative(path) {
+            "." => Ok(at.display().to_string()),
+            path => self.below(root, path, folder),
+        }
     }
 
-    fn hold(&mut self, opened: OwnedFd) -> String {
-        let path = format!("/proc/{}/fd/{}", std::process::id(), opened.as_raw_fd());
-        self.held.push(opened);
-        path
+    /// What a path leads to, wherever links lead, below a root that is mounted.
+    fn below(&mut self, root: &OwnedFd, path: &str, folder: &Path) -> Result<String, Errno> {
+        let opened = open_within(root, relative(path), OFlag::O_PATH, 0, Within::Root)?;
+        let kind = SFlag::from_bits_truncate(fstat(&opened)?.st_mode) & SFlag::S_IFMT;
+        let at = folder.join(format!("m{}", self.mounted.len()));
+        if kind == SFlag::S_IFDIR {
+            DirBuilder::new().mode(0o700).create(&at).map_err(errno)?;
+        } else {
+            File::create_new(&at).map_err(errno)?;
+        }
+        self.put(&clone_tree(&opened, c"", Reach::One)?, &at)?;
+        Ok(at.display().to_string())
+    }
+
+    fn put(&mut self, mount: &OwnedFd, at: &Path) -> Result<(), Errno> {
+        let place = nix::fcntl::open(at, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
+        self.mounted.push(at.to_owned());
+        attach(mount, &place)
     }
 
     /// The runtime has taken what it needs: nothing is mounted on the host any more.
     pub fn settle(&mut self) {
-        self.held.clear();
-        for at in self.mounted.drain(..) {
+        for at in self.mounted.drain(..).rev() {
             unmount(&at);
         }
     }
@@ -213,18 +259,19 @@ impl Sources {
         self.settle();
         self.agents.shutdown().await;
         self.caches.clear();
+        self.places.clear();
         self.trees.clear();
     }
 }
 
 /// Takes away a mount of a run and its folder; nothing there is fine.
 pub fn unmount(at: &Path) {
-    match umount2(at, MntFlags::MNT_DETACH) {
+    match umount2(at, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
         Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
-        Err(error) => warn!(at = %at.display(), %error, "mount of a build stays"),
+        Err(error) => return warn!(at = %at.display(), %error, "mount of a build stays"),
     }
     // Only an empty folder goes: never what is mounted.
-    let _ = std::fs::remove_dir(at);
+    let _ = std::fs::remove_dir(at).or_else(|_| std::fs::remove_file(at));
 }
 
 /// What sources are made with.
@@ -317,7 +364,7 @@ fn hidden_file(data: &[u8], secret: &pb::SecretOpt) -> Result<OwnedFd, Errno> {
     Ok(root)
 }
 
-fn listen(folder: &Path, agent: &pb::SshOpt) -> std::io::Result<(UnixListener, OwnedFd)> {
+fn listen(folder: &Path, agent: &pb::SshOpt) -> std::io::Result<UnixListener> {
     DirBuilder::new().mode(0o700).create(folder)?;
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let opened = nix::fcntl::open(folder, flags, Mode::empty())?;
@@ -327,5 +374,5 @@ fn listen(folder: &Path, agent: &pb::SshOpt) -> std::io::Result<(UnixListener, O
     fchownat(&opened, SOCKET, Some(uid), Some(gid), nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW)?;
     let mode = Mode::from_bits_truncate(if agent.mode == 0 { 0o600 } else { agent.mode & 0o777 });
     fchmodat(&opened, SOCKET, mode, FchmodatFlags::FollowSymlink)?;
-    Ok((listener, opened))
+    Ok(listener)
 }

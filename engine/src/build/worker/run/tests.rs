@@ -1,5 +1,5 @@
 //! Commands in real containers: a supervisor of its own with the shim and the runtime, an engine without its sockets in this
-//! process, a root with busybox.
+//! process, a root with busybox. With `BERTH_RUN_ON_CONTAINERD` set, a containerd is in the supervisor's place.
 
 use super::*;
 use crate::{
@@ -123,7 +123,9 @@ impl Bench {
             eprintln!("skipped: containers need root");
             return None;
         }
-        let Some(program) = program("berth-supervisor") else {
+        let foreign = std::env::var_os("BERTH_RUN_ON_CONTAINERD").is_some();
+        let program = if foreign { Some("/usr/bin/containerd".into()) } else { program("berth-supervisor") };
+        let Some(program) = program else {
             eprintln!("skipped: berth-supervisor is not built");
             return None;
         };
@@ -132,13 +134,21 @@ impl Bench {
         let (data, run) = (folder.path().join("D"), folder.path().join("R"));
         let socket = run.join("supervisor.sock");
         let log = fs::File::create(folder.path().join("supervisor.log")).unwrap();
-        let supervisor = Command::new(program)
-            .args(["--data-root", data.to_str().unwrap(), "--run-root", run.to_str().unwrap()])
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+        let mut command = Command::new(program);
+        if foreign {
+            fs::create_dir_all(&run).unwrap();
+            let config = folder.path().join("containerd.toml");
+            let text = format!(
+                "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = {socket:?}\n",
+                folder.path().join("C"),
+                run.join("containerd"),
+            );
+            fs::write(&config, text).unwrap();
+            command.arg("--config").arg(config);
+        } else {
+            command.args(["--data-root", data.to_str().unwrap(), "--run-root", run.to_str().unwrap()]);
+        }
+        let supervisor = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let id = std::process::id();
         let config = folder.path().join("engine.toml");
@@ -592,6 +602,25 @@ async fn many_at_once_and_one_after_the_other() {
     });
     for task in at_once.collect::<Vec<_>>() {
         task.await.unwrap();
+    }
+    bench.sh("ls /c", |op| op.mounts.push(cache("shared", "/c", ""))).await.unwrap();
+    assert_eq!(bench.said(1).lines().count(), 8);
+    // Alone, at two places of one command; and two that want the same ones, in different order.
+    let locked = |id: &str, dest: &str| {
+        let cache_opt = Some(pb::CacheOpt { id: id.into(), sharing: pb::CacheSharingOpt::Locked as i32 });
+        pb::Mount { cache_opt, ..cache(id, dest, "") }
+    };
+    let at_once = [["a", "b", "a"], ["b", "a", "b"], ["a", "b", "a"], ["b", "a", "b"]].map(|ids| {
+        let mut op = script_op("ls /1 /2 /3 > /dev/null");
+        op.mounts.extend(ids.iter().zip(["/1", "/2", "/3"]).map(|(id, dest)| locked(id, dest)));
+        let (runner, (sender, step), root) = (bench.runner.clone(), bench.step(&[]), bench.root.clone());
+        tokio::spawn(async move {
+            let _sender = sender;
+            runner.run(&op, vec![Some(root)], &step).await.unwrap();
+        })
+    });
+    for task in at_once {
+        tokio::time::timeout(Duration::from_secs(60), task).await.unwrap().unwrap();
     }
     bench.sh("ls /c", |op| op.mounts.push(cache("shared", "/c", ""))).await.unwrap();
     assert_eq!(bench.said(1).lines().count(), 8);
