@@ -291,15 +291,13 @@ impl Receiver {
         self.make_links()?;
         self.finish_folders()?;
         self.send(PacketType::PacketFin, 0)?;
-        loop {
-            let packet = incoming.blocking_recv().ok_or(ReceiveError::Gone)?;
-            match packet.r#type() {
-                PacketType::PacketFin => break,
-                PacketType::PacketErr => {
-                    return Err(ReceiveError::Refused(String::from_utf8_lossy(&packet.data).into_owned()));
-                }
-                _ => return Err(protocol("it goes on after the end")),
+        let last = incoming.blocking_recv().ok_or(ReceiveError::Gone)?;
+        match last.r#type() {
+            PacketType::PacketFin => {}
+            PacketType::PacketErr => {
+                return Err(ReceiveError::Refused(String::from_utf8_lossy(&last.data).into_owned()));
             }
+            _ => return Err(protocol("it goes on after the end")),
         }
         self.received.entries = self.entries.len() as u64;
         self.received.index = Index::of(self.entries);

@@ -1,5 +1,7 @@
 //! Both sides against each other, and receivers against senders that mean harm.
 
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
 use filesync::{
     index::Index,
     mode,

@@ -453,6 +453,15 @@ impl Trees {
         }))))
     }
 
+    /// All that was made to last: names with descriptions.
+    pub async fn lasting(&self) -> Result<Vec<(String, String)>, TreeError> {
+        let call = |client: Client, request| async move { client.leases().list(request).await };
+        let answer = self.0.client.retry(leases::ListRequest::default(), call).await;
+        let leases = answer.map_err(supervisor("list leases", "of builds"))?.leases;
+        let kept = leases.into_iter().filter(|lease| is_name(&lease.id));
+        Ok(kept.filter_map(|mut lease| Some((lease.id, lease.labels.remove(KEPT)?))).collect())
+    }
+
     /// Lets go of what was made to last. What others use stays with them; the rest goes at the next [`Trees::collect`].
     pub async fn remove(&self, name: &str) -> Result<(), TreeError> {
         if name == SCRATCH || !is_name(name) {

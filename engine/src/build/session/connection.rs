@@ -173,7 +173,7 @@ pub fn stream_of_messages(
             match read.read_buf(&mut buffer).await {
                 Ok(0) | Err(_) => return,
                 Ok(_) => {
-                    if sender.send(Ok(BytesMessage { data: buffer.into() })).await.is_err() {
+                    if sender.send(Ok(BytesMessage { data: buffer })).await.is_err() {
                         return;
                     }
                 }

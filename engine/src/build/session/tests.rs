@@ -54,6 +54,9 @@ use tonic::{Request, Response, Status, Streaming, transport::Server};
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
+/// An archive that came, or why not.
+type Exported = Result<Vec<u8>, String>;
+
 /// What a client has.
 #[derive(Debug, Clone, Default)]
 pub(in crate::build) struct Client {
@@ -61,7 +64,7 @@ pub(in crate::build) struct Client {
     /// How many files it was asked for.
     pub asked: Arc<AtomicU64>,
     told: Arc<Mutex<Vec<(String, String)>>>,
-    exported: Arc<Mutex<Option<Result<Vec<u8>, String>>>>,
+    exported: Arc<Mutex<Option<Exported>>>,
 }
 
 impl Client {

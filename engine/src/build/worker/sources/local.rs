@@ -31,7 +31,7 @@ use proto::{
 use serde::{Deserialize, Serialize};
 use solver::{Pin, Step, StepError};
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     fs, io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
@@ -51,6 +51,8 @@ const HIDDEN: u64 = 64 << 20;
 const SLOTS: usize = 64;
 /// What isn't used for that long goes (BuildKit's policy for local sources).
 const UNUSED: Duration = Duration::from_secs(48 * 3600);
+/// Begins the descriptions of trees that slots keep.
+const SLOT: &str = "slot: ";
 /// What was pinned is at hand for those who perform it.
 const RECENT: usize = 32;
 /// How often a client's progress is told.
@@ -192,6 +194,22 @@ impl Locals {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
         let (recent, writing) = (Mutex::default(), tokio::sync::Mutex::default());
         Ok(Self(Arc::new(Inner { sessions, trees, contents, folder, recent, writing })))
+    }
+
+    /// Lets go of trees that slots were to have: of an engine that was killed before it wrote that down. Before any build.
+    pub async fn sweep(&self) -> Result<(), TreeError> {
+        let folder = self.0.folder.clone();
+        let named = tokio::task::spawn_blocking(move || {
+            let headers = slots(&folder).into_iter().filter_map(|(path, _)| read_header(&path));
+            headers.map(|header| header.tree).collect::<HashSet<_>>()
+        });
+        let named = named.await.unwrap_or_default();
+        for (name, description) in self.0.trees.lasting().await? {
+            if description.starts_with(SLOT) && !named.contains(&name) {
+                self.0.trees.remove(&name).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Brings a folder of a client up to date.
@@ -361,7 +379,8 @@ impl Locals {
         tree: &Tree,
         index: &Arc<Index>,
     ) -> Result<(), SlotError> {
-        let lasting = self.0.trees.keep(tree, &header.description).await.map_err(SlotError::Tree)?;
+        let description = format!("{SLOT}{}", header.description);
+        let lasting = self.0.trees.keep(tree, &description).await.map_err(SlotError::Tree)?;
         header.tree = lasting.name;
         let _one = self.0.writing.lock().await;
         let (path, index) = (group.join(file), index.clone());

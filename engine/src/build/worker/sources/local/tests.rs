@@ -208,9 +208,15 @@ async fn only_what_has_changed_travels() {
     assert_eq!(bench.read(&locals, &less, "d5/f5").await.as_deref(), Some("content 5"));
     let (_, asked) = bench.pin(&locals, &[("local.differ", "none")]).await;
     assert_eq!(asked, 199);
-    // The next engine knows it all.
-    drop(locals);
+    // The next engine knows it all, and lets go of what the last one didn't get to write down.
+    let tree = locals.perform(&changed, &bench.step()).await.unwrap();
+    let stray = locals.0.trees.keep(&tree, "slot: local source for context").await.unwrap().name;
+    let other = locals.0.trees.keep(&tree, "a step").await.unwrap().name;
+    drop((tree, locals));
     let locals = bench.locals().await;
+    locals.sweep().await.unwrap();
+    let names: Vec<String> = locals.0.trees.lasting().await.unwrap().into_iter().map(|(name, _)| name).collect();
+    assert_eq!((names.len(), names.contains(&stray), names.contains(&other)), (3, false, true), "{names:?}");
     let (after, asked) = bench.pin(&locals, &[]).await;
     assert_eq!((after.key, asked), (changed.key, 0));
     assert_eq!(bench.read(&locals, &after, "d3/f3").await.as_deref(), Some("changed"));
