@@ -150,7 +150,10 @@ impl Builder {
     /// Ends a build. Whether there was one.
     pub fn cancel(&self, id: &str) -> bool {
         let build = self.running().get(id).cloned();
-        build.is_some_and(|build| build.cancelled.send_replace(true) || true)
+        if let Some(build) = &build {
+            build.cancelled.send_replace(true);
+        }
+        build.is_some()
     }
 
     /// What clients may allow, of what one asks for.

@@ -3,7 +3,7 @@
 use crate::build::error::BuildError;
 use base64::Engine as _;
 use prost::Message;
-use proto::{google::rpc, pb};
+use proto::{google::rpc, kind::ErrorKind, pb};
 use serde_json::{Value, json};
 use tonic::{Code, Status};
 
@@ -12,7 +12,11 @@ const VERTEX: &str = "github.com/moby/buildkit/errdefs.Vertex+json";
 
 /// The status of an error.
 pub fn of(error: &BuildError) -> Status {
-    let code = error.kind.to_grpc();
+    let code = match error.kind {
+        // What BuildKit's own errors are; clients show any other code to the user.
+        ErrorKind::Internal => Code::Unknown,
+        kind => kind.to_grpc(),
+    };
     let details = details(error);
     if details.is_empty() {
         return Status::new(code, error.message.clone());
@@ -64,7 +68,7 @@ fn range(range: &pb::Range) -> Value {
 
 /// What a client's frontend says went wrong.
 pub fn told(status: rpc::Status) -> BuildError {
-    let kind = proto::kind::ErrorKind::from_grpc(Code::from_i32(status.code));
+    let kind = ErrorKind::from_grpc(Code::from_i32(status.code));
     let mut error = BuildError::new(kind, status.message);
     for detail in status.details {
         let Ok(value) = serde_json::from_slice::<Value>(&detail.value) else { continue };

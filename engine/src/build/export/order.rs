@@ -106,17 +106,10 @@ impl Order<'_> {
         let mut annotations = BTreeMap::new();
         let mut descriptor_annotations = BTreeMap::new();
         for (key, value) in &self.exporter.attrs {
-            let to = if let Some(name) =
-                key.strip_prefix("annotation.").or_else(|| key.strip_prefix("annotation-manifest."))
-            {
+            let manifest = key.strip_prefix("annotation.").or_else(|| key.strip_prefix("annotation-manifest."));
+            if let Some(name) = manifest {
                 annotations.insert(name.to_owned(), value.clone());
-                continue;
             } else if let Some(name) = key.strip_prefix("annotation-manifest-descriptor.") {
-                Some(name)
-            } else {
-                None
-            };
-            if let Some(name) = to {
                 descriptor_annotations.insert(name.to_owned(), value.clone());
             }
         }

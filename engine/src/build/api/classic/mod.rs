@@ -172,7 +172,7 @@ async fn trace(build: &crate::build::running::Build, lines: &Lines) {
 }
 
 async fn succeeded(outcome: &Outcome, params: &Params, lines: &Lines) -> Told {
-    let id = outcome.get("containerimage.digest").or_else(|| outcome.get("containerimage.config.digest"));
+    let id = outcome.get("containerimage.config.digest").or_else(|| outcome.get("containerimage.digest"));
     let Some(id) = id else { return Ok(()) };
     if params.trace {
         return lines.write_value(&json!({"id": "moby.image.id", "aux": {"ID": id}})).await;
