@@ -11,7 +11,10 @@ use proto::{
     digest::Digest,
     kind::ErrorKind,
 };
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::atomic::{AtomicU64, Ordering},
+};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -68,8 +71,11 @@ pub async fn digests(client: &Client) -> Result<HashSet<String>, SupervisorError
 
 /// A blob whose digest is known before it is written; one that exists already is fine.
 pub async fn write(client: &Client, blob: Vec<u8>, labels: HashMap<String, String>) -> Result<Digest, SupervisorError> {
+    static WRITERS: AtomicU64 = AtomicU64::new(0);
     let digest = Digest::of(&blob);
-    let mut writer = Writer::open(client, &format!("berth-{}", digest.hex())).await?;
+    // Two may write the same at once, and an ingest has one writer.
+    let own = WRITERS.fetch_add(1, Ordering::Relaxed);
+    let mut writer = Writer::open(client, &format!("berth-{}-{own}", digest.hex())).await?;
     writer.send(blob.into()).await?;
     writer.commit(Some(digest), labels).await?;
     Ok(digest)

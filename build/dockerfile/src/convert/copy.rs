@@ -283,7 +283,7 @@ fn local(plan: &Plan, source: &str, base: &pb::FileActionCopy) -> pb::FileAction
         let pattern = path::clean(pattern);
         copy.src = path::clean(folder);
         if !path::is_pattern(folder) && !path::is_pattern(&pattern) {
-            copy.required_paths = vec![path::clean(&format!("{folder}/{pattern}"))];
+            copy.required_paths = vec![pattern.trim_start_matches('/').to_owned()];
         }
         copy.include_patterns = vec![pattern.trim_start_matches('/').to_owned()];
     }

@@ -1,5 +1,5 @@
 //! `moby.buildkit.v1.frontend.LLBBridge`: the builder as a frontend sees it. buildx is one itself: it has its build begin with
-//! neither frontend nor graph, and then asks here, naming its build in the metadata `buildid`.
+//! neither frontend nor graph, and then asks here, naming its build in the metadata [`BUILD`].
 
 use super::{caps, status, workers};
 use crate::build::{
@@ -26,6 +26,9 @@ use proto::{
 use std::{collections::BTreeMap, path::Path, pin::Pin, sync::Arc};
 use tonic::{Request, Response, Status, Streaming};
 
+/// The metadata that names a build, as BuildKit's client has it.
+const BUILD: &str = "buildkit-controlapi-buildid";
+
 /// The service.
 #[derive(Debug, Clone)]
 pub struct GatewayService(pub Arc<Builder>);
@@ -42,9 +45,9 @@ fn no_containers(call: &str) -> Status {
 impl GatewayService {
     /// The build that a call belongs to.
     async fn build<T>(&self, request: &Request<T>) -> Result<Arc<Build>, Status> {
-        let id = request.metadata().get("buildid").and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let id = request.metadata().get(BUILD).and_then(|value| value.to_str().ok()).unwrap_or_default();
         if id.is_empty() {
-            return Err(Status::invalid_argument("no buildid found in metadata"));
+            return Err(Status::invalid_argument("no buildid found in context"));
         }
         let build = self.0.build(id).await?;
         if !build.is_open() {

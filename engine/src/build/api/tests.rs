@@ -38,7 +38,7 @@ async fn connect(builder: &Arc<Builder>) -> Channel {
 
 fn for_build<T>(message: T, id: &str) -> Request<T> {
     let mut request = Request::new(message);
-    request.metadata_mut().insert("buildid", id.parse().unwrap());
+    request.metadata_mut().insert("buildkit-controlapi-buildid", id.parse().unwrap());
     request
 }
 

@@ -154,8 +154,7 @@ struct Walk<'a> {
 impl Walk<'_> {
     /// A path that was asked for, with all below it.
     fn top(&mut self, root: &OwnedFd, path: &Clean, follow: bool, name: &[u8]) -> Result<(), FileError> {
-        let missing =
-            || FileError::At { operation: "calculate checksum of", path: path.shown(), cause: Errno::ENOENT.into() };
+        let missing = || FileError::Missing(path.shown());
         let at = paths::resolve(root, path.relative(), follow)?;
         let stat = paths::stat(root, &at)?.ok_or_else(missing)?;
         let failed = |error| FileError::at(&at, "open", error);
@@ -404,7 +403,7 @@ mod tests {
         let unfollowed = Selection { follow_links: false, ..paths(&["/l"]) };
         assert_ne!(of(folder, &paths(&["/l"])), of(folder, &unfollowed));
         let missing = of(folder, &paths(&["/no"])).unwrap_err();
-        assert_eq!(missing, "calculate checksum of /no: no such file or directory");
+        assert_eq!(missing, "failed to calculate checksum: \"/no\": not found");
         let wildcard = |path: &str| Selection { wildcard: true, ..paths(&[path]) };
         let before = [
             of(folder, &wildcard("/d/*.md")).unwrap(),

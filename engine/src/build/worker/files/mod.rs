@@ -36,6 +36,9 @@ pub enum FileError {
         /// Why not.
         cause: io::Error,
     },
+    /// Something that is to be copied isn't there.
+    #[error("failed to calculate checksum: \"{0}\": not found")]
+    Missing(String),
     /// The client asked for what can't be.
     #[error("{0}")]
     Invalid(String),
@@ -76,6 +79,7 @@ impl From<FileError> for StepError {
             FileError::At { ref cause, .. } if cause.kind() == io::ErrorKind::NotFound => {
                 Self::NotFound(error.to_string())
             }
+            FileError::Missing(_) => Self::NotFound(error.to_string()),
             FileError::Invalid(text) => Self::Invalid(text),
             FileError::Stopped => Self::Cancelled,
             FileError::Users(cause) => Self::Failed { what: "look up the owner".into(), cause: cause.into() },
