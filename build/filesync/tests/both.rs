@@ -186,7 +186,8 @@ fn filters() {
     symlink("/docs/a.md", from.path().join("top")).unwrap();
     symlink("loop", from.path().join("loop")).unwrap();
     symlink("../../../../etc/passwd", from.path().join("out")).unwrap();
-    let cases: &[(&[&str], &[&str], &[&str], &[&str])] = &[
+    type Words<'a> = &'a [&'a str];
+    let cases: &[(Words, Words, Words, Words)] = &[
         (
             &[],
             &["target", "links", "loop", "out", "top"],
