@@ -81,6 +81,21 @@ async fn what_is_independent_runs_at_once() {
 }
 
 #[tokio::test]
+async fn stages_that_are_copied_from_one_after_the_other_run_at_once() {
+    let bench = Bench::new();
+    let (mut def, base) = base(&bench);
+    let stages: Vec<_> = (0..10).map(|at| def.run(&base, &format!("meet {at}"))).collect();
+    let last = stages.iter().fold(base.clone(), |below, stage| def.copy(&below, stage, "/", "/"));
+    *bench.worker.barrier.lock().unwrap() = Arc::new(Barrier::new(10));
+    let definition = def.end(&last);
+    files(&bench, &definition).await;
+    assert_eq!(bench.worker.most.load(SeqCst), 10);
+    let bench = bench.again();
+    files(&bench, &definition).await;
+    assert_eq!(bench.worker.took(), [""; 0]);
+}
+
+#[tokio::test]
 async fn no_more_at_once_than_allowed() {
     let bench = Bench::with(Options { parallel: 3 });
     let (mut def, base) = base(&bench);

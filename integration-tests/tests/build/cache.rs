@@ -74,8 +74,10 @@ fn stages_are_done_if_needed_and_as_far_as_they_changed() {
     assert_eq!((read(&stack, "second", "/left"), read(&stack, "second", "/right")), ("1".into(), "2".into()));
     // What is known by its content stops a change: the file that the last stage takes is the same.
     project.write("r", "2\n\n");
-    project
-        .write("Dockerfile", &fs::read_to_string(project.at("Dockerfile")).unwrap().replace("cat /r", "busybox head -n1 /r"));
+    project.write(
+        "Dockerfile",
+        &fs::read_to_string(project.at("Dockerfile")).unwrap().replace("cat /r", "busybox head -n1 /r"),
+    );
     let third = project.steps(&stack, &[]);
     assert_eq!(third.done("RUN").len(), 1, "{third:?}");
     assert_eq!(third.done("COPY").iter().filter(|name| name.contains("--from")).count(), 0, "{third:?}");

@@ -135,10 +135,37 @@ impl<W: Worker> Drive<W> {
             if let Some(result) = &self.nodes[root.vertex].have[root.output] {
                 return Ok(result.clone());
             }
+            self.look_ahead();
+            if !self.todo.is_empty() {
+                continue;
+            }
             self.view = None;
             match self.running.next().await {
                 Some((at, event)) => self.heard(at, event)?,
                 None => return Err(SolveError::Stuck { name: self.graph.vertices[root.vertex].name.clone() }),
+            }
+        }
+    }
+
+    /// Has work begun that will be needed. A vertex that waits for one of its inputs to be identified, which waits for work, would
+    /// ask for the others only after that: `COPY --from` of one stage after the other. An input whose content it reads, and of which
+    /// nothing is known, has to be made in any case.
+    fn look_ahead(&mut self) {
+        let graph = self.graph.clone();
+        let is_source = |at: usize| matches!(graph.vertices[at].op.op, Some(Op::Source(_)));
+        if (0..self.nodes.len()).any(|at| self.nodes[at].key.is_none() && is_source(at)) {
+            return; // nobody works yet, and all may be known
+        }
+        for (at, vertex) in graph.vertices.iter().enumerate().filter(|(_, vertex)| !vertex.ignore_cache) {
+            if self.nodes[at].key.is_some() || self.nodes[at].definition.is_some() {
+                continue;
+            }
+            for (place, edge) in vertex.inputs.iter().enumerate() {
+                let input = &self.nodes[edge.vertex];
+                let is_unknown = input.key.is_some() && !input.hit && input.remote.is_none();
+                if is_unknown && self.nodes[at].own.inputs[place].content.is_some() {
+                    self.want(*edge);
+                }
             }
         }
     }
