@@ -201,18 +201,3 @@ fn find(folder: &std::path::Path, name: &str) -> Vec<std::path::PathBuf> {
     let output = std::process::Command::new("find").arg(folder).args(["-name", name]).output().unwrap();
     String::from_utf8_lossy(&output.stdout).lines().map(Into::into).collect()
 }
-
-#[test]
-fn caches_go_out_and_come_in() {
-    let stack = Stack::with_busybox();
-    let other = Stack::with_busybox();
-    let project =
-        Project::new("FROM busybox AS one\nRUN echo a > /a\nFROM busybox\nCOPY --from=one /a /\nRUN cat /a > /b\n");
-    let folder = tempfile::tempdir().unwrap();
-    let to = format!("type=local,mode=max,dest={}", folder.path().display());
-    project.steps(&stack, &["--cache-to", &to]);
-    let from = format!("type=local,src={}", folder.path().display());
-    let there = project.steps(&other, &["--cache-from", &from, "-t", "imported"]);
-    assert_eq!(there.done("RUN"), Vec::<&str>::new(), "{there:?}");
-    assert_eq!(read(&other, "imported", "/b"), "a");
-}

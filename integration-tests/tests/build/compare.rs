@@ -56,13 +56,36 @@ pub fn both(case: &Case, their: &Built, our: &Built) -> Found {
     tidy(&mut x);
     tidy(&mut y);
     values("config", &x, &y, &mut differences);
+    let reasons = reasons();
     for difference in differences {
-        match case.differs.iter().find(|(start, _)| difference.starts_with(start.as_str())) {
+        let whole = format!("{}: {difference}", case.name);
+        match reasons.iter().find(|(pattern, _)| matches(pattern, &whole)) {
             Some((_, why)) => found.meant.push(format!("{difference} ({why})")),
             None => found.unmeant.push(difference),
         }
     }
     found
+}
+
+/// Patterns, and why what matches them differs.
+fn reasons() -> Vec<(String, String)> {
+    let text = include_str!("differences.tsv");
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    lines.map(|line| line.split_once('\t').expect("pattern, tab, reason")).map(|(a, b)| (a.into(), b.into())).collect()
+}
+
+/// Whether all of `text` is `pattern`, in which `*` is anything and `[[]` a bracket.
+fn matches(pattern: &str, text: &str) -> bool {
+    let pattern = pattern.replace("[[]", "[");
+    let mut parts = pattern.split('*');
+    let Some(mut rest) = text.strip_prefix(parts.next().unwrap_or_default()) else { return false };
+    let parts: Vec<&str> = parts.collect();
+    let Some((last, middle)) = parts.split_last() else { return rest.is_empty() };
+    for part in middle {
+        let Some(at) = rest.find(part) else { return false };
+        rest = &rest[at + part.len()..];
+    }
+    rest.ends_with(last)
 }
 
 /// Leaves out what is of the moment or of the engine, and what is empty.
@@ -76,6 +99,13 @@ fn tidy(config: &mut Value) {
     }
     for entry in config.get_mut("history").and_then(Value::as_array_mut).into_iter().flatten() {
         entry.as_object_mut().unwrap().remove("created");
+        // The server of a case has another port each time.
+        if let Some(words) = entry["created_by"].as_str() {
+            let words: Vec<&str> = words.split("http://127.0.0.1:").collect();
+            let rest = words.iter().skip(1).map(|rest| rest.trim_start_matches(|letter: char| letter.is_ascii_digit()));
+            entry["created_by"] =
+                Value::from(words[0].to_owned() + &rest.map(|rest| format!("SERVER{rest}")).collect::<String>());
+        }
     }
     if let Some(config) = config.get_mut("config").and_then(Value::as_object_mut) {
         // 20.10 writes what has long been of no meaning.

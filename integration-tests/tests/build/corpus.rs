@@ -27,8 +27,6 @@ pub struct Case {
     pub stdin: Option<String>,
     /// Whether what is below `served/` is to be had over HTTP.
     pub server: bool,
-    /// What may differ, by the start of its description, and why.
-    pub differs: Vec<(String, String)>,
     pub files: Vec<File>,
     /// Lines that have to be in what came out; `no path` for what must not be.
     pub expect: Vec<String>,
@@ -98,10 +96,6 @@ fn parse(text: &str) -> Vec<Case> {
                 "crlf" => crlf = true,
                 "bom" => bom = true,
                 "chop" => chop = true,
-                "differs" => {
-                    let (what, why) = value.split_once(" because ").expect("differs: WHAT because WHY");
-                    case.differs.push((what.to_owned(), why.to_owned()));
-                }
                 other => panic!("{}: {other}", case.name),
             }
         }

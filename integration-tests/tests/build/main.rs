@@ -11,6 +11,7 @@
 
 mod builder;
 mod cache;
+mod clients;
 mod compare;
 mod corpus;
 mod image;

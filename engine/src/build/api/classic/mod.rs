@@ -175,7 +175,9 @@ async fn succeeded(outcome: &Outcome, params: &Params, lines: &Lines) -> Told {
     let id = outcome.get("containerimage.config.digest").or_else(|| outcome.get("containerimage.digest"));
     let Some(id) = id else { return Ok(()) };
     if params.trace {
-        return lines.write_value(&json!({"id": "moby.image.id", "aux": {"ID": id}})).await;
+        lines.write_value(&json!({"id": "moby.image.id", "aux": {"ID": id}})).await?;
+        // With -q, the client prints the lines of text and nothing else.
+        return if params.quiet { lines.write(Line::stream(format!("{id}\n"))).await } else { Ok(()) };
     }
     let short = id.parse::<Digest>().map_or_else(|_| id.clone(), |digest| crate::ids::short(&digest.hex()).to_owned());
     if params.quiet {

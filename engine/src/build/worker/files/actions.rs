@@ -145,7 +145,8 @@ fn unpack(
     copy::folders(target, &to, 0o755, &Made { owner: options.owner, time: options.time })?;
     let view = View::of_folder(target.try_clone().map_err(failed)?);
     let plain = unpacked(&file).map_err(failed)?;
-    let how = ExtractOptions { owner: options.owner, whole: true, ..ExtractOptions::default() };
+    // What is unpacked keeps its owners, as BuildKit has it: --chown is for the folder alone.
+    let how = ExtractOptions { whole: true, ..ExtractOptions::default() };
     let broken = |error| FileError::Invalid(format!("unpack {}: {}", from.shown(), proto::kind::chain(&error)));
     extract(&view, &to.shown(), plain, how).map_err(broken)?;
     Ok(true)
