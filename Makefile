@@ -112,8 +112,9 @@ fuzz-engine: deps-test build ## bent requests and thousands of clients that misb
 fuzz-supervisor: deps ## every request of CRI bent, and anything that clients of its streams might send, for BERTH_FUZZ_SECONDS each; BERTH_FUZZ_SEED tries one again
 	BERTH_FUZZ_SECONDS=$(BERTH_FUZZ_SECONDS) $(CARGO) test -p supervisor --bin berth-supervisor -- --nocapture cri::fuzz::fuzz cri::streaming::tests::hostile::fuzz
 
-fuzz-build: deps ## Dockerfiles that nobody would write, for BERTH_FUZZ_SECONDS; BERTH_FUZZ_SEED tries one again
+fuzz-build: deps ## Dockerfiles and graphs of steps that nobody would write, for BERTH_FUZZ_SECONDS each; BERTH_FUZZ_SEED tries one again
 	BERTH_FUZZ_SECONDS=$(BERTH_FUZZ_SECONDS) $(CARGO) test -p dockerfile --lib -- --nocapture parse::fuzz
+	BERTH_FUZZ_SECONDS=$(BERTH_FUZZ_SECONDS) $(CARGO) test -p solver --lib -- --nocapture graph::tests::fuzz
 
 lint: deps ## rustfmt, clippy, rustdoc: no warning allowed
 	$(CARGO) fmt --all --check

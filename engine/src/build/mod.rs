@@ -186,6 +186,8 @@ impl Builder {
         if let Some(exporter) = wanted.exporters.iter().find(|exporter| exporter.r#type.is_empty()) {
             return Err(BuildError::invalid(format!("an exporter without type: {:?}", exporter.attrs)));
         }
+        // Of whoever leads the build: buildx runs the frontend itself and asks here for attestations.
+        frontend::attestable(&wanted.options)?;
         if !wanted.frontend.is_empty() {
             frontend::check(&wanted.frontend, &wanted.options)?;
         }
@@ -238,6 +240,11 @@ impl Builder {
                 outcome
             }
         };
+        if outcome.attestations.values().any(|all| !all.is_empty()) {
+            return Err(BuildError::unsupported(
+                "attestations that a frontend makes are not supported by this builder yet",
+            ));
+        }
         let finished = build.make_all(outcome, backend).await?;
         self.export(&build, &begun.wanted, finished).await
     }

@@ -308,7 +308,7 @@ fn refusals_of_the_protocol() {
         ("GET", "/v1.99/info", 400, "client version 1.99 is too new. Maximum supported API version is 1.51"),
         ("GET", "/nope", 404, "page not found"),
         ("PATCH", "/containers/json", 404, "page not found"),
-        ("POST", "/build", 501, "POST /build is not implemented in berth yet"),
+        ("GET", "/images/x/attestations", 501, "GET /images/{name}/attestations is not implemented in berth yet"),
         ("GET", "/v1.41/containers/x/json", 404, "No such container: x"),
         ("GET", "/containers/json?filters=%7B%22what%22%3A%5B%22x%22%5D%7D", 400, "invalid filter 'what'"),
         ("GET", "/networks/nope", 404, "network nope not found"),

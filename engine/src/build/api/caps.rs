@@ -86,7 +86,6 @@ const LLB: &[&str] = &[
     "mergeop",
     "diffop",
     "exporter.image.annotations",
-    "exporter.image.attestations",
     "exporter.sourcedateepoch",
     "exporter.multiple",
     "gc.freespacefilter",

@@ -11,7 +11,7 @@ mod options;
 mod subrequests;
 
 pub use llb::last;
-pub use options::{Wishes, llb_platform, parse_bool, platform_name};
+pub use options::{Wishes, attestable, llb_platform, parse_bool, platform_name};
 
 use super::{
     backend::{Backend, ImageWanted},

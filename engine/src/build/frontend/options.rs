@@ -41,8 +41,6 @@ pub struct Wishes {
     pub request: Option<String>,
     /// A frontend that is wanted rather than the one of the Dockerfile.
     pub syntax: Option<String>,
-    /// attest:
-    pub attestations: BTreeMap<String, String>,
 }
 
 /// Keys that are somebody else's: the exporters', the client's own, or told again by us.
@@ -57,6 +55,7 @@ impl Wishes {
             resolve_mode: "default".to_owned(),
             ..Self::default()
         };
+        attestable(options)?;
         wishes.common.build_platform = host;
         let sorted: BTreeMap<&String, &String> = options.iter().collect();
         for (key, value) in &sorted {
@@ -89,7 +88,6 @@ impl Wishes {
             ("context:", &mut self.contexts),
             ("input-metadata:", &mut self.input_metadata),
             ("local-sessionid:", &mut self.local_sessions),
-            ("attest:", &mut self.attestations),
         ];
         for (prefix, map) in prefixed {
             if let Some(name) = key.strip_prefix(prefix) {
@@ -143,9 +141,10 @@ impl Wishes {
             _ if key.starts_with("automount:") => {
                 return Err(BuildError::unsupported("mounts for all RUN instructions are not implemented in berth"));
             }
-            // What contexts are called is the client's choice, and others ask about their own.
             _ if PASSED.contains(&key) || PASSED.iter().any(|p| key.starts_with(&format!("{p}:"))) => {}
-            _ => {}
+            // BuildKit's frontends take no notice of keys that they don't know: clients add some now and then, what contexts are
+            // called is their choice, and the same map is read by others. So nobody is warned, but a search finds the key.
+            _ => tracing::debug!(key, "an option that this frontend doesn't know"),
         }
         Ok(())
     }
@@ -174,6 +173,28 @@ impl Wishes {
         }
         Ok(())
     }
+}
+
+/// Refuses attestations, of which none can be made yet, by BuildKit's two ways of asking for them. Fine is what asks for none, and
+/// the one that buildx asks for unasked: dockerd's own store has no place for it and leaves it out, too.
+pub fn attestable(options: &HashMap<String, String>) -> Result<(), BuildError> {
+    let sorted: BTreeMap<&String, &String> = options.iter().collect();
+    for (key, value) in sorted {
+        let named = key.strip_prefix("attest:").or_else(|| key.strip_prefix("build-arg:BUILDKIT_ATTEST_"));
+        let Some(kind) = named.map(str::to_lowercase) else { continue };
+        let fields: Vec<(&str, &str)> =
+            value.split(',').filter(|f| !f.is_empty()).map(|f| f.split_once('=').unwrap_or((f, ""))).collect();
+        let is_off = fields.iter().any(|(name, value)| *name == "disabled" && parse_bool(value) == Some(true));
+        let has =
+            |wanted: &[(&str, &str)]| fields.len() == wanted.len() && wanted.iter().all(|field| fields.contains(field));
+        if !is_off && !(kind == "provenance" && has(&[("mode", "min"), ("inline-only", "true")])) {
+            let comma = if value.is_empty() { "" } else { "," };
+            return Err(BuildError::unsupported(format!(
+                "attestation {kind}{comma}{value} is not supported by this builder yet"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Go's strconv.ParseBool.
@@ -336,6 +357,43 @@ mod tests {
         let wishes = read(&[("dockerfilekey", "other"), ("contextsubdir", "sub")]).unwrap();
         assert!(wishes.local_dockerfile && wishes.dockerfile_local == "other");
         assert_eq!(wishes.subdir.as_deref(), Some("sub"));
+    }
+
+    #[test]
+    fn attestations_are_refused_but_for_what_nobody_asked_for() {
+        for (key, value) in [
+            ("attest:provenance", "mode=min,inline-only=true"),
+            ("attest:provenance", "inline-only=true,mode=min"),
+            ("attest:provenance", "disabled=true"),
+            ("attest:sbom", "disabled=true"),
+            ("build-arg:BUILDKIT_ATTEST_PROVENANCE", "mode=min,inline-only=true"),
+        ] {
+            assert!(read(&[(key, value)]).is_ok(), "{key}={value}");
+        }
+        for (key, value, named) in [
+            ("attest:sbom", "", "attestation sbom is"),
+            ("attest:sbom", "disabled=false", "attestation sbom,disabled=false is"),
+            ("attest:sbom", "mode=min,inline-only=true", "attestation sbom,"),
+            // Without a word on it, BuildKit's mode is max.
+            ("attest:provenance", "", "attestation provenance is"),
+            ("attest:provenance", "inline-only=true", "attestation provenance,inline-only=true is"),
+            ("attest:provenance", "mode=max", "attestation provenance,mode=max is"),
+            ("attest:provenance", "mode=min", "attestation provenance,mode=min is"),
+            ("attest:provenance", "mode=min,inline-only=true,builder-id=x", "attestation provenance,"),
+            ("attest:provenance", "mode=min,mode=min", "attestation provenance,"),
+            ("attest:new", "", "attestation new is"),
+            ("build-arg:BUILDKIT_ATTEST_SBOM", "", "attestation sbom is"),
+        ] {
+            let error = read(&[(key, value)]).unwrap_err();
+            assert!(error.message.starts_with(named), "{key}={value}: {error}");
+            assert!(error.message.ends_with(" not supported by this builder yet"), "{error}");
+            assert_eq!(error.kind, proto::kind::ErrorKind::Unimplemented);
+        }
+    }
+
+    #[test]
+    fn unknown_options_change_nothing() {
+        assert_eq!(read(&[("of-tomorrow", "x"), ("mine:y", "z")]).unwrap(), read(&[]).unwrap());
     }
 
     #[test]
