@@ -129,6 +129,8 @@ fn exec(command: &[CString], mask: &SigSet) -> ! {
         // SIGTTOU is still blocked, which lets a background process do this.
         let _ = tcsetpgrp(std::io::stdin(), getpgrp());
     }
+    // What Rust ignores from its start on, the command would ignore, too.
+    let _ = sys::process::reset_signals();
     let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(mask), None);
     let Err(error) = execvp(&command[0], command);
     report(format_args!("{NAME}: exec {}: {}", command[0].to_string_lossy(), error.desc()));

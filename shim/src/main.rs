@@ -18,6 +18,7 @@ mod clock;
 mod connections;
 mod create;
 mod desk;
+mod env;
 mod error;
 mod events;
 mod forward;
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
     match std::path::Path::new(&name).file_name() {
         Some(name) if name == init::NAME => return init::main(words),
         Some(name) if name == init::PAUSE => return init::pause(),
+        Some(name) if name == env::NAME => return env::main(words),
         _ => {}
     }
     if let Some((action, rest)) = words.split_first()

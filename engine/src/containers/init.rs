@@ -35,13 +35,8 @@ pub fn program(app: &App, record: &Record) -> ApiResult<Option<PathBuf>> {
             false => Err(failed(format!("init-path {} is not a file", path.display()))),
         };
     }
-    let shim = launch::beside_us(SHIM);
-    let shim = if shim.is_absolute() { Some(shim) } else { on_path(SHIM) };
-    if let Some(shim) = shim {
-        let copy = app.config.engine_run().join("docker-init");
-        ::spec::init::copy_of(&shim, &copy)
-            .map_err(|error| failed(format!("copy {} to {}: {error}", shim.display(), copy.display())))?;
-        return Ok(Some(copy));
+    if let Some(own) = own(app).map_err(failed)? {
+        return Ok(Some(own));
     }
     let other = OTHERS.iter().find_map(|name| on_path(name));
     other.map(Some).ok_or_else(|| {
@@ -50,6 +45,18 @@ pub fn program(app: &App, record: &Record) -> ApiResult<Option<PathBuf>> {
             OTHERS.join(" nor ")
         ))
     })
+}
+
+/// A copy of the shim for containers, if there is a shim: it is more than one program, which its name in the container chooses. An
+/// error says why there is no copy.
+pub fn own(app: &App) -> Result<Option<PathBuf>, String> {
+    let shim = launch::beside_us(SHIM);
+    let shim = if shim.is_absolute() { Some(shim) } else { on_path(SHIM) };
+    let Some(shim) = shim else { return Ok(None) };
+    let copy = app.config.engine_run().join("docker-init");
+    ::spec::init::copy_of(&shim, &copy)
+        .map_err(|error| format!("copy {} to {}: {error}", shim.display(), copy.display()))?;
+    Ok(Some(copy))
 }
 
 fn on_path(name: &str) -> Option<PathBuf> {

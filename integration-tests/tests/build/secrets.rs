@@ -28,8 +28,8 @@ fn secrets_leave_no_trace() {
     assert_eq!(read(&stack, "secret", "/length"), SECRET.len().to_string());
     assert_eq!(read(&stack, "secret", "/env"), SECRET.len().to_string());
     assert_eq!(read(&stack, "secret", "/mode"), "440 3:4");
-    let folders = stack.berth(["run", "--rm", "--net", "none", "secret", "ls", "/etc", "/run"]).stdout();
-    assert!(!folders.contains("word") && !folders.contains("secrets"), "a mount point stayed: {folders}");
+    let ls = stack.berth(["run", "--rm", "--net", "none", "secret", "ls", "/etc"]).success().stdout();
+    assert!(!ls.contains("word"), "a mount point stayed: {ls}");
     assert_eq!(traces(stack.path()), "", "the secret is on the disk");
     // Another secret is no reason to do a step again.
     fs::write(outside.path().join("word"), "other").unwrap();

@@ -16,11 +16,11 @@ use nix::sys::stat::{Mode, SFlag, fstat, umask};
 use nix::unistd::{Gid, Uid, fchdir, fchown};
 use sys::Errno;
 use sys::creds;
+use sys::executable::{self, LookupError};
 use sys::path::{Within, open_within};
 use sys::process::Image;
 use sys::pty::{Pty, Size};
 
-use super::executable::{self, LookupError};
 use super::handshake::{Channel, Kind};
 use super::hooks::HookError;
 use crate::confine::caps::SYS_ADMIN;

@@ -6,7 +6,6 @@ pub(crate) mod child;
 mod delegate;
 mod descendants;
 pub(crate) mod entry;
-pub(crate) mod executable;
 pub(crate) mod gate;
 pub(crate) mod handshake;
 pub(crate) mod hooks;

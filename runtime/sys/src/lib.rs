@@ -13,6 +13,7 @@ pub mod clock;
 pub mod clone;
 pub mod creds;
 pub mod dbus;
+pub mod executable;
 pub mod fd;
 pub mod idmap;
 pub mod inherited;

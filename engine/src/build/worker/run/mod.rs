@@ -18,6 +18,7 @@ mod sources;
 mod spec;
 #[cfg(test)]
 mod tests;
+mod variables;
 
 use super::caches::Caches;
 use crate::{
@@ -35,6 +36,7 @@ use sources::{Sources, With};
 use std::{path::Path, sync::Arc, time::Instant};
 use tokio::{net::UnixStream, sync::oneshot};
 use tracing::debug;
+use variables::Variables;
 
 pub use container::sweep;
 
@@ -176,6 +178,10 @@ impl<O: Outside> Runner<O> {
         let settled = app.apparmor.settle(security.apparmor.as_deref(), record.host.privileged).await;
         let apparmor = settled.map_err(failed("choose a profile of AppArmor"))?;
         let devices = self.devices(plan)?;
+        let variables = match secret_env.as_slice() {
+            [] => None,
+            variables => Some(Variables::offer(app, variables, &folder, &root.user)?),
+        };
         let netns = container::netns(app, plan, &container.id);
         let around = spec::Around {
             user: &root.user,
@@ -184,7 +190,7 @@ impl<O: Outside> Runner<O> {
             security: &security,
             apparmor: apparmor.as_deref(),
             devices: &devices,
-            secret_env: &secret_env,
+            variables: variables.as_ref(),
             mounts: &sources.mounts,
         };
         let written = spec::build(app, plan, &record, &around).map_err(of_api)?;
@@ -295,6 +301,12 @@ async fn secret_env<O: Outside>(plan: &Plan, with: &With<'_, O>) -> Result<Vec<S
     let mut env = Vec::new();
     for secret in &plan.secret_env {
         let Some(data) = sources::find_secret(&secret.id, secret.optional, with).await? else { continue };
+        if secret.name.is_empty() || secret.name.contains(['=', '\0']) {
+            return Err(StepError::Invalid(format!(
+                "secret {}: no variable has the name {:?}",
+                secret.id, secret.name
+            )));
+        }
         let value = String::from_utf8(data).ok().filter(|value| !value.contains('\0'));
         // The value is told nobody.
         let value = value

@@ -1,6 +1,6 @@
 //! The specification of a command's container: that of any container of the engine, with the mounts of the build.
 
-use super::plan::Plan;
+use super::{plan::Plan, variables::Variables};
 use crate::{
     api::{Config, HostConfig},
     app::App,
@@ -38,7 +38,7 @@ pub struct Around<'a> {
     /// What devices need.
     pub devices: &'a Edits,
     /// Variables that nobody else is to see.
-    pub secret_env: &'a [String],
+    pub variables: Option<&'a Variables>,
     /// What the command has mounted.
     pub mounts: &'a [Value],
 }
@@ -98,7 +98,6 @@ pub fn build(app: &App, plan: &Plan, record: &Record, around: &Around<'_>) -> Ap
     };
     let mut spec = spec::build(record, &surroundings)?;
     let mut env = plan.env.clone();
-    env.extend(around.secret_env.iter().cloned());
     if !env.iter().any(|word| word.starts_with("HOME=")) {
         env.push(format!("HOME={}", around.user.home));
     }
@@ -109,6 +108,9 @@ pub fn build(app: &App, plan: &Plan, record: &Record, around: &Around<'_>) -> Ap
     }
     spec["process"]["env"] = json!(env);
     arrange(&mut spec, around);
+    if let Some(variables) = around.variables {
+        variables.arrange(&mut spec);
+    }
     Ok(spec)
 }
 

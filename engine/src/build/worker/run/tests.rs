@@ -130,6 +130,10 @@ impl Bench {
             return None;
         };
         let busybox = busybox()?;
+        // Engines look beside themselves.
+        if let (Some(shim), Ok(exe)) = (self::program("berth-shim"), std::env::current_exe()) {
+            let _ = symlink(shim, exe.with_file_name("berth-shim"));
+        }
         let folder = tempfile::Builder::new().prefix("berth-run-").tempdir().unwrap();
         let (data, run) = (folder.path().join("D"), folder.path().join("R"));
         let socket = run.join("supervisor.sock");
@@ -237,6 +241,14 @@ impl Bench {
         }
         drop(fd);
         draft.commit().await.unwrap()
+    }
+
+    /// Files that hold a word.
+    fn traces(&self, word: &str) -> String {
+        let mut grep = Command::new("grep");
+        // No pipe and no socket is waited for.
+        let found = grep.args(["-rlaF", "-D", "skip", word]).arg(self.folder.path()).output().unwrap();
+        String::from_utf8_lossy(&found.stdout).into_owned()
     }
 
     /// What is left of runs.
@@ -421,8 +433,81 @@ async fn everything_that_can_be_mounted() {
     assert_eq!(missing.err().unwrap().to_string(), "secret lost: not found");
     bench.nothing_is_left().await;
     // Nowhere on disk.
-    let found = Command::new("grep").args(["-rl", "s3cret"]).arg(bench.folder.path()).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&found.stdout), "");
+    assert_eq!(bench.traces("s3cret"), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn variables_of_secrets_are_the_commands_alone() {
+    let long = "many words, ".repeat(10_000);
+    let Some(bench) = Bench::with(&[("word", "deeply-hidden"), ("long", &long), ("path", "/bin")]).await else {
+        return;
+    };
+    let secret = |id: &str, name: &str| pb::SecretEnv { id: id.into(), name: name.into(), optional: false };
+    let command = |args: &[&str]| {
+        let args: Vec<String> = args.iter().map(|&word| word.to_owned()).collect();
+        let secrets = vec![secret("word", "WORD"), secret("long", "LONG"), secret("word", "TWICE")];
+        move |op: &mut pb::ExecOp| {
+            op.secretenv = secrets;
+            let meta = meta(op);
+            (meta.args, meta.user, meta.cwd) = (args, "app".into(), "/tmp".into());
+            meta.env = vec!["A=b".into(), "TWICE=no".into()];
+        }
+    };
+    // As without them, apart from the variables.
+    let status = "pwd; id; cat /proc/1/comm; tr '\\0' ' ' < /proc/1/cmdline; umask; ls -A /; ulimit -n
+        grep -E '^(Cap|NoNew|Seccomp:|Sig(Blk|Ign|Cgt)|Uid|Gid|Groups)' /proc/self/status";
+    let args = ["sh", "-c", status];
+    bench.sh("", command(&args)).await.unwrap();
+    let with = bench.said(1);
+    let without = |op: &mut pb::ExecOp| {
+        command(&args)(op);
+        op.secretenv.clear();
+    };
+    bench.sh("", without).await.unwrap();
+    assert_eq!(with, bench.said(1));
+    // While it runs nothing has them but itself.
+    let traces = "test $LONG_IS = ${#LONG} && echo $WORD $TWICE $A; echo up; sleep 1; echo over";
+    let long_is = format!("LONG_IS={}", long.len());
+    let running = bench.sh("", |op| {
+        command(&["sh", "-c", traces])(op);
+        meta(op).env.push(long_is);
+    });
+    let looking = async {
+        let begun = Instant::now();
+        while !bench.said(1).ends_with("up\n") {
+            assert!(begun.elapsed() < Duration::from_secs(20), "it doesn't start: {}{}", bench.said(1), bench.said(2));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        bench.traces("deeply-hidden")
+    };
+    let (done, found) = tokio::join!(running, looking);
+    let tree = done.unwrap().remove(0).unwrap();
+    assert_eq!((found.as_str(), bench.said(1).as_str()), ("", "deeply-hidden deeply-hidden b\nup\nover\n"));
+    assert_eq!(names(&tree, "dev").await, Vec::<String>::new());
+    // What can't be run says so in the words of the runtime.
+    for (name, code, text) in [
+        ("nowhere", 127, "exec: \"nowhere\": executable file not found in $PATH\n"),
+        ("/no/where", 127, "exec: \"/no/where\": stat /no/where: no such file or directory\n"),
+        ("/etc", 126, "exec: \"/etc\": is a directory: permission denied\n"),
+        ("/etc/passwd", 126, "exec: \"/etc/passwd\": permission denied\n"),
+    ] {
+        let error = bench.sh("", command(&[name])).await.err().unwrap().to_string();
+        assert!(error.ends_with(&format!("exit code: {code}")), "{error}");
+        assert_eq!(bench.said(2), text);
+    }
+    // One of them says where programs are.
+    let path = |op: &mut pb::ExecOp| {
+        command(&["true"])(op);
+        op.secretenv.push(secret("path", "PATH"));
+        meta(op).env.push("PATH=/nowhere".into());
+    };
+    bench.sh("", path).await.unwrap();
+    for name in ["", "A=B"] {
+        let refused = bench.sh("true", |op| op.secretenv.push(secret("word", name))).await.err().unwrap();
+        assert!(matches!(refused, StepError::Invalid(_)), "{refused}");
+    }
+    bench.nothing_is_left().await;
+    assert_eq!(bench.traces("deeply-hidden"), "");
 }
 
 #[tokio::test(flavor = "multi_thread")]

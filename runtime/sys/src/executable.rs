@@ -1,24 +1,29 @@
-//! Finding the program inside the container, with the error texts that docker and others look for.
+//! Finding the program inside a container, with the error texts that docker and others look for.
 
 use std::ffi::CStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use crate::Errno;
 use nix::fcntl::AT_FDCWD;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{SFlag, stat};
 use nix::unistd::{AccessFlags, faccessat};
-use sys::Errno;
 
 /// Why there is nothing to execute.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum LookupError {
+pub enum LookupError {
     /// No folder of PATH has it.
     #[error("exec: {0:?}: executable file not found in $PATH")]
     NotInPath(String),
     /// A path that leads nowhere.
     #[error("exec: {name:?}: stat {name}: {}", words(*cause))]
-    Stat { name: String, cause: Errno },
+    Stat {
+        /// Which.
+        name: String,
+        /// Why nothing is there.
+        cause: Errno,
+    },
     /// A folder. execve(2) says EACCES; docker clients before 23 look for those words to exit with 126, newer ones for either.
     #[error("exec: {0:?}: is a directory: permission denied")]
     Directory(String),
@@ -34,8 +39,15 @@ fn words(cause: Errno) -> String {
 
 const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+impl LookupError {
+    /// The exit code of a shell that finds no program.
+    pub fn exit_code(&self) -> u8 {
+        if matches!(self, Self::NotInPath(_) | Self::Stat { .. }) { 127 } else { 126 }
+    }
+}
+
 /// Finds what the first argument names, as execvp(3) would, for the current user and in the current directory.
-pub(crate) fn find(name: &CStr, env: &[std::ffi::CString]) -> Result<PathBuf, LookupError> {
+pub fn find(name: &CStr, env: &[std::ffi::CString]) -> Result<PathBuf, LookupError> {
     let text = name.to_string_lossy().into_owned();
     let path = Path::new(std::ffi::OsStr::from_bytes(name.to_bytes()));
     if name.to_bytes().contains(&b'/') {
