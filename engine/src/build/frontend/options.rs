@@ -187,7 +187,7 @@ pub fn attestable(options: &HashMap<String, String>) -> Result<(), BuildError> {
         let is_off = fields.iter().any(|(name, value)| *name == "disabled" && parse_bool(value) == Some(true));
         let has =
             |wanted: &[(&str, &str)]| fields.len() == wanted.len() && wanted.iter().all(|field| fields.contains(field));
-        if !is_off && !(kind == "provenance" && has(&[("mode", "min"), ("inline-only", "true")])) {
+        if !(is_off || kind == "provenance" && has(&[("mode", "min"), ("inline-only", "true")])) {
             let comma = if value.is_empty() { "" } else { "," };
             return Err(BuildError::unsupported(format!(
                 "attestation {kind}{comma}{value} is not supported by this builder yet"

@@ -9,7 +9,7 @@ use super::{
         git::Git,
         http::Http,
         image::{self, Keyring},
-        local::Locals,
+        local::{Locals, SLOT},
     },
 };
 use crate::{
@@ -26,12 +26,13 @@ use crate::{
 use dockerfile::convert::ImageConfig;
 use proto::{
     digest::Digest,
-    kind::ErrorKind,
+    kind::{ErrorKind, chain},
     moby::buildkit::v1::Exporter,
     pb::{self, op},
 };
 use solver::{CacheMount, Index, Kept, Options, Pin, Selection, Solver, Step, StepError, Work, Worker};
 use std::{collections::BTreeMap, io, sync::Arc};
+use tracing::{info, warn};
 
 /// All that builds are done with.
 pub struct Whole {
@@ -87,6 +88,7 @@ pub async fn open(app: &Arc<App>) -> Result<Solving<Whole>, OpenError> {
     let (index, caches, git, http) = opened.await.map_err(folder("a thread"))??;
     let locals = Locals::open(app.sessions.clone(), trees.clone(), contents.clone(), data.join("builds/locals"));
     let asked = contents.clone();
+    let locals = locals.map_err(folder("folders of clients"))?;
     let clients = Arc::new(Clients {
         sessions: app.sessions.clone(),
         content: Arc::new(move |tree, _| {
@@ -97,8 +99,8 @@ pub async fn open(app: &Arc<App>) -> Result<Solving<Whole>, OpenError> {
     let whole = Whole {
         app: app.clone(),
         runner: Runner::new(app.clone(), trees.clone(), caches.clone(), clients.clone()),
-        locals: locals.map_err(folder("folders of clients"))?,
-        trees,
+        locals: locals.clone(),
+        trees: trees.clone(),
         contents,
         git,
         http,
@@ -106,7 +108,27 @@ pub async fn open(app: &Arc<App>) -> Result<Solving<Whole>, OpenError> {
         clients,
     };
     let solver = Solver::new(Arc::new(whole), index, Options { parallel: 0 });
+    sweep(&solver, &locals, &trees).await;
     Ok(Solving::new(solver, data))
+}
+
+/// Lets go of what an engine kept that was killed before it had written down why.
+async fn sweep(solver: &Solver<Whole>, locals: &Locals, trees: &Trees) {
+    if let Err(error) = locals.sweep().await {
+        warn!(error = %chain(&error), "folders of builds' clients not swept");
+    }
+    let swept = match trees.lasting().await {
+        Ok(kept) => {
+            let results = kept.into_iter().filter(|(_, description)| !description.starts_with(SLOT));
+            solver.sweep(results.map(|(name, _)| name)).await
+        }
+        Err(error) => return warn!(error = %chain(&error), "results of builds not swept"),
+    };
+    match swept {
+        Ok(0) => {}
+        Ok(count) => info!(count, "results of builds that nobody knows of are gone"),
+        Err(error) => warn!(error = %chain(&error), "results of builds not swept"),
+    }
 }
 
 /// The credentials that a build's clients have.

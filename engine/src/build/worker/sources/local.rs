@@ -52,7 +52,7 @@ const SLOTS: usize = 64;
 /// What isn't used for that long goes (BuildKit's policy for local sources).
 const UNUSED: Duration = Duration::from_secs(48 * 3600);
 /// Begins the descriptions of trees that slots keep.
-const SLOT: &str = "slot: ";
+pub const SLOT: &str = "slot: ";
 /// What was pinned is at hand for those who perform it.
 const RECENT: usize = 32;
 /// How often a client's progress is told.
