@@ -184,7 +184,10 @@ impl Drop for Dockerd {
         let namespace = self.namespace.as_deref();
         ip(namespace, &["link", "del", &self.bridge]);
         for controller in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            fs::remove_dir(controller.path().join(&self.cgroup)).ok();
+            let cgroup = controller.path().join(&self.cgroup);
+            // BuildKit's containers have had one of their own.
+            fs::remove_dir(cgroup.join("buildkit")).ok();
+            fs::remove_dir(cgroup).ok();
         }
         // dockerd leaves its firewall chains behind; a table that wasn't there before goes as a whole.
         for table in tables(namespace).difference(&self.tables) {
