@@ -1,7 +1,7 @@
 //! The side that wants the folder.
 //!
 //! What the sender tells is compared with what is known to be there ([`Index`]), path by path, both in the same order: what is the
-//! same isn't asked for, what is no longer there goes, what has changed or is new is asked for, these many at once ([`AT_ONCE`]).
+//! same isn't asked for, what is no longer there goes, what has changed or is new is asked for, some at once.
 //! A file is written beside its place under a name of its own and renamed when it is whole.
 //!
 //! A sender is not to be trusted: paths are checked, looked up below the folder without following any link (openat2(2)), counted
